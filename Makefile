@@ -1,0 +1,38 @@
+# The commands: setup, demo, test, lint. Each makes what it needs first, so any of them works from a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The demo's arguments, as in: make demo ARGS="--fwd 0.95 --steps 300"
+ARGS ?=
+WORKERS ?= 2
+
+.PHONY: setup demo test lint clean
+.DEFAULT_GOAL := setup
+
+setup: $(READY)
+
+# torch goes first, alone and pinned: what is resolved after it must fit it, not the other way round.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
+	$(BIN)/python -m pip install -q --no-input -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --no-input -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python tools/train.py $(ARGS)
+
+# One thread a worker: two workers with two threads each on two cores wait for one another.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+
+# mypy finds packages by path, so it reads the package through a link that bears its name.
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/types && ln -sfn ../.. build/types/topkast
+	MYPYPATH=build/types $(BIN)/mypy -m topkast -p topkast.compiler -p topkast.passes -p topkast.runtime
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""From a module to a compiled callable: configuration, selection, conversion, backend, export."""

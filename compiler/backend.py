@@ -1,0 +1,86 @@
+"""The ``torch.compile`` backend: capture by Dynamo, our passes on the joint graph, then Inductor or plain ATen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+
+from topkast import passes
+from topkast.passes.insert_refresh import insert_refresh
+from topkast.runtime.errors import ConfigError
+
+BACKENDS = ("inductor", "aot_eager", "eager")
+
+
+def _inductor(module: fx.GraphModule, inputs: list[Any], mode: str | None, options: dict[str, Any] | None) -> Any:
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
+    patches = {**patches, **(options or {}), "joint_custom_pre_pass": passes.JointPass()}
+    return compile_fx(module, inputs, config_patches=patches)
+
+
+def _split(joint: fx.GraphModule, inputs: Any, **rest: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+    passes.joint(joint.graph)
+    joint.recompile()
+    return min_cut_rematerialization_partition(joint, inputs, **rest)
+
+
+def _plain(module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+    return make_boxed_func(module.forward)
+
+
+def _aot_eager(module: fx.GraphModule, inputs: list[Any]) -> Any:
+    return aot_autograd(
+        fw_compiler=_plain,
+        bw_compiler=_plain,
+        inference_compiler=lambda graph, _: make_boxed_func(passes.inference(graph).forward),
+        partition_fn=_split,
+    )(module, inputs)
+
+
+def topkast_backend(
+    module: fx.GraphModule,
+    inputs: list[Any],
+    *,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Backend "topkast" of ``torch.compile``, for a model that went through :func:`topkast.sparsify`.
+
+    Args:
+        module, inputs: the captured graph and its inputs, as Dynamo gives them.
+        mode, options: as ``torch.compile`` has them for Inductor.
+    """
+    return insert_refresh(module, inputs, lambda: _inductor(module, inputs, mode, options))
+
+
+def topkast_aot_eager(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """The same passes, run op by op without Inductor: quick to compile, for tests and debugging."""
+    return insert_refresh(module, inputs, lambda: _aot_eager(module, inputs))
+
+
+def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any]) -> None:
+    """Compile in place through ``nn.Module.compile``; "eager" leaves the converted module as it is."""
+    if backend == "inductor":
+        module.compile(backend=topkast_backend, **options)
+    elif backend == "aot_eager":
+        module.compile(backend=topkast_aot_eager, **options)
+
+
+def check_backend(backend: str, options: dict[str, Any]) -> None:
+    """Raise ConfigError for a backend or an option of ``torch.compile`` that is not there."""
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend={backend!r}: must be one of {', '.join(map(repr, BACKENDS))}")
+    allowed = {"inductor": ("fullgraph", "dynamic", "mode", "options", "disable")}.get(backend, ("fullgraph", "dynamic", "disable"))
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ConfigError(
+            f"unknown arguments {', '.join(unknown)}: not of topkast.compile, and for backend={backend!r} torch.compile "
+            f"takes {', '.join(allowed)}"
+        )

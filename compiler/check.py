@@ -1,0 +1,40 @@
+"""Models that cannot be converted, refused before anything is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from topkast.runtime.errors import ModelError
+
+
+def check_model(model: Any) -> None:
+    """Raise ModelError, naming what is wrong and what to do, unless ``model`` can be converted."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("model: a scripted module, whose parameters are fixed; pass the module before torch.jit")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model: a {type(model).__name__}, must be a torch.nn.Module (for an exported program: .module())")
+    for path, module in model.named_modules():
+        where = f"model{'.' + path if path else ''}"
+        if "_topkast" in module.__dict__:
+            raise ModelError(f"{where}: already converted by topkast; topkast.densify gives a plain model back")
+        if module._compiled_call_impl is not None or isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+            raise ModelError(f"{where}: already compiled; pass the module before torch.compile")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{where}: a scripted module, whose parameters are fixed; pass it before torch.jit")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ModelError(f"{name}: not initialised yet; run the model once before")
+        if parameter.is_meta:
+            raise ModelError(f"{name}: on the meta device, without values to choose from; use model.to_empty and initialise")
+        if isinstance(parameter.data, torch.distributed.tensor.DTensor) if _distributed() else False:
+            raise ModelError(f"{name}: a DTensor; convert the model before it is sharded")
+        if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
+            raise ModelError(f"{name}: holds NaN or infinite values, by which no largest weights can be chosen")
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and hasattr(torch.distributed, "tensor")

@@ -1,0 +1,134 @@
+"""``topkast.compile``: the one line in front of an unchanged training loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from topkast.runtime.errors import ConfigError
+from topkast.runtime.optimizers import advance
+from topkast.runtime.state import sites
+
+from .backend import check_backend, compile_module
+from .config import Config
+from .sparsify import M, convert
+
+
+def compile(
+    model: M,
+    fwd: float = 0.9,
+    bwd: float | None = None,
+    *,
+    example_inputs: Any = None,
+    block: tuple[int, int] = (1, 1),
+    balanced: bool = False,
+    distribution: str | Mapping[str, tuple[float, float]] = "uniform",
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    refresh_every: int = 100,
+    stop_exploring_after: int | None = None,
+    explore: str = "topk",
+    exploration_l2: float = 0.0,
+    exploration_decay: float = 10.0,
+    reservoir: str = "device",
+    seed: int | None = None,
+    min_size: int = 4096,
+    backend: str = "inductor",
+    **torch_compile_options: Any,
+) -> M:
+    """Make a model train sparse, in place, and compile it. The training loop stays as it is.
+
+    The weights of matrix products and convolutions keep, in the forward pass, only the set A of their largest entries;
+    gradients, optimizer state and updates exist for the larger set B; both are chosen again every ``refresh_every``
+    steps from all weights (Jayakumar et al. 2020, arXiv 2106.03517, section 2).
+
+    Args:
+        model: any ``torch.nn.Module``, an ``fx.GraphModule`` or an exported program's module among them.
+        fwd: share of each weight that is zero in the forward pass, in [0, 1).
+        bwd: share that gets no gradient, in [0, fwd]; None means twice the forward density (0.9 gives 0.8), capped at
+            dense.
+        example_inputs: what the model is called with (a tuple of positional arguments, a dict of keywords, or one
+            tensor), to trace which parameters are weights of which ops. None: the model's own ``dummy_inputs``, else
+            symbolic tracing, else the modules' structure; the report says which.
+        block: (rows, columns) of the units that are kept or dropped together, of the weight seen as a matrix
+            [out, the rest], scored by their L2 norm. A matrix that it does not divide is padded with zeros; one
+            smaller than the block stays dense.
+        balanced: keep the same number of blocks in every block row.
+        distribution: "uniform" (every weight the same), "erk" (Erdős-Rényi-Kernel, Evci et al. 2020), "global" (one
+            threshold over all weights at the start, whose counts then stay), or a dict of globs over parameter names to
+            (fwd, bwd), the first match counting and the arguments for the rest.
+        include: glob or globs over parameter names; only these are made sparse, small ones and a first convolution too.
+        exclude: glob or globs of what stays dense.
+        refresh_every: optimizer steps between two choices of the sets.
+        stop_exploring_after: optimizer steps after which B = A; None: never.
+        explore: "topk", or "random" for B \\ A drawn at random at each refresh (the paper's ablation).
+        exploration_l2: λ of the paper's penalty, added to the gradient once an optimizer step, as ``weight_decay`` is in
+            SGD: λθ on A, λθ / D_A on B \\ A.
+        exploration_decay: c of the decoupled form: after each optimizer step θ ← θ - lr·c·θ on B \\ A.
+        reservoir: where θ outside B is kept: "device", "host" (pinned with a GPU) or "disk" (a mapped temporary file).
+        seed: of random exploration; None takes torch's own.
+        min_size: weights with fewer elements stay dense.
+        backend: "inductor", "aot_eager" (the same passes, no code generation) or "eager" (converted, not compiled).
+        torch_compile_options: ``fullgraph``, ``dynamic``, ``mode``, ``options``, ``disable`` of ``torch.compile``.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ConfigError: an argument is outside what is allowed, or matches nothing; the model is as it was.
+        ModelError: the model cannot be converted; it is as it was.
+    """
+    check_backend(backend, torch_compile_options)
+    config = Config(
+        fwd=fwd,
+        bwd=bwd,
+        block=block,
+        balanced=balanced,
+        distribution=distribution,
+        include=include,  # type: ignore[arg-type]
+        exclude=exclude,  # type: ignore[arg-type]
+        refresh_every=refresh_every,
+        stop_exploring_after=stop_exploring_after,
+        explore=explore,
+        exploration_l2=exploration_l2,
+        exploration_decay=exploration_decay,
+        reservoir=reservoir,
+        seed=seed,
+        min_size=min_size,
+    )
+    converted = convert(model, config, example_inputs)
+    converted._topkast.backend = backend  # type: ignore[union-attr]
+    compile_module(converted, backend, torch_compile_options)
+    return converted
+
+
+def refresh(model: torch.nn.Module) -> None:
+    """Choose A and B of every site again, now. Between a forward and its backward that backward becomes an error."""
+    for site in sites(model).values():
+        site.refresh()
+
+
+@torch.no_grad()
+def step(model: torch.nn.Module, lr: float | None = None) -> None:
+    """Say that an optimizer step is complete, in a loop without a ``torch.optim`` optimizer (which says it itself).
+
+    Args:
+        model: a converted model.
+        lr: the step's learning rate, by which ``exploration_decay`` is scaled; without it nothing is decayed, and a
+            warning says so once.
+
+    Raises:
+        ConfigError: ``exploration_l2`` is set: it belongs into the gradient before the step, where only an optimizer's
+            hook can put it.
+    """
+    for site in sites(model).values():
+        if site.rule.exploration_l2:
+            raise ConfigError(
+                f"exploration_l2={site.rule.exploration_l2}: needs a torch.optim optimizer; use exploration_decay"
+            )
+        if lr is None and site.rule.exploration_decay:
+            warnings.warn("topkast.step without lr: exploration_decay is not applied", stacklevel=2)
+        advance(site, lr)

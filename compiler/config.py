@@ -1,0 +1,122 @@
+"""What the user asked for, checked in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from topkast.runtime.errors import ConfigError
+from topkast.runtime.reservoir import KINDS
+from topkast.runtime.site import Rule
+
+DISTRIBUTIONS = ("uniform", "erk", "global")
+EXPLORERS = ("topk", "random")
+
+
+def _number(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
+    kinds = (int,) if integer else (int, float)
+    inside = isinstance(value, kinds) and not isinstance(value, bool) and low <= value < high
+    if not inside:
+        kind = "an integer" if integer else "a number"
+        upper = f"{high:g})" if high < math.inf else "inf)"
+        raise ConfigError(f"{name}={value!r}: must be {kind} in [{low:g}, {upper}")
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")
+
+
+def pair(name: str, fwd: Any, bwd: Any) -> tuple[float, float]:
+    """Check a (forward, backward) sparsity; ``bwd=None`` means twice the forward density."""
+    _number(f"{name}fwd", fwd, 0, 1)
+    if bwd is None:
+        bwd = max(0.0, round(1 - 2 * (1 - fwd), 12))
+    _number(f"{name}bwd", bwd, 0, 1)
+    if bwd > fwd:
+        raise ConfigError(f"{name}bwd={bwd!r}: must be at most fwd={fwd!r}, since the backward set holds the forward")
+    return float(fwd), float(bwd)
+
+
+def _globs(name: str, value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    found = (value,) if isinstance(value, str) else tuple(value)
+    if not found or not all(isinstance(glob, str) for glob in found):
+        raise ConfigError(f"{name}={value!r}: must be a glob over parameter names, or a list of them")
+    return found
+
+
+@dataclass(frozen=True)
+class Config:
+    """Arguments of :func:`topkast.compile`, validated; see there for what each means."""
+
+    fwd: float = 0.9
+    bwd: float | None = None
+    block: tuple[int, int] = (1, 1)
+    balanced: bool = False
+    distribution: Any = "uniform"
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+    refresh_every: int = 100
+    stop_exploring_after: int | None = None
+    explore: str = "topk"
+    exploration_l2: float = 0.0
+    exploration_decay: float = 10.0
+    reservoir: str = "device"
+    seed: int | None = None
+    min_size: int = 4096
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name, value in zip(("fwd", "bwd"), pair("", self.fwd, self.bwd), strict=True):
+            put(name, value)
+        block = self.block
+        if not (isinstance(block, (tuple, list)) and len(block) == 2 and all(type(b) is int and b > 0 for b in block)):
+            raise ConfigError(f"block={block!r}: must be two positive integers, (rows, columns)")
+        put("block", tuple(block))
+        if not isinstance(self.balanced, bool):
+            raise ConfigError(f"balanced={self.balanced!r}: must be True or False")
+        if isinstance(self.distribution, Mapping):
+            if not self.distribution:
+                raise ConfigError("distribution={}: must name at least one glob")
+            put("distribution", {g: self._entry(g, v) for g, v in self.distribution.items()})
+        else:
+            _choice("distribution", self.distribution, DISTRIBUTIONS)
+        put("include", _globs("include", self.include))
+        put("exclude", _globs("exclude", self.exclude))
+        _number("refresh_every", self.refresh_every, 1, integer=True)
+        if self.stop_exploring_after is not None:
+            _number("stop_exploring_after", self.stop_exploring_after, 1, integer=True)
+        _choice("explore", self.explore, EXPLORERS)
+        _number("exploration_l2", self.exploration_l2, 0)
+        _number("exploration_decay", self.exploration_decay, 0)
+        _choice("reservoir", self.reservoir, KINDS)
+        if self.seed is not None:
+            _number("seed", self.seed, 0, integer=True)
+        _number("min_size", self.min_size, 1, integer=True)
+
+    @staticmethod
+    def _entry(glob: Any, value: Any) -> tuple[float, float]:
+        if not (isinstance(value, (tuple, list)) and len(value) == 2):
+            raise ConfigError(f"distribution[{glob!r}]={value!r}: must be (fwd, bwd)")
+        return pair(f"distribution[{glob!r}] ", *value)
+
+    def rule(self) -> Rule:
+        """The part that every site keeps; without a seed, torch's own decides random exploration."""
+        return Rule(
+            refresh_every=self.refresh_every,
+            stop_exploring_after=self.stop_exploring_after,
+            explore=self.explore,
+            exploration_l2=self.exploration_l2,
+            exploration_decay=self.exploration_decay,
+            balanced=self.balanced,
+            reservoir=self.reservoir,
+            seed=torch.initial_seed() if self.seed is None else self.seed,
+        )

@@ -1,0 +1,123 @@
+"""The dense view of a sparse model: masks, and state dicts with the keys the model had before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from topkast.runtime.errors import CheckpointError, ConfigError
+from topkast.runtime.reference import weight
+from topkast.runtime.site import Site
+from topkast.runtime.state import Record, find, sites
+
+from .densify import densify as densify
+
+
+def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """The sets of every site.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+
+    Returns:
+        Original parameter name -> (A, B), each bool in the weight's own shape, on the weight's device.
+
+    Raises:
+        ModelError: the model was not converted.
+    """
+    return {name: site.sets() for name, site in sites(model).items()}
+
+
+def _keys(record: Record) -> dict[str, str]:
+    """Original state-dict key -> name of the site whose weight it held; a tied weight has several keys."""
+    return {
+        f"{path}.{attribute}" if path else attribute: name
+        for name, owners in record.sites.items()
+        for path, attribute in owners
+    }
+
+
+def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") -> dict[str, Any]:
+    """What ``state_dict`` of the original model would hold, same keys in the same order.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+        values: "forward" for W_A (zero outside A), "all" for all of θ.
+
+    Returns:
+        Original key -> dense detached tensor. Weights are new tensors (one for all keys of a tied weight); whatever
+        was not sparsified is the live tensor, as in ``state_dict``.
+
+    Raises:
+        ConfigError: another word for ``values``.
+        ModelError: the model was not converted.
+    """
+    if values not in ("forward", "all"):
+        raise ConfigError(f"values={values!r}: must be 'forward' or 'all'")
+    root, record = find(model)
+    # The reference is called by itself: through the operator this read would count as one of the model's own.
+    dense = {
+        name: site.theta() if values == "all" else weight(site.original.detach(), site.index, site.geometry)
+        for name, site in sites(model).items()
+    }
+    own, keys = root.state_dict(), _keys(record)
+    return {key: dense[keys[key]] if key in keys else own[key] for key in record.keys if key in keys or key in own}
+
+
+def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+    """Load a state dict of the original model; both sets of every site are chosen again from the new θ.
+
+    Everything is checked before anything is changed. Optimizer state follows as in a refresh.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+        state_dict: original key -> dense tensor, as :func:`dense_state_dict` with ``values="all"`` gives it.
+        strict: whether every key must be there, and no other; else what is missing keeps its value.
+
+    Raises:
+        CheckpointError: lists missing and unexpected keys, wrong shapes, weights that are not finite, and tied weights
+            with more than one value.
+        ModelError: the model was not converted.
+    """
+    root, record = find(model)
+    found, keys, own = sites(model), _keys(record), root.state_dict()
+    wrong: list[str] = []
+    if strict:
+        wrong += [f"missing: {key}" for key in record.keys if key not in state_dict]
+        wrong += [f"unexpected: {key}" for key in state_dict if key not in record.keys]
+    thetas: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
+    for key in record.keys:
+        if key not in state_dict:
+            continue
+        value = state_dict[key]
+        if key in keys:
+            name = keys[key]
+            wrong += _check_weight(key, value, found[name], thetas.get(name))
+            thetas.setdefault(name, value)
+        elif key in own:
+            rest[key] = value
+            if isinstance(own[key], Tensor) and getattr(value, "shape", None) != own[key].shape:
+                wrong.append(f"{key}: {_shape(value)}, expected shape {tuple(own[key].shape)}")
+    if wrong:
+        raise CheckpointError("state_dict does not fit the model, nothing was loaded: " + "; ".join(wrong))
+    root.load_state_dict(rest, strict=False)
+    for name, theta in thetas.items():
+        found[name].load_theta(theta)
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _check_weight(key: str, value: Any, site: Site, before: Tensor | None) -> list[str]:
+    if not isinstance(value, Tensor) or tuple(value.shape) != site.geometry.shape:
+        return [f"{key}: {_shape(value)}, expected shape {site.geometry.shape}"]
+    if not bool(value.isfinite().all()):
+        return [f"{key}: holds NaN or infinite values"]
+    if before is not None and before is not value and not torch.equal(before, value):
+        return [f"{key}: differs from another key of the same tied weight {site.name}"]
+    return []

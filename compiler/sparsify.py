@@ -1,0 +1,125 @@
+"""Turn a model's weights into sites, in place: all of them, or on any error none."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from topkast.runtime.errors import ConfigError, ModelError
+from topkast.runtime.layout import Geometry
+from topkast.runtime.optimizers import install_hooks
+from topkast.runtime.site import Site
+from topkast.runtime.state import Record, find
+
+from .attach import attach
+from .check import check_model
+from .config import Config
+from .distribute import distribute
+from .select import Selection, select
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def refresh_before_forward(model: nn.Module, args: Any) -> None:
+    """Forward pre-hook of the root: refresh what is due before anything runs.
+
+    Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
+    """
+    if torch.compiler.is_compiling():
+        return
+    root, record = find(model)
+    for path, attribute in (owners[0] for owners in record.sites.values()):
+        root.get_submodule(path).parametrizations[attribute].refresh_if_due()  # type: ignore[index, union-attr]
+
+
+def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:
+    """Geometry of every selected weight; those the block does not fit move to ``selection.dense``."""
+    parameters = dict(model.named_parameters())
+    found, too_small = {}, []
+    for name, use in list(selection.sparse.items()):
+        geometry = Geometry(tuple(parameters[name].shape), use.perm, use.lead, config.block)
+        if geometry.rows < config.block[0] or geometry.cols < config.block[1]:
+            selection.dense[name] = f"its matrix [{geometry.rows}, {geometry.cols}] is smaller than the block {config.block}"
+            too_small.append(name)
+            del selection.sparse[name]
+        else:
+            found[name] = geometry
+    if not found and too_small:
+        raise ConfigError(f"block={config.block}: larger than every weight that could be sparse: {', '.join(too_small)}")
+    return found
+
+
+def _check_distribution(config: Config, names: list[str]) -> None:
+    if isinstance(config.distribution, dict):
+        for glob in config.distribution:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise ConfigError(f"distribution: the glob {glob!r} matches none of the sparse weights: {', '.join(names)}")
+
+
+def convert(model: M, config: Config, example_inputs: Any = None) -> M:
+    """Convert ``model`` in place.
+
+    Args:
+        model: any module; see :func:`topkast.compiler.check.check_model` for what is refused.
+        config: validated arguments.
+        example_inputs: what the model is traced with, see :func:`topkast.compile`.
+
+    Raises:
+        ModelError: the model cannot be converted, or nothing in it can be sparse.
+        ConfigError: a glob or a block fits nothing.
+    """
+    check_model(model)
+    selection = select(model, config, example_inputs)
+    geometries = _geometries(model, config, selection)
+    if not geometries:
+        reasons = "; ".join(f"{name}: {why}" for name, why in selection.dense.items()) or "it has no parameters"
+        raise ModelError(f"model: no weight can be sparse ({reasons})")
+    _check_distribution(config, list(geometries))
+    parameters = dict(model.named_parameters())
+    counts = distribute(config, geometries, lambda name: parameters[name].detach())
+    record = Record(
+        config=config,
+        sites={name: selection.sparse[name].owners for name in geometries},
+        dense=selection.dense,
+        ops={name: selection.sparse[name].ops for name in geometries},
+        positions={name: selection.sparse[name].positions for name in geometries},
+        how=selection.how,
+        keys=list(model.state_dict().keys()),
+        order={path: list(module._parameters) for path, module in model.named_modules() if module._parameters},
+    )
+    rule = config.rule()
+    # From here nothing may fail: every argument has been checked.
+    for name, geometry in geometries.items():
+        site = Site(parameters[name], name, geometry, *counts[name], rule)
+        for path, attribute in record.sites[name]:
+            attach(model.get_submodule(path), attribute, site)
+    model._topkast = record  # type: ignore[assignment]
+    model.register_forward_pre_hook(refresh_before_forward, prepend=True)
+    install_hooks()
+    return model
+
+
+def sparsify(
+    model: M,
+    fwd: float = 0.9,
+    bwd: float | None = None,
+    *,
+    example_inputs: Any = None,
+    **options: Any,
+) -> M:
+    """Convert without compiling: right in eager mode, and ready for ``torch.compile(model, backend="topkast")``.
+
+    Args:
+        model, fwd, bwd, example_inputs, options: as :func:`topkast.compile`, without ``backend``.
+
+    Returns:
+        The same object.
+    """
+    unknown = sorted(set(options) - set(Config.__dataclass_fields__))
+    if unknown:
+        allowed = ", ".join(name for name in Config.__dataclass_fields__ if name not in ("fwd", "bwd"))
+        raise ConfigError(f"unknown arguments {', '.join(unknown)}; allowed: example_inputs, {allowed}")
+    return convert(model, Config(fwd, bwd, **options), example_inputs)

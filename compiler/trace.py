@@ -1,0 +1,208 @@
+"""Capture a model as graphs in which every node that stands for a parameter is known by that parameter's name.
+
+Four ways, the most exact first: `torch.export`, Dynamo (copes with graph breaks), fx symbolic tracing (needs no
+inputs) and none at all, where the caller falls back to the structure of the modules. The model itself is not run and
+not changed: what runs is a stand-in that shares the parameters and has its own buffers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from topkast.runtime.errors import ConfigError
+
+
+@dataclass
+class Traced:
+    """One graph. `root` resolves get_attr and call_module targets; `params` names the nodes that are parameters."""
+
+    root: nn.Module
+    graph: fx.Graph
+    params: dict[fx.Node, str]
+
+
+@dataclass
+class Capture:
+    """How the model was read (part of a sentence) and its graphs in the order they run; none if only by structure."""
+
+    how: str
+    graphs: list[Traced] = field(default_factory=list)
+
+
+def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
+    """Capture `model`, with `example_inputs` (a tensor, a tuple of args or a dict of kwargs) when there are some.
+
+    Raises ConfigError for example_inputs of another kind. A model that cannot be traced is no error: `how` says why.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    given = example_inputs is not None
+    args, kwargs = _arguments(example_inputs) if given else _dummies(model)
+    what = "example_inputs" if given else "the model's dummy_inputs"
+    why = ""
+    if args or kwargs or given:
+        for how, trace in (("torch.export", _export), ("Dynamo", _dynamo)):
+            try:
+                return Capture(f"{how} with {what}", trace(model, args, kwargs, names))
+            except Exception as error:  # tracing runs the user's code: anything may come out of it
+                why = why or f"torch.export: {_first_line(error)}"
+    if not given:
+        try:
+            return _symbolic(model, names)
+        except Exception as error:
+            why = why or f"fx: {_first_line(error)}"
+    return Capture(f"structure (the model could not be traced: {why})")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    if hasattr(example_inputs, "keys"):  # a dict, or a transformers BatchEncoding
+        return (), dict(example_inputs.items())
+    raise ConfigError(
+        f"example_inputs is a {type(example_inputs).__name__}: pass a tensor, a tuple of arguments or a dict of keywords"
+    )
+
+
+def _dummies(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs a transformers model proposes for itself, on the device of its parameters; nothing for others."""
+    try:
+        inputs = getattr(model, "dummy_inputs", None)
+    except Exception:  # a property: user code
+        return (), {}
+    if not isinstance(inputs, dict) or not inputs:
+        return (), {}
+    config = getattr(model, "config", None)
+    if getattr(model, "main_input_name", "input_ids") == "pixel_values" and "pixel_values" not in inputs:
+        # The base class proposes token ids even to image models: make the image their config describes.
+        size = getattr(config, "image_size", 224)
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        inputs = {"pixel_values": torch.zeros(2, getattr(config, "num_channels", 3), height, width)}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    kwargs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+    if hasattr(config, "use_cache") and "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs["use_cache"] = False  # a cache is one more kind of output to trace, and training has none
+    return (), kwargs
+
+
+@contextlib.contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Gradients on (the fast inference paths of torch.nn hide the weights), the RNG left as it was, and silence: a
+    trace that fails prints its whole graph, but a failure here only means that the next way is tried."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                yield
+        finally:
+            logging.root.manager.disable = level
+
+
+def _stand_in(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters: it costs no memory, and their identity still gives their name."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
+    with _quiet(model):
+        stand_in = _stand_in(model)
+        program = torch.export.export(stand_in, args, kwargs, strict=False)
+    parameters = dict(stand_in.named_parameters(remove_duplicate=False))
+    inputs = program.graph_signature.inputs_to_parameters
+    params = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and inputs.get(node.name) in parameters:
+            params[node] = names[id(parameters[inputs[node.name]])]
+    return [Traced(program.graph_module, program.graph, params)]
+
+
+def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
+    import torch._dynamo
+    from torch._dynamo.convert_frame import input_codes
+
+    graphs: list[Traced] = []
+
+    def collect(module: fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        params = {}
+        for node in module.graph.nodes:
+            argument = node.meta.get("grapharg") if node.op == "placeholder" else None
+            # Read here: Dynamo drops the examples when the compilation ends.
+            name = names.get(id(argument.example)) if argument is not None else None
+            if name is not None:
+                params[node] = name
+        graphs.append(Traced(module, module.graph, params))
+        return module.forward
+
+    before = {id(code) for code in (ref() for ref in input_codes.seen) if code is not None}
+    try:
+        with _quiet(model), torch._dynamo.config.patch(allow_rnn=True):
+            torch.compile(_stand_in(model), backend=collect, dynamic=False)(*args, **kwargs)
+    finally:
+        # What was compiled here belongs to the collecting backend: left in Dynamo's cache it would count as
+        # recompilations of the user's own forward.
+        for code in [ref() for ref in input_codes.seen]:
+            if code is not None and id(code) not in before:
+                torch._dynamo.eval_frame.remove_from_cache(code)
+    if not any(graph.params for graph in graphs):
+        raise RuntimeError("Dynamo captured no graph that reads a parameter")
+    return graphs
+
+
+class _Tracer(fx.Tracer):
+    """Traces down to functions. Modules without a matrix stay whole, and so do those that branch on their input."""
+
+    proxy_buffer_attributes = True  # otherwise BatchNorm's step counter is really counted up
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, (nn.RNNBase, nn.MultiheadAttention)):
+            return True
+        library = m.__module__.startswith("torch.nn") or isinstance(m, fx.GraphModule)
+        return library and all(p.ndim < 2 for p in m.parameters())
+
+
+def _symbolic(model: nn.Module, names: dict[int, str]) -> Capture:
+    how = "fx symbolic tracing"
+    if isinstance(model, fx.GraphModule) and not _calls_weights(model):
+        root, graph, how = model, model.graph, "the model's own graph"
+    else:
+        with _quiet(model):
+            root = _stand_in(model)
+            graph = _Tracer().trace(root)
+    params = {}
+    for node in graph.nodes:
+        value = attribute(root, node.target) if node.op == "get_attr" else None
+        if id(value) in names:
+            params[node] = names[id(value)]
+    return Capture(how, [Traced(root, graph, params)])
+
+
+def _calls_weights(module: fx.GraphModule) -> bool:
+    called = [module.get_submodule(str(node.target)) for node in module.graph.nodes if node.op == "call_module"]
+    return any(p.ndim > 1 for part in called for p in part.parameters())
+
+
+def attribute(root: nn.Module, target: Any) -> Any:
+    """What a get_attr node reads: a dotted path from `root`; None where there is no such thing."""
+    value: Any = root
+    for part in str(target).split("."):
+        value = getattr(value, part, None)
+    return value

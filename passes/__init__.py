@@ -1,0 +1,51 @@
+"""Graph rewrites, one a file, named by a verb. The pipelines are the two lists below, read from top to bottom.
+
+``joint`` runs on the joint forward and backward graph, before it is split; ``inference`` on any forward graph that
+holds our nodes. Between capture and both, ``insert_refresh`` puts the refresh before the first op of a training graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+from .base import LOG, Pass, run
+from .choose_kernel import ChooseKernel
+from .explain_unfused import ExplainUnfused
+from .fuse_convolution import FuseConvolution
+from .fuse_matmul import FuseMatmul
+from .recompute_weight import RecomputeWeight
+from .sink_casts import SinkCasts
+
+JOINT: list[type[Pass]] = [SinkCasts, FuseMatmul, FuseConvolution, ExplainUnfused, RecomputeWeight, ChooseKernel]
+INFERENCE: list[type[Pass]] = [SinkCasts, FuseMatmul, FuseConvolution, ExplainUnfused, ChooseKernel]
+
+
+def joint(graph: fx.Graph) -> None:
+    """Rewrite a joint (or, in a compiled graph without gradients, forward) ATen graph in place."""
+    run(JOINT, graph)
+
+
+def inference(module: fx.GraphModule) -> fx.GraphModule:
+    """Rewrite a forward ATen graph in place, and return its module."""
+    run(INFERENCE, module.graph)
+    module.recompile()
+    return module
+
+
+class JointPass(CustomGraphPass):
+    """The joint pipeline in Inductor's place for it; its uuid changes with our source, so caches never go stale."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        joint(graph)
+
+    def uuid(self) -> bytes:
+        from pathlib import Path
+
+        here = Path(__file__).parent
+        files = sorted([*here.glob("*.py"), *(here.parent / "runtime").glob("*.py")])
+        return get_hash_for_files(tuple(map(str, files)), torch.__version__)
+
+
+__all__ = ["INFERENCE", "JOINT", "LOG", "JointPass", "inference", "joint"]

@@ -1,0 +1,115 @@
+"""Reading and writing ``topkast`` nodes in ATen graphs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from topkast.runtime import ops  # noqa: F401  (defines torch.ops.topkast)
+from topkast.runtime.layout import Geometry
+
+aten, topkast = torch.ops.aten, torch.ops.topkast
+
+WEIGHT, WEIGHT_GRAD = topkast.weight.default, topkast.weight_grad.default
+
+# Ops that only move elements. Replayed on a tensor of positions they say themselves where each element goes.
+MOVES = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default, aten.t.default,
+    aten.transpose.int, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.expand.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
+    aten.numpy_T.default, aten.mT.default, aten.matrix_H.default, aten.lift_fresh_copy.default,
+}  # fmt: skip
+
+
+# What a node's meta says of its own arguments and value: wrong for any other node.
+STALE = ("val", "tensor_meta", "recompute", "eager_input_vals", "arg_kwarg_vals")
+
+
+def is_cast(node: Any) -> bool:
+    """A change of dtype and of nothing else."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target is aten._to_copy.default:
+        return set(node.kwargs) == {"dtype"}
+    return node.target is torch.ops.prims.convert_element_type.default
+
+
+def geometry(node: fx.Node) -> Geometry:
+    """The geometry that a ``weight`` or ``weight_grad`` node carries."""
+    shape, perm, lead, block = node.args[5:9]
+    return Geometry(tuple(shape), tuple(perm), lead, tuple(block))  # type: ignore[arg-type]
+
+
+def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
+    """Add a call at the insertion point, with the fake value that later passes read; other meta from ``like``."""
+    node = graph.call_function(target, args, kwargs)
+    node.meta = {k: v for k, v in like.meta.items() if k not in STALE}
+    fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+    mode = next((t.fake_mode for n in node.all_input_nodes if isinstance(t := n.meta.get("val"), FakeTensor)), None)
+    if mode is None:
+        node.meta["val"] = target(*fake_args, **fake_kwargs)
+    else:
+        with mode:
+            node.meta["val"] = target(*fake_args, **fake_kwargs)
+    return node
+
+
+def transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """The node with its last two dims swapped, without stacking a swap on a swap."""
+    dims = list(range(node.meta["val"].dim()))
+    dims[-2:] = dims[:-3:-1]
+    source = node.args[0] if node.args else None
+    undone = node.target is aten.permute.default and list(node.args[1]) == dims  # type: ignore[call-overload]
+    if undone or (node.target is aten.t.default and len(dims) == 2):
+        return source  # type: ignore[return-value]
+    return emit(graph, aten.permute.default, node, dims, like=node)
+
+
+def replay(chain: list[fx.Node], start: Tensor) -> Tensor | None:
+    """Apply moves to a tensor; None where a move depends on a symbolic size."""
+    for node in chain:
+        if len(node.all_input_nodes) > 1:
+            return None
+        start = node.target(start, *node.args[1:])  # type: ignore[operator]
+    return start
+
+
+def source(node: Any) -> tuple[fx.Node | None, list[fx.Node]]:
+    """Walk back over moves: where the elements of ``node`` come from, and the moves in order."""
+    chain: list[fx.Node] = []
+    while isinstance(node, fx.Node) and node.target in MOVES:
+        chain.append(node)
+        node = node.args[0]
+    return node if isinstance(node, fx.Node) else None, chain[::-1]
+
+
+def positions(shape: tuple[int, ...]) -> Tensor:
+    """A tensor in which every element is its own position."""
+    count = 1
+    for size in shape:
+        count *= size
+    return torch.arange(count, dtype=torch.int64 if count > 2**31 - 1 else torch.int32).view(shape)
+
+
+def as_matrix(found: Tensor, g: Geometry) -> Tensor:
+    """A tensor of the weight's shape as [rows, cols]."""
+    return found.permute(g.perm).reshape(g.rows, g.cols)
+
+
+def weight_operand(node: Any) -> tuple[fx.Node, Tensor] | None:
+    """If ``node`` is W_A after moves only: the ``weight`` node, and which position of W each element is."""
+    found, chain = source(node)
+    if found is None or found.target is not WEIGHT:
+        return None
+    where = replay(chain, positions(geometry(found).shape))
+    return None if where is None else (found, where)
+
+
+def getitems(node: fx.Node) -> dict[int, fx.Node]:
+    """The ``getitem`` users of a node with several outputs."""
+    return {user.args[1]: user for user in node.users if user.target is operator.getitem}  # type: ignore[misc]

@@ -1,0 +1,65 @@
+"""Optimizer state follows its weights through a refresh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import OptimizerError
+
+if TYPE_CHECKING:
+    from .site import Site
+
+
+def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -> None:
+    """Refuse an optimizer whose state for a site is anything but scalars and tensors of the values' own shape.
+
+    Raises:
+        OptimizerError: names the optimizer, the state and what to use instead.
+    """
+    values = {id(site.original): site.name for site in sites}
+    for parameter, state in optimizer.state.items():
+        name = values.get(id(parameter))
+        for entry, value in state.items():
+            for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                if not isinstance(tensor, Tensor) or tensor.numel() == 1:
+                    continue
+                # Dense parameters may have what they like, unless it spans several parameters (LBFGS).
+                odd = tensor.shape != parameter.shape if name else tensor.numel() > parameter.numel()
+                if odd or tensor is not value:
+                    raise OptimizerError(
+                        f"{type(optimizer).__name__} keeps {entry!r}, which is not one number per weight "
+                        f"({tuple(tensor.shape)} for the {tuple(parameter.shape)} values of "
+                        f"{name or 'a dense parameter'}), so it cannot follow a weight through a refresh; use an "
+                        "elementwise optimizer: SGD, Adam, AdamW, NAdam, RMSprop, Adagrad, Rprop, ..."
+                    )
+
+
+def permute_state(site: Site, old_units: Tensor, new_units: Tensor) -> None:
+    """Let every optimizer's state move from the old slots to the new ones; what enters B gets zero.
+
+    A gradient that waits in ``.grad`` follows too, so that accumulation across a manual refresh stays right.
+
+    Args:
+        old_units, new_units: unit of every slot [slots] before and after; ``geometry.units`` where unused.
+    """
+    geometry = site.geometry
+    slot_of = torch.full((geometry.units + 1,), -1, device=old_units.device)
+    slot_of[old_units] = torch.arange(old_units.numel(), device=old_units.device)
+    slot_of[geometry.units] = -1
+    source = slot_of[new_units]
+    stays = (source >= 0)[:, None]
+
+    def follow(tensor: Tensor) -> None:
+        moved = tensor.view(-1, geometry.unit)[source.clamp(min=0)]
+        tensor.copy_(torch.where(stays, moved, 0).view(-1))
+
+    if site.original.grad is not None:
+        follow(site.original.grad)
+    for optimizer in site.optimizers:
+        for value in optimizer.state.get(site.original, {}).values():
+            if isinstance(value, Tensor) and value.shape == site.original.shape:
+                follow(value)

@@ -1,0 +1,156 @@
+"""The operators ``topkast::*``: schemas, shapes under fake tensors, and the gradient of ``weight``.
+
+``weight`` is what a module reads: W_A, dense, whose gradient is taken at B. It alone is differentiable; the products
+stand only in graphs that passes rewrote after differentiation, where they close over each other:
+
+    forward  spmm(x, W_A)      input gradient  spmm_t(dy, W_A)      weight gradient  sddmm(dy, x) at B
+
+``why`` says for the report why a dense weight is read at all; ``kernel`` is the implementation that was chosen. Both are
+written into the graph, so they survive compile caches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels import launch
+from .layout import Geometry, Index
+from .record import note
+from .reference import ConvArgs
+from .reference import weight as dense_weight
+from .reference import weight_grad as gather_grad
+
+_INDEX = "Tensor row_ptr, Tensor row_fwd, Tensor cols, Tensor key"
+_GEOMETRY = "int[] shape, int[] perm, int lead, int[] block"
+_CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
+_SPARSE = f"Tensor values, {_INDEX}, {_GEOMETRY}"
+
+SCHEMAS = {
+    "weight": f"({_SPARSE}, str why='eager') -> Tensor",
+    "weight_grad": f"(Tensor grad, {_INDEX}, {_GEOMETRY}, str why='eager') -> Tensor",
+    "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str kernel='reference') -> Tensor",
+    "spmm_t": f"(Tensor dy, {_SPARSE}, str kernel='reference') -> Tensor",
+    "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str kernel='reference') -> Tensor",
+    "conv": f"(Tensor x, {_SPARSE}, Tensor? bias, {_CONV}, str kernel='reference') -> Tensor",
+    "conv_input_grad": f"(Tensor dy, Tensor x, {_SPARSE}, {_CONV}, str kernel='reference') -> Tensor",
+    "conv_weight_grad": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, {_CONV}, str kernel='reference') -> Tensor",
+}
+
+_library = torch.library.Library("topkast", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+
+
+def _geometry(shape: list[int], perm: list[int], lead: int, block: list[int]) -> Geometry:
+    return Geometry(tuple(shape), tuple(perm), lead, (block[0], block[1]))
+
+
+def weight(values: Tensor, *rest: Any) -> Tensor:
+    row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
+    note(key, "read", "reference", why)
+    return dense_weight(values, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
+
+
+def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
+    row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
+    note(key, "read gradient", "reference", why)
+    return gather_grad(grad, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
+
+
+def spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, kernel="reference"):
+    note(key, "forward", kernel)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(kernel, "spmm")(x, values, index, geometry, bias)
+
+
+def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, kernel="reference"):
+    note(key, "input gradient", kernel)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(kernel, "spmm_t")(dy, values, index, geometry)
+
+
+def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, kernel="reference"):
+    note(key, "weight gradient", kernel)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(kernel, "sddmm")(dy, x, index, geometry)
+
+
+def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, kernel="reference"):
+    *args, kernel = (*args, kernel)[:7]
+    note(key, "forward", kernel)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(kernel, "conv")(x, values, index, geometry, bias, ConvArgs(*args))
+
+
+def conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, kernel="reference"):
+    *args, kernel = (*args, kernel)[:7]
+    note(key, "input gradient", kernel)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(kernel, "conv_input_grad")(dy, x, values, index, geometry, ConvArgs(*args))
+
+
+def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, kernel="reference"):
+    *args, kernel = (*args, kernel)[:7]
+    note(key, "weight gradient", kernel)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(kernel, "conv_weight_grad")(dy, x, index, geometry, ConvArgs(*args))
+
+
+def _fake_weight(values, row_ptr, row_fwd, cols, key, shape, *rest, **options):
+    return values.new_empty(shape)
+
+
+def _fake_values(like: Tensor, cols: Tensor, block: list[int]) -> Tensor:
+    return like.new_empty(cols.shape[0] * block[0] * block[1])
+
+
+def _fake_weight_grad(grad, row_ptr, row_fwd, cols, key, shape, perm, lead, block, why="eager"):
+    return _fake_values(grad, cols, block)
+
+
+def _fake_spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, kernel="reference"):
+    rows = _geometry(shape, perm, lead, block).rows
+    return x.new_empty(*x.shape[:-1], rows // x.shape[0] if x.dim() == 3 else rows)
+
+
+def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, kernel="reference"):
+    return dy.new_empty(*dy.shape[:-1], _geometry(shape, perm, lead, block).cols)
+
+
+def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, kernel="reference"):
+    return _fake_values(dy, cols, block)
+
+
+# Convolutions choose their output's memory format from the operands: ask the dense operator for shape and strides.
+def _fake_conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, kernel=""):
+    return torch.ops.aten.convolution(x, values.new_empty(shape), bias, *args[:6])
+
+
+def _fake_conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, kernel=""):
+    mask = [True, False, False]
+    return torch.ops.aten.convolution_backward(dy, x, values.new_empty(shape), None, *args[:6], mask)[0]
+
+
+def _fake_conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, kernel=""):
+    return _fake_values(dy, cols, block)
+
+
+for _name in SCHEMAS:
+    _library.impl(_name, globals()[_name], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"topkast::{_name}", globals()[f"_fake_{_name}"], lib=_library)
+
+
+def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # Saved as tensors, so that a refresh between forward and backward is an error and not a wrong gradient.
+    ctx.save_for_backward(*inputs[1:5])
+    ctx.geometry = inputs[5:9]
+
+
+def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.topkast.weight_grad(grad, *ctx.saved_tensors, *ctx.geometry), *[None] * 9
+
+
+torch.library.register_autograd("topkast::weight", _weight_backward, setup_context=_save_index, lib=_library)

@@ -1,0 +1,76 @@
+"""What optimizers need so that an unchanged training loop is a sparse one.
+
+Two global hooks around ``Optimizer.step``: before it the penalty of the paper joins the gradient; after it the site's
+clock moves and the explored weights decay.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from .follow import check_elementwise
+from .record import SITES
+from .site import Site
+
+
+def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Site, dict[str, Any]]]:
+    """Sites whose values this optimizer updates, with their parameter group."""
+    sites = {id(site.original): site for site in list(SITES.values())}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in sites:
+                yield sites[id(parameter)], group
+
+
+def _skipped(optimizer: torch.optim.Optimizer) -> bool:
+    # A fused optimizer under GradScaler is called even when it will skip; found_inf then says so.
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
+
+
+@torch._dynamo.disable
+@torch.no_grad()
+def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for site, _ in _held(optimizer):
+        strength, grad = site.rule.exploration_l2, site.original.grad
+        if strength == 0 or grad is None:
+            continue
+        density = site.n_fwd / site.geometry.units
+        factor = torch.where(site.explored(), strength / density, strength)
+        scale = getattr(optimizer, "grad_scale", None)  # set while a fused optimizer holds scaled gradients
+        grad.add_(site.original * (factor if scale is None else factor * scale))
+
+
+@torch._dynamo.disable
+@torch.no_grad()
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if _skipped(optimizer):
+        return
+    held = list(_held(optimizer))
+    if held:
+        check_elementwise(optimizer, [site for site, _ in held])
+    for site, group in held:
+        site.optimizers.add(optimizer)
+        advance(site, group.get("lr"))
+
+
+def advance(site: Site, lr: float | Tensor | None) -> None:
+    """One optimizer step is complete: decay B \\ A by ``lr * exploration_decay`` and move the clock."""
+    decay = site.rule.exploration_decay
+    if decay and lr is not None and not site.stopped:
+        explored = site.explored()
+        site.original.copy_(torch.where(explored, site.original * (1 - lr * decay), site.original))
+    site.step += 1
+
+
+@functools.cache
+def install_hooks() -> None:
+    """Register the two hooks, once in a process."""
+    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)

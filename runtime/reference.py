@@ -1,0 +1,92 @@
+"""The specification of every product, in plain PyTorch on a transient dense W_A: right on any device, dtype and layout.
+
+Each function takes the weight as (values, index, geometry). What a faster kernel computes is compared with these.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .layout import Geometry, Index, slot_units
+
+
+class ConvArgs(NamedTuple):
+    """The arguments of ``aten.convolution`` after the bias, in its order."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+
+
+def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """W_A in the weight's own shape: values on A, zero elsewhere."""
+    units, in_fwd = slot_units(index, geometry)
+    kept = torch.where(in_fwd[:, None], values.view(-1, geometry.unit), 0)
+    # One spare unit at the end takes what unused slots would write.
+    blocks = values.new_zeros(geometry.units + 1, geometry.unit)
+    blocks[units] = kept
+    return geometry.from_blocks(blocks[:-1])
+
+
+def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """A dense gradient sampled at B, [slots * r * c]; unused slots get zero."""
+    units, _ = slot_units(index, geometry)
+    used = units < geometry.units
+    picked = geometry.to_blocks(grad)[units.clamp(max=geometry.units - 1)]
+    return torch.where(used[:, None], picked, 0).view(-1)
+
+
+def matrix(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """W_A as [rows, cols], in the strides the original weight had."""
+    return weight(values, index, geometry).permute(geometry.perm).reshape(geometry.rows, geometry.cols)
+
+
+def _batched(found: Tensor, like: Tensor) -> Tensor:
+    """[rows, cols] -> [batch, rows / batch, cols] where the activations have a batch dim (one weight each)."""
+    return found.unflatten(0, (like.shape[0], -1)) if like.dim() == 3 else found
+
+
+def spmm(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None) -> Tensor:
+    """Y = X W_A^T (+ bias). x: [M, cols] or [E, M, cols] with E weights stacked in the rows."""
+    w = _batched(matrix(values, index, geometry), x).mT
+    if bias is None:
+        return x @ w
+    return torch.baddbmm(bias, x, w) if x.dim() == 3 else torch.addmm(bias, x, w)
+
+
+def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """dX = dY W_A. dy: [M, rows] or [E, M, rows / E]."""
+    return dy @ _batched(matrix(values, index, geometry), dy)
+
+
+def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
+    product = dy.mT @ x
+    dense = product.reshape(geometry.permuted).permute(geometry.inverse)
+    return weight_grad(dense, index, geometry)
+
+
+def conv(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, args: ConvArgs) -> Tensor:
+    """Convolution with W_A, 1-3d, grouped or transposed."""
+    return torch.ops.aten.convolution(x, weight(values, index, geometry), bias, *args)
+
+
+def conv_input_grad(
+    dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs
+) -> Tensor:
+    """Gradient of the convolution's input at W_A. Of x only shape and strides count."""
+    w = weight(values, index, geometry)
+    return torch.ops.aten.convolution_backward(dy, x, w, None, *args, [True, False, False])[0]
+
+
+def conv_weight_grad(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, args: ConvArgs) -> Tensor:
+    """Gradient of the convolution's weight, sampled at B, [slots * r * c]."""
+    like = dy.new_empty(geometry.shape)
+    dense = torch.ops.aten.convolution_backward(dy, x, like, None, *args, [False, True, False])[1]
+    return weight_grad(dense, index, geometry)

@@ -1,0 +1,62 @@
+"""What topkast remembers about a whole model, and how to find it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .errors import ModelError
+from .site import Site
+
+
+@dataclass
+class Record:
+    """Kept on the model as ``_topkast``, copied with it.
+
+    Args:
+        config: what the user asked for.
+        sites: parameter name -> (module path, attribute) of each owner; the first is the one in the name.
+        dense: parameter name -> why it stayed dense.
+        ops: parameter name -> the ops that use it, as the trace saw them.
+        positions: parameter name -> matrix products a weight takes part in per traced call, None if not known.
+        how: how the model was traced.
+        keys: the keys of the original ``state_dict``, in order.
+        order: module path -> its original parameters, in order.
+        warnings: what the user should know, for the report.
+    """
+
+    config: Any
+    sites: dict[str, list[tuple[str, str]]]
+    dense: dict[str, str]
+    ops: dict[str, list[str]]
+    positions: dict[str, int | None]
+    how: str
+    keys: list[str]
+    order: dict[str, list[str]]
+    backend: str = "not compiled"
+    warnings: list[str] = field(default_factory=list)
+
+
+def find(model: Any) -> tuple[nn.Module, Record]:
+    """The converted module inside ``model`` (itself, or below a wrapper such as ``torch.compile``'s) and its record.
+
+    Raises:
+        ModelError: nothing in it was converted by topkast.
+    """
+    if isinstance(model, nn.Module):
+        for module in model.modules():
+            if "_topkast" in module.__dict__:
+                return module, module.__dict__["_topkast"]
+    raise ModelError(f"model: a {type(model).__name__} that topkast.compile or topkast.sparsify has not converted")
+
+
+def sites(model: Any) -> dict[str, Site]:
+    """Original parameter name -> site, in the model's order."""
+    root, record = find(model)
+    found = {}
+    for name, owners in record.sites.items():
+        path, attribute = owners[0]
+        found[name] = root.get_submodule(path).parametrizations[attribute]  # type: ignore[index, union-attr]
+    return found

@@ -1,0 +1,39 @@
+"""What every test starts from, and the session's summary of what was compared with the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import budget
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Same seed, no compiled code and no leftover mode from the test before."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["oracle"] = tuple(budget.TALLY[key] for key in ("steps", "worst", "where"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """xdist: one worker is done."""
+    if "oracle" in getattr(node, "workeroutput", {}):
+        budget.tally(*node.workeroutput["oracle"])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    steps, worst, where = (budget.TALLY[key] for key in ("steps", "worst", "where"))
+    if steps:
+        found = f"largest error {worst:.2f} of its budget ({where})" if worst else "all equal bit for bit"
+        terminalreporter.write_line(f"oracle: {steps} steps compared, {found}")

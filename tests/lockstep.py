@@ -1,0 +1,228 @@
+"""A topkast model, the oracle and the truth in float64, trained side by side and compared after every step.
+
+A training loop is a generator: it gets a system, its optimizer and the case, and yields after each optimizer step.
+Three copies of it run in lockstep.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from budget import assert_budget, tally
+from builders import Case
+from oracle import Oracle, Plan, Rules, Sets
+from torch import Tensor, nn
+
+import topkast
+
+
+def assert_sets(ours: Sets, oracle: Sets, where: str) -> None:
+    """Exact sets, A inside B."""
+    assert ours.keys() == oracle.keys(), f"{where}: sites {sorted(ours)}, not {sorted(oracle)}"
+    for name, (fwd, bwd) in ours.items():
+        assert not bool((fwd & ~bwd).any()), f"{where}: {name}: A is not inside B"
+        for label, mine, other in zip("AB", (fwd, bwd), oracle[name], strict=True):
+            differ = int((mine != other).sum())
+            assert differ == 0, f"{where}: {name}: {label} differs in {differ} of {mine.numel()}"
+
+
+def sites_of(model: nn.Module) -> dict[str, Any]:
+    """The sites of a topkast model by parameter name, found by what they carry."""
+    found = [m for m in model.modules() if hasattr(m, "n_fwd") and hasattr(m, "geometry")]
+    return {site.name: site for site in found}
+
+
+def plans_of(model: nn.Module) -> dict[str, Plan]:
+    """What the oracle is told of a topkast model."""
+    plans = {}
+    for name, site in sites_of(model).items():
+        block, perm = tuple(site.geometry.block), tuple(site.geometry.perm)
+        plans[name] = Plan(site.n_fwd, site.n_bwd, block, perm, site.geometry.lead, site.rule.balanced)
+    return plans
+
+
+@torch.no_grad()
+def dense_slots(site: Any, slots: Tensor, bwd: Tensor) -> Tensor:
+    """A compact tensor (optimizer state, gradient) in the weight's own shape, zero outside B."""
+    held = site.original.data
+    try:
+        site.original.data = slots.detach()
+        return torch.where(bwd, site.theta(), 0)
+    finally:
+        site.original.data = held
+
+
+class Ours:
+    """A topkast model behind the oracle's face."""
+
+    dtype = torch.float32
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, *args: Any) -> Any:
+        return self.model(*args)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def train(self, mode: bool = True) -> None:
+        self.model.train(mode)
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: topkast sees optimizers by itself."""
+
+    def step(self, lr: float = 0.0) -> None:
+        topkast.step(self.model, lr=lr)
+
+    def state(self, values: str) -> dict[str, Tensor]:
+        found = topkast.dense_state_dict(self.model, values=values)
+        return {key: value.detach().clone() for key, value in found.items()}
+
+
+System = Any  # Ours | Oracle
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass
+class Trio:
+    """One case, three systems.
+
+    Args:
+        case: what is trained.
+        options: of ``topkast.compile``; those the oracle needs are read from here too.
+        make_optimizer: from a list of parameters; ``None`` for a loop without one.
+        dtype: of the model under test.
+    """
+
+    case: Case
+    options: dict[str, Any]
+    make_optimizer: MakeOptimizer | None
+    dtype: torch.dtype = torch.float32
+    build: Callable[[], nn.Module] | None = None
+    optimizers: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        dense = (self.build or self.case.model)().to(self.dtype)
+        rules = Rules(
+            self.options.get("refresh_every", 100),
+            self.options.get("explore", "topk"),
+            self.options.get("exploration_decay", 10.0),
+            self.options.get("exploration_l2", 0.0),
+            self.options.get("stop_exploring_after"),
+        )
+        compiled = topkast.compile(copy.deepcopy(dense), **{"min_size": 1, **self.case.options, **self.options})
+        assert compiled is not None
+        self.ours = Ours(compiled)
+        plans = plans_of(compiled)
+        missing = set(self.case.sites) - plans.keys()
+        assert not missing, f"not sparsified: {sorted(missing)}: {topkast.report(compiled)}"
+        self.oracle = Oracle(dense, plans, rules, draw=lambda: topkast.masks(compiled))
+        self.truth = Oracle(dense, plans, rules, dtype=torch.float64, leader=self.oracle)
+        self.systems: list[System] = [self.ours, self.oracle, self.truth]
+        for system in self.systems:
+            optimizer = self.make_optimizer(system.parameters()) if self.make_optimizer else None
+            if optimizer is not None:
+                system.watch(optimizer)
+            self.optimizers.append(optimizer)
+
+    def compare(self, where: str, bitwise: bool = False) -> None:
+        """Sets exact; θ, W_A, buffers and dense parameters within budget, or equal bit for bit."""
+        assert_sets(topkast.masks(self.ours.model), self.oracle.sets, where)
+        for values in ("all", "forward"):
+            ours, oracle, truth = (system.state(values) for system in self.systems)
+            assert ours.keys() == oracle.keys(), f"{where}: keys differ: {sorted(ours.keys() ^ oracle.keys())}"
+            for key in ours:
+                if bitwise:
+                    assert torch.equal(ours[key], oracle[key]), f"{where}: {key} ({values}) is not equal bit for bit"
+                else:
+                    assert_budget(ours[key], oracle[key], truth[key], f"{where}: {key} ({values})")
+
+    def compare_state(self, where: str, bitwise: bool = False) -> None:
+        """Optimizer state: what has the parameter's shape follows its index, the rest is the same."""
+        mine, other, exact = self.optimizers
+        sets = topkast.masks(self.ours.model)
+        compared = 0
+        for name, site in sites_of(self.ours.model).items():
+            state = mine.state[site.original]
+            theirs, truths = other.state[self.oracle.theta[name]], exact.state[self.truth.theta[name]]
+            assert state.keys() == theirs.keys(), f"{where}: state of {name}: {sorted(state)}, not {sorted(theirs)}"
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == site.original.shape:
+                    dense = dense_slots(site, value, sets[name][1])
+                    if bitwise:
+                        assert torch.equal(dense, theirs[key]), f"{where}: {key} of {name}"
+                    else:
+                        assert_budget(dense, theirs[key], truths[key], f"{where}: {key} of {name}")
+                    compared += 1
+                elif isinstance(value, Tensor):
+                    assert torch.equal(value, theirs[key]), f"{where}: {key} of {name}"
+                else:
+                    assert value == theirs[key], f"{where}: {key} of {name}"
+        assert compared or not mine.state, f"{where}: no state tensor compared"
+
+    def run(self, loop: Callable[..., Iterator[Tensor | None]], bitwise: bool = False) -> int:
+        """Run ``loop`` of all three in lockstep; compare after each step. Returns the number of steps."""
+        loops = [loop(system, opt, self) for system, opt in zip(self.systems, self.optimizers, strict=True)]
+        steps = 0
+        before = self.ours.state("all")
+        for outputs in zip(*loops, strict=True):
+            steps += 1
+            where = f"{self.case.name} step {steps}"
+            if outputs[0] is not None:
+                assert_budget(*outputs, f"{where}: output")
+            self.compare(where, bitwise)
+            if self.make_optimizer is not None:
+                self.compare_state(where, bitwise)
+            after = self.ours.state("all")
+            self.still(before, after, where)
+            before = after
+            tally(1, 0.0, where)
+        assert [system.steps for system in self.systems[1:]] == [self.oracle.steps] * 2
+        counted = {site.step for site in sites_of(self.ours.model).values()}
+        assert counted == {self.oracle.steps}, f"{self.case.name}: counted {counted} steps, not {self.oracle.steps}"
+        return steps
+
+    def still(self, before: dict[str, Tensor], after: dict[str, Tensor], where: str) -> None:
+        """θ outside B has not moved by one bit in this step."""
+        sets = topkast.masks(self.ours.model)
+        for key, name in self.oracle.keys.items():
+            outside = ~sets[name][1]
+            assert torch.equal(before[key][outside], after[key][outside]), f"{where}: {key} moved outside B"
+
+    def cast(self, system: System, tensor: Tensor) -> Tensor:
+        """A batch's tensor in the dtype of a system."""
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.float64 if system is self.truth else self.dtype)
+
+    def loss(self, system: System, batch: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
+        args, target = batch
+        return self.case.loss(system(*(self.cast(system, a) for a in args)), self.cast(system, target))
+
+
+def plain(system: System, optimizer: Any, trio: Trio, steps: int = 5, seed: int = 1) -> Iterator[Tensor | None]:
+    """The loop of every tutorial."""
+    for batch in trio.case.batches(steps, seed):
+        optimizer.zero_grad()
+        loss = trio.loss(system, batch)
+        loss.backward()
+        optimizer.step()
+        yield loss.detach()
+
+
+def adamw(parameters: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
+    """AdamW whose eps is above the rounding noise of gradients that are zero in exact arithmetic.
+
+    A bias before a batch norm, or that of attention's keys, has such a gradient; with a smaller eps Adam takes steps of
+    full size in the direction of the noise, and two right programs part ways.
+    """
+    return torch.optim.AdamW(parameters, **{"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-4, **options})
+
+
+def sgd(parameters: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, **{"lr": 2e-2, "momentum": 0.9, "weight_decay": 0.05, **options})

@@ -1,0 +1,59 @@
+"""Promise 1 and 2 for every way a weight can be used: any model, any backend, equals the oracle step by step."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from builders import CASES
+from lockstep import Trio, adamw, plain, sgd
+
+SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_eager_is_bitwise(name: str) -> None:
+    """Without compiled code a step is the same arithmetic in the same order: not even a rounding is allowed."""
+    trio = Trio(CASES[name], {**SPARSE, "backend": "eager"}, sgd)
+    assert trio.run(plain, bitwise=True) == 5
+    assert trio.oracle.refreshed_at == 4
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_adamw(name: str, backend: str) -> None:
+    trio = Trio(CASES[name], {**SPARSE, "backend": backend}, adamw)
+    assert trio.run(plain) == 5
+    assert trio.oracle.refreshed_at == 4
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_inductor(name: str) -> None:
+    trio = Trio(CASES[name], {**SPARSE, "backend": "inductor"}, adamw)
+    trio.run(plain)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "encoder", "tied", "experts", "hf_conv1d"])
+def test_dense_is_the_original(name: str, backend: str) -> None:
+    """fwd = bwd = 0: bit-equal to the original model in eager mode, within budget in compiled code."""
+    case = CASES[name]
+    trio = Trio(case, {"fwd": 0.0, "bwd": 0.0, "refresh_every": 2, "backend": backend}, sgd)
+    original = case.model()
+    optimizer = sgd(list(original.parameters()))
+    trio.run(plain, bitwise=backend == "eager")
+    for args, target in case.batches(5):
+        optimizer.zero_grad()
+        case.loss(original(*args), target).backward()
+        optimizer.step()
+    oracle = trio.oracle.state("all")
+    for key, value in original.state_dict().items():
+        assert oracle[key].equal(value), f"the oracle itself is not the original model: {key}"
+
+
+def test_float64() -> None:
+    """A model in float64 loses nothing on the way: budget of one rounding in float64."""
+    for backend in ("eager", "aot_eager"):
+        options = {**SPARSE, "exploration_l2": 0.03, "backend": backend}
+        Trio(CASES["mlp"], options, partial(sgd, lr=0.05), dtype=torch.float64).run(plain, bitwise=backend == "eager")

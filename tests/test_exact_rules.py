@@ -1,0 +1,162 @@
+"""Every rule by which sets are chosen and explored weights are held back, against the oracle."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from builders import CASES, Case
+from lockstep import Trio, adamw, plain, sgd, sites_of
+from torch import nn
+
+import topkast
+
+RULES: dict[str, dict[str, Any]] = {
+    "bwd=0": {"bwd": 0.0},
+    "bwd=fwd": {"bwd": 0.8},
+    "bwd default": {"bwd": None},
+    "block 4x1": {"block": (4, 1)},
+    "block 2x2": {"block": (2, 2)},
+    "block 3x5, padded": {"block": (3, 5)},
+    "balanced": {"balanced": True},
+    "balanced blocks": {"balanced": True, "block": (2, 3)},
+    "random": {"explore": "random", "seed": 3},
+    "random, balanced blocks": {"explore": "random", "seed": 3, "balanced": True, "block": (2, 3)},
+    "stop at 3": {"stop_exploring_after": 3},
+    "stop at 3, random": {"stop_exploring_after": 3, "explore": "random", "seed": 3},
+    "stop at 0": {"stop_exploring_after": 0},
+    "stop at 2, blocks": {"stop_exploring_after": 2, "refresh_every": 100, "block": (3, 5)},
+    "l2": {"exploration_l2": 0.05},
+    "l2, blocks, no decay": {"exploration_l2": 0.05, "exploration_decay": 0.0, "block": (3, 5)},
+    "decay 0": {"exploration_decay": 0.0},
+    "decay 10": {"exploration_decay": 10.0},
+    "every step": {"refresh_every": 1},
+    "never": {"refresh_every": 1000},
+    "very sparse": {"fwd": 0.999, "bwd": 0.99},
+    "host": {"reservoir": "host"},
+    "disk": {"reservoir": "disk"},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule(rule: str) -> None:
+    options = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "eager", **RULES[rule]}
+    # The decay is lr × 10 on explored weights: 0.2 a step here.
+    trio = Trio(CASES["mlp"], options, sgd)
+    trio.run(partial(plain, steps=7), bitwise="l2" not in rule)
+
+
+@pytest.mark.parametrize("rule", ["bwd=0", "block 3x5, padded", "balanced", "random", "stop at 3", "l2"])
+@pytest.mark.parametrize("name", ["cnn", "hf_conv1d", "experts"])
+def test_rule_compiled(rule: str, name: str) -> None:
+    """Weights whose matrix is not their own shape."""
+    options = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager", **RULES[rule]}
+    Trio(CASES[name], options, adamw).run(partial(plain, steps=5))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("block", [(1, 1), (2, 2), (3, 5)])
+@pytest.mark.parametrize("fwd, bwd", [(0.9, 0.8), (0.75, 0.5), (0.5, 0.0), (0.999, 0.998)])
+def test_counts_are_exact(fwd: float, bwd: float, block: tuple[int, int], balanced: bool) -> None:
+    """max(1, round(D × units)) blocks, per block row when balanced."""
+    model = topkast.compile(
+        nn.Sequential(nn.Linear(31, 45), nn.ReLU(), nn.Linear(45, 4)),
+        fwd=fwd, bwd=bwd, block=block, balanced=balanced, min_size=1, include="0.weight", backend="eager",
+    )  # fmt: skip
+    rows, cols = -(-45 // block[0]), -(-31 // block[1])
+    padded = torch.zeros(2, rows * block[0], cols * block[1], dtype=torch.bool)
+    padded[:, :45, :31] = torch.stack(topkast.masks(model)["0.weight"])
+    blocks = padded.view(2, rows, block[0], cols, block[1]).transpose(2, 3).any(-1).any(-1)
+    for held, density in zip(blocks, (1 - fwd, 1 - bwd), strict=True):
+        if balanced:
+            assert held.sum(1).tolist() == [max(1, round(density * cols))] * rows
+        else:
+            assert int(held.sum()) == max(1, round(density * rows * cols))
+
+
+@pytest.mark.parametrize("block", [(1, 1), (2, 2), (3, 5)])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_ties_go_to_the_lower_index(block: tuple[int, int], backend: str) -> None:
+    """Constant weights: every unit has the same score, signs differ."""
+
+    def constant() -> nn.Module:
+        model = CASES["mlp"].model()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.copy_(torch.where(torch.arange(parameter.shape[1]) % 3 == 0, -0.1, 0.1))
+        return model
+
+    options = {"fwd": 0.7, "bwd": 0.4, "refresh_every": 2, "block": block, "backend": backend}
+    trio = Trio(CASES["mlp"], options, sgd, build=constant)
+    fwd, bwd = topkast.masks(trio.ours.model)["2.weight"]
+    if block == (1, 1):
+        for mask in (fwd, bwd):
+            assert mask.flatten().int().diff().max() == 0, "not a prefix"
+    trio.compare("before the first step")
+    trio.run(plain, bitwise=backend == "eager")
+
+
+def test_zero_weights_keep_exact_counts() -> None:
+    case = CASES["mlp"]
+
+    def zeros() -> nn.Module:
+        model = case.model()
+        nn.init.zeros_(model[2].weight)  # type: ignore[index, arg-type]
+        return model
+
+    trio = Trio(case, {"fwd": 0.7, "bwd": 0.4, "refresh_every": 1, "backend": "eager"}, sgd, build=zeros)
+    trio.run(plain, bitwise=True)
+
+
+def _draws(seed: int | None, steps: int = 4) -> list[torch.Tensor]:
+    case = CASES["mlp"]
+    model = topkast.compile(
+        case.model(), fwd=0.8, bwd=0.6, refresh_every=1, explore="random", seed=seed, min_size=1, backend="eager"
+    )
+    optimizer = sgd(list(model.parameters()))
+    found = []
+    for args, target in case.batches(steps):
+        optimizer.zero_grad()
+        case.loss(model(*args), target).backward()
+        optimizer.step()
+        found.append(topkast.masks(model)["2.weight"][1].clone())
+    return found
+
+
+def test_random_exploration_is_deterministic() -> None:
+    """The same seed gives the same sets whatever the global generator does; another seed and another refresh do not."""
+    first = _draws(5)
+    torch.manual_seed(123)
+    again, other = _draws(5), _draws(6)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[1], first[2])
+
+
+def test_refresh_leaves_the_global_generator_alone() -> None:
+    model = topkast.compile(CASES["mlp"].model(), fwd=0.8, bwd=0.6, explore="random", min_size=1, backend="eager")
+    state = torch.get_rng_state()
+    topkast.refresh(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_entering_weight_brings_its_old_value() -> None:
+    """It is the value it had when it left, or at the start, to the last bit; then it trains from zero state."""
+    trio = Trio(
+        CASES["mlp"], {"fwd": 0.9, "bwd": 0.8, "refresh_every": 1, "exploration_decay": 20.0, "backend": "eager"}, adamw
+    )
+    trio.run(partial(plain, steps=8))
+    entered = sum(share_b for site in sites_of(trio.ours.model).values() for _, _, share_b in site.churn)
+    assert entered > 0, "no weight entered B: nothing was tested"
+
+
+def test_two_models_do_not_share_clocks() -> None:
+    case = Case("pair", lambda: nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3)), (4, 8), ("0.weight",))
+    first = Trio(case, {"fwd": 0.5, "bwd": 0.2, "refresh_every": 1, "backend": "eager"}, sgd)
+    second = Trio(case, {"fwd": 0.5, "bwd": 0.2, "refresh_every": 1, "backend": "eager"}, sgd)
+    first.run(plain, bitwise=True)
+    assert all(site.step == 0 for site in sites_of(second.ours.model).values())
+    second.run(plain, bitwise=True)
