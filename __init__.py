@@ -1,6 +1,11 @@
 """topkast: train any PyTorch model sparse from the first step to the last (Top-KAST, arXiv 2106.03517)."""
 
+from topkast.compiler.checkpoint import load, save
 from topkast.compiler.compile import compile, refresh, step
+from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
+from topkast.compiler.densify import densify
+from topkast.compiler.export import export
+from topkast.compiler.report import report
 from topkast.compiler.sparsify import sparsify
 from topkast.runtime.errors import (
     CheckpointError,
@@ -21,7 +26,15 @@ __all__ = [
     "OptimizerError",
     "TopkastError",
     "compile",
+    "dense_state_dict",
+    "densify",
+    "export",
+    "load",
+    "load_dense_state_dict",
+    "masks",
     "refresh",
+    "report",
+    "save",
     "sparsify",
     "step",
 ]

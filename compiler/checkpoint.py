@@ -89,13 +89,8 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     found = sites(model)
     header, tensors = read(path)
     _check_format(path, header)
-    try:
-        config, theirs, extra, aliases, packed = (
-            json.loads(header[key]) if key in header or key != "optimizer" else None
-            for key in ("config", "sites", "extra", "aliases", "optimizer")
-        )
-    except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: the header is incomplete ({error!r})") from error
+    config, theirs, extra, aliases = (_parsed(path, header, key) for key in ("config", "sites", "extra", "aliases"))
+    packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
     missing = sorted({name for name in aliases.values() if name not in tensors})
     if missing:
         raise CheckpointError(f"{path}: missing tensors: {', '.join(missing)}")
@@ -108,7 +103,7 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     state.update({key: unpack(value, tensors) for key, value in extra.items()})
     check_tensors(path, root, record, found, state)
     if optimizer is not None:
-        check_optimizer(path, describe_optimizer(root, optimizer), packed)
+        packed = check_optimizer(path, describe_optimizer(root, optimizer), packed)
         wanted = _named(packed["state"])
         if any(name not in tensors for name in wanted):
             raise CheckpointError(f"{path}: missing tensors: {', '.join(n for n in wanted if n not in tensors)}")
@@ -116,7 +111,7 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     for name, site in found.items():
         site.rule = replace(site.rule, seed=theirs[name]["seed"])
         site.churn = [(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]]
-    if optimizer is not None:
+    if optimizer is not None and packed is not None:
         _load_optimizer(optimizer, unpack(packed["state"], tensors), found)
 
 
@@ -125,6 +120,13 @@ def _own_version() -> str:
         return version("topkast")
     except PackageNotFoundError:
         return "not installed"
+
+
+def _parsed(path: Path, header: dict[str, str], key: str) -> Any:
+    try:
+        return json.loads(header[key])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: the header's {key!r} is missing or broken") from error
 
 
 def _config(record: Record) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def check_optimizer(path: Path, mine: dict[str, Any], theirs: dict[str, Any] | None) -> None:
-    """Raise CheckpointError unless class, number, order, names and shapes of the parameters agree."""
+def check_optimizer(path: Path, mine: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
+    """Give ``theirs`` back; CheckpointError unless class, number, order, names and shapes of the parameters agree."""
     if theirs is None:
         raise CheckpointError(f"{path}: holds no optimizer, but one was given; save(model, path, optimizer) writes one")
     wrong = []
@@ -90,3 +90,4 @@ def check_optimizer(path: Path, mine: dict[str, Any], theirs: dict[str, Any] | N
                     where = f"group {group}, parameter {number}"
                     wrong.append(f"{where}: {there[0]} {there[1]} in the file, {here[0]} {here[1]} given")
     _refuse(path, "another optimizer", wrong)
+    return theirs

@@ -82,8 +82,8 @@ def _unparametrize(module: nn.Module, weights: dict[str, nn.Parameter]) -> None:
 
     The copy shares the class that parametrize made with the original module, so that class itself must not change.
     """
-    if not parametrize.is_parametrized(module):  # a module under two paths, done already
-        return
+    if not any(parametrize.is_parametrized(module, name) for name in weights):
+        return  # a module under two paths, done already
     left = {name: chain for name, chain in module.parametrizations.items() if name not in weights}  # type: ignore[union-attr, operator]
     made = next(cls for cls in type(module).__mro__ if any(name in cls.__dict__ for name in weights))
     module.__class__ = made.__bases__[0]

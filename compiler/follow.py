@@ -16,6 +16,7 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from topkast.compiler.axes import layout_of
 from topkast.compiler.optable import (
     EMBEDDINGS,
     IGNORED,
@@ -106,7 +107,7 @@ class _Walk:
         self._others(node, "a module")
 
     def _subgraphs(self, node: fx.Node, root: nn.Module) -> bool:
-        """Walk the graphs that a higher-order operation (checkpoint, autocast, cond) calls; True when there are some."""
+        """Walk the graphs that a higher-order operation (checkpoint, autocast, cond) calls; True if any."""
         leaves = flat((node.args, node.kwargs))
         bodies = [(i, attribute(root, a.target)) for i, a in enumerate(leaves)
                   if isinstance(a, fx.Node) and a.op == "get_attr"]  # fmt: skip
@@ -167,8 +168,8 @@ class _Walk:
             use = contraction(node, op, kind, slot, seen.view)
             if use is None:
                 return set()
-            layout = _layout(shape, seen.view, use.contracted, use.batch)
-            hit.perm, hit.lead = layout or (hit.perm, hit.lead)
+            seen_as = layout_of(shape, seen.view, use.contracted, use.batch)
+            hit.perm, hit.lead = seen_as or (hit.perm, hit.lead)
             hit.macs, hit.depthwise = use.macs, use.depthwise
             if use.image is not None:
                 self.images.append((node, use.image, hit))
@@ -193,38 +194,3 @@ def _evaluate(node: fx.Node, view: Any) -> Any:
         out = node.target(*args, **kwargs)  # type: ignore[operator]
     old, new = (v[0] if isinstance(v, (tuple, list)) else v for v in (view, out))
     return out if old.untyped_storage()._cdata == new.untyped_storage()._cdata else None
-
-
-def _walked(shape: torch.Size, view: torch.Tensor) -> list[set[int]]:
-    """For each dimension of `view`, the dimensions of the parameter that it walks."""
-    whole = torch.empty(shape, device="meta")
-    if view.shape == shape and view.stride() == whole.stride() and not view.storage_offset():
-        return [{i} for i in range(len(shape))]
-    dims = []
-    for size, step in zip(view.shape, view.stride(), strict=True):
-        # Equal strides, a part of dimension i (split, slice), or a merge of several dimensions (flatten).
-        dims.append({i for i, s in enumerate(whole.stride())
-                     if shape[i] > 1 and size > 1 and step and (s <= step < s * shape[i] or step <= s < step * size)
-                     })  # fmt: skip
-    return dims
-
-
-def _layout(
-    shape: torch.Size, view: torch.Tensor, contracted: set[int], batch: set[int]
-) -> tuple[tuple[int, ...], int] | None:
-    """(perm, lead): batch dimensions, outputs, then what is contracted; None when one dimension is both."""
-    walked = _walked(shape, view)
-    last = {i for d in contracted for i in walked[d]}
-    front = {i for d in batch for i in walked[d]}
-    out = {i for d, dims in enumerate(walked) if d not in contracted | batch for i in dims}
-    if last & (front | out):
-        return None
-    for i in set(range(len(shape))) - last - front - out:
-        if shape[i] > 1:
-            front.add(i)  # a dimension an index took away: one of several matrices, as in a batch
-        elif last and not (front or out):
-            out.add(i)
-        else:
-            last.add(i)
-    lead = sorted(front) + sorted(out - front)
-    return ((*lead, *sorted(last)), len(lead)) if lead and last else None

@@ -13,23 +13,29 @@ from typing import Any
 import torch
 from torch import fx
 
+
+def _names(text: str) -> set[str]:
+    return set(text.split())
+
+
 # Give another view of the same numbers; evaluated on meta tensors.
-MOVERS = set(
-    "t numpy_t mt mh h adjoint transpose swapaxes swapdims permute movedim moveaxis view view_as reshape reshape_as "
-    "reshape_alias unsafe_view flatten unflatten unsqueeze squeeze expand expand_as broadcast_to chunk tensor_split "
-    "split split_with_sizes unsafe_split unsafe_chunk unbind getitem slice select narrow cat concat stack".split()
-)
+MOVERS = _names("""
+    t numpy_t mt mh h adjoint transpose swapaxes swapdims permute movedim moveaxis view view_as reshape
+    reshape_as reshape_alias unsafe_view flatten unflatten unsqueeze squeeze expand expand_as broadcast_to chunk
+    tensor_split split split_with_sizes unsafe_split unsafe_chunk unbind getitem slice select narrow cat concat
+    stack
+""")
 # Keep the shape: casts and copies; and gathers of whole matrices by index, whose dimensions stay those of the source.
-KEEPERS = set(
-    "to to_copy float bfloat16 half double type type_as contiguous clone detach alias cpu cuda requires_grad "
-    "lift_fresh index index_select".split()
-)
+KEEPERS = _names("""
+    to to_copy float bfloat16 half double type type_as contiguous clone detach alias cpu cuda requires_grad
+    lift_fresh index index_select
+""")
 # Read the shape or the type only.
-IGNORED = set(
-    "size sym_size sym_numel sym_stride stride dim ndimension numel nelement element_size len is_floating_point "
-    "is_complex is_contiguous assert_tensor_metadata zeros_like ones_like empty_like rand_like randn_like "
-    "new_zeros new_ones new_empty new_full new_tensor get_device data_ptr".split()
-)
+IGNORED = _names("""
+    size sym_size sym_numel sym_stride stride dim ndimension numel nelement element_size len is_floating_point
+    is_complex is_contiguous assert_tensor_metadata zeros_like ones_like empty_like rand_like randn_like
+    new_zeros new_ones new_empty new_full new_tensor get_device data_ptr
+""")
 EMBEDDINGS = {"embedding", "embedding_bag", "embedding_renorm"}
 
 _CONV = {1: "conv", "weight": "conv"}
@@ -37,7 +43,7 @@ _CONV_T = {1: "conv_t", "weight": "conv_t"}
 _PRODUCT = {0: "left", "input": "left", "self": "left", 1: "right", "other": "right", "mat2": "right", "vec2": "right"}
 _ADD_PRODUCT = {1: "left", "mat1": "left", "batch1": "left", 2: "right", "mat2": "right", "batch2": "right"}
 # op -> argument position or keyword -> how the weight there is contracted:
-# "left"/"right": as the first/second matrix of a product; "rows": [outputs, contracted]; the others speak for themselves
+# "left"/"right": as the first/second matrix of a product; "rows": [outputs, contracted]; the rest: as named
 WEIGHTS: dict[str, dict[Any, str]] = {
     "linear": {1: "rows", "weight": "rows"},
     **{name: _PRODUCT for name in ("matmul", "mm", "bmm", "mv", "grouped_mm", "grouped_mm_fallback")},
@@ -135,10 +141,10 @@ def contraction(node: fx.Node, op: str, kind: str, slot: Any, view: torch.Tensor
             return None
         use = Contraction(*letters)
     else:  # tensordot: dims is a number, or two lists
-        dims = node.kwargs.get("dims", node.args[2] if len(node.args) > 2 else 2)
+        dims: Any = node.kwargs.get("dims", node.args[2] if len(node.args) > 2 else 2)
         if not isinstance(dims, int):
-            pair = (dims, node.args[3]) if len(node.args) > 3 else dims
-            summed = {int(d) % n for d in pair[slot]}  # type: ignore[index, arg-type]
+            pair: Any = (dims, node.args[3]) if len(node.args) > 3 else dims
+            summed = {int(d) % n for d in pair[slot]}
         else:
             summed = set(range(n - dims, n)) if slot == 0 else set(range(dims))
         use = Contraction(summed, set())

@@ -37,7 +37,8 @@ def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, dict):
         # Pairs, because a key may be an integer, and JSON knows only strings.
-        return {"dict": [[pack(key, path, tensors), pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+        pairs = [[pack(key, path, tensors), pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        return {"dict": pairs}
     raise CheckpointError(f"{path}: a {type(value).__name__} cannot be written; only numbers, strings, tensors, "
                           "and lists, tuples and dicts of them can")  # fmt: skip
 

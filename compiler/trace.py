@@ -77,7 +77,7 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if hasattr(example_inputs, "keys"):  # a dict, or a transformers BatchEncoding
         return (), dict(example_inputs.items())
     raise ConfigError(
-        f"example_inputs is a {type(example_inputs).__name__}: pass a tensor, a tuple of arguments or a dict of keywords"
+        f"example_inputs is a {type(example_inputs).__name__}: pass a tensor, a tuple of arguments or a dict of kwargs"
     )
 
 
@@ -180,13 +180,16 @@ class _Tracer(fx.Tracer):
 
 
 def _symbolic(model: nn.Module, names: dict[int, str]) -> Capture:
-    how = "fx symbolic tracing"
+    how, root = "fx symbolic tracing", model
     if isinstance(model, fx.GraphModule) and not _calls_weights(model):
-        root, graph, how = model, model.graph, "the model's own graph"
+        graph, how = model.graph, "the model's own graph"
     else:
         with _quiet(model):
             root = _stand_in(model)
-            graph = _Tracer().trace(root)
+            # Optional arguments keep their defaults: flags and None are what forwards branch on.
+            arguments = inspect.signature(root.forward).parameters.values()
+            fixed = {a.name: a.default for a in arguments if a.default is not a.empty}
+            graph = _Tracer().trace(root, concrete_args=fixed or None)
     params = {}
     for node in graph.nodes:
         value = attribute(root, node.target) if node.op == "get_attr" else None

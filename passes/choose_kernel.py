@@ -22,5 +22,5 @@ class ChooseKernel(Pass):
             names = [argument.name for argument in node.target._schema.arguments]
             block = node.args[names.index("block")]
             kernel = candidates(product, value.device, value.dtype, tuple(block))[0]
-            node.kwargs = {**node.kwargs, "kernel": kernel}
+            node.kwargs = {**node.kwargs, "impl": kernel}
             self.matched(kernel)

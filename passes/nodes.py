@@ -35,7 +35,8 @@ def is_cast(node: Any) -> bool:
     if not isinstance(node, fx.Node):
         return False
     if node.target is aten._to_copy.default:
-        return set(node.kwargs) == {"dtype"}
+        kept = {"layout": torch.strided, "device": node.args[0].meta["val"].device}  # type: ignore[union-attr]
+        return all(key == "dtype" or (key in kept and kept[key] == value) for key, value in node.kwargs.items())
     return node.target is torch.ops.prims.convert_element_type.default
 
 
@@ -43,6 +44,9 @@ def geometry(node: fx.Node) -> Geometry:
     """The geometry that a ``weight`` or ``weight_grad`` node carries."""
     shape, perm, lead, block = node.args[5:9]
     return Geometry(tuple(shape), tuple(perm), lead, tuple(block))  # type: ignore[arg-type]
+
+
+RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
 
 def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
@@ -75,7 +79,9 @@ def replay(chain: list[fx.Node], start: Tensor) -> Tensor | None:
     for node in chain:
         if len(node.all_input_nodes) > 1:
             return None
-        start = node.target(start, *node.args[1:])  # type: ignore[operator]
+        # The positions lie in memory as moved, where the graph may have had a copy: a view may have to be a reshape.
+        move = aten.reshape.default if node.target in RESHAPES else node.target
+        start = move(start, *node.args[1:])  # type: ignore[operator]
     return start
 
 

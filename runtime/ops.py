@@ -5,7 +5,7 @@ stand only in graphs that passes rewrote after differentiation, where they close
 
     forward  spmm(x, W_A)      input gradient  spmm_t(dy, W_A)      weight gradient  sddmm(dy, x) at B
 
-``why`` says for the report why a dense weight is read at all; ``kernel`` is the implementation that was chosen. Both are
+``why`` says for the report why a dense weight is read at all; ``impl`` is the kernel that was chosen. Both are
 written into the graph, so they survive compile caches.
 """
 
@@ -31,12 +31,12 @@ _SPARSE = f"Tensor values, {_INDEX}, {_GEOMETRY}"
 SCHEMAS = {
     "weight": f"({_SPARSE}, str why='eager') -> Tensor",
     "weight_grad": f"(Tensor grad, {_INDEX}, {_GEOMETRY}, str why='eager') -> Tensor",
-    "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str kernel='reference') -> Tensor",
-    "spmm_t": f"(Tensor dy, {_SPARSE}, str kernel='reference') -> Tensor",
-    "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str kernel='reference') -> Tensor",
-    "conv": f"(Tensor x, {_SPARSE}, Tensor? bias, {_CONV}, str kernel='reference') -> Tensor",
-    "conv_input_grad": f"(Tensor dy, Tensor x, {_SPARSE}, {_CONV}, str kernel='reference') -> Tensor",
-    "conv_weight_grad": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, {_CONV}, str kernel='reference') -> Tensor",
+    "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str impl='reference') -> Tensor",
+    "spmm_t": f"(Tensor dy, {_SPARSE}, str impl='reference') -> Tensor",
+    "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str impl='reference') -> Tensor",
+    "conv": f"(Tensor x, {_SPARSE}, Tensor? bias, {_CONV}, str impl='reference') -> Tensor",
+    "conv_input_grad": f"(Tensor dy, Tensor x, {_SPARSE}, {_CONV}, str impl='reference') -> Tensor",
+    "conv_weight_grad": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, {_CONV}, str impl='reference') -> Tensor",
 }
 
 _library = torch.library.Library("topkast", "DEF")
@@ -60,43 +60,43 @@ def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
     return gather_grad(grad, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
 
 
-def spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, kernel="reference"):
-    note(key, "forward", kernel)
+def spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference"):
+    note(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(kernel, "spmm")(x, values, index, geometry, bias)
+    return launch(impl, "spmm")(x, values, index, geometry, bias)
 
 
-def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, kernel="reference"):
-    note(key, "input gradient", kernel)
+def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+    note(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(kernel, "spmm_t")(dy, values, index, geometry)
+    return launch(impl, "spmm_t")(dy, values, index, geometry)
 
 
-def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, kernel="reference"):
-    note(key, "weight gradient", kernel)
+def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+    note(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(kernel, "sddmm")(dy, x, index, geometry)
+    return launch(impl, "sddmm")(dy, x, index, geometry)
 
 
-def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, kernel="reference"):
-    *args, kernel = (*args, kernel)[:7]
-    note(key, "forward", kernel)
+def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl="reference"):
+    *args, impl = (*args, impl)[:7]
+    note(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(kernel, "conv")(x, values, index, geometry, bias, ConvArgs(*args))
+    return launch(impl, "conv")(x, values, index, geometry, bias, ConvArgs(*args))
 
 
-def conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, kernel="reference"):
-    *args, kernel = (*args, kernel)[:7]
-    note(key, "input gradient", kernel)
+def conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
+    *args, impl = (*args, impl)[:7]
+    note(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(kernel, "conv_input_grad")(dy, x, values, index, geometry, ConvArgs(*args))
+    return launch(impl, "conv_input_grad")(dy, x, values, index, geometry, ConvArgs(*args))
 
 
-def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, kernel="reference"):
-    *args, kernel = (*args, kernel)[:7]
-    note(key, "weight gradient", kernel)
+def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
+    *args, impl = (*args, impl)[:7]
+    note(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(kernel, "conv_weight_grad")(dy, x, index, geometry, ConvArgs(*args))
+    return launch(impl, "conv_weight_grad")(dy, x, index, geometry, ConvArgs(*args))
 
 
 def _fake_weight(values, row_ptr, row_fwd, cols, key, shape, *rest, **options):
@@ -111,30 +111,30 @@ def _fake_weight_grad(grad, row_ptr, row_fwd, cols, key, shape, perm, lead, bloc
     return _fake_values(grad, cols, block)
 
 
-def _fake_spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, kernel="reference"):
+def _fake_spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference"):
     rows = _geometry(shape, perm, lead, block).rows
     return x.new_empty(*x.shape[:-1], rows // x.shape[0] if x.dim() == 3 else rows)
 
 
-def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, kernel="reference"):
+def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
     return dy.new_empty(*dy.shape[:-1], _geometry(shape, perm, lead, block).cols)
 
 
-def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, kernel="reference"):
+def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
     return _fake_values(dy, cols, block)
 
 
 # Convolutions choose their output's memory format from the operands: ask the dense operator for shape and strides.
-def _fake_conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, kernel=""):
+def _fake_conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl=""):
     return torch.ops.aten.convolution(x, values.new_empty(shape), bias, *args[:6])
 
 
-def _fake_conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, kernel=""):
+def _fake_conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl=""):
     mask = [True, False, False]
     return torch.ops.aten.convolution_backward(dy, x, values.new_empty(shape), None, *args[:6], mask)[0]
 
 
-def _fake_conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, kernel=""):
+def _fake_conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl=""):
     return _fake_values(dy, cols, block)
 
 

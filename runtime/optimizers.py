@@ -62,6 +62,10 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 def advance(site: Site, lr: float | Tensor | None) -> None:
     """One optimizer step is complete: decay B \\ A by ``lr * exploration_decay`` and move the clock."""
+    if site.due:
+        # A whole step went by without its refresh: the forward was compiled by a backend that is not ours.
+        site.late += 1
+        site.refresh()
     decay = site.rule.exploration_decay
     if decay and lr is not None and not site.stopped:
         explored = site.explored()

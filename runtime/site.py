@@ -81,6 +81,7 @@ class Site(parametrize.ParametrizationList):
     def _start(self) -> None:
         self.key = enrol(self)
         self.ran: Counter[tuple[str, str, str]] = Counter()
+        self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -105,6 +106,13 @@ class Site(parametrize.ParametrizationList):
         if "reservoir" in skip:
             twin.reservoir = allocate(self.rule.reservoir, reservoir.numel(), reservoir).copy_(reservoir)
         return twin
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Site:
+        super()._apply(fn, recurse)
+        kept = self.reservoir
+        if kept.dtype != self.original.dtype:  # not a buffer unless on the device, but a cast is for all of θ
+            self.reservoir = allocate(self.rule.reservoir, kept.numel(), self.original.detach()).copy_(kept)
+        return self
 
     @property
     def index(self) -> Index:

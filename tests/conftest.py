@@ -15,6 +15,7 @@ def fresh() -> Iterator[None]:
     """Same seed, no compiled code and no leftover mode from the test before."""
     torch.manual_seed(0)
     torch._dynamo.reset()
+    torch.set_grad_enabled(True)
     yield
     torch._dynamo.reset()
 

@@ -28,6 +28,8 @@ def test_adamw(name: str, backend: str) -> None:
     assert trio.oracle.refreshed_at == 4
 
 
+# Inductor itself imports what torch deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_inductor(name: str) -> None:
     trio = Trio(CASES[name], {**SPARSE, "backend": "inductor"}, adamw)

@@ -52,7 +52,7 @@ LAYOUTS = [
     (lambda s, x: operator.matmul(x, s.w), (2, 8, 6), (0, 2, 1), 2, 5),
     (lambda s, x: x @ s.w.transpose(1, 2), (2, 6, 8), (0, 1, 2), 2, 5),
     (lambda s, x: torch.stack([x[i] @ s.w[i] for i in range(2)]), (2, 8, 6), (0, 2, 1), 2, 5),
-    (lambda s, x: sum(F.linear(x, part) for part in s.w.chunk(3)), (24, 8), (0, 1), 1, 10),
+    (lambda s, x: sum(F.linear(x, s.w.chunk(3)[i]) for i in range(3)), (24, 8), (0, 1), 1, 10),
     (lambda s, x: x @ s.w.view(4, 2, 6).flatten(0, 1), (8, 6), (1, 0), 1, 10),
     (lambda s, x: torch.tensordot(x, s.w, dims=1), (8, 6), (1, 0), 1, 10),
     (lambda s, x: F.linear(F.linear(x, s.w), s.w), (8, 8), (0, 1), 1, 20),

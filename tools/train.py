@@ -98,7 +98,7 @@ def build_sides(args: argparse.Namespace) -> tuple[Side, Side]:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)  # a pipe would be taken for 80 columns
     for name in ("transformers", "torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if args.threads:

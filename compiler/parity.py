@@ -1,0 +1,155 @@
+"""Whether an exported file computes what the model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from topkast.runtime.errors import ExportError
+from topkast.runtime.onnx.session import Session
+
+from .flatten import Flat
+
+ROUNDINGS = 100
+NOISE = 32
+DOUBLE_LIMIT = 2_000_000_000  # bytes of weights above which no float64 copy is made
+
+
+@dataclass
+class Checked:
+    """Shapes of the file's inputs and outputs, the largest error, and what was left out."""
+
+    inputs: dict[str, list[int | str]]
+    outputs: dict[str, list[int | str]]
+    max_error: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(flat: Flat, path: Path, names: list[str], tensors: list[Tensor], sizes_free: bool, verify: bool) -> Checked:
+    """Run the file and the model on the same inputs: the examples, and random ones of other sizes.
+
+    The bound for a floating-point output is the larger of 100 roundings of its largest magnitude, and 32 times the
+    error that PyTorch itself makes there, measured against the same model in float64. ONNX Runtime sums in another
+    order and approximates erf and exp by other polynomials: that costs a few times PyTorch's own error, however badly
+    conditioned the model is; a wrong operator or weight costs thousands of times that. Integers must be equal.
+
+    Args:
+        flat: the model; left in float64.
+        path: of the file.
+        names, tensors: its inputs, and what it was traced with.
+        sizes_free: whether dynamic sizes may be anything (the default batch), or have limits that the user set.
+        verify: without it, the file is loaded to read its shapes, and nothing is run.
+
+    Raises:
+        ExportError: it does not run, or an output is further from PyTorch's than the bound.
+    """
+    try:
+        session = Session(path)
+        checked = Checked(session.inputs, session.outputs)
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime cannot load the exported file ({type(error).__name__}: {error}); where it lacks an operator "
+            "in the model's dtype, export the model in float32"
+        ) from error
+    if not verify:
+        return checked
+    trials = [tensors]
+    expected = [flat.named(*tensors)]
+    for drawn in _draws(session, names, tensors, sizes_free):
+        try:
+            expected.append(flat.named(*drawn))
+            trials.append(drawn)
+        except Exception:
+            checked.notes.append(
+                f"not compared for {[list(t.shape) for t in drawn]}: the model itself does not take it"
+            )
+    exact = _in_float64(flat, trials)
+    checked.max_error = 0.0
+    for i, (trial, wanted) in enumerate(zip(trials, expected, strict=True)):
+        try:
+            given = session.run(dict(zip(names, trial, strict=True)))
+        except Exception as error:
+            shapes = ", ".join(f"{name}{list(t.shape)}" for name, t in zip(names, trial, strict=True))
+            raise ExportError(f"ONNX Runtime cannot run the exported file on {shapes}: {error}") from error
+        for j, (name, tensor) in enumerate(wanted.items()):
+            error_of, bound = _error(given[j], tensor, exact[i][j] if exact else None)
+            checked.max_error = max(checked.max_error, error_of)
+            if not error_of <= bound:
+                raise ExportError(
+                    f"the exported file does not agree with PyTorch: output {name!r} is off by {error_of:.3g}, "
+                    f"at most {bound:.3g} is rounding (its largest value: {tensor.abs().max().item():.3g})"
+                )
+    return checked
+
+
+def _draws(session: Session, names: list[str], tensors: list[Tensor], sizes_free: bool) -> Iterator[list[Tensor]]:
+    """Random inputs like the examples: of one more in each dynamic dimension, and of a batch of one."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = session.inputs
+    known = {
+        dim: tensor.shape[axis]
+        for name, tensor in zip(names, tensors, strict=True)
+        for axis, dim in enumerate(shapes.get(name, []))
+        if isinstance(dim, str) and dim.isidentifier()
+    }
+    wanted = [{dim: size + 1 for dim, size in known.items()}]
+    if sizes_free and known:
+        wanted.append(dict.fromkeys(known, 1))
+    for sizes in wanted:
+        yield [
+            _random(tensor, [sizes.get(str(dim), tensor.shape[axis]) for axis, dim in enumerate(shape)], generator)
+            for tensor, shape in (
+                (tensor, shapes.get(name, tensor.shape)) for name, tensor in zip(names, tensors, strict=True)
+            )
+        ]
+
+
+def _random(like: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
+    if like.numel() == 0:
+        return like.new_empty(shape)
+    if like.is_floating_point():
+        spread = like.double().std() if like.numel() > 1 else like.double().abs().sum()
+        return (torch.randn(shape, generator=generator) * spread + like.double().mean()).to(like.dtype)
+    # Integers within the examples' range; of flags any mixture could be meaningless, so their own values are drawn.
+    if like.dtype == torch.bool:
+        return like.reshape(-1)[torch.randint(like.numel(), shape, generator=generator)]
+    low, high = int(like.min()), int(like.max())
+    return torch.randint(low, high + 1, shape, generator=generator).to(like.dtype)
+
+
+def _in_float64(flat: Flat, trials: list[list[Tensor]]) -> list[list[Tensor]] | None:
+    """The outputs in float64; None where the model does not run so, or would need too much memory."""
+    if sum(p.numel() * p.element_size() for p in flat.parameters()) > DOUBLE_LIMIT:
+        return None
+    try:
+        flat.double()
+        wide = ([t.double() if t.is_floating_point() else t for t in trial] for trial in trials)
+        return [list(flat.named(*trial).values()) for trial in wide]
+    except Exception:  # a dtype written into the model's code: the roundings alone must do
+        return None
+
+
+def _error(given: Tensor, wanted: Tensor, exact: Tensor | None) -> tuple[float, float]:
+    """(largest difference, its bound); infinite where shapes, dtypes or what is not finite differ."""
+    if given.shape != wanted.shape or given.dtype != wanted.dtype:
+        return float("inf"), 0.0
+    if wanted.numel() == 0:
+        return 0.0, 0.0
+    finite = wanted.isfinite()
+    if not torch.equal(finite, given.isfinite()) or not torch.equal(
+        given[~finite].nan_to_num(), wanted[~finite].nan_to_num()
+    ):
+        return float("inf"), 0.0
+    theirs, ours = given.double()[finite], wanted.double()[finite]
+    if ours.numel() == 0:
+        return 0.0, 0.0
+    error = float((theirs - ours).abs().max())
+    if not wanted.is_floating_point():
+        return error, 0.0
+    relative = min(ROUNDINGS * torch.finfo(wanted.dtype).eps, 0.1)
+    noise = float((exact.double()[finite] - ours).abs().max()) if exact is not None else 0.0
+    return error, max(relative * float(ours.abs().max()), NOISE * noise)

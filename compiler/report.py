@@ -1,0 +1,221 @@
+"""What a converted model is, costs and did: facts, counted from the tensors themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topkast.runtime.layout import slot_units
+from topkast.runtime.site import Site
+from topkast.runtime.state import Record, find, sites
+
+COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
+
+
+@dataclass(frozen=True)
+class Report:
+    """The facts of :func:`report`; ``print`` shows them as tables, :meth:`to_dict` gives plain data.
+
+    Args:
+        sites: one dict for each sparse weight: name, shape, owners, ops, density_a, density_b (from the stored sets),
+            block, balanced, matrix, positions, fused (product -> kernel -> runs), unfused (product, why, runs),
+            churn (step, new share of A, new share of B), ever_active, bytes.
+        dense: parameter name -> why it stayed dense.
+        totals: parameters, flops, bytes, churn, ever_active.
+        warnings: what the user should know.
+        how: how the model was traced.
+        backend: what it was compiled with.
+        config: the arguments of the conversion.
+    """
+
+    sites: list[dict[str, Any]]
+    dense: dict[str, str]
+    totals: dict[str, Any]
+    warnings: list[str]
+    how: str
+    backend: str
+    config: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same, as data that ``json.dumps`` takes."""
+        return asdict(self)
+
+    def __rich__(self) -> Any:
+        from .report_table import render
+
+        return render(self)
+
+    def __str__(self) -> str:
+        from .report_table import to_text
+
+        return to_text(self)
+
+
+def report(model: Any) -> Report:
+    """Say what is sparse and what is not, what it costs against dense, and what looks wrong.
+
+    Counts come from the tensors as they are now; what is fused is what has run so far, so call it after a step.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+
+    Raises:
+        ModelError: the model was not converted.
+    """
+    root, record = find(model)
+    found = sites(model)
+    rows = [_row(name, site, record) for name, site in found.items()]
+    last = [row["churn"][-1] for row in rows if row["churn"]]
+    units = sum(site.geometry.units for site in found.values())
+    ever = sum(_ever(site) for site in found.values())
+    totals = {
+        "parameters": _parameters(root, found),
+        "flops": _flops(rows, found),
+        "bytes": {"sites": _bytes(found), "model": _model_bytes(root, found)},
+        "churn": {key: sum(c[key] for c in last) / len(last) for key in ("new_a", "new_b")} if last else None,
+        "ever_active": ever / units,
+        "step": max(site.step for site in found.values()),
+    }
+    config = {**asdict(record.config), "block": list(record.config.block)}
+    warnings = [*record.warnings, *(text for name, site in found.items() for text in _warnings(name, site))]
+    return Report(rows, dict(record.dense), totals, warnings, record.how, record.backend, _plain(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _row(name: str, site: Site, record: Record) -> dict[str, Any]:
+    geometry = site.geometry
+    in_a = int((site.row_fwd - site.row_ptr[:-1]).sum())
+    fused: dict[str, dict[str, int]] = {}
+    unfused = []
+    for (product, kernel, why), runs in sorted(site.ran.items()):
+        if product.startswith("read"):
+            unfused.append({"product": product, "why": why, "runs": runs})
+        else:
+            fused.setdefault(product, {})[kernel] = runs
+    return {
+        "name": name,
+        "shape": list(geometry.shape),
+        "owners": [".".join(filter(None, owner)) for owner in record.sites[name]],
+        "ops": list(record.ops[name]),
+        "density_a": in_a / geometry.units,
+        "density_b": int(site.row_ptr[-1]) / geometry.units,
+        "block": list(geometry.block),
+        "balanced": site.rule.balanced,
+        "matrix": {"rows": geometry.rows, "cols": geometry.cols, "perm": list(geometry.perm), "lead": geometry.lead},
+        "positions": record.positions[name],
+        "fused": fused,
+        "unfused": unfused,
+        "churn": [{"step": step, "new_a": fwd, "new_b": bwd} for step, fwd, bwd in site.churn],
+        "ever_active": _ever(site) / geometry.units,
+        "bytes": _bytes({name: site}),
+    }
+
+
+def _ever(site: Site) -> int:
+    """How many units have been in A at some time."""
+    return sum(int(((site.ever >> bit) & 1).sum()) for bit in range(8))
+
+
+def _parameters(root: nn.Module, found: dict[str, Site]) -> dict[str, int]:
+    weights = sum(site.geometry.numel for site in found.values())
+    values = {id(site.original) for site in found.values()}
+    others = [p for p in root.parameters() if id(p) not in values]
+    return {
+        "all": weights + sum(p.numel() for p in others),
+        "trainable_now": sum(p.numel() for p in root.parameters() if p.requires_grad),
+        "in_sites": weights,
+    }
+
+
+def _flops(rows: list[dict[str, Any]], found: dict[str, Site]) -> dict[str, Any]:
+    """Two for each multiply-add of a weight: one product forward, two more to train. Sparse sites only."""
+    known = all(row["positions"] is not None for row in rows)
+    dense = sparse = training = 0.0
+    for row, site in zip(rows, found.values(), strict=True):
+        work = 2.0 * site.geometry.numel * (row["positions"] if known else 1)
+        dense += work
+        sparse += work * row["density_a"]
+        training += work * (2 * row["density_a"] + row["density_b"])
+    return {
+        "per": "traced call" if known else "position",
+        "dense_forward": dense,
+        "sparse_forward": sparse,
+        "dense_training": 3 * dense,
+        "sparse_training": training,
+    }
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _state(optimizers: Iterable[torch.optim.Optimizer], parameter: Tensor) -> list[Tensor]:
+    states = (optimizer.state.get(parameter, {}) for optimizer in optimizers)
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def _bytes(found: dict[str, Site]) -> dict[str, int]:
+    """Bytes of these sites, and of the same weights trained dense with the same optimizer."""
+    total = dict.fromkeys(("values", "gradient", "optimizer", "index", "reservoir", "sparse", "dense"), 0)
+    for site in found.values():
+        state = _state(site.optimizers, site.original)
+        size, numel = site.original.element_size(), site.geometry.numel
+        part = {
+            "values": site.original.numel() * size,
+            "gradient": site.original.numel() * size,
+            "optimizer": _nbytes(state),
+            "index": _nbytes([*site.index, site.ever]),
+            "reservoir": _nbytes([site.reservoir]),
+        }
+        # The state dense training would hold: one number a weight where there is one a value now.
+        dense_state = sum(
+            numel * value.element_size() if value.shape == site.original.shape else _nbytes([value]) for value in state
+        )
+        part["sparse"], part["dense"] = sum(part.values()), 2 * numel * size + dense_state
+        total = {key: total[key] + part[key] for key in total}
+    return total
+
+
+def _model_bytes(root: nn.Module, found: dict[str, Site]) -> dict[str, Any]:
+    """The same for the whole model: what is not in sites costs equally much on both sides."""
+    optimizers = {id(o): o for site in found.values() for o in site.optimizers}.values()
+    values = {id(site.original) for site in found.values()}
+    others = [p for p in root.parameters() if id(p) not in values]
+    rest = _nbytes(others) + _nbytes(p for p in others if p.requires_grad)
+    rest += sum(_nbytes(_state(optimizers, p)) for p in others)
+    own = _bytes(found)
+    return {"sparse": own["sparse"] + rest, "dense": own["dense"] + rest, "optimizer_seen": bool(optimizers)}
+
+
+def _warnings(name: str, site: Site) -> list[str]:
+    units, in_a = slot_units(site.index, site.geometry)
+    values = site.original.detach().view(-1, site.geometry.unit)
+    found = []
+    if not bool(values.isfinite().all()) or not bool(site.reservoir.isfinite().all()):
+        found.append(f"{name}: holds NaN or infinite values")
+    if site.late:
+        found.append(
+            f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a backend "
+            'that is not ours; use torch.compile(model, backend="topkast")'
+        )
+    rows = site.row_fwd.numel()
+    empty = int((site.row_fwd == site.row_ptr[:-1]).sum())
+    if empty:
+        found.append(f"{name}: {empty} of {rows} output rows ({empty / rows:.1%}) have no weight in A: always zero")
+    zero = (values == 0).all(1)
+    if bool(zero[in_a].all()):
+        found.append(f"{name}: every weight of A is zero: a dead layer")
+    for label, member in (("A", in_a), ("B", units < site.geometry.units)):
+        share = float(zero[member].float().mean())
+        if share >= COLLAPSED:
+            found.append(f"{name}: {share:.0%} of {label} is exactly zero: the set has collapsed, its members are ties")
+    return found

@@ -1,0 +1,149 @@
+"""The dense view: masks, state dicts with the original keys, and the way back to a plain model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from builders import CASES
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import topkast
+from topkast.compiler.sparsify import refresh_before_forward
+
+
+def _train(case: Any, model: nn.Module, steps: int) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for inputs, target in case.batches(steps):
+        case.loss(model(*inputs), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer
+
+
+def _output(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    with torch.no_grad():
+        output = model(*inputs)
+    return getattr(output, "logits", output)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_way_back(name: str) -> None:
+    case = CASES[name]
+    original, model = case.model(), topkast.sparsify(case.model(), 0.5, min_size=1, refresh_every=2)
+    theta = topkast.dense_state_dict(model, "all")
+    assert list(theta) == list(original.state_dict())
+    assert all(torch.equal(theta[key], value) for key, value in original.state_dict().items())
+    _train(case, model, 3)
+
+    plain = topkast.densify(model)
+    assert [type(m) for m in plain.modules()] == [type(m) for m in original.modules()]
+    assert [n for n, _ in plain.named_parameters()] == [n for n, _ in original.named_parameters()]
+    assert list(plain.state_dict()) == list(original.state_dict())
+    assert not any(parametrize.is_parametrized(m) or hasattr(m, "_topkast") for m in plain.modules())
+    assert refresh_before_forward not in plain._forward_pre_hooks.values()
+    forward = topkast.dense_state_dict(model)
+    assert all(torch.equal(forward[key], value) for key, value in plain.state_dict().items())
+    for key, (fwd, _) in topkast.masks(model).items():
+        assert torch.equal(forward[key], topkast.dense_state_dict(model, "all")[key] * fwd)
+    ((inputs, target),) = case.batches(1, seed=5)
+    torch.testing.assert_close(_output(plain.train(), inputs), _output(model.train(), inputs), rtol=1e-5, atol=1e-6)
+    # The model itself is as it was, and the plain one trains on its own.
+    assert list(topkast.masks(model))
+    case.loss(plain(*inputs), target).backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_ties_modes_and_frozen_weights_stay() -> None:
+    model = topkast.sparsify(CASES["tied"].model(), 0.5, min_size=1)
+    model.eval()
+    model.between.parametrizations.weight.original.requires_grad_(False)
+    plain = topkast.densify(model)
+    assert plain.first.weight is plain.second.weight
+    assert not plain.training and not plain.between.weight.requires_grad and plain.first.weight.requires_grad
+
+
+def test_a_compiled_model_gives_a_plain_one() -> None:
+    case = CASES["functional"]  # its parameters are the root's own
+    model = topkast.compile(case.model(), 0.5, min_size=1, backend="aot_eager")
+    ((inputs, _),) = case.batches(1)
+    expected = _output(model, inputs)
+    plain = topkast.densify(model)
+    assert plain._compiled_call_impl is None
+    torch.testing.assert_close(_output(plain, inputs), expected)
+    assert topkast.densify(torch.compile(model, backend="eager")).w.shape == (33, 17)
+
+
+def test_other_parametrizations_stay() -> None:
+    layer = nn.Bilinear(30, 20, 10)
+    parametrizations.weight_norm(layer, "bias", dim=0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 20))
+    parametrizations.orthogonal(model[1], "weight")
+    model[1].more = nn.Parameter(torch.randn(40, 20))
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) @ self.body[1].more.t()
+
+    sparse = topkast.sparsify(Both(), 0.5, min_size=1, include=["body.0.weight", "body.1.more"])
+    assert "body.1.more" in topkast.masks(sparse)
+    plain = topkast.densify(sparse)
+    assert list(plain.body[1].parametrizations) == ["weight"]
+    assert type(plain.body[1].more) is nn.Parameter and type(sparse.body[1].more) is Tensor
+    x = torch.randn(3, 30)
+    torch.testing.assert_close(plain(x), sparse(x))
+
+
+def test_graph_modules() -> None:
+    case = CASES["functional"]
+    ((inputs, _),) = case.batches(1)
+    for graph in (torch.fx.symbolic_trace(case.model()), torch.export.export(case.model(), inputs).module()):
+        model = topkast.sparsify(graph, 0.5, min_size=1, example_inputs=inputs)
+        plain = topkast.densify(model)
+        assert [n for n, _ in plain.named_parameters()] == ["w", "v", "b"]
+        torch.testing.assert_close(_output(plain, inputs), _output(model, inputs))
+
+
+def test_loading_chooses_the_sets_again() -> None:
+    case = CASES["gpt2"]
+    model, other = (topkast.sparsify(case.model(seed), min_size=500, refresh_every=2) for seed in (0, 1))
+    _train(case, other, 3)
+    optimizer = _train(case, model, 3)
+    theta = topkast.dense_state_dict(other, "all")
+    topkast.load_dense_state_dict(model, copy.deepcopy(theta))
+    topkast.refresh(other)
+    for key, (fwd, bwd) in topkast.masks(other).items():
+        assert torch.equal(fwd, topkast.masks(model)[key][0]) and torch.equal(bwd, topkast.masks(model)[key][1])
+    for key, value in topkast.dense_state_dict(model, "all").items():
+        assert torch.equal(value, theta[key])
+    # A weight that was outside B before has no optimizer state.
+    assert all(state["exp_avg"].isfinite().all() for state in optimizer.state.values())
+
+
+def test_bad_state_dicts_change_nothing() -> None:
+    model = topkast.sparsify(CASES["tied"].model(), 0.5, min_size=1)
+    before = copy.deepcopy(model.state_dict())
+    good = topkast.dense_state_dict(model, "all")
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({**good, "x": torch.zeros(1)}, "unexpected: x"),
+        ({k: v for k, v in good.items() if k != "first.bias"}, "missing: first.bias"),
+        ({**good, "between.weight": torch.zeros(2)}, "between.weight: shape"),
+        ({**good, "first.bias": torch.zeros(2), "second.bias": None}, "second.bias: a NoneType"),
+        ({**good, "between.weight": good["between.weight"] / 0}, "NaN or infinite"),
+        ({**good, "second.weight": good["second.weight"] + 1}, "tied"),
+    ]
+    for state, message in bad:
+        with pytest.raises(topkast.CheckpointError, match=message):
+            topkast.load_dense_state_dict(model, {k: v * 2 if k == "first.bias" else v for k, v in state.items()})
+        assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    topkast.load_dense_state_dict(model, {"first.bias": good["first.bias"] + 1, "x": torch.zeros(1)}, strict=False)
+    assert torch.equal(model.first.bias, before["first.bias"] + 1)
+    with pytest.raises(topkast.ConfigError, match="values='dense'"):
+        topkast.dense_state_dict(model, "dense")  # type: ignore[arg-type]
