@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -11,16 +12,21 @@ from torch.nn.utils import parametrize
 from topkast.runtime.site import Site
 
 
-def _deepcopy_graph_module(self: torch.fx.GraphModule, memo: dict[int, Any]) -> torch.fx.GraphModule:
-    # GraphModule's own copy keeps only what its graph names; a site would be lost.
-    import copy
+def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """How a module that owns a site is copied.
 
-    graph = copy.deepcopy(self.graph, memo)
+    parametrize's own way would give the copy the original's compiled code, and GraphModule's keeps only what its graph
+    names, so that a site would be lost.
+    """
     twin = self.__class__.__new__(self.__class__)
     memo[id(self)] = twin
-    twin.__dict__ = copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "_graph"}, memo)
-    graph.owning_module = twin
-    twin.__dict__["_graph"] = graph
+    twin.__dict__ = copy.deepcopy(
+        {k: v for k, v in self.__dict__.items() if k not in ("_compiled_call_impl", "_graph")}, memo
+    )
+    if isinstance(self, torch.fx.GraphModule):
+        graph = copy.deepcopy(self.graph, memo)
+        graph.owning_module = twin  # type: ignore[assignment]
+        twin.__dict__["_graph"] = graph
     return twin
 
 
@@ -34,7 +40,7 @@ def _follow_flat_weights(module: nn.Module) -> None:
         """What torch computes for this list is what ``get`` gives."""
 
     module.__dict__.pop("_flat_weights", None)
-    module.__class__._flat_weights = property(get, ignore)  # type: ignore[assignment]
+    setattr(module.__class__, "_flat_weights", property(get, ignore))  # noqa: B010
 
 
 def attach(module: nn.Module, attribute: str, site: Site) -> None:
@@ -49,8 +55,9 @@ def attach(module: nn.Module, attribute: str, site: Site) -> None:
     if not parametrize.is_parametrized(module):
         parametrize._inject_new_class(module)
         module.parametrizations = nn.ModuleDict()
-        if isinstance(module, torch.fx.GraphModule):
-            module.__class__.__deepcopy__ = _deepcopy_graph_module  # type: ignore[method-assign, assignment]
+        own = getattr(module.__class__.__bases__[0], "__deepcopy__", None)
+        if own is None or isinstance(module, torch.fx.GraphModule):
+            setattr(module.__class__, "__deepcopy__", copy_module)  # noqa: B010
         if isinstance(module, nn.RNNBase):
             _follow_flat_weights(module)
     parametrize._inject_property(module, attribute)

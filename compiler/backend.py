@@ -79,10 +79,12 @@ def check_backend(backend: str, options: dict[str, Any]) -> None:
     """Raise ConfigError for a backend or an option of ``torch.compile`` that is not there."""
     if backend not in BACKENDS:
         raise ConfigError(f"backend={backend!r}: must be one of {', '.join(map(repr, BACKENDS))}")
-    allowed = {"inductor": ("fullgraph", "dynamic", "mode", "options", "disable")}.get(backend, ("fullgraph", "dynamic", "disable"))
+    allowed = {"inductor": ("fullgraph", "dynamic", "mode", "options", "disable")}.get(
+        backend, ("fullgraph", "dynamic", "disable")
+    )
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ConfigError(
-            f"unknown arguments {', '.join(unknown)}: not of topkast.compile, and for backend={backend!r} torch.compile "
-            f"takes {', '.join(allowed)}"
+            f"unknown arguments {', '.join(unknown)}: not of topkast.compile, and for backend={backend!r} "
+            f"torch.compile takes {', '.join(allowed)}"
         )

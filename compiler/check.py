@@ -16,7 +16,9 @@ def check_model(model: Any) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("model: a scripted module, whose parameters are fixed; pass the module before torch.jit")
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model: a {type(model).__name__}, must be a torch.nn.Module (for an exported program: .module())")
+        raise ModelError(
+            f"model: a {type(model).__name__}, must be a torch.nn.Module (for an exported program: .module())"
+        )
     for path, module in model.named_modules():
         where = f"model{'.' + path if path else ''}"
         if "_topkast" in module.__dict__:
@@ -29,12 +31,18 @@ def check_model(model: Any) -> None:
         if isinstance(parameter, UninitializedParameter):
             raise ModelError(f"{name}: not initialised yet; run the model once before")
         if parameter.is_meta:
-            raise ModelError(f"{name}: on the meta device, without values to choose from; use model.to_empty and initialise")
-        if isinstance(parameter.data, torch.distributed.tensor.DTensor) if _distributed() else False:
+            raise ModelError(
+                f"{name}: on the meta device, without values to choose from; use model.to_empty and initialise"
+            )
+        if _is_dtensor(parameter):
             raise ModelError(f"{name}: a DTensor; convert the model before it is sharded")
         if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
             raise ModelError(f"{name}: holds NaN or infinite values, by which no largest weights can be chosen")
 
 
-def _distributed() -> bool:
-    return torch.distributed.is_available() and hasattr(torch.distributed, "tensor")
+def _is_dtensor(parameter: nn.Parameter) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor  # slow to import
+
+    return isinstance(parameter.data, DTensor)

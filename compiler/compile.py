@@ -60,13 +60,14 @@ def compile(
         distribution: "uniform" (every weight the same), "erk" (Erdős-Rényi-Kernel, Evci et al. 2020), "global" (one
             threshold over all weights at the start, whose counts then stay), or a dict of globs over parameter names to
             (fwd, bwd), the first match counting and the arguments for the rest.
-        include: glob or globs over parameter names; only these are made sparse, small ones and a first convolution too.
+        include: glob or globs over parameter names; only these are made sparse. A full name beats the defaults that
+            keep small weights and a first convolution dense.
         exclude: glob or globs of what stays dense.
         refresh_every: optimizer steps between two choices of the sets.
         stop_exploring_after: optimizer steps after which B = A; None: never.
         explore: "topk", or "random" for B \\ A drawn at random at each refresh (the paper's ablation).
-        exploration_l2: λ of the paper's penalty, added to the gradient once an optimizer step, as ``weight_decay`` is in
-            SGD: λθ on A, λθ / D_A on B \\ A.
+        exploration_l2: λ of the paper's penalty, added to the gradient once an optimizer step, as SGD does with
+            ``weight_decay``: λθ on A, λθ / D_A on B \\ A.
         exploration_decay: c of the decoupled form: after each optimizer step θ ← θ - lr·c·θ on B \\ A.
         reservoir: where θ outside B is kept: "device", "host" (pinned with a GPU) or "disk" (a mapped temporary file).
         seed: of random exploration; None takes torch's own.

@@ -13,7 +13,7 @@ from topkast.runtime.reference import weight
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
-from .attach import _deepcopy_graph_module
+from .attach import copy_module
 from .sparsify import refresh_before_forward
 
 
@@ -39,7 +39,7 @@ def densify(model: Any) -> nn.Module:
     # innermost outwards, because each copies what it contains.
     for module in reversed(list(root.modules())):
         if isinstance(module, torch.fx.GraphModule) and id(module) not in memo:
-            _deepcopy_graph_module(module, memo)
+            copy_module(module, memo)
     twin = copy.deepcopy(root, memo)
     del twin.__dict__["_topkast"]
     for key, hook in list(twin._forward_pre_hooks.items()):

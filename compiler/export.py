@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.errors import ConfigError, ExportError
-from topkast.runtime.onnx.writer import write
 from topkast.runtime.state import find
 
 from .dense import densify
 from .flatten import Flat, Inputs, without_cache
-from .parity import compare
 
 # Name -> what turns the converted model into a plain one, ready for torch.export.
 FORMATS: dict[str, Callable[[Any], nn.Module]] = {"dense": densify}
@@ -99,6 +97,11 @@ def export(
         ExportError: the model cannot be traced or written, or what was written does not agree; no file is left.
         ModelError: the model was not converted.
     """
+    # ONNX and its runtime take long to import, and training needs neither.
+    from topkast.runtime.onnx.writer import write
+
+    from .parity import compare
+
     find(model)
     if format not in FORMATS:
         raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, FORMATS))}")

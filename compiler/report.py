@@ -204,8 +204,8 @@ def _warnings(name: str, site: Site) -> list[str]:
         found.append(f"{name}: holds NaN or infinite values")
     if site.late:
         found.append(
-            f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a backend "
-            'that is not ours; use torch.compile(model, backend="topkast")'
+            f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a "
+            'backend that is not ours; use torch.compile(model, backend="topkast")'
         )
     rows = site.row_fwd.numel()
     empty = int((site.row_fwd == site.row_ptr[:-1]).sum())

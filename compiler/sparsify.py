@@ -42,13 +42,17 @@ def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[
     for name, use in list(selection.sparse.items()):
         geometry = Geometry(tuple(parameters[name].shape), use.perm, use.lead, config.block)
         if geometry.rows < config.block[0] or geometry.cols < config.block[1]:
-            selection.dense[name] = f"its matrix [{geometry.rows}, {geometry.cols}] is smaller than the block {config.block}"
+            selection.dense[name] = (
+                f"its matrix [{geometry.rows}, {geometry.cols}] is smaller than the block {config.block}"
+            )
             too_small.append(name)
             del selection.sparse[name]
         else:
             found[name] = geometry
     if not found and too_small:
-        raise ConfigError(f"block={config.block}: larger than every weight that could be sparse: {', '.join(too_small)}")
+        raise ConfigError(
+            f"block={config.block}: larger than every weight that could be sparse: {', '.join(too_small)}"
+        )
     return found
 
 
@@ -56,7 +60,9 @@ def _check_distribution(config: Config, names: list[str]) -> None:
     if isinstance(config.distribution, dict):
         for glob in config.distribution:
             if not any(fnmatchcase(name, glob) for name in names):
-                raise ConfigError(f"distribution: the glob {glob!r} matches none of the sparse weights: {', '.join(names)}")
+                raise ConfigError(
+                    f"distribution: the glob {glob!r} matches none of the sparse weights: {', '.join(names)}"
+                )
 
 
 def convert(model: M, config: Config, example_inputs: Any = None) -> M:

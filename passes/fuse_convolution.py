@@ -7,7 +7,16 @@ from torch import fx
 
 from .base import Pass
 from .nodes import (
-    WEIGHT_GRAD, aten, emit, geometry, getitems, positions, replay, source, topkast, weight_operand,
+    WEIGHT_GRAD,
+    aten,
+    emit,
+    geometry,
+    getitems,
+    positions,
+    replay,
+    source,
+    topkast,
+    weight_operand,
 )  # fmt: skip
 
 
@@ -60,7 +69,7 @@ class FuseConvolution(Pass):
         self.matched("conv_weight_grad")
 
     def _input_gradient(self, graph: fx.Graph, node: fx.Node) -> None:
-        dy, x, w, _, *conv, mask = node.args
+        dy, x, w, _, *conv, _mask = node.args
         weight = _plain_weight(w)
         if weight is None:
             return

@@ -1,8 +1,8 @@
 """Matrix products with W_A become ``spmm`` and ``spmm_t``; products sampled at B become ``sddmm``.
 
 Every way of writing a linear layer (``F.linear``, ``addmm``, ``matmul``, ``einsum``, attention's projections, batched
-experts) is one of ``mm``, ``addmm``, ``bmm``, ``baddbmm`` here, after some moves of the weight's elements. Which product
-it is depends on where the moves took the elements, see :func:`topkast.passes.nodes.weight_operand`.
+experts) is one of ``mm``, ``addmm``, ``bmm``, ``baddbmm`` here, after some moves of the weight's elements. Which of the
+products it is depends on where the moves took the elements, see :func:`topkast.passes.nodes.weight_operand`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ from torch import Tensor, fx
 
 from .base import Pass
 from .nodes import (
-    WEIGHT_GRAD, as_matrix, aten, emit, geometry, positions, replay, source, topkast, transposed, weight_operand,
+    WEIGHT_GRAD,
+    as_matrix,
+    aten,
+    emit,
+    geometry,
+    positions,
+    replay,
+    source,
+    topkast,
+    transposed,
+    weight_operand,
 )  # fmt: skip
 
 # target -> position of the left operand; the bias, where there is one, comes before it.

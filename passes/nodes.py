@@ -68,7 +68,7 @@ def transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
     dims = list(range(node.meta["val"].dim()))
     dims[-2:] = dims[:-3:-1]
     source = node.args[0] if node.args else None
-    undone = node.target is aten.permute.default and list(node.args[1]) == dims  # type: ignore[call-overload]
+    undone = node.target is aten.permute.default and list(node.args[1]) == dims  # type: ignore[arg-type]
     if undone or (node.target is aten.t.default and len(dims) == 2):
         return source  # type: ignore[return-value]
     return emit(graph, aten.permute.default, node, dims, like=node)

@@ -1,8 +1,8 @@
 """How a weight is seen as a matrix of blocks, and how two nested sets of blocks are stored as one index.
 
-An index is three tensors of fixed shape. Block row ``i`` owns the slots ``row_ptr[i]:row_ptr[i+1]``: first the blocks of
-the forward set A, up to ``row_fwd[i]``, then those of B \\ A; inside each part the columns ascend. ``cols[slot]`` is the
-block column. So A is a prefix of every row, and one index serves all three products of a layer. Slots past
+An index is three tensors of fixed shape. Block row ``i`` owns the slots ``row_ptr[i]:row_ptr[i+1]``: first the blocks
+of the forward set A, up to ``row_fwd[i]``, then those of B \\ A; inside each part the columns ascend. ``cols[slot]`` is
+the block column. So A is a prefix of every row, and one index serves all three products of a layer. Slots past
 ``row_ptr[-1]`` are unused: a set may shrink (exploration that stops) without any shape changing.
 """
 

@@ -79,21 +79,21 @@ def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="re
 
 
 def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl="reference"):
-    *args, impl = (*args, impl)[:7]
+    args, impl = args[:6], (*args, impl)[6]
     note(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "conv")(x, values, index, geometry, bias, ConvArgs(*args))
 
 
 def conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
-    *args, impl = (*args, impl)[:7]
+    args, impl = args[:6], (*args, impl)[6]
     note(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "conv_input_grad")(dy, x, values, index, geometry, ConvArgs(*args))
 
 
 def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
-    *args, impl = (*args, impl)[:7]
+    args, impl = args[:6], (*args, impl)[6]
     note(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "conv_weight_grad")(dy, x, index, geometry, ConvArgs(*args))

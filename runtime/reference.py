@@ -77,9 +77,7 @@ def conv(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tens
     return torch.ops.aten.convolution(x, weight(values, index, geometry), bias, *args)
 
 
-def conv_input_grad(
-    dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs
-) -> Tensor:
+def conv_input_grad(dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs) -> Tensor:
     """Gradient of the convolution's input at W_A. Of x only shape and strides count."""
     w = weight(values, index, geometry)
     return torch.ops.aten.convolution_backward(dy, x, w, None, *args, [True, False, False])[0]

@@ -66,7 +66,7 @@ class Site(parametrize.ParametrizationList):
         self._start()
         theta = parameter.detach()
         fwd, bwd = self.choose_sets(theta)
-        for field, tensor in zip(Index._fields, build_index(*self._grid(fwd, bwd), n_bwd), strict=True):
+        for field, tensor in zip(Index._fields, self._index_of(fwd, bwd), strict=True):
             self.register_buffer(field, tensor)
         self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
         self._mark(fwd)
@@ -123,8 +123,9 @@ class Site(parametrize.ParametrizationList):
         """True once exploration has ended: B = A."""
         return self.rule.stop_exploring_after is not None and self.step >= self.rule.stop_exploring_after
 
-    def _grid(self, *masks: Tensor) -> tuple[Tensor, ...]:
-        return tuple(mask.view(self.geometry.grid) for mask in masks)
+    def _index_of(self, fwd: Tensor, bwd: Tensor) -> Index:
+        grid = self.geometry.grid
+        return build_index(fwd.view(grid), bwd.view(grid), self.n_bwd)
 
     def forward(self) -> Tensor:
         """W_A, dense; its gradient arrives at B only."""
@@ -223,7 +224,7 @@ class Site(parametrize.ParametrizationList):
         old_units, _ = slot_units(self.index, self.geometry)
         old_fwd, old_bwd = index_masks(self.index, self.geometry)
         fwd, bwd = self.choose_sets(theta)
-        index = build_index(*self._grid(fwd, bwd), self.n_bwd)
+        index = self._index_of(fwd, bwd)
         self._store(theta, self.original, index)
         for mine, new in zip(self.index, index, strict=True):
             mine.copy_(new)
@@ -231,8 +232,8 @@ class Site(parametrize.ParametrizationList):
         permute_state(self, old_units, units)
         self._mark(fwd)
         self.refreshed_at = self.step
-        new_share = [float((new & ~old).sum() / new.sum()) for new, old in ((fwd, old_fwd), (bwd, old_bwd))]
-        self.churn = [*self.churn[-99:], (self.step, *new_share)]
+        new_fwd, new_bwd = (float((new & ~old).sum() / new.sum()) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
+        self.churn = [*self.churn[-99:], (self.step, new_fwd, new_bwd)]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -258,4 +259,3 @@ class Site(parametrize.ParametrizationList):
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
         self.step, self.refreshed_at = (int(n) for n in found["clock"])
-

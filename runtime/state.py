@@ -55,8 +55,9 @@ def find(model: Any) -> tuple[nn.Module, Record]:
 def sites(model: Any) -> dict[str, Site]:
     """Original parameter name -> site, in the model's order."""
     root, record = find(model)
-    found = {}
+    found: dict[str, Site] = {}
     for name, owners in record.sites.items():
         path, attribute = owners[0]
-        found[name] = root.get_submodule(path).parametrizations[attribute]  # type: ignore[index, union-attr]
+        owner: Any = root.get_submodule(path)
+        found[name] = owner.parametrizations[attribute]
     return found

@@ -56,8 +56,8 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         if self.batch is not None:
             return [self.batch(generator) for _ in range(count)]
-        with torch.no_grad():
-            like = self.model()(torch.zeros(self.shape))
+        # With gradients, or re-entrant checkpoints warn.
+        like = self.model()(torch.zeros(self.shape, requires_grad=True))
         return [
             ((torch.randn(self.shape, generator=generator),), torch.randn(like.shape, generator=generator))
             for _ in range(count)

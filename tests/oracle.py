@@ -96,7 +96,7 @@ class Oracle:
             raise KeyError(f"no such parameters: {sorted(missing)}")
         self._release()
         self.steps = self.refreshed_at = 0
-        self.stopped = rules.stop == 0
+        self.stopped = False
         self.history: list[Sets] = []
         self.optimizers: list[torch.optim.Optimizer] = []
         self.sets: Sets = {}

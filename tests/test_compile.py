@@ -105,6 +105,22 @@ def test_copies_are_independent_and_moves_keep_values(reservoir):
     assert moved(torch.randn(2, 32).double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("build", [mlp, lambda: nn.Linear(32, 32)])
+def test_a_copy_of_a_compiled_model_runs_its_own_weights_eagerly(build):
+    model = small(build(), backend="aot_eager")
+    x = torch.randn(4, 32)
+    model(x)
+    twin = copy.deepcopy(model)
+    ran = [dict(site.ran) for site in sites(model).values()]
+    with torch.no_grad():
+        for site in sites(twin).values():
+            site.original.zero_()
+    twin(x).sum().backward()
+    assert [dict(site.ran) for site in sites(model).values()] == ran
+    assert all(("read", "reference", "eager") in site.ran for site in sites(twin).values())
+    assert not torch.equal(twin(x), model(x))
+
+
 def test_plain_state_dict_round_trip():
     model, other = small(mlp(), refresh_every=2), small(nn.Sequential(*mlp()), refresh_every=2)
     train(model, 5)
@@ -134,7 +150,9 @@ def test_distributions():
         kept = [found["0.weight"][i] * 64 * 128 + found["1.weight"][i] * 128 * 16 for i in (0, 1)]
         assert kept == pytest.approx([0.1 * total, 0.2 * total], abs=2)
     erk = densities(small(wide(), distribution="erk"))
-    assert erk["1.weight"][0] / erk["0.weight"][0] == pytest.approx((128 + 16) / (128 * 16) / ((64 + 128) / (64 * 128)), rel=0.02)
+    assert erk["1.weight"][0] / erk["0.weight"][0] == pytest.approx(
+        (128 + 16) / (128 * 16) / ((64 + 128) / (64 * 128)), rel=0.02
+    )
     named = densities(small(wide(), distribution={"1.*": (0.5, 0.25)}))
     assert named["1.weight"] == pytest.approx((0.5, 0.75)) and named["0.weight"] == pytest.approx((0.1, 0.2), abs=1e-3)
 

@@ -225,6 +225,7 @@ def test_all_checkpointed() -> None:
     Trio(case, {**SPARSE, "backend": "eager"}, sgd).run(loop, bitwise=True)
 
 
+@pytest.mark.filterwarnings("ignore:topkast.step without lr:UserWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lr", [None, 0.02])
 def test_no_optimizer(lr: float | None, backend: str) -> None:

@@ -26,7 +26,7 @@ RULES: dict[str, dict[str, Any]] = {
     "random, balanced blocks": {"explore": "random", "seed": 3, "balanced": True, "block": (2, 3)},
     "stop at 3": {"stop_exploring_after": 3},
     "stop at 3, random": {"stop_exploring_after": 3, "explore": "random", "seed": 3},
-    "stop at 0": {"stop_exploring_after": 0},
+    "stop at 1": {"stop_exploring_after": 1, "refresh_every": 3},
     "stop at 2, blocks": {"stop_exploring_after": 2, "refresh_every": 100, "block": (3, 5)},
     "l2": {"exploration_l2": 0.05},
     "l2, blocks, no decay": {"exploration_l2": 0.05, "exploration_decay": 0.0, "block": (3, 5)},
@@ -48,9 +48,19 @@ def test_rule(rule: str) -> None:
     trio.run(partial(plain, steps=7), bitwise="l2" not in rule)
 
 
-@pytest.mark.parametrize("rule", ["bwd=0", "block 3x5, padded", "balanced", "random", "stop at 3", "l2"])
-@pytest.mark.parametrize("name", ["cnn", "hf_conv1d", "experts"])
-def test_rule_compiled(rule: str, name: str) -> None:
+@pytest.mark.parametrize(
+    "name, rule",
+    [
+        ("cnn", "block 3x5, padded"),
+        ("cnn", "balanced"),
+        ("hf_conv1d", "random, balanced blocks"),
+        ("hf_conv1d", "stop at 3"),
+        ("experts", "bwd=0"),
+        ("experts", "block 2x2"),
+        ("mlp", "l2, blocks, no decay"),
+    ],
+)
+def test_rule_compiled(name: str, rule: str) -> None:
     """Weights whose matrix is not their own shape."""
     options = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager", **RULES[rule]}
     Trio(CASES[name], options, adamw).run(partial(plain, steps=5))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from topkast.runtime import choose, ops  # noqa: F401
+from topkast.runtime import choose, ops
 from topkast.runtime.layout import Geometry, Index, build_index, check_index, index_masks
 from topkast.runtime.record import note
 
@@ -55,7 +55,9 @@ def test_every_operator_has_a_sample():
 
 
 geometries = st.builds(
-    lambda rows, cols, r, c, swap: Geometry((cols, rows), (1, 0), 1, (r, c)) if swap else Geometry((rows, cols), (0, 1), 1, (r, c)),
+    lambda rows, cols, r, c, swap: (
+        Geometry((cols, rows), (1, 0), 1, (r, c)) if swap else Geometry((rows, cols), (0, 1), 1, (r, c))
+    ),
     *[st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.booleans()],
 )
 
@@ -89,7 +91,8 @@ def test_non_contiguous_operands(dtype):
     values = torch.randn(index.cols.numel() * LINEAR.unit).to(dtype)
     x = torch.randn(10, 5).to(dtype).t()
     torch.testing.assert_close(
-        torch.ops.topkast.spmm(x, values, *where, *shape), torch.ops.topkast.spmm(x.contiguous(), values, *where, *shape)
+        torch.ops.topkast.spmm(x, values, *where, *shape),
+        torch.ops.topkast.spmm(x.contiguous(), values, *where, *shape),
     )
 
 
@@ -107,7 +110,9 @@ def test_scores_of_what_is_not_a_number_are_largest():
     assert choose.largest(score, 2).tolist() == [False, True, True, False]
 
 
-@pytest.mark.parametrize("field, value, why", [("cols", 99, "column"), ("row_ptr", 99, "ascend"), ("row_fwd", 99, "row")])
+@pytest.mark.parametrize(
+    "field, value, why", [("cols", 99, "column"), ("row_ptr", 99, "ascend"), ("row_fwd", 99, "row")]
+)
 def test_broken_index_is_found(field, value, why):
     index, _, _ = index_of(LINEAR)
     broken = Index(*(tensor.clone() for tensor in index))
