@@ -51,6 +51,8 @@ def attach(module: nn.Module, attribute: str, site: Site) -> None:
         attribute: its name there.
         site: holds the parameter already.
     """
+    if attribute not in module._parameters:
+        return  # a module that has several names in the model comes once for each
     del module._parameters[attribute]
     if not parametrize.is_parametrized(module):
         parametrize._inject_new_class(module)

@@ -63,8 +63,6 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     }
     if optimizer is not None:
         header["optimizer"] = json.dumps(_pack_optimizer(root, optimizer, tensors))
-    tensors, aliases = _without_ties(tensors)
-    header["aliases"] = json.dumps(aliases)
     write(Path(path), tensors, header)
 
 
@@ -89,12 +87,8 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     found = sites(model)
     header, tensors = read(path)
     _check_format(path, header)
-    config, theirs, extra, aliases = (_parsed(path, header, key) for key in ("config", "sites", "extra", "aliases"))
+    config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
     packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
-    missing = sorted({name for name in aliases.values() if name not in tensors})
-    if missing:
-        raise CheckpointError(f"{path}: missing tensors: {', '.join(missing)}")
-    tensors.update({alias: tensors[name] for alias, name in aliases.items()})
     check_config(path, _config(record), config)
     check_sites(path, {name: describe(site) for name, site in found.items()}, theirs)
     # The optimizer's tensors and those inside extra state are not the model's.
@@ -200,18 +194,3 @@ def _named(packed: Any) -> list[str]:
             return [packed["tensor"]]
         packed = list(packed.values())
     return [name for item in packed for name in _named(item)] if isinstance(packed, list) else []
-
-
-def _without_ties(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors stored once each, name of each duplicate -> name it is stored under)."""
-    kept: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[Any, str] = {}
-    for name, tensor in tensors.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and place in first:
-            aliases[name] = first[place]
-        else:
-            first[place] = name
-            kept[name] = tensor
-    return kept, aliases

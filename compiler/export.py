@@ -6,18 +6,19 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.state import find
 
 from .dense import densify
+from .export_trace import first_line, trace
 from .flatten import Flat, Inputs, without_cache
 
 # Name -> what turns the converted model into a plain one, ready for torch.export.
@@ -120,10 +121,10 @@ def export(
         try:
             output_names = list(flat.named(*inputs.tensors))
         except Exception as error:
-            raise ExportError(f"example_inputs: the model does not run on them: {_first_line(error)}") from error
+            raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
         if not output_names:
             raise ExportError("the model returns no tensor")
-        program, tensors, axes = _trace(flat, inputs, dynamic_shapes, notes)
+        program, tensors, axes = trace(flat, inputs, dynamic_shapes, notes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             try:
@@ -131,7 +132,7 @@ def export(
                 write(program, folder / path.name, inputs.names, output_names, opset, named, "model.")
             except Exception as error:
                 raise ExportError(
-                    f"torch.onnx.export could not write the model at opset {opset}: {_first_line(error)}; replace the "
+                    f"torch.onnx.export could not write the model at opset {opset}: {first_line(error)}; replace the "
                     "operation it names by one that ONNX has, or give torch.onnx.export(topkast.densify(model), ...) "
                     "a translation of it"
                 ) from error
@@ -152,52 +153,3 @@ def export(
         checked.outputs,
         notes + checked.notes,
     )
-
-
-def _trace(
-    flat: Flat, inputs: Inputs, dynamic_shapes: Any, notes: list[str]
-) -> tuple[torch.export.ExportedProgram, list[Tensor], list[dict[int, str]]]:
-    """(program, the tensors it was traced with, names of their dynamic dimensions)."""
-    tensors = inputs.tensors
-    if dynamic_shapes is not None:
-        shapes = inputs.shapes(dynamic_shapes)
-        return _exported(flat, tensors, shapes), tensors, _axes(shapes)
-    sizes = [tensor.shape[0] for tensor in tensors if tensor.dim()]
-    if sizes:
-        shared = [bool(tensor.dim()) and tensor.shape[0] == sizes[0] for tensor in tensors]
-        batch = torch.export.Dim("batch")
-        # A size of 1 would be taken as a constant: trace with the example twice.
-        doubled = [torch.cat([t, t]) if sizes[0] == 1 and b else t for t, b in zip(tensors, shared, strict=True)]
-        try:
-            shapes = [{0: batch} if b else None for b in shared]
-            return _exported(flat, doubled, shapes), doubled, _axes(shapes)
-        except ExportError as error:
-            why = _first_line(error.__cause__)
-            notes.append(f"the batch size is fixed at {sizes[0]}, the model's code does not allow another: {why}")
-    return _exported(flat, tensors, [None] * len(tensors)), tensors, [{} for _ in tensors]
-
-
-def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.export.ExportedProgram:
-    try:
-        return torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
-    except Exception as error:
-        raise ExportError(
-            f"torch.export could not trace {type(flat.model).__name__}: {_first_line(error)}; let its forward not "
-            "branch on values of tensors (torch.where, torch.cond), not make numpy arrays or Python numbers of them, "
-            "and return tensors"
-        ) from error
-
-
-def _axes(shapes: list[Any]) -> list[dict[int, str]]:
-    """Names of the dynamic dimensions, for each tensor; dimensions that torch names by itself have none."""
-    found = []
-    for spec in shapes:
-        pairs = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
-        named = {axis: dim if isinstance(dim, str) else getattr(dim, "__name__", None) for axis, dim in pairs}
-        found.append({axis: name for axis, name in named.items() if name})
-    return found
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].split(' For more information')[0] if lines else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,12 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all: to a neighbour first, which then takes the name."""
+    """Write a safetensors file whole or not at all: to a neighbour first, which then takes the name.
+
+    What several names share is stored once; the header says which other names it has.
+    """
+    tensors, aliases = _without_ties(tensors)
+    header = {**header, "aliases": json.dumps(aliases)}
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file({name: _alone(tensor) for name, tensor in tensors.items()}, beside, metadata=header)
@@ -87,6 +93,26 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+    aliases = json.loads(header.get("aliases", "{}"))
+    # A name whose tensor is gone stays out, and is reported with whatever else is missing.
+    tensors.update({alias: tensors[name] for alias, name in aliases.items() if name in tensors})
+    return header, tensors
+
+
+def _without_ties(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors stored once each, name of each duplicate -> name it is stored under)."""
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in first:
+            aliases[name] = first[place]
+        else:
+            first[place] = name
+            kept[name] = tensor
+    return kept, aliases

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from topkast.runtime.layout import slot_units
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
+
+from .report_cost import count_bytes, count_flops, count_model_bytes, count_parameters
 
 COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
 
@@ -73,9 +71,9 @@ def report(model: Any) -> Report:
     units = sum(site.geometry.units for site in found.values())
     ever = sum(_ever(site) for site in found.values())
     totals = {
-        "parameters": _parameters(root, found),
-        "flops": _flops(rows, found),
-        "bytes": {"sites": _bytes(found), "model": _model_bytes(root, found)},
+        "parameters": count_parameters(root, found),
+        "flops": count_flops(rows, found),
+        "bytes": {"sites": count_bytes(found), "model": count_model_bytes(root, found)},
         "churn": {key: sum(c[key] for c in last) / len(last) for key in ("new_a", "new_b")} if last else None,
         "ever_active": ever / units,
         "step": max(site.step for site in found.values()),
@@ -116,84 +114,13 @@ def _row(name: str, site: Site, record: Record) -> dict[str, Any]:
         "unfused": unfused,
         "churn": [{"step": step, "new_a": fwd, "new_b": bwd} for step, fwd, bwd in site.churn],
         "ever_active": _ever(site) / geometry.units,
-        "bytes": _bytes({name: site}),
+        "bytes": count_bytes({name: site}),
     }
 
 
 def _ever(site: Site) -> int:
     """How many units have been in A at some time."""
     return sum(int(((site.ever >> bit) & 1).sum()) for bit in range(8))
-
-
-def _parameters(root: nn.Module, found: dict[str, Site]) -> dict[str, int]:
-    weights = sum(site.geometry.numel for site in found.values())
-    values = {id(site.original) for site in found.values()}
-    others = [p for p in root.parameters() if id(p) not in values]
-    return {
-        "all": weights + sum(p.numel() for p in others),
-        "trainable_now": sum(p.numel() for p in root.parameters() if p.requires_grad),
-        "in_sites": weights,
-    }
-
-
-def _flops(rows: list[dict[str, Any]], found: dict[str, Site]) -> dict[str, Any]:
-    """Two for each multiply-add of a weight: one product forward, two more to train. Sparse sites only."""
-    known = all(row["positions"] is not None for row in rows)
-    dense = sparse = training = 0.0
-    for row, site in zip(rows, found.values(), strict=True):
-        work = 2.0 * site.geometry.numel * (row["positions"] if known else 1)
-        dense += work
-        sparse += work * row["density_a"]
-        training += work * (2 * row["density_a"] + row["density_b"])
-    return {
-        "per": "traced call" if known else "position",
-        "dense_forward": dense,
-        "sparse_forward": sparse,
-        "dense_training": 3 * dense,
-        "sparse_training": training,
-    }
-
-
-def _nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _state(optimizers: Iterable[torch.optim.Optimizer], parameter: Tensor) -> list[Tensor]:
-    states = (optimizer.state.get(parameter, {}) for optimizer in optimizers)
-    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
-
-
-def _bytes(found: dict[str, Site]) -> dict[str, int]:
-    """Bytes of these sites, and of the same weights trained dense with the same optimizer."""
-    total = dict.fromkeys(("values", "gradient", "optimizer", "index", "reservoir", "sparse", "dense"), 0)
-    for site in found.values():
-        state = _state(site.optimizers, site.original)
-        size, numel = site.original.element_size(), site.geometry.numel
-        part = {
-            "values": site.original.numel() * size,
-            "gradient": site.original.numel() * size,
-            "optimizer": _nbytes(state),
-            "index": _nbytes([*site.index, site.ever]),
-            "reservoir": _nbytes([site.reservoir]),
-        }
-        # The state dense training would hold: one number a weight where there is one a value now.
-        dense_state = sum(
-            numel * value.element_size() if value.shape == site.original.shape else _nbytes([value]) for value in state
-        )
-        part["sparse"], part["dense"] = sum(part.values()), 2 * numel * size + dense_state
-        total = {key: total[key] + part[key] for key in total}
-    return total
-
-
-def _model_bytes(root: nn.Module, found: dict[str, Site]) -> dict[str, Any]:
-    """The same for the whole model: what is not in sites costs equally much on both sides."""
-    optimizers = {id(o): o for site in found.values() for o in site.optimizers}.values()
-    values = {id(site.original) for site in found.values()}
-    others = [p for p in root.parameters() if id(p) not in values]
-    rest = _nbytes(others) + _nbytes(p for p in others if p.requires_grad)
-    rest += sum(_nbytes(_state(optimizers, p)) for p in others)
-    own = _bytes(found)
-    return {"sparse": own["sparse"] + rest, "dense": own["dense"] + rest, "optimizer_seen": bool(optimizers)}
 
 
 def _warnings(name: str, site: Site) -> list[str]:

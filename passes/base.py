@@ -24,8 +24,10 @@ class Pass:
     def matched(self, what: str) -> None:
         self.matches[what] += 1
 
-    def refused(self, why: str) -> None:
+    def refused(self, why: str, node: fx.Node) -> None:
+        """Leave ``node``, a ``weight`` or ``weight_grad``, as it is; ``explain_unfused`` tells the report."""
         self.refusals[why] += 1
+        node.meta["refused"] = why
 
     def rewrite(self, graph: fx.Graph) -> None:
         """Change ``graph`` in place."""

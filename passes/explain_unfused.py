@@ -40,7 +40,9 @@ class ExplainUnfused(Pass):
                 why = _reason([] if found is None else [_name(found)], "gradient made by")
             else:
                 continue
+            if "refused" in node.meta:
+                why = f"{node.meta['refused']} ({why})"
             node.args = (*node.args[:9], why)
             for stale in ("eager_input_vals", "arg_kwarg_vals"):
                 node.meta.pop(stale, None)
-            self.refused(why)
+            self.refusals[why] += 1

@@ -59,7 +59,7 @@ class FuseConvolution(Pass):
         start = positions(geometry(node).shape)
         came = replay(chain, start)
         if came is None or not torch.equal(came, start):
-            return self.refused("the gradient is rearranged after the convolution")
+            return self.refused("the gradient is rearranged after the convolution", node)
         dy, x = backward.args[:2]  # type: ignore[union-attr]
         with graph.inserting_before(node):
             conv = backward.args[4:10]  # type: ignore[union-attr]
@@ -75,7 +75,7 @@ class FuseConvolution(Pass):
             return
         outputs = {k: v for k, v in getitems(node).items() if v.users}
         if 1 in outputs:
-            return self.refused("the dense weight gradient of a convolution is used")
+            return self.refused("its dense gradient is used by other ops", weight)
         with graph.inserting_before(node):
             if 0 in outputs:
                 new = emit(graph, topkast.conv_input_grad.default, dy, x, *weight.args[:9], *conv, like=node)

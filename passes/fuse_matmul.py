@@ -61,14 +61,14 @@ class FuseMatmul(Pass):
             operand, swapped = weight_operand(left), True
         if operand is None:
             return
-        if any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
-            return self.refused("scaled by alpha or beta")
         weight, where = operand
+        if any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
+            return self.refused("scaled by alpha or beta", weight)
         g = geometry(weight)
         # W y = (y^T W^T)^T: a weight on the left is the other product on transposed activations.
         side = _side(where.mT if swapped else where, as_matrix(positions(g.shape), g))
         if side is None:
-            return self.refused("the weight's rows and columns are mixed before the product")
+            return self.refused("the weight's rows and columns are mixed before the product", weight)
         with graph.inserting_before(node):
             x = transposed(graph, right) if swapped else left  # type: ignore[arg-type]
             fused_bias = bias if side == "transpose" and not swapped else None
@@ -91,12 +91,12 @@ class FuseMatmul(Pass):
         g = geometry(node)
         shape = found.meta["val"].shape
         if not all(isinstance(size, int) for size in shape):
-            return self.refused("a gradient of symbolic shape")
+            return self.refused("a gradient of symbolic shape", node)
         where = positions(tuple(shape))
         came = replay(chain, where)
         side = None if came is None else _side(where, as_matrix(came, g))
         if side is None:
-            return self.refused("the gradient's rows and columns are mixed after the product")
+            return self.refused("the gradient's rows and columns are mixed after the product", node)
         a, b = found.args  # dW = a b
         with graph.inserting_before(node):
             if side == "matrix":  # dW = dY^T X

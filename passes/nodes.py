@@ -27,7 +27,7 @@ MOVES = {
 
 
 # What a node's meta says of its own arguments and value: wrong for any other node.
-STALE = ("val", "tensor_meta", "recompute", "eager_input_vals", "arg_kwarg_vals")
+STALE = ("val", "tensor_meta", "recompute", "eager_input_vals", "arg_kwarg_vals", "refused")
 
 
 def is_cast(node: Any) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import choose
+from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .errors import ConfigError
 from .follow import permute_state
 from .layout import Geometry, Index, build_index, check_index, index_masks, slot_units

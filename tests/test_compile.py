@@ -184,6 +184,17 @@ def test_tied_weights_are_one_site():
     assert sum(p.numel() for p in model.parameters()) == round(0.2 * 256) + 32
 
 
+def test_a_module_with_two_names_is_one_site():
+    model = nn.Sequential(layer := nn.Linear(32, 32), nn.ReLU(), layer)
+    keys = list(model.state_dict())
+    small(model)
+    assert list(sites(model)) == ["0.weight"]
+    model(torch.randn(2, 32)).sum().backward()
+    assert list(topkast.dense_state_dict(model)) == keys
+    plain = topkast.densify(model)
+    assert plain[0] is plain[2] and list(plain.state_dict()) == keys
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_graph_module_and_exported_program(backend):
     x = torch.randn(4, 32)

@@ -118,11 +118,11 @@ def test_autocast_casts_values_not_the_dense_weight():
     [
         (lambda x, w, b: x @ w[:, :6], "cut into pieces"),
         (lambda x, w, b: x @ torch.cat([w, w], 1), "cut into pieces or joined: used by cat"),
-        (lambda x, w, b: x @ w.view(4, 2, 3, 4).transpose(1, 2).reshape(8, 12).t(), "used by mm"),
+        (lambda x, w, b: x @ w.view(4, 2, 3, 4).transpose(1, 2).reshape(8, 12).t(), "are mixed"),
     ],
 )
 def test_near_misses_are_left_alone_and_explained(use, why):
-    shape = (8, 12) if "mm" in why else (12, 8)
+    shape = (8, 12) if "mixed" in why else (12, 8)
     torch.manual_seed(0)
     model = convert(Holder(shape, use), x := rows(5, 12), include="w")
     reference = copy.deepcopy(model)

@@ -26,7 +26,7 @@ def _trained(name: str, steps: int = 3, **options: Any) -> tuple[nn.Module, torc
 
 @pytest.mark.parametrize("options", [{}, {"block": (2, 4), "fwd": 0.5}, {"balanced": True}, {"reservoir": "host"}])
 def test_counts_are_those_of_the_masks(options: dict[str, Any]) -> None:
-    model, _ = _trained("gpt2", **options)
+    model, _ = _trained("tied", **options)
     facts = topkast.report(model)
     masks = topkast.masks(model)
     theta = topkast.dense_state_dict(model, "all")

@@ -1,0 +1,62 @@
+"""Trace a plain model for export: with a batch of any size where its code allows that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkast.runtime.errors import ExportError
+
+from .flatten import Flat, Inputs
+
+
+def trace(
+    flat: Flat, inputs: Inputs, dynamic_shapes: Any, notes: list[str]
+) -> tuple[torch.export.ExportedProgram, list[Tensor], list[dict[int, str]]]:
+    """(program, the tensors it was traced with, names of their dynamic dimensions)."""
+    tensors = inputs.tensors
+    if dynamic_shapes is not None:
+        shapes = inputs.shapes(dynamic_shapes)
+        return _exported(flat, tensors, shapes), tensors, _axes(shapes)
+    sizes = [tensor.shape[0] for tensor in tensors if tensor.dim()]
+    if sizes:
+        shared = [bool(tensor.dim()) and tensor.shape[0] == sizes[0] for tensor in tensors]
+        batch = torch.export.Dim("batch")
+        # A size of 1 would be taken as a constant: trace with the example twice.
+        doubled = [torch.cat([t, t]) if sizes[0] == 1 and b else t for t, b in zip(tensors, shared, strict=True)]
+        try:
+            shapes = [{0: batch} if b else None for b in shared]
+            return _exported(flat, doubled, shapes), doubled, _axes(shapes)
+        except ExportError as error:
+            why = first_line(error.__cause__)
+            notes.append(f"the batch size is fixed at {sizes[0]}, the model's code does not allow another: {why}")
+    return _exported(flat, tensors, [None] * len(tensors)), tensors, [{} for _ in tensors]
+
+
+def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export could not trace {type(flat.model).__name__}: {first_line(error)}; let its forward not "
+            "branch on values of tensors (torch.where, torch.cond), not make numpy arrays or Python numbers of them, "
+            "and return tensors"
+        ) from error
+
+
+def _axes(shapes: list[Any]) -> list[dict[int, str]]:
+    """Names of the dynamic dimensions, for each tensor; dimensions that torch names by itself have none."""
+    found = []
+    for spec in shapes:
+        pairs = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
+        named = {axis: dim if isinstance(dim, str) else getattr(dim, "__name__", None) for axis, dim in pairs}
+        found.append({axis: name for axis, name in named.items() if name})
+    return found
+
+
+def first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].split(' For more information')[0] if lines else ''}"
