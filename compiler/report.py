@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from topkast.passes import summary
 from topkast.runtime.layout import slot_units
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
@@ -28,6 +29,8 @@ class Report:
         how: how the model was traced.
         backend: what it was compiled with.
         config: the arguments of the conversion.
+        passes: of all graphs this process compiled (not of those that came from a compile cache), per pass its runs,
+            rewrites by kind, refusals by reason and seconds.
     """
 
     sites: list[dict[str, Any]]
@@ -37,6 +40,7 @@ class Report:
     how: str
     backend: str
     config: dict[str, Any]
+    passes: dict[str, dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """The same, as data that ``json.dumps`` takes."""
@@ -80,7 +84,7 @@ def report(model: Any) -> Report:
     }
     config = {**asdict(record.config), "block": list(record.config.block)}
     warnings = [*record.warnings, *(text for name, site in found.items() for text in _warnings(name, site))]
-    return Report(rows, dict(record.dense), totals, warnings, record.how, record.backend, _plain(config))
+    return Report(rows, dict(record.dense), totals, warnings, record.how, record.backend, _plain(config), summary())
 
 
 def _plain(value: Any) -> Any:

@@ -32,8 +32,20 @@ def render(report: Report) -> Group:
     if report.dense:
         parts.append(_dense(report))
     parts.append(_totals(report))
+    if report.passes:
+        parts.append(_passes(report))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     return Group(*parts)
+
+
+def _passes(report: Report) -> Table:
+    table = Table(title="graph passes over what this process compiled", title_justify="left")
+    for heading in ("pass", "runs", "seconds", "rewritten", "refused"):
+        table.add_column(heading, justify="right" if heading in ("runs", "seconds") else "left")
+    for name, total in report.passes.items():
+        counts = (", ".join(f"{what} {n}" for what, n in total[kind].items()) for kind in ("matches", "refusals"))
+        table.add_row(name, str(total["runs"]), f"{total['seconds']:.3f}", *map(Text, counts))
+    return table
 
 
 def _sites(report: Report) -> Table:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from .base import LOG, Pass, run
+from .base import LOG, Pass, run, summary
 from .choose_kernel import ChooseKernel
 from .explain_unfused import ExplainUnfused
 from .fuse_convolution import FuseConvolution
@@ -48,4 +48,4 @@ class JointPass(CustomGraphPass):
         return get_hash_for_files(tuple(map(str, files)), torch.__version__)
 
 
-__all__ = ["INFERENCE", "JOINT", "LOG", "JointPass", "inference", "joint"]
+__all__ = ["INFERENCE", "JOINT", "LOG", "JointPass", "inference", "joint", "summary"]

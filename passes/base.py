@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -74,3 +75,15 @@ def run(pipeline: Sequence[type[Pass]], graph: fx.Graph) -> None:
         if folder:
             _dump(folder, number, f"{one.name}-after", graph, f"rewritten {one.matches}, refused {one.refusals}")
     graph.lint()
+
+
+def summary() -> dict[str, dict[str, Any]]:
+    """:data:`LOG` by pass: runs, seconds, and the sums of matches and refusals; passes without a match are there too."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in LOG:
+        total = found.setdefault(entry.name, {"runs": 0, "seconds": 0.0, "matches": {}, "refusals": {}})
+        total["runs"] += 1
+        total["seconds"] += entry.seconds
+        for kind in ("matches", "refusals"):
+            total[kind] = dict(Counter(total[kind]) + Counter(getattr(entry, kind)))
+    return found

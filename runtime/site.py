@@ -74,6 +74,7 @@ class Site(parametrize.ParametrizationList):
         self._hold(allocate(rule.reservoir, outside * geometry.unit, theta))
         values = theta.new_empty(n_bwd * geometry.unit)
         self._store(theta, values, self.index)
+        parameter.grad = None
         with torch.no_grad():
             parameter.set_(values)  # type: ignore[call-overload]
         self.register_parameter("original", parameter)
@@ -95,16 +96,14 @@ class Site(parametrize.ParametrizationList):
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
         twin = self.__new__(self.__class__)
         memo[id(self)] = twin
-        skip = {"optimizers": None, "ran": None, "key": None}
-        reservoir = self.reservoir
-        if self.rule.reservoir != "device":
-            skip["reservoir"] = None
-        twin.__dict__ = copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in skip}, memo)
+        own = {"optimizers", "ran", "key"} | (set() if self.rule.reservoir == "device" else {"reservoir"})
+        twin.__dict__ = copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in own}, memo)
         churn = twin.churn
         twin._start()
         twin.churn = churn
-        if "reservoir" in skip:
-            twin.reservoir = allocate(self.rule.reservoir, reservoir.numel(), reservoir).copy_(reservoir)
+        if "reservoir" in own:
+            kept = self.reservoir
+            twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
         return twin
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:

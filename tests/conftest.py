@@ -9,6 +9,9 @@ import budget
 import pytest
 import torch
 
+# The tensors are tiny, and pytest-xdist already gives every core a process.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:

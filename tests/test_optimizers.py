@@ -40,7 +40,7 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "nadam": partial(optim.NAdam, lr=0.01),
     "radam": partial(optim.RAdam, lr=0.01),
     "adamax": partial(optim.Adamax, lr=0.01),
-    "adadelta": partial(optim.Adadelta, lr=0.5, weight_decay=0.1),
+    "adadelta": partial(optim.Adadelta, lr=20.0, weight_decay=0.1),
     "asgd": partial(optim.ASGD, lr=0.02, t0=2.0, weight_decay=0.1),
     "rprop": partial(optim.Rprop, lr=0.01),
 }
