@@ -93,7 +93,7 @@ class Config:
         put("exclude", _globs("exclude", self.exclude))
         _number("refresh_every", self.refresh_every, 1, integer=True)
         if self.stop_exploring_after is not None:
-            _number("stop_exploring_after", self.stop_exploring_after, 1, integer=True)
+            _number("stop_exploring_after", self.stop_exploring_after, 0, integer=True)
         _choice("explore", self.explore, EXPLORERS)
         _number("exploration_l2", self.exploration_l2, 0)
         _number("exploration_decay", self.exploration_decay, 0)

@@ -138,6 +138,11 @@ def _warnings(name: str, site: Site) -> list[str]:
             f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a "
             'backend that is not ours; use torch.compile(model, backend="topkast")'
         )
+    if site.decayed_by > 1:
+        found.append(
+            f"{name}: exploration_decay * lr = {site.decayed_by:.3g} is above 1, so every step turns the sign of "
+            "explored weights; choose a smaller exploration_decay"
+        )
     rows = site.row_fwd.numel()
     empty = int((site.row_fwd == site.row_ptr[:-1]).sum())
     if empty:

@@ -78,7 +78,7 @@ def run(pipeline: Sequence[type[Pass]], graph: fx.Graph) -> None:
 
 
 def summary() -> dict[str, dict[str, Any]]:
-    """:data:`LOG` by pass: runs, seconds, and the sums of matches and refusals; passes without a match are there too."""
+    """:data:`LOG` by pass: runs, seconds, and the sums of matches and refusals; passes without a match too."""
     found: dict[str, dict[str, Any]] = {}
     for entry in LOG:
         total = found.setdefault(entry.name, {"runs": 0, "seconds": 0.0, "matches": {}, "refusals": {}})

@@ -42,7 +42,8 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
         if strength == 0 or grad is None:
             continue
         density = site.n_fwd / site.geometry.units
-        factor = torch.where(site.explored(), strength / density, strength)
+        factor = torch.full_like(site.original, strength)
+        factor[site.explored()] = strength / density
         scale = getattr(optimizer, "grad_scale", None)  # set while a fused optimizer holds scaled gradients
         grad.add_(site.original * (factor if scale is None else factor * scale))
 
@@ -68,6 +69,7 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
         site.refresh()
     decay = site.rule.exploration_decay
     if decay and lr is not None and not site.stopped:
+        site.decayed_by = lr * decay if isinstance(lr, (int, float)) else 0.0  # no sync for the sake of a warning
         explored = site.explored()
         site.original.copy_(torch.where(explored, site.original * (1 - lr * decay), site.original))
     site.step += 1

@@ -83,6 +83,7 @@ class Site(parametrize.ParametrizationList):
         self.key = enrol(self)
         self.ran: Counter[tuple[str, str, str]] = Counter()
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
+        self.decayed_by = 0.0  # lr * exploration_decay of the last step
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 

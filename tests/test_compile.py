@@ -157,6 +157,21 @@ def test_distributions():
     assert named["1.weight"] == pytest.approx((0.5, 0.75)) and named["0.weight"] == pytest.approx((0.1, 0.2), abs=1e-3)
 
 
+def test_exploration_that_never_starts():
+    model = small(mlp(), stop_exploring_after=0, refresh_every=2)
+    for _ in range(2):
+        assert all(torch.equal(*pair) for pair in topkast.masks(model).values())
+        train(model, 3)
+
+
+def test_decay_that_overshoots_is_reported():
+    model = small(mlp())
+    train(model, 1, lr=0.05)
+    assert not any("exploration_decay" in warning for warning in topkast.report(model).warnings)
+    train(model, 1, lr=0.2)
+    assert any("exploration_decay" in warning for warning in topkast.report(model).warnings)
+
+
 def test_blocks_and_balance():
     model = small(nn.Linear(30, 22), 0.75, 0.5, block=(4, 3), balanced=True)
     fwd, bwd = topkast.masks(model)["weight"]
@@ -286,7 +301,7 @@ def broken(value):
         ({"include": "nothing*"}, ["include", "nothing*"]),
         ({"exclude": ["nothing*"]}, ["exclude", "nothing*"]),
         ({"refresh_every": 0}, ["refresh_every=0"]),
-        ({"stop_exploring_after": 0}, ["stop_exploring_after=0"]),
+        ({"stop_exploring_after": -1}, ["stop_exploring_after=-1"]),
         ({"explore": "best"}, ["explore='best'", "'random'"]),
         ({"exploration_l2": -1}, ["exploration_l2=-1"]),
         ({"exploration_decay": float("nan")}, ["exploration_decay=nan"]),
