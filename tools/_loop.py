@@ -79,7 +79,7 @@ def train(args: argparse.Namespace, text: Text, sides: tuple[Side, Side], consol
     """Train both models side by side; return the churn, (step, share of A that is new, share of B), per refresh."""
     sparse = sides[1].model
     generator = torch.Generator().manual_seed(args.seed)
-    few, many = (text.validation_batches(n, args.batch, args.length) for n in (2, 12))
+    few, many = (text.validation_batches(n, args.batch, args.length) for n in (4, 24))
     evaluations = {round(args.steps * share / 6) for share in range(6)}
     held, turnover = topkast.masks(sparse), []
     for side in sides:

@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import topkast
 # name → layers, width, heads; `gpt2` and up are the published sizes, for machines that can.
 MODELS = {
     "gpt2-nano": (2, 64, 2),
-    "gpt2-tiny": (4, 192, 6),
+    "gpt2-tiny": (4, 128, 4),
     "gpt2-mini": (6, 384, 6),
     "gpt2": (12, 768, 12),
     "gpt2-medium": (24, 1024, 16),
@@ -43,15 +44,20 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--bwd", type=float, default=0.8, help="backward sparsity: share that gets no gradient; at most --fwd")
     add("--block", type=_block, default=(1, 1), metavar="RxC", help="unit that is kept or dropped, such as 16x16")
     add("--refresh-every", type=_positive, default=20, metavar="N", help="steps between two choices of the sets")
-    add("--steps", type=_positive, default=160, help="optimizer steps of each model")
-    add("--batch", type=_positive, default=16, help="sequences in a batch")
+    add("--steps", type=_positive, default=250, help="optimizer steps of each model")
+    add("--batch", type=_positive, default=8, help="sequences in a batch")
     add("--length", type=_positive, default=128, help="bytes in a sequence")
-    add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (warm-up, then cosine), of both models")
+    add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW (warm-up, then cosine), of both models")
     add("--seed", type=int, default=0, help="of the weights and of the batches")
     add("--text", type=Path, metavar="PATH", help="your own text, a file or a folder; default: Python's own sources")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--backend", choices=("inductor", "aot_eager", "eager"), default="inductor", help="torch.compile's, for both")
-    add("--threads", type=_positive, help="CPU threads; default: what torch chooses")
+    add(
+        "--threads",
+        type=_positive,
+        default=max(1, (os.cpu_count() or 1) // 2),
+        help="CPU threads; more than are idle wait for one another",
+    )
     add("--out", type=Path, default=Path("build/demo"), help="folder for plots, model.onnx and summary.json")
     args = parser.parse_args(argv)
     if not 0 <= args.bwd <= args.fwd < 1:
@@ -101,8 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)  # a pipe would be taken for 80 columns
     for name in ("transformers", "torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     try:
         text = load_text(args.text, args.length)
         args.out.mkdir(parents=True, exist_ok=True)
