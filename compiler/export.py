@@ -79,7 +79,8 @@ def export(
 
     The file appears only once it has passed: onnx.checker, and with ``verify`` runs in ONNX Runtime on the example
     inputs and on random ones of other batch sizes, whose results must agree with PyTorch's (see
-    :func:`topkast.compiler.parity.compare` for the bound). The model itself is not touched.
+    :func:`topkast.compiler.parity.compare` for the bound). The model itself is not touched. A later forward that is
+    differentiated may refresh the sets, after which the model is not the one in the file: compare under ``no_grad``.
 
     Args:
         model: a model converted by topkast, or a wrapper of it.
