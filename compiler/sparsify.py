@@ -96,6 +96,8 @@ def convert(model: M, config: Config, example_inputs: Any = None) -> M:
         keys=list(model.state_dict().keys()),
         order={path: list(module._parameters) for path, module in model.named_modules() if module._parameters},
     )
+    if example_inputs is not None and selection.how.startswith("structure"):
+        record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
     rule = config.rule()
     # From here nothing may fail: every argument has been checked.
     for name, geometry in geometries.items():

@@ -182,6 +182,12 @@ def test_blocks_and_balance():
         assert torch.equal(padded.amin(3).amin(1)[:5], blocks[:5])
 
 
+def test_example_inputs_that_do_not_fit_are_reported():
+    model = small(mlp(), example_inputs=(torch.randn(2, 7),))
+    assert set(sites(model)) == {"0.weight", "2.weight"}
+    assert any("example_inputs" in warning for warning in topkast.report(model).warnings)
+
+
 def test_tied_weights_are_one_site():
     class Tied(nn.Module):
         def __init__(self):
