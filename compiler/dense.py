@@ -13,8 +13,6 @@ from topkast.runtime.reference import weight
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
-from .densify import densify as densify
-
 
 def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """The sets of every site.

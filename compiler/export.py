@@ -17,7 +17,7 @@ from torch import nn
 from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.state import find
 
-from .dense import densify
+from .densify import densify
 from .export_trace import first_line, trace
 from .flatten import Flat, Inputs, without_cache
 

@@ -12,7 +12,7 @@ from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
 from topkast.runtime.site import Site
-from topkast.runtime.state import Record, find
+from topkast.runtime.state import Record, sites
 
 from .attach import attach
 from .check import check_model
@@ -30,9 +30,8 @@ def refresh_before_forward(model: nn.Module, args: Any) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    root, record = find(model)
-    for path, attribute in (owners[0] for owners in record.sites.values()):
-        root.get_submodule(path).parametrizations[attribute].refresh_if_due()  # type: ignore[index, union-attr]
+    for site in sites(model).values():
+        site.refresh_if_due()
 
 
 def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:

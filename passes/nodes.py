@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -96,9 +97,7 @@ def source(node: Any) -> tuple[fx.Node | None, list[fx.Node]]:
 
 def positions(shape: tuple[int, ...]) -> Tensor:
     """A tensor in which every element is its own position."""
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     return torch.arange(count, dtype=torch.int64 if count > 2**31 - 1 else torch.int32).view(shape)
 
 

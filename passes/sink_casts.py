@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from .base import Pass
-from .nodes import MOVES, WEIGHT, WEIGHT_GRAD, aten, emit, is_cast
+from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, is_cast, source
 
 
 class SinkCasts(Pass):
@@ -22,16 +22,13 @@ class SinkCasts(Pass):
         """cast(move*(weight(v))) -> move*(weight(cast(v)))"""
         if not is_cast(node):
             return False
-        chain, found = [], node.args[0]
-        while isinstance(found, fx.Node) and found.target in MOVES:
-            chain.append(found)
-            found = found.args[0]
-        if not isinstance(found, fx.Node) or found.target is not WEIGHT:
+        found, chain = source(node.args[0])
+        if found is None or found.target is not WEIGHT:
             return False
         with graph.inserting_before(node):
             values = emit(graph, node.target, found.args[0], *node.args[1:], like=node, **node.kwargs)  # type: ignore[arg-type]
             new = emit(graph, WEIGHT, values, *found.args[1:], like=found)
-            for move in reversed(chain):
+            for move in chain:
                 new = emit(graph, move.target, new, *move.args[1:], like=move, **move.kwargs)  # type: ignore[arg-type]
         node.replace_all_uses_with(new)
         graph.erase_node(node)
@@ -42,11 +39,8 @@ class SinkCasts(Pass):
         """weight_grad(cast(g)) -> cast(weight_grad(g)), and the same with a sum; moves between them are kept."""
         if node.target is not WEIGHT_GRAD:
             return False
-        chain, found = [], node.args[0]
-        while isinstance(found, fx.Node) and found.target in MOVES:
-            chain.append(found)
-            found = found.args[0]
-        if not isinstance(found, fx.Node):
+        found, chain = source(node.args[0])
+        if found is None:
             return False
         summed = found.target is aten.add.Tensor and not found.kwargs and self._same_shapes(found)
         if not (is_cast(found) or summed):
@@ -54,7 +48,7 @@ class SinkCasts(Pass):
         with graph.inserting_before(node):
             parts = []
             for part in found.args if summed else found.args[:1]:
-                for move in reversed(chain):
+                for move in chain:
                     part = emit(graph, move.target, part, *move.args[1:], like=move, **move.kwargs)  # type: ignore[arg-type]
                 parts.append(emit(graph, WEIGHT_GRAD, part, *node.args[1:], like=node))
             rest = () if summed else found.args[1:]

@@ -170,16 +170,15 @@ class Site(parametrize.ParametrizationList):
         outside = torch.nonzero(~index_masks(index, self.geometry)[1]).view(-1)
         self.reservoir[: outside.numel() * self.geometry.unit].copy_(blocks[outside].view(-1))
 
-    def theta(self, values: Tensor | None = None, index: Index | None = None) -> Tensor:
+    def theta(self) -> Tensor:
         """All of θ, dense, detached: B's values and the reservoir put together."""
-        values, index = self.original if values is None else values, index or self.index
-        geometry = self.geometry
+        values, index, geometry = self.original.detach(), self.index, self.geometry
         units, _ = slot_units(index, geometry)
-        blocks = values.detach().new_empty(geometry.units + 1, geometry.unit)
+        blocks = values.new_empty(geometry.units + 1, geometry.unit)
         outside = torch.nonzero(~index_masks(index, geometry)[1]).view(-1)
         rest = self.reservoir[: outside.numel() * geometry.unit]
         blocks[outside] = rest.to(blocks.device).view(-1, geometry.unit)
-        blocks[units] = values.detach().view(-1, geometry.unit)
+        blocks[units] = values.view(-1, geometry.unit)
         return geometry.from_blocks(blocks[:-1])
 
     def sets(self) -> tuple[Tensor, Tensor]:
