@@ -1,4 +1,4 @@
-# The commands: setup, demo, test, lint. Each makes what it needs first, so any of them works from a fresh clone.
+# The commands: setup, demo, test, lint, sanitize. Each makes what it needs first, so any of them works from a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,13 +7,13 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint sanitize clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
 
 # torch goes first, alone and pinned: what is resolved after it must fit it, not the other way round.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
 	$(BIN)/python -m pip install -q --no-input -c constraints.txt torch==2.13.0
@@ -34,5 +34,16 @@ lint: $(READY)
 	mkdir -p build/types && ln -sfn ../.. build/types/topkast
 	MYPYPATH=build/types $(BIN)/mypy -m topkast -p topkast.compiler -p topkast.passes -p topkast.runtime
 
+# The kernel tests on a library that stops at the first read or write out of bounds, or undefined operation.
+SANITIZED := build/sanitized/_kernels.so
+$(SANITIZED): $(wildcard runtime/native/*)
+	mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -fPIC -shared -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all \
+		runtime/native/*.cpp -o $@
+
+sanitize: $(READY) $(SANITIZED)
+	TOPKAST_NATIVE=$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_native.py $(ARGS)
+
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build *.egg-info runtime/native/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

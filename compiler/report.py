@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from topkast.passes import summary
+from topkast.runtime import native
 from topkast.runtime.layout import slot_units
+from topkast.runtime.planner import measured
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
@@ -22,7 +24,8 @@ class Report:
     Args:
         sites: one dict for each sparse weight: name, shape, owners, ops, density_a, density_b (from the stored sets),
             block, balanced, matrix, positions, fused (product -> kernel -> runs), unfused (product, why, runs),
-            churn (step, new share of A, new share of B), ever_active, bytes.
+            measured (product, m, dtype, threads, chosen, seconds by kernel; what the planner knows of weights like
+            this on this machine), churn (step, new share of A, new share of B), ever_active, bytes.
         dense: parameter name -> why it stayed dense.
         totals: parameters, flops, bytes, churn, ever_active.
         warnings: what the user should know.
@@ -84,6 +87,11 @@ def report(model: Any) -> Report:
     }
     config = {**asdict(record.config), "block": list(record.config.block)}
     warnings = [*record.warnings, *(text for name, site in found.items() for text in _warnings(name, site))]
+    if native.library() is None:
+        warnings.append(
+            "the native CPU kernels were not built at install (no C++ compiler?): products on the CPU run on the "
+            "reference kernels, slower than dense; install again with a compiler"
+        )
     return Report(rows, dict(record.dense), totals, warnings, record.how, record.backend, _plain(config), summary())
 
 
@@ -116,6 +124,10 @@ def _row(name: str, site: Site, record: Record) -> dict[str, Any]:
         "positions": record.positions[name],
         "fused": fused,
         "unfused": unfused,
+        "measured": [
+            {**entry, "chosen": min(entry["seconds"], key=entry["seconds"].get)}
+            for entry in measured(geometry, site.n_fwd, site.n_bwd)
+        ],
         "churn": [{"step": step, "new_a": fwd, "new_b": bwd} for step, fwd, bwd in site.churn],
         "ever_active": _ever(site) / geometry.units,
         "bytes": count_bytes({name: site}),

@@ -80,7 +80,17 @@ def _ran(row: dict[str, Any]) -> str:
     for entry in row["unfused"]:
         reasons[entry["why"]].append(f"{entry['product']} {entry['runs']}×")
     lines += [f"not fused ({why}): {', '.join(runs)}" for why, runs in reasons.items()]
+    lines += [_measured(entry) for entry in row["measured"]]
     return "\n".join(lines) or "not run yet"
+
+
+def _measured(entry: dict[str, Any]) -> str:
+    """Such as: spmm, 256 rows: dense is faster here, 0.90 ms against 1.10 (native)."""
+    first, *others = sorted(entry["seconds"].items(), key=lambda item: item[1])
+    against = ", ".join(f"{1e3 * seconds:.3g} ({name})" for name, seconds in others)
+    return (
+        f"{entry['product']}, {entry['m']} rows: {first[0]} is faster here, {1e3 * first[1]:.3g} ms against {against}"
+    )
 
 
 def _dense(report: Report) -> Table:

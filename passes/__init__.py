@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+from topkast.runtime import planner
+
 from .base import LOG, Pass, run, summary
 from .choose_kernel import ChooseKernel
 from .explain_unfused import ExplainUnfused
@@ -44,8 +46,11 @@ class JointPass(CustomGraphPass):
         from pathlib import Path
 
         here = Path(__file__).parent
-        files = sorted([*here.glob("*.py"), *(here.parent / "runtime").glob("*.py")])
-        return get_hash_for_files(tuple(map(str, files)), torch.__version__)
+        runtime = here.parent / "runtime"
+        files = sorted([*here.glob("*.py"), *runtime.glob("*.py"), *(runtime / "native").glob("*.py")])
+        # Which kernels were chosen stands in the graph: another machine, setting or thread count chooses again.
+        chosen = f"{torch.__version__} {planner.machine()} {planner.setting()} {torch.get_num_threads()}"
+        return get_hash_for_files(tuple(map(str, files)), chosen)
 
 
 __all__ = ["INFERENCE", "JOINT", "LOG", "JointPass", "inference", "joint", "summary"]

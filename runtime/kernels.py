@@ -1,19 +1,23 @@
 """The kernels that can run a product. A kernel never changes what is computed, only how.
 
-A new implementation is a module with the functions of :mod:`topkast.runtime.reference` it speeds up, listed here with
-the case it fits. ``passes/choose_kernel.py`` asks :func:`candidates` and writes the chosen name into the graph.
+A new implementation is a module with the functions of :class:`topkast.runtime.reference.DenseProducts` it speeds up,
+listed here with the case it fits. ``passes/choose_kernel.py`` asks :func:`candidates` and writes the chosen name into
+the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from . import reference
+from .layout import Geometry, Index
+from .native import densified, products
+from .reference import REFERENCE
+from .reference import weight as reference_weight
+from .reference import weight_grad as reference_weight_grad
 
 PRODUCTS = ("spmm", "spmm_t", "sddmm", "conv", "conv_input_grad", "conv_weight_grad")
 
@@ -24,28 +28,46 @@ class Kernel:
 
     Args:
         name: as it stands in the graph and in the report.
-        module: where its functions are, under the products' names.
-        fits: (product, device, dtype, block) -> whether it can run that.
+        products: where its functions are, under the products' names.
+        fits: (product, activations, geometry) -> whether it can run that; the activations may be fake.
     """
 
     name: str
-    module: ModuleType
-    fits: Callable[[str, torch.device, torch.dtype, tuple[int, int]], bool]
+    products: Any
+    fits: Callable[[str, Tensor, Geometry], bool]
 
 
 KERNELS = {
     kernel.name: kernel
     for kernel in [
-        Kernel("reference", reference, lambda product, device, dtype, block: True),
+        Kernel("native", products, products.fits),
+        Kernel("dense", densified.DENSE, lambda product, operand, geometry: densified.fits(operand)),
+        Kernel("reference", REFERENCE, lambda product, operand, geometry: True),
     ]
 }
 
 
-def candidates(product: str, device: torch.device, dtype: torch.dtype, block: tuple[int, int]) -> list[str]:
-    """Names of the kernels that fit, in the order of the table; never empty."""
-    return [kernel.name for kernel in KERNELS.values() if kernel.fits(product, device, dtype, block)]
+def candidates(product: str, operand: Tensor, geometry: Geometry) -> list[str]:
+    """Names of the kernels that fit, in the order of the table; never empty.
+
+    Args:
+        product: one of :data:`PRODUCTS`.
+        operand: the activations that it takes first (a fake tensor will do).
+        geometry: of the weight.
+    """
+    return [kernel.name for kernel in KERNELS.values() if kernel.fits(product, operand, geometry)]
 
 
 def launch(kernel: str, product: str) -> Callable[..., Any]:
     """The function that runs ``product``."""
-    return getattr(KERNELS[kernel].module, product)
+    return getattr(KERNELS[kernel].products, product)
+
+
+def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """W_A, dense, by the fastest way there is."""
+    return (densified.weight if densified.fits(values) else reference_weight)(values, index, geometry)
+
+
+def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """A dense gradient sampled at B, by the fastest way there is."""
+    return (densified.weight_grad if densified.fits(grad) else reference_weight_grad)(grad, index, geometry)

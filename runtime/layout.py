@@ -86,7 +86,12 @@ class Index(NamedTuple):
 
     row_ptr: Tensor  # int64 [block rows + 1]
     row_fwd: Tensor  # int64 [block rows]
-    cols: Tensor  # int32 [slots]
+    cols: Tensor  # [slots], uint16 where the grid has at most 65,536 columns of blocks, else int32
+
+
+def column_type(columns: int) -> torch.dtype:
+    """The type of an index's columns."""
+    return torch.uint16 if columns <= 2**16 else torch.int32
 
 
 def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
@@ -103,7 +108,7 @@ def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
     key = 2 - fwd.to(torch.uint8) - bwd.to(torch.uint8)
     order = torch.sort(key, dim=1, stable=True).indices.to(torch.int32)
     taken = order[torch.arange(bwd.shape[1], device=bwd.device) < counts[:, None]]
-    cols = torch.nn.functional.pad(taken, (0, slots - taken.numel()))
+    cols = torch.nn.functional.pad(taken, (0, slots - taken.numel())).to(column_type(bwd.shape[1]))
     return Index(row_ptr, row_ptr[:-1] + fwd_counts, cols)
 
 
@@ -120,7 +125,7 @@ def slot_units(index: Index, geometry: Geometry) -> tuple[Tensor, Tensor]:
     rows = slot_rows(index)
     slots = torch.arange(index.cols.numel(), device=rows.device)
     row_fwd = torch.nn.functional.pad(index.row_fwd, (0, 1))
-    units = rows * geometry.grid[1] + index.cols
+    units = rows * geometry.grid[1] + index.cols.int()  # torch has no arithmetic on uint16
     return torch.where(rows < geometry.grid[0], units, geometry.units), slots < row_fwd[rows]
 
 
@@ -136,7 +141,7 @@ def index_masks(index: Index, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 def check_index(index: Index, geometry: Geometry) -> str | None:
     """What is wrong with an index that came from outside, or None. A kernel trusts its index: check before it."""
-    row_ptr, row_fwd, cols = index
+    row_ptr, row_fwd, cols = index[0], index[1], index[2].int()
     if int(row_ptr[0]) != 0 or bool((row_ptr.diff() < 0).any()) or int(row_ptr[-1]) > cols.numel():
         return "row_ptr does not ascend from 0 to at most the number of slots"
     if bool((row_fwd < row_ptr[:-1]).any()) or bool((row_fwd > row_ptr[1:]).any()):

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from .kernels import launch
+from .kernels import weight as dense_weight
+from .kernels import weight_grad as gather_grad
 from .layout import Geometry, Index
 from .record import note
 from .reference import ConvArgs
-from .reference import weight as dense_weight
-from .reference import weight_grad as gather_grad
 
 _INDEX = "Tensor row_ptr, Tensor row_fwd, Tensor cols, Tensor key"
 _GEOMETRY = "int[] shape, int[] perm, int lead, int[] block"

@@ -5,6 +5,7 @@ Each function takes the weight as (values, index, geometry). What a faster kerne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,49 +43,62 @@ def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     return torch.where(used[:, None], picked, 0).view(-1)
 
 
-def matrix(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """W_A as [rows, cols], in the strides the original weight had."""
-    return weight(values, index, geometry).permute(geometry.perm).reshape(geometry.rows, geometry.cols)
+class DenseProducts:
+    """Every product as a dense one on a transient W_A, and as a dense gradient sampled at B.
+
+    Args:
+        weight: (values, index, geometry) -> W_A in the weight's own shape.
+        weight_grad: (dense gradient, index, geometry) -> the gradient at B.
+    """
+
+    def __init__(self, weight: Callable[..., Tensor], weight_grad: Callable[..., Tensor]):
+        self.weight, self.weight_grad = weight, weight_grad
+
+    def matrix(self, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+        """W_A as [rows, cols], in the strides the original weight had."""
+        dense = self.weight(values, index, geometry)
+        return dense.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
+
+    def spmm(self, x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None) -> Tensor:
+        """Y = X W_A^T (+ bias). x: [M, cols] or [E, M, cols] with E weights stacked in the rows."""
+        w = _batched(self.matrix(values, index, geometry), x).mT
+        if bias is None:
+            return x @ w
+        return torch.baddbmm(bias, x, w) if x.dim() == 3 else torch.addmm(bias, x, w)
+
+    def spmm_t(self, dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+        """dX = dY W_A. dy: [M, rows] or [E, M, rows / E]."""
+        return dy @ _batched(self.matrix(values, index, geometry), dy)
+
+    def sddmm(self, dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
+        """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
+        product = dy.mT @ x
+        dense = product.reshape(geometry.permuted).permute(geometry.inverse)
+        return self.weight_grad(dense, index, geometry)
+
+    def conv(
+        self, x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, args: ConvArgs
+    ) -> Tensor:
+        """Convolution with W_A, 1-3d, grouped or transposed."""
+        return torch.ops.aten.convolution(x, self.weight(values, index, geometry), bias, *args)
+
+    def conv_input_grad(
+        self, dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs
+    ) -> Tensor:
+        """Gradient of the convolution's input at W_A. Of x only shape and strides count."""
+        w = self.weight(values, index, geometry)
+        return torch.ops.aten.convolution_backward(dy, x, w, None, *args, [True, False, False])[0]
+
+    def conv_weight_grad(self, dy: Tensor, x: Tensor, index: Index, geometry: Geometry, args: ConvArgs) -> Tensor:
+        """Gradient of the convolution's weight, sampled at B, [slots * r * c]."""
+        like = dy.new_empty(geometry.shape)
+        dense = torch.ops.aten.convolution_backward(dy, x, like, None, *args, [False, True, False])[1]
+        return self.weight_grad(dense, index, geometry)
+
+
+REFERENCE = DenseProducts(weight, weight_grad)
 
 
 def _batched(found: Tensor, like: Tensor) -> Tensor:
     """[rows, cols] -> [batch, rows / batch, cols] where the activations have a batch dim (one weight each)."""
     return found.unflatten(0, (like.shape[0], -1)) if like.dim() == 3 else found
-
-
-def spmm(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None) -> Tensor:
-    """Y = X W_A^T (+ bias). x: [M, cols] or [E, M, cols] with E weights stacked in the rows."""
-    w = _batched(matrix(values, index, geometry), x).mT
-    if bias is None:
-        return x @ w
-    return torch.baddbmm(bias, x, w) if x.dim() == 3 else torch.addmm(bias, x, w)
-
-
-def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """dX = dY W_A. dy: [M, rows] or [E, M, rows / E]."""
-    return dy @ _batched(matrix(values, index, geometry), dy)
-
-
-def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
-    product = dy.mT @ x
-    dense = product.reshape(geometry.permuted).permute(geometry.inverse)
-    return weight_grad(dense, index, geometry)
-
-
-def conv(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, args: ConvArgs) -> Tensor:
-    """Convolution with W_A, 1-3d, grouped or transposed."""
-    return torch.ops.aten.convolution(x, weight(values, index, geometry), bias, *args)
-
-
-def conv_input_grad(dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs) -> Tensor:
-    """Gradient of the convolution's input at W_A. Of x only shape and strides count."""
-    w = weight(values, index, geometry)
-    return torch.ops.aten.convolution_backward(dy, x, w, None, *args, [True, False, False])[0]
-
-
-def conv_weight_grad(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, args: ConvArgs) -> Tensor:
-    """Gradient of the convolution's weight, sampled at B, [slots * r * c]."""
-    like = dy.new_empty(geometry.shape)
-    dense = torch.ops.aten.convolution_backward(dy, x, like, None, *args, [False, True, False])[1]
-    return weight_grad(dense, index, geometry)

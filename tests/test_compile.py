@@ -256,7 +256,7 @@ def test_backend_by_name():
         opt.step()
     site = sites(model)["weight"]
     assert len(site.churn) == 2 and site.late == 0
-    assert set(site.ran) == {("forward", "reference", ""), ("weight gradient", "reference", "")}
+    assert set(site.ran) == {("forward", "dense", ""), ("weight gradient", "dense", "")}
 
 
 def test_manual_loop():

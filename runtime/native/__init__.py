@@ -1,0 +1,108 @@
+"""The native CPU kernels: the library of this folder, loaded if it was built, and its structs.
+
+Threads are those of the OpenMP runtime that torch has already loaded: a second pool would fight it for the same cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, Structure, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+
+ISAS = ("portable", "avx2", "avx512")
+
+
+class Parallel(Structure):
+    _fields_ = (("run", c_void_p), ("pool", c_void_p), ("threads", c_int32))
+
+
+class GompPool(Structure):
+    _fields_ = (("gomp_parallel", c_void_p), ("threads", c_int32))
+
+
+class Matrix(Structure):
+    _fields_ = (
+        ("values", c_void_p), ("row_ptr", c_void_p), ("row_fwd", c_void_p), ("cols", c_void_p),
+        ("rows", c_int64), ("columns", c_int64), ("slots", c_int64),
+        ("r", c_int32), ("c", c_int32), ("col_bytes", c_int32),
+    )  # fmt: skip
+
+
+class View(Structure):
+    _fields_ = (("data", c_void_p), ("m", c_int64), ("n", c_int64), ("stride_m", c_int64), ("stride_n", c_int64))
+
+
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "tk_isa_best": (c_int32, []),
+    "tk_isa": (c_int32, []),
+    "tk_set_isa": (c_int32, [c_int32]),
+    "tk_workspace": (c_int64, [POINTER(Matrix), c_int64]),
+    "tk_spmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p, POINTER(View), c_void_p]),
+    "tk_spmm_t": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p]),
+    "tk_dense": (None, [POINTER(Parallel), POINTER(Matrix), c_void_p]),
+    "tk_gather": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p]),
+    "tk_sddmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p, c_void_p]),
+}
+
+
+def available() -> bool:
+    """Whether the native kernels can run here."""
+    return library() is not None
+
+
+def isa() -> str | None:
+    """The instruction set in use, one of :data:`ISAS`; None without the library."""
+    lib = library()
+    return None if lib is None else ISAS[lib.tk_isa()]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library, or None where the install had no compiler to build it with.
+
+    ``TOPKAST_NATIVE`` names another build of it (``make sanitize``).
+    """
+    other = os.environ.get("TOPKAST_NATIVE")
+    found = [Path(other)] if other else sorted(Path(__file__).parent.glob("_kernels*.so"))
+    if not found:
+        return None
+    lib = ctypes.CDLL(str(found[0].resolve()))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+@functools.cache
+def _gomp() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime that torch's own kernels run on."""
+    torch.get_num_threads()
+    with open("/proc/self/maps") as maps:
+        paths = {line.split()[-1] for line in maps}
+    for path in sorted(path for path in paths if Path(path).name.startswith(("libgomp", "libiomp", "libomp"))):
+        try:
+            return ctypes.cast(ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL).GOMP_parallel, c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def threads() -> int:
+    """How many threads a product may use now: torch's number, or one where torch has no OpenMP runtime."""
+    return torch.get_num_threads() if _gomp() else 1
+
+
+def parallel() -> Parallel:
+    """A parallel_for on torch's threads, as many as ``torch.set_num_threads`` says now."""
+    lib, count = library(), threads()
+    assert lib is not None
+    if count == 1:
+        return Parallel(ctypes.cast(lib.tk_run_serial, c_void_p), None, 1)
+    pool = GompPool(_gomp(), count)
+    made = Parallel(ctypes.cast(lib.tk_run_gomp, c_void_p), ctypes.addressof(pool), count)
+    made.keep = pool
+    return made

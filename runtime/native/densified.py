@@ -1,0 +1,43 @@
+"""The dense product on a transient W_A, and the dense gradient sampled at B: what wins where little is zero.
+
+The reference's products, with the way to and from the dense matrix in native code.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from ..layout import Geometry, Index
+from ..reference import DenseProducts
+from . import library, parallel
+from .products import lib, matrix, view
+
+
+def fits(operand: Tensor) -> bool:
+    """Whether this file can run, for any product and block."""
+    return operand.device.type == "cpu" and operand.dtype == torch.float32 and library() is not None
+
+
+def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """W_A in the weight's own shape, contiguous."""
+    found = torch.empty(geometry.rows, geometry.cols)
+    w, keep = matrix(values, index, geometry)
+    lib().tk_dense(byref(parallel()), byref(w), found.data_ptr())
+    del keep
+    return found.reshape(geometry.permuted).permute(geometry.inverse).contiguous()
+
+
+def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """A dense gradient sampled at B, [slots * r * c]; unused slots get zero."""
+    dense = grad.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
+    found = torch.empty(index.cols.numel() * geometry.unit)
+    w, keep = matrix(None, index, geometry)
+    lib().tk_gather(byref(parallel()), byref(w), byref(view(dense)), found.data_ptr())
+    del keep
+    return found
+
+
+DENSE = DenseProducts(weight, weight_grad)

@@ -1,0 +1,66 @@
+// The C functions, and the choice of instruction set.
+#include "dispatch.h"
+
+#include <atomic>
+
+using namespace topkast;
+
+namespace {
+
+int32_t detect() {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    if (avx2) return 1;
+#endif
+    return 0;
+}
+
+std::atomic<int32_t> in_use{-1};
+
+const Isa& isa() {
+    switch (tk_isa()) {
+#ifdef __x86_64__
+        case 2: return avx512::isa;
+        case 1: return avx2::isa;
+#endif
+        default: return portable::isa;
+    }
+}
+
+}  // namespace
+
+int32_t tk_isa_best(void) {
+    static const int32_t best = detect();
+    return best;
+}
+
+int32_t tk_isa(void) {
+    const int32_t set = in_use.load(std::memory_order_relaxed);
+    return set < 0 ? tk_isa_best() : set;
+}
+
+int32_t tk_set_isa(int32_t wanted) {
+    if (wanted < 0 || wanted > tk_isa_best()) return -1;
+    in_use.store(wanted);
+    return 0;
+}
+
+int64_t tk_workspace(const tk_matrix* w, int64_t m) {
+    // Both operands packed in tiles of at most 64, and where each block row starts in each cell, for A and for B \ A.
+    const int64_t rows = (w->rows + w->r - 1) / w->r, cols = (w->columns + w->c - 1) / w->c;
+    return (m + 64) * (rows * w->r + cols * w->c) + 2 * rows * (cols / 4 + 2) + 64;
+}
+
+void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, tk_view* y, float* work) {
+    isa().spmm(p, w, x, bias, y, work);
+}
+void tk_spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work) {
+    isa().spmm_t(p, w, dy, dx, work);
+}
+void tk_sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const tk_view* x, float* grad, float* work) {
+    isa().sddmm(p, w, dy, x, grad, work);
+}

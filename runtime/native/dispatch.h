@@ -1,0 +1,19 @@
+// The kernels of one instruction set.
+#pragma once
+#include "topkast.h"
+
+namespace topkast {
+
+struct Isa {
+    void (*spmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const float*, tk_view*, float*);
+    void (*spmm_t)(const tk_parallel*, const tk_matrix*, const tk_view*, tk_view*, float*);
+    void (*sddmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const tk_view*, float*, float*);
+};
+
+namespace portable { extern const Isa isa; }
+#ifdef __x86_64__
+namespace avx2 { extern const Isa isa; }
+namespace avx512 { extern const Isa isa; }
+#endif
+
+}  // namespace topkast

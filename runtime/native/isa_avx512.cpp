@@ -1,0 +1,21 @@
+// The kernels compiled for avx512. Headers come before the pragma: what they define must run on any processor.
+#include "dispatch.h"
+#include "parallel.h"
+
+#ifdef __x86_64__
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+
+namespace topkast {
+namespace avx512 {
+
+static constexpr int LANES = 16;       // floats of a vector
+static constexpr int BLOCK_ROWS = 8;  // rows of a block whose sums are in registers at once
+static constexpr int TB = 2;          // vectors of batch beside them
+static constexpr int SDDMM_COLS = 4;  // columns of dW beside four rows
+static constexpr int SDDMM_OUTER = 16;  // sums of dW where rows are the vector axis
+
+#include "isa.inl"
+
+}  // namespace avx512
+}  // namespace topkast
+#endif

@@ -1,0 +1,69 @@
+// The C ABI of topkast's CPU kernels: raw pointers and a parallel_for handed in; no torch, no ONNX Runtime.
+//
+// A weight is a matrix [rows, cols] cut into blocks r x c, stored as runtime/layout.py says: block row i owns the slots
+// row_ptr[i] .. row_ptr[i+1], those of the forward set A before row_fwd[i]; a slot's r*c values lie row by row.
+// Kernels trust the index: whoever takes one from outside checks it first.
+#pragma once
+#include <stdint.h>
+
+#pragma GCC visibility push(default)
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Runs body(context, i) for every i < count, on any threads, in any order; returns when all are done.
+typedef void (*tk_body)(void* context, int64_t i);
+typedef struct {
+    void (*run)(void* pool, tk_body body, void* context, int64_t count);
+    void* pool;
+    int32_t threads;  // how many may work at once; only how finely work is cut depends on it
+} tk_parallel;
+
+typedef struct {
+    const float* values;     // [slots * r * c]; not read by tk_sddmm
+    const int64_t* row_ptr;  // [block rows + 1]
+    const int64_t* row_fwd;  // [block rows]
+    const void* cols;        // [slots] block columns, uint16 or int32
+    int64_t rows, columns;   // of the matrix, not padded to whole blocks
+    int64_t slots;
+    int32_t r, c;
+    int32_t col_bytes;  // 2: uint16, 4: int32
+} tk_matrix;
+
+// Activations [m, n] with any strides, counted in floats.
+typedef struct {
+    float* data;
+    int64_t m, n, stride_m, stride_n;
+} tk_view;
+
+// Which code runs: 0 portable, 1 AVX2 with FMA, 2 AVX-512.
+int32_t tk_isa_best(void);                 // the best this processor has
+int32_t tk_isa(void);                      // the one in use
+int32_t tk_set_isa(int32_t isa);           // use another; returns 0, or -1 if the processor lacks it
+
+// Floats of scratch a product needs for m rows of activations.
+int64_t tk_workspace(const tk_matrix* w, int64_t m);
+
+// Y = X W_A^T + bias (bias may be null).
+void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, tk_view* y, float* work);
+// dX = dY W_A.
+void tk_spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work);
+// dW = dY^T X at B, into grad [slots * r * c]; unused slots get zero.
+void tk_sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const tk_view* x, float* grad, float* work);
+
+// W_A as a dense matrix [rows, columns], contiguous; and a dense gradient, in any strides, sampled at B.
+void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense);
+void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad);
+
+// A parallel_for on an OpenMP runtime that is already loaded: its GOMP_parallel, found by the caller.
+typedef struct {
+    void (*gomp_parallel)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
+    int32_t threads;
+} tk_gomp_pool;
+void tk_run_gomp(void* pool, tk_body body, void* context, int64_t count);
+void tk_run_serial(void* pool, tk_body body, void* context, int64_t count);
+
+#ifdef __cplusplus
+}
+#endif
+#pragma GCC visibility pop

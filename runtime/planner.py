@@ -1,0 +1,195 @@
+"""Which kernel runs a product fastest: measured once per problem, remembered on disk per machine and version.
+
+``TOPKAST_KERNEL`` says otherwise: ``first`` takes the first kernel that fits without measuring, a kernel's name takes
+that one wherever it fits. ``TOPKAST_CACHE`` is the folder of the file, ``~/.cache/topkast`` unless set.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import native
+from .errors import ConfigError
+from .kernels import KERNELS, candidates, launch
+from .layout import Geometry, build_index
+from .record import SITES
+
+Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What decides how long a product takes.
+
+    Args:
+        product: "spmm", "spmm_t" or "sddmm".
+        operands: shape and strides of the activations, in the product's order.
+        dtype: of the activations and values.
+        geometry: of the weight.
+        n_fwd, n_bwd: blocks in A and in B.
+        threads: torch's number.
+    """
+
+    product: str
+    operands: tuple[Layout, ...]
+    dtype: torch.dtype
+    geometry: Geometry
+    n_fwd: int
+    n_bwd: int
+    threads: int
+
+    @property
+    def key(self) -> str:
+        g = self.geometry
+        where = [g.shape, g.perm, g.lead, g.block, self.n_fwd, self.n_bwd]
+        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads])
+
+
+def setting() -> str:
+    """``TOPKAST_KERNEL``: "measure" unless set.
+
+    Raises:
+        ConfigError: it is neither "measure", "first" nor a kernel's name.
+    """
+    found, allowed = os.environ.get("TOPKAST_KERNEL", "measure"), ["measure", "first", *KERNELS]
+    if found not in allowed:
+        raise ConfigError(f"TOPKAST_KERNEL={found!r}: must be one of {', '.join(allowed)}")
+    return found
+
+
+def forward_count(geometry: Geometry, n_bwd: int) -> int:
+    """Blocks in A of the live sites that look like this (a graph knows its sites' shapes only)."""
+    same = (site.n_fwd for site in list(SITES.values()) if site.geometry == geometry and site.n_bwd == n_bwd)
+    return next(same, n_bwd)
+
+
+def choose(problem: Problem) -> str:
+    """The kernel for a problem, by :func:`setting`."""
+    fitting = _fitting(problem)
+    wanted = setting()
+    if wanted in fitting:
+        return wanted
+    if wanted != "measure" or len(fitting) == 1:
+        return fitting[0]
+    seconds = _remembered().get(problem.key)
+    if seconds is None or set(seconds) != set(fitting):
+        seconds = measure(problem, fitting)
+        _remember(problem.key, seconds)
+    return min(fitting, key=lambda name: seconds[name])
+
+
+def _fitting(problem: Problem) -> list[str]:
+    """Kernels worth trying; the plain reference only where its twin in native code does not fit."""
+    with torch._subclasses.FakeTensorMode():
+        operand = torch.empty_strided(*problem.operands[0], dtype=problem.dtype)
+    found = candidates(problem.product, operand, problem.geometry)
+    return [name for name in found if name != "reference"] if "dense" in found else found
+
+
+def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[str, float]:
+    """Median seconds of each kernel, interleaved, on random sets of the same size.
+
+    Args:
+        problem: what to run.
+        names: the kernels.
+        seconds: how long to go on, after three rounds.
+    """
+    geometry = problem.geometry
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(geometry.grid, generator=generator)
+    bwd = drawn < problem.n_bwd / geometry.units
+    index = build_index(drawn < problem.n_fwd / geometry.units, bwd, int(bwd.sum()))
+    operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
+    values = torch.randn(index.cols.numel() * geometry.unit, generator=generator).to(problem.dtype)
+    weight: tuple[Any, ...] = (index, geometry) if problem.product == "sddmm" else (values, index, geometry)
+    bias = (None,) if problem.product == "spmm" else ()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    with torch.no_grad():
+        while len(times[names[0]]) < 4 or (time.perf_counter() < end and len(times[names[0]]) < 20):
+            for name in names:
+                start = time.perf_counter()
+                launch(name, problem.product)(*operands, *weight, *bias)
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found[1:]) for name, found in times.items()}  # the first one warms up
+
+
+def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    tensor = torch.empty_strided(*layout, dtype=dtype)
+    return tensor.copy_(torch.randn(layout[0], generator=generator))
+
+
+def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]:
+    """What has been measured for sites like this: product, rows of activations, threads, seconds by kernel."""
+    g = geometry
+    where = json.loads(json.dumps([g.shape, g.perm, g.lead, g.block, n_fwd, n_bwd]))
+    found = []
+    for key, seconds in _remembered().items():
+        product, operands, dtype, this, threads = json.loads(key)
+        if this == where:
+            m = operands[0][0][-2]
+            found.append({"product": product, "m": m, "dtype": dtype, "threads": threads, "seconds": seconds})
+    return found
+
+
+@functools.cache
+def machine() -> str:
+    """This processor, these versions: what a measurement holds for."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        model = platform.processor()
+    lib = native.library()
+    digest = hashlib.blake2b(Path(lib._name).read_bytes(), digest_size=8).hexdigest() if lib else "none"
+    return f"{model} x{os.cpu_count()}, torch {torch.__version__}, kernels {digest}, {native.isa()}"
+
+
+def _path() -> Path:
+    return Path(os.environ.get("TOPKAST_CACHE", "~/.cache/topkast")).expanduser() / "kernels.json"
+
+
+_known: dict[Path, dict[str, dict[str, dict[str, float]]]] = {}
+
+
+def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):  # none yet, or cut short by somebody: measure again
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remembered() -> dict[str, dict[str, float]]:
+    path = _path()
+    if path not in _known:
+        _known[path] = _read(path)
+    return _known[path].setdefault(machine(), {})
+
+
+def _remember(key: str, seconds: dict[str, float]) -> None:
+    """Keep a measurement; several processes may write, so the file is read again and replaced in one step."""
+    _remembered()[key] = seconds
+    path = _path()
+    merged = _read(path)
+    merged.setdefault(machine(), {}).update(_remembered())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(merged, file)
+        os.replace(file.name, path)
+    except OSError:
+        return  # a home that cannot be written to: it stays known in this process

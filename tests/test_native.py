@@ -1,0 +1,222 @@
+"""Every native kernel × layout × instruction set × odd shape against float64, with the error budget."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from budget import TALLY, tally
+from builders import CASES
+from hypothesis import given, settings
+from lockstep import Trio, adamw, plain
+from torch import Tensor
+
+from topkast.runtime import native
+from topkast.runtime.kernels import KERNELS, candidates
+from topkast.runtime.layout import Geometry, Index, build_index
+from topkast.runtime.native import densified, products
+from topkast.runtime.reference import REFERENCE
+
+LIBRARY = native.library()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
+AVAILABLE = native.ISAS[: LIBRARY.tk_isa_best() + 1] if LIBRARY else ()
+BLOCKS = [(1, 1), (4, 1), (8, 1), (16, 1), (16, 16), (32, 32), (64, 64), (2, 1), (3, 5), (1, 4), (5, 1), (48, 2)]
+
+
+@pytest.fixture(params=AVAILABLE)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    assert LIBRARY is not None
+    best = LIBRARY.tk_isa_best()
+    assert LIBRARY.tk_set_isa(native.ISAS.index(request.param)) == 0 and native.isa() == request.param
+    yield request.param
+    LIBRARY.tk_set_isa(best)
+
+
+def sets(geometry: Geometry, fwd: float, bwd: float, spare: int = 0, wide: bool = False) -> Index:
+    """Random nested sets; the first block row is empty and the last is full where there is more than one."""
+    score = torch.rand(geometry.grid)
+    if geometry.grid[0] > 1:
+        score[0], score[-1] = 2, -1
+    b = score < bwd
+    index = build_index(score < fwd, b, int(b.sum()) + spare)
+    return Index(index.row_ptr, index.row_fwd, index.cols.to(torch.int32)) if wide else index
+
+
+def within(ours: Tensor, plains: list[Tensor], truth: Tensor, where: str) -> None:
+    """Promise 1; plain PyTorch's own error is the largest over a few orders of its sum, as one order may be lucky."""
+    assert ours.shape == truth.shape and ours.dtype == plains[0].dtype, where
+    if ours.numel() == 0:
+        return
+    error, own = (ours - truth).abs().max().item(), max((p - truth).abs().max().item() for p in plains)
+    budget = 2 * own + torch.finfo(ours.dtype).eps * truth.abs().max().item()
+    share = 0.0 if error == 0 else error / budget if budget else float("inf")
+    tally(1, share, where)
+    assert share <= 1, f"{where}: error {error:.3g} is {share:.2f} of its budget (plain PyTorch's: {own:.3g})"
+
+
+def strided(tensor: Tensor, how: str) -> Tensor:
+    """The same numbers in other strides."""
+    if how == "transposed":
+        return tensor.mT.contiguous().mT
+    if how == "cut":
+        return torch.stack([tensor, tensor + 1], -1)[..., 0]
+    return tensor
+
+
+def check(m: int, geometry: Geometry, index: Index, dtype: torch.dtype, how: str, bias: bool, kernel: str) -> None:
+    run = KERNELS[kernel].products
+    slots = index.cols.numel()
+    values, x, dy = torch.randn(slots * geometry.unit), torch.randn(m, geometry.cols), torch.randn(m, geometry.rows)
+    b = torch.randn(geometry.rows).to(dtype) if bias else None
+    values, x, dy = values.to(dtype), strided(x.to(dtype), how), strided(dy.to(dtype), how)
+    w = REFERENCE.matrix(values, index, geometry)
+    exact = REFERENCE.matrix(values.double(), index, geometry)
+
+    def at_b(dense: Tensor) -> Tensor:
+        return REFERENCE.weight_grad(dense.reshape(geometry.permuted).permute(geometry.inverse), index, geometry)
+
+    orders = [(torch.randperm(geometry.cols), torch.randperm(geometry.rows), torch.randperm(m)) for _ in range(4)]
+    plains = [
+        (x[:, k] @ w[:, k].t() + (0 if b is None else b), dy[:, n] @ w[n], at_b(dy[i].t() @ x[i])) for k, n, i in orders
+    ]
+    truth = (x.double() @ exact.t() + (0 if b is None else b), dy.double() @ exact, at_b(dy.double().t() @ x.double()))
+    ours = (
+        run.spmm(x, values, index, geometry, b),
+        run.spmm_t(dy, values, index, geometry),
+        run.sddmm(dy, x, index, geometry),
+    )
+    for k, product in enumerate(("spmm", "spmm_t", "sddmm")):
+        where = f"{kernel} {product} m={m} {geometry} {dtype} {how}"
+        within(ours[k], [p[k] for p in plains], truth[k], where)
+    assert ours[2][int(index.row_ptr[-1]) * geometry.unit :].eq(0).all(), "unused slots"
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_layout(isa: str, block: tuple[int, int]) -> None:
+    """Sizes that are a multiple of nothing, one row of activations to several tiles and chunks, all strides, both
+    widths of columns, empty and full rows."""
+    for m, wide, how, bias in [
+        (1, False, "plain", True),
+        (7, True, "cut", False),
+        (33, False, "transposed", True),
+        (300, False, "plain", False),
+        (129, True, "plain", True),
+    ]:
+        geometry = Geometry((131, 203), (0, 1), 1, block)
+        check(m, geometry, sets(geometry, 0.1, 0.3, 2, wide), torch.float32, how, bias, "native")
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(
+    st.integers(1, 90), st.integers(1, 70), st.integers(1, 90), st.sampled_from(BLOCKS),
+    st.floats(0, 1), st.floats(0, 1), st.integers(0, 3), st.booleans(), st.booleans(),
+    st.sampled_from(["plain", "transposed", "cut"]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.sampled_from(AVAILABLE), st.booleans(),
+)  # fmt: skip
+def test_fuzz(m, rows, cols, block, share_a, share_b, spare, wide, swap, how, dtype, isa, bias):
+    torch.manual_seed(m * rows + cols)
+    LIBRARY.tk_set_isa(native.ISAS.index(isa))
+    try:
+        shape, perm = ((cols, rows), (1, 0)) if swap else ((rows, cols), (0, 1))
+        geometry = Geometry(shape, perm, 1, block)
+        index = sets(geometry, min(share_a, share_b), max(share_a, share_b), spare, wide)
+        check(m, geometry, index, dtype, how, bias, "native")
+        if dtype == torch.float32:
+            check(m, geometry, index, dtype, how, bias, "dense")
+    finally:
+        LIBRARY.tk_set_isa(LIBRARY.tk_isa_best())
+
+
+@pytest.mark.parametrize("block", [(1, 1), (4, 1), (8, 8)])
+def test_stacked_weights(block: tuple[int, int]) -> None:
+    """Batched experts: one weight for each, stacked in the rows."""
+    geometry = Geometry((3, 16, 20), (0, 1, 2), 2, block)
+    index = sets(geometry, 0.2, 0.5, 3)
+    values, x, dy = torch.randn(index.cols.numel() * geometry.unit), torch.randn(3, 9, 20), torch.randn(3, 9, 16)
+    assert candidates("spmm", x, geometry)[0] == "native"
+    bias = torch.randn(3, 1, 16)
+    for ours, plain_result in (
+        (products.spmm(x, values, index, geometry, bias), REFERENCE.spmm(x, values, index, geometry, bias)),
+        (products.spmm_t(dy, values, index, geometry), REFERENCE.spmm_t(dy, values, index, geometry)),
+        (products.sddmm(dy, x, index, geometry), REFERENCE.sddmm(dy, x, index, geometry)),
+    ):
+        torch.testing.assert_close(ours, plain_result)
+
+
+def test_what_does_not_fit_is_left_to_others() -> None:
+    wide, odd = Geometry((256, 256), (0, 1), 1, (128, 1)), Geometry((3, 5, 8), (0, 1, 2), 2, (4, 1))
+    assert "native" not in candidates("spmm", torch.ones(2, 256), wide)
+    assert "native" not in candidates("spmm", torch.ones(3, 2, 8), odd)
+    assert candidates("spmm", torch.ones(2, 256).double(), Geometry((256, 256), (0, 1), 1, (1, 1))) == ["reference"]
+    assert candidates("conv", torch.ones(1, 3, 8, 8), Geometry((4, 3, 3, 3), (0, 1, 2, 3), 1, (1, 1)))[0] == "dense"
+
+
+@pytest.mark.parametrize("perm", [(0, 1, 2, 3), (1, 0, 2, 3)])
+@pytest.mark.parametrize("block", [(1, 1), (4, 3)])
+def test_dense_and_gather_are_bitwise(perm: tuple[int, ...], block: tuple[int, int]) -> None:
+    geometry = Geometry((6, 5, 3, 3), perm, 1, block)
+    index = sets(geometry, 0.3, 0.6, 2)
+    values, grad = torch.randn(index.cols.numel() * geometry.unit), torch.randn(3, 3, 5, 6).permute(3, 2, 0, 1)
+    assert densified.weight(values, index, geometry).equal(REFERENCE.weight(values, index, geometry))
+    assert densified.weight_grad(grad, index, geometry).equal(REFERENCE.weight_grad(grad, index, geometry))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_nothing(threads: int) -> None:
+    """Every sum is made by one thread in a fixed order: any number of threads gives the same bits."""
+    geometry = Geometry((300, 200), (0, 1), 1, (4, 1))
+    index = sets(geometry, 0.2, 0.4)
+    values, x, dy = torch.randn(index.cols.numel() * 4), torch.randn(70, 200), torch.randn(70, 300)
+    run = lambda: (  # noqa: E731
+        products.spmm(x, values, index, geometry, None),
+        products.spmm_t(dy, values, index, geometry),
+        products.sddmm(dy, x, index, geometry),
+    )
+    alone = run()
+    try:
+        torch.set_num_threads(threads)
+        assert native.threads() == threads, "torch's OpenMP runtime was not found"
+        assert native.parallel().threads == threads
+        together = run()
+    finally:
+        torch.set_num_threads(1)
+    assert all(a.equal(b) for a, b in zip(alone, together, strict=True))
+
+
+def test_concurrent_calls() -> None:
+    """Several Python threads at once, each with its own scratch."""
+    geometry = Geometry((90, 110), (0, 1), 1, (1, 1))
+    index = sets(geometry, 0.2, 0.4)
+    values = torch.randn(index.cols.numel())
+    inputs = [torch.randn(20 + i, 110) for i in range(4)]
+    expected = [products.spmm(x, values, index, geometry, None) for x in inputs]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(30):
+            if not products.spmm(inputs[i], values, index, geometry, None).equal(expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    assert LIBRARY is not None
+    assert LIBRARY.tk_set_isa(9) == -1 and LIBRARY.tk_set_isa(-1) == -1
+
+
+@pytest.mark.parametrize("name", ["mlp", "encoder", "tied", "experts", "hf_conv1d"])
+def test_training_follows_the_oracle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole loop on the native kernels: sets exact, values within budget."""
+    monkeypatch.setenv("TOPKAST_KERNEL", "native")
+    trio = Trio(CASES[name], {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}, adamw)
+    assert trio.run(plain) == 5
+    assert TALLY["steps"] > 0

@@ -1,0 +1,83 @@
+"""The planner measures, remembers, can be overruled, and tells the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import topkast
+from topkast.runtime import native, planner
+from topkast.runtime.layout import Geometry
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
+PROBLEM = planner.Problem(
+    "spmm", (((16, 64), (64, 1)),), torch.float32, Geometry((96, 64), (0, 1), 1, (4, 1)), 150, 300, 1
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TOPKAST_CACHE", str(tmp_path))
+    monkeypatch.setenv("TOPKAST_KERNEL", "measure")
+    return tmp_path / "kernels.json"
+
+
+@pytest.mark.parametrize("product, second", [("spmm", None), ("spmm_t", None), ("sddmm", ((16, 64), (64, 1)))])
+def test_measures_every_candidate(product: str, second: planner.Layout | None) -> None:
+    operands = (((16, 96 if product != "spmm" else 64), (1, 16)), *([second] if second else []))
+    problem = planner.Problem(product, operands, torch.float32, PROBLEM.geometry, 150, 300, 1)
+    found = planner.measure(problem, ["native", "dense"], 0.01)
+    assert set(found) == {"native", "dense"} and all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_takes_the_faster_and_remembers_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def measured(problem: planner.Problem, names: list[str]) -> dict[str, float]:
+        calls.append(names)
+        return {"native": 2.0, "dense": 1.0}
+
+    monkeypatch.setattr(planner, "measure", measured)
+    assert planner.choose(PROBLEM) == "dense" == planner.choose(PROBLEM)
+    assert calls == [["native", "dense"]]
+    planner._known.clear()  # another process
+    assert planner.choose(PROBLEM) == "dense" and len(calls) == 1
+    stored = json.loads(cache.read_text())[planner.machine()]
+    assert stored == {PROBLEM.key: {"native": 2.0, "dense": 1.0}}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_broken_cache_is_measured_again(cache: Path, content: str) -> None:
+    cache.write_text(content)
+    planner._known.clear()
+    assert planner.choose(PROBLEM) in ("native", "dense")
+    assert planner.machine() in json.loads(cache.read_text())
+
+
+@pytest.mark.parametrize("setting, chosen", [("first", "native"), ("dense", "dense"), ("native", "native")])
+def test_can_be_overruled(setting: str, chosen: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPKAST_KERNEL", setting)
+    assert planner.choose(PROBLEM) == chosen and not cache.exists()
+
+
+def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPKAST_KERNEL", "fastest")
+    with pytest.raises(topkast.ConfigError, match="TOPKAST_KERNEL='fastest': must be one of measure, first, native"):
+        planner.choose(PROBLEM)
+
+
+def test_the_report_shows_what_was_measured() -> None:
+    model = topkast.compile(nn.Linear(64, 96), 0.9, 0.8, backend="aot_eager", min_size=20)
+    model(torch.randn(16, 64)).sum().backward()
+    report = topkast.report(model)
+    (row,) = report.sites
+    assert {entry["product"] for entry in row["measured"]} == {"spmm", "sddmm"}
+    for entry in row["measured"]:
+        assert entry["chosen"] == min(entry["seconds"], key=entry["seconds"].get)
+        assert entry["m"] == 16 and set(entry["seconds"]) == {"native", "dense"}
+    assert "is faster here" in str(report)
+    json.dumps(report.to_dict())
