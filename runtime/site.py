@@ -21,7 +21,8 @@ from torch.nn.utils import parametrize
 from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .errors import ConfigError
 from .follow import permute_state
-from .layout import Geometry, Index, build_index, check_index, index_masks, slot_units
+from .layout import Geometry, Index, check_index, index_masks, slot_units
+from .native.sets import build_index, largest
 from .record import enrol
 from .reservoir import allocate
 
@@ -145,14 +146,14 @@ class Site(parametrize.ParametrizationList):
         score = choose.scores(self.geometry.to_blocks(theta))
         rows = self.geometry.grid[0] if self.rule.balanced else 1
         score = score.view(rows, -1)
-        fwd = choose.largest(score, self.n_fwd // rows)
+        fwd = largest(score, self.n_fwd // rows)
         if self.stopped:
             return fwd.view(-1), fwd.view(-1)
         if self.rule.explore == "random":
             seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{self.step}".encode())
             drawn = torch.rand(score.shape, generator=torch.Generator().manual_seed(seed)).to(score.device)
             score = torch.where(fwd, 2.0, drawn)
-        return fwd.view(-1), choose.largest(score, self.n_bwd // rows).view(-1)
+        return fwd.view(-1), largest(score, self.n_bwd // rows).view(-1)
 
     def _mark(self, fwd: Tensor) -> None:
         """Remember, a bit a unit, what was ever in A."""

@@ -15,10 +15,11 @@ from lockstep import adamw
 from torch import Tensor
 
 import topkast
-from topkast.runtime import native
+from topkast.runtime import choose, native
 from topkast.runtime.kernels import KERNELS, candidates
 from topkast.runtime.layout import Geometry, Index, build_index
 from topkast.runtime.native import densified, products
+from topkast.runtime.native import sets as native_sets
 from topkast.runtime.reference import REFERENCE
 
 LIBRARY = native.library()
@@ -163,6 +164,27 @@ def test_dense_and_gather_are_bitwise(perm: tuple[int, ...], block: tuple[int, i
     values, grad = torch.randn(index.cols.numel() * geometry.unit), torch.randn(3, 3, 5, 6).permute(3, 2, 0, 1)
     assert densified.weight(values, index, geometry).equal(REFERENCE.weight(values, index, geometry))
     assert densified.weight_grad(grad, index, geometry).equal(REFERENCE.weight_grad(grad, index, geometry))
+
+
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(st.integers(1, 400), st.integers(1, 6), st.data())
+def test_selection_is_exact(n: int, distinct: int, data: st.DataObject) -> None:
+    """Equal to the plain one, ties, zeros, infinities and NaN included; the index of the sets too."""
+    pool = torch.tensor([0.0, 1.0, torch.nan, torch.inf, 1e-42, 1.0000001])[:distinct]
+    score = torch.where(torch.rand(n) < 0.5, pool[torch.randint(distinct, (n,))], torch.randn(n).abs())
+    a, b = sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))
+    known = choose.scores(score[:, None])
+    fwd, bwd = native_sets.largest(score, a), native_sets.largest(score, b)
+    assert fwd.equal(choose.largest(known, a)) and bwd.equal(choose.largest(known, b))
+    for columns in {1, n}:
+        grids = fwd.view(-1, columns), bwd.view(-1, columns)
+        for mine, plain in zip(native_sets.build_index(*grids, b + 2), build_index(*grids, b + 2), strict=True):
+            assert mine.dtype == plain.dtype and mine.equal(plain)
+
+
+def test_selection_of_many_chunks() -> None:
+    score = torch.randint(0, 50, (600_000,)).float()
+    assert native_sets.largest(score, 123_456).equal(choose.largest(score, 123_456))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -45,6 +45,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_spmm_t": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p]),
     "tk_dense": (None, [POINTER(Parallel), POINTER(Matrix), c_void_p]),
     "tk_gather": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p]),
+    "tk_largest": (None, [POINTER(Parallel), c_void_p, c_int64, c_int64, c_void_p]),
+    "tk_build_index": (None, [POINTER(Parallel), *[c_void_p] * 2, c_int64, c_int64, *[c_void_p] * 3, c_int32]),
     "tk_sddmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p, c_void_p]),
 }
 

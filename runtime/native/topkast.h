@@ -55,6 +55,13 @@ void tk_sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const
 void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense);
 void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad);
 
+// mask[i] = 1 for the count largest of n scores (count <= n), none of them negative, NaN as infinite; of equal ones the
+// lower index is taken.
+void tk_largest(const tk_parallel* p, const float* score, int64_t n, int64_t count, uint8_t* mask);
+// The index of two nested sets, bytes of 0 and 1 [rows, columns]; cols holds at least as many slots as bwd has members.
+void tk_build_index(const tk_parallel* p, const uint8_t* fwd, const uint8_t* bwd, int64_t rows, int64_t columns,
+                    int64_t* row_ptr, int64_t* row_fwd, void* cols, int32_t col_bytes);
+
 // A parallel_for on an OpenMP runtime that is already loaded: its GOMP_parallel, found by the caller.
 typedef struct {
     void (*gomp_parallel)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
