@@ -93,12 +93,12 @@ def test_bound_and_geometric_means() -> None:
 
 @pytest.mark.parametrize("block", [(1, 1), (16, 1), (16, 16)])
 def test_layer_holds_its_dense_weight_on_its_sets(block: tuple[int, int]) -> None:
-    layer = random_layer((5, 32, 48), block, 0.75, 0.5)
+    layer = random_layer((5, 32, 64), block, 0.75, 0.5)
     fwd, bwd = (
         layer.geometry.from_blocks(mask[:, None].expand(-1, layer.geometry.unit))
         for mask in index_masks(layer.index, layer.geometry)
     )
-    assert int(fwd.sum()) == 384 and int(bwd.sum()) == 768 and not (fwd & ~bwd).any()
+    assert int(fwd.sum()) == 512 and int(bwd.sum()) == 1024 and not (fwd & ~bwd).any()
     impls = layer.impls("reference")
     assert impls == dict.fromkeys(PRODUCTS, "reference")
     y, dx, dw = (part() for part in layer.sparse(impls))

@@ -86,7 +86,7 @@ def footnote(summary: dict) -> str:
     """What the table's numbers are and are not."""
     return (
         f"step time: {summary['timed pairs']} pairs on the same batches; ratio as median [quartiles].\n"
-        "The kernels are the reference ones in plain PyTorch: they define the result; no speed is claimed for them.\n"
+        "Which kernel ran each product, and what was measured for the choice, is in the report above.\n"
         "memory: tensors kept between steps; activations and the kernels' transient dense weight are not in it."
     )
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from _arguments import block, positive
 from _export import run_exported
 from _loop import Side, make_side, train
 from _plots import plot_churn, plot_loss
@@ -42,11 +43,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model", choices=MODELS, default="gpt2-tiny", help="size of the GPT-2")
     add("--fwd", type=float, default=0.9, help="forward sparsity: share of each weight the forward pass does not use")
     add("--bwd", type=float, default=0.8, help="backward sparsity: share that gets no gradient; at most --fwd")
-    add("--block", type=_block, default=(1, 1), metavar="RxC", help="unit that is kept or dropped, such as 16x16")
-    add("--refresh-every", type=_positive, default=20, metavar="N", help="steps between two choices of the sets")
-    add("--steps", type=_positive, default=250, help="optimizer steps of each model")
-    add("--batch", type=_positive, default=8, help="sequences in a batch")
-    add("--length", type=_positive, default=128, help="bytes in a sequence")
+    add("--block", type=block, default=(1, 1), metavar="RxC", help="unit that is kept or dropped, such as 16x16")
+    add("--refresh-every", type=positive, default=20, metavar="N", help="steps between two choices of the sets")
+    add("--steps", type=positive, default=250, help="optimizer steps of each model")
+    add("--batch", type=positive, default=8, help="sequences in a batch")
+    add("--length", type=positive, default=128, help="bytes in a sequence")
     add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW (warm-up, then cosine), of both models")
     add("--seed", type=int, default=0, help="of the weights and of the batches")
     add("--text", type=Path, metavar="PATH", help="your own text, a file or a folder; default: Python's own sources")
@@ -54,7 +55,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--backend", choices=("inductor", "aot_eager", "eager"), default="inductor", help="torch.compile's, for both")
     add(
         "--threads",
-        type=_positive,
+        type=positive,
         default=max(1, (os.cpu_count() or 1) // 2),
         help="CPU threads; more than are idle wait for one another",
     )
@@ -141,19 +142,6 @@ def main(argv: list[str] | None = None) -> int:
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(f"wrote loss.png, churn.png, model.onnx and summary.json in {args.out}", highlight=False)
     return 0
-
-
-def _positive(word: str) -> int:
-    if not word.isdecimal() or int(word) == 0:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
-    return int(word)
-
-
-def _block(word: str) -> tuple[int, int]:
-    parts = word.lower().split("x")
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"{word!r} is not ROWSxCOLUMNS, such as 1x1 or 16x16")
-    return _positive(parts[0]), _positive(parts[1])
 
 
 if __name__ == "__main__":

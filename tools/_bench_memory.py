@@ -1,0 +1,168 @@
+"""Resident memory of training a 100-million-parameter model: what the system counts, beside what the report counts.
+
+Every way of training has a process of its own, this file run as a program. What counts is anonymous memory: the pages
+of a reservoir on disk belong to its file, and the system takes them back when it needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import torch
+from _arguments import positive
+from torch import nn
+
+WAYS = ("dense", "device", "disk")  # the last two name the reservoir
+AIMS = {"device": 0.55, "disk": 0.32}
+FWD, BWD = 0.9, 0.8
+STEPS = 2
+INTERVAL = 0.002  # seconds between two looks at the peak
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--width", type=positive, default=4096, help="of every layer")
+    parser.add_argument("--layers", type=positive, default=6, help="square ones: 6 of 4096 are 100 million parameters")
+
+
+def run(args: argparse.Namespace) -> dict[str, object]:
+    from _results import CONSOLE, progress
+
+    width, layers = (256, 2) if args.quick else (args.width, args.layers)
+    found: dict[str, dict[str, Any]] = {}
+    with progress() as bar:
+        task = bar.add_task("memory", total=len(WAYS))
+        for way in WAYS:
+            bar.update(task, description=f"memory: {way}")
+            found[way] = _child(way, width, layers)
+            bar.update(task, advance=1)
+    for way, aim in AIMS.items():
+        for what in ("settled", "counted", "peak of steps"):
+            found[way][f"{what} / dense"] = found[way][what] / found["dense"][what]
+        found[way]["aim"] = aim
+    CONSOLE.print(_table(found, width * width * layers))
+    return {"parameters": layers * width * (width + 1), "fwd": FWD, "bwd": BWD, "ways": found}
+
+
+def _child(way: str, width: int, layers: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, way, str(width), str(layers)]
+    # Not to measure kernels: the buffers that compiling does it with would be the peak.
+    environment = {**os.environ, "TOPKAST_KERNEL": "first"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"measuring {way} ended with {done.returncode}:\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def _table(found: dict[str, dict[str, Any]], weights: int) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"growth of anonymous memory, {weights / 1e6:.0f} million weights at {FWD}/{BWD}, AdamW, MB")
+    sizes = ("settled", "counted", "settled / counted", "settled / dense", "aim")
+    for head in ("", *sizes, "peak of steps", "peak of refresh"):
+        table.add_column(head, justify="right")
+    for way, row in found.items():
+        peaks = [f"{row[what] / 1e6:.0f}" if what in row else "" for what in ("peak of steps", "peak of refresh")]
+        share = f"{row['settled / dense']:.3f}" if way in AIMS else "1"
+        sizes = [f"{row[what] / 1e6:.0f}" for what in ("settled", "counted")]
+        aim = f"<= {AIMS[way]}" if way in AIMS else ""
+        table.add_row(_name(way), *sizes, f"{row['settled / counted']:.3f}", share, aim, *peaks)
+    return table
+
+
+def _name(way: str) -> str:
+    return way if way == "dense" else f"topkast, reservoir: {way}"
+
+
+def anonymous() -> int:
+    """Bytes of this process's resident anonymous memory."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def settled() -> int:
+    """The same once what is free has gone back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return anonymous()
+
+
+class Peak:
+    """The largest :func:`anonymous` seen inside a ``with``."""
+
+    def __enter__(self) -> Peak:
+        self.bytes, self._over = anonymous(), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            self.bytes = max(self.bytes, anonymous())
+            time.sleep(INTERVAL)
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def build(way: str, width: int, layers: int) -> nn.Module:
+    import topkast
+
+    torch.manual_seed(0)
+    parts = [part for _ in range(layers) for part in (nn.Linear(width, width), nn.ReLU())]
+    model = nn.Sequential(*parts[:-1])
+    if way == "dense":
+        return model
+    # Not Inductor, whose compilation stays resident; not eager, which keeps a dense W_A of every layer for backward.
+    x = torch.zeros(1, width)
+    return topkast.compile(model, FWD, BWD, example_inputs=(x,), min_size=1, reservoir=way, backend="aot_eager")
+
+
+def train(model: nn.Module, width: int) -> torch.optim.Optimizer:
+    """A few steps on one small batch; gradients stay, as they do between backward and step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    x = torch.randn(8, width)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    return optimizer
+
+
+def measure(way: str, width: int, layers: int) -> dict[str, Any]:
+    # A twin with narrow layers first: imports, thread pools and compilation are not the model's.
+    train(build(way, 64, layers), 64)
+    before = settled()
+    model = build(way, width, layers)
+    settled()  # what building freed is no part of the steps' peak
+    with Peak() as steps:
+        optimizer = train(model, width)
+    after = settled()
+    found: dict[str, Any] = {"settled": after - before, "peak of steps": steps.bytes - before}
+    if way == "dense":
+        tensors = [t for p in model.parameters() for t in (p, p.grad, *optimizer.state[p].values())]
+        found["counted"] = sum(tensor.nbytes for tensor in tensors)
+    else:
+        import topkast
+
+        found["bytes"] = topkast.report(model).totals["bytes"]
+        on_disk = found["bytes"]["sites"]["reservoir"] if way == "disk" else 0
+        found["counted"] = found["bytes"]["model"]["sparse"] - on_disk
+        with Peak() as refresh:
+            topkast.refresh(model)
+        found["peak of refresh"] = refresh.bytes - before
+    found["settled / counted"] = found["settled"] / found["counted"]
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
