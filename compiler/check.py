@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from topkast.runtime.errors import ModelError
+from topkast.runtime.site import Site
 
 
 def check_model(model: Any) -> None:
@@ -27,17 +28,23 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{where}: already compiled; pass the module before torch.compile")
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{where}: a scripted module, whose parameters are fixed; pass it before torch.jit")
+        if isinstance(module, Site):
+            raise ModelError(f"{where}: converted in part, or part of a converted model; build the model again")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ModelError(f"{name}: not initialised yet; run the model once before")
-        if parameter.is_meta:
-            raise ModelError(
-                f"{name}: on the meta device, without values to choose from; use model.to_empty and initialise"
-            )
         if _is_dtensor(parameter):
             raise ModelError(f"{name}: a DTensor; convert the model before it is sharded")
-        if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
-            raise ModelError(f"{name}: holds NaN or infinite values, by which no largest weights can be chosen")
+        if not parameter.is_meta:  # those are checked once they have values
+            check_finite(name, parameter)
+
+
+def check_finite(name: str, parameter: Tensor) -> None:
+    """Raise ModelError if there is anything in it that cannot be ranked by size."""
+    # By its extremes: isfinite() would need a copy of the whole.
+    ends = parameter.detach().aminmax() if parameter.is_floating_point() and parameter.numel() else ()
+    if not all(bool(end.isfinite()) for end in ends):
+        raise ModelError(f"{name}: holds NaN or infinite values, by which no largest weights can be chosen")
 
 
 def _is_dtensor(parameter: nn.Parameter) -> bool:

@@ -14,6 +14,7 @@ from topkast.runtime.state import sites
 
 from .backend import check_backend, compile_module
 from .config import Config
+from .rehearse import Init
 from .sparsify import M, convert
 
 
@@ -23,6 +24,8 @@ def compile(
     bwd: float | None = None,
     *,
     example_inputs: Any = None,
+    init: Init | None = None,
+    device: Any = None,
     block: tuple[int, int] = (1, 1),
     balanced: bool = False,
     distribution: str | Mapping[str, tuple[float, float]] = "uniform",
@@ -53,6 +56,14 @@ def compile(
         example_inputs: what the model is called with (a tuple of positional arguments, a dict of keywords, or one
             tensor), to trace which parameters are weights of which ops. None: the model's own ``dummy_inputs``, else
             symbolic tracing, else the modules' structure; the report says which.
+        init: for a model with parameters or buffers on the meta device (built under ``torch.device("meta")``): called
+            with every module in the order of ``nn.Module.apply``, to fill the tensors the module holds. None: what
+            initialises a module is the nearest ``_init_weights(module)`` at or above it (transformers); unless that
+            writes to all of its tensors, its own ``reset_parameters()`` comes first. Each weight is made sparse
+            as soon as no later module's initialisation touches it, so about one module is dense at any time. It is
+            run on the meta tensors before, to see what it touches. The parameters become new objects: make the
+            optimizer afterwards.
+        device: where the tensors of such a model are made; None: "cpu".
         block: (rows, columns) of the units that are kept or dropped together, of the weight seen as a matrix
             [out, the rest], scored by their L2 norm. A matrix that it does not divide is padded with zeros; one
             smaller than the block stays dense.
@@ -80,7 +91,8 @@ def compile(
 
     Raises:
         ConfigError: an argument is outside what is allowed, or matches nothing; the model is as it was.
-        ModelError: the model cannot be converted; it is as it was.
+        ModelError: the model cannot be converted; it is as it was, unless an initialisation failed in the middle of a
+            model on the meta device: then the message says that it must be built again.
     """
     check_backend(backend, torch_compile_options)
     config = Config(
@@ -100,7 +112,7 @@ def compile(
         seed=seed,
         min_size=min_size,
     )
-    converted = convert(model, config, example_inputs)
+    converted = convert(model, config, example_inputs, init, device)
     converted._topkast.backend = backend  # type: ignore[union-attr]
     compile_module(converted, backend, torch_compile_options)
     return converted

@@ -18,6 +18,9 @@ from .attach import attach
 from .check import check_model
 from .config import Config
 from .distribute import distribute
+from .materialise import materialise
+from .meta import held
+from .rehearse import Init, Plan, rehearse
 from .select import Selection, select
 
 M = TypeVar("M", bound=nn.Module)
@@ -64,19 +67,40 @@ def _check_distribution(config: Config, names: list[str]) -> None:
                 )
 
 
-def convert(model: M, config: Config, example_inputs: Any = None) -> M:
+def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> tuple[Plan | None, torch.device]:
+    """How what is on the meta device gets its values, and where; no plan where nothing is on it."""
+    if not held(model):
+        given = [name for name, value in (("init", init), ("device", device)) if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]}: only for a model on the meta device, and nothing of this one is on it")
+        return None, torch.device("cpu")
+    if config.distribution == "global":
+        raise ConfigError("distribution='global': needs all weights at once; on the meta device use 'uniform' or 'erk'")
+    if init is not None and not callable(init):
+        raise ConfigError(f"init={init!r}: must be a function of a module, or None")
+    try:
+        place = torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r}: {error}") from error
+    if "meta" in (place.type, torch.get_default_device().type):
+        raise ConfigError(f"device={device!r}: holds no values; call this outside torch.device('meta') too")
+    return rehearse(model, init), place
+
+
+def convert(model: M, config: Config, example_inputs: Any = None, init: Init | None = None, device: Any = None) -> M:
     """Convert ``model`` in place.
 
     Args:
         model: any module; see :func:`topkast.compiler.check.check_model` for what is refused.
         config: validated arguments.
-        example_inputs: what the model is traced with, see :func:`topkast.compile`.
+        example_inputs, init, device: see :func:`topkast.compile`.
 
     Raises:
         ModelError: the model cannot be converted, or nothing in it can be sparse.
-        ConfigError: a glob or a block fits nothing.
+        ConfigError: a glob or a block fits nothing, or an argument not the model.
     """
     check_model(model)
+    plan, place = _plan(model, config, init, device)
     selection = select(model, config, example_inputs)
     geometries = _geometries(model, config, selection)
     if not geometries:
@@ -98,11 +122,20 @@ def convert(model: M, config: Config, example_inputs: Any = None) -> M:
     if example_inputs is not None and selection.how.startswith("structure"):
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
     rule = config.rule()
-    # From here nothing may fail: every argument has been checked.
-    for name, geometry in geometries.items():
-        site = Site(parameters[name], name, geometry, *counts[name], rule)
-        for path, attribute in record.sites[name]:
-            attach(model.get_submodule(path), attribute, site)
+
+    def build(name: str) -> None:
+        if name in geometries:
+            site = Site(model.get_parameter(name), name, geometries[name], *counts[name], rule)
+            for path, attribute in record.sites[name]:
+                attach(model.get_submodule(path), attribute, site)
+
+    # From here nothing may fail, every argument has been checked; but initialisers are the user's code.
+    if plan is not None:
+        record.warnings += plan.warnings
+        materialise(plan, place, build)
+    for name in geometries:
+        if plan is None or name not in plan.owners:
+            build(name)
     model._topkast = record  # type: ignore[assignment]
     model.register_forward_pre_hook(refresh_before_forward, prepend=True)
     install_hooks()
@@ -115,12 +148,14 @@ def sparsify(
     bwd: float | None = None,
     *,
     example_inputs: Any = None,
+    init: Init | None = None,
+    device: Any = None,
     **options: Any,
 ) -> M:
     """Convert without compiling: right in eager mode, and ready for ``torch.compile(model, backend="topkast")``.
 
     Args:
-        model, fwd, bwd, example_inputs, options: as :func:`topkast.compile`, without ``backend``.
+        model, fwd, bwd, example_inputs, init, device, options: as :func:`topkast.compile`, without ``backend``.
 
     Returns:
         The same object.
@@ -128,5 +163,5 @@ def sparsify(
     unknown = sorted(set(options) - set(Config.__dataclass_fields__))
     if unknown:
         allowed = ", ".join(name for name in Config.__dataclass_fields__ if name not in ("fwd", "bwd"))
-        raise ConfigError(f"unknown arguments {', '.join(unknown)}; allowed: example_inputs, {allowed}")
-    return convert(model, Config(fwd, bwd, **options), example_inputs)
+        raise ConfigError(f"unknown arguments {', '.join(unknown)}; allowed: example_inputs, init, device, {allowed}")
+    return convert(model, Config(fwd, bwd, **options), example_inputs, init, device)

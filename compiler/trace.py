@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from topkast.runtime.errors import ConfigError
 
@@ -45,9 +47,16 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
 
     Raises ConfigError for example_inputs of another kind. A model that cannot be traced is no error: `how` says why.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
     given = example_inputs is not None
-    args, kwargs = _arguments(example_inputs) if given else _dummies(model)
+    args, kwargs = _arguments(example_inputs) if given else ((), {})
+    if any(p.is_meta for p in model.parameters()):
+        try:
+            model, args, kwargs = _as_on_cpu(model, args, kwargs if given else _dummies(model)[1])
+        except Exception as error:  # copying runs the user's code too
+            return Capture(f"structure (the model could not be traced: {_first_line(error)})")
+    elif not given:
+        args, kwargs = _dummies(model)
+    names = {id(p): name for name, p in model.named_parameters()}
     what = "example_inputs" if given else "the model's dummy_inputs"
     why = ""
     if args or kwargs or given:
@@ -120,6 +129,25 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 def _stand_in(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters: it costs no memory, and their identity still gives their name."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _as_on_cpu(model: nn.Module, *inputs: Any) -> tuple[Any, ...]:
+    """A copy of a model on the meta device whose tensors, like its inputs, are fake ones on the CPU.
+
+    On the meta device itself a trace would fail at every tensor that a forward makes without naming a device.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        with mode:
+            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+    def faked(value: torch.Tensor) -> torch.Tensor:
+        with mode:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+
+    return copy.deepcopy(model, memo), *(tree_map_only(torch.Tensor, faked, given) for given in inputs)
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:

@@ -11,6 +11,7 @@ import copy
 import weakref
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .native.sets import build_index, largest
 from .record import enrol
 from .reservoir import allocate
+
+PART = 2**20  # values that are moved to or from the reservoir at once
 
 
 @dataclass(frozen=True)
@@ -164,21 +167,30 @@ class Site(parametrize.ParametrizationList):
     def _store(self, theta: Tensor, values: Tensor, index: Index) -> None:
         """Write θ into values and reservoir as the index says."""
         blocks = self.geometry.to_blocks(theta)
+        for part, outside, place in self._outside(index):
+            self.reservoir[place] = blocks[part][outside].view(-1)
         units, _ = slot_units(index, self.geometry)
-        used = (units < self.geometry.units)[:, None]
-        picked = torch.where(used, blocks[units.clamp(max=self.geometry.units - 1)], 0)
-        values.copy_(picked.view(-1))
-        outside = torch.nonzero(~index_masks(index, self.geometry)[1]).view(-1)
-        self.reservoir[: outside.numel() * self.geometry.unit].copy_(blocks[outside].view(-1))
+        slots = values.view(-1, self.geometry.unit)
+        torch.index_select(blocks, 0, units.clamp_(max=self.geometry.units - 1), out=slots)
+        slots[int(index.row_ptr[-1]) :] = 0  # unused
+
+    def _outside(self, index: Index) -> Iterator[tuple[slice, Tensor, slice]]:
+        """What is outside B, a part at a time, for int64 positions of all at once would outweigh the weight itself.
+
+        Yields (a slice of all units, which of them are outside, where the reservoir has them).
+        """
+        step, end = max(1, PART // self.geometry.unit), 0
+        for i, outside in enumerate((~index_masks(index, self.geometry)[1]).split(step)):
+            begin, end = end, end + int(outside.sum()) * self.geometry.unit
+            yield slice(i * step, (i + 1) * step), outside, slice(begin, end)
 
     def theta(self) -> Tensor:
         """All of θ, dense, detached: B's values and the reservoir put together."""
         values, index, geometry = self.original.detach(), self.index, self.geometry
-        units, _ = slot_units(index, geometry)
         blocks = values.new_empty(geometry.units + 1, geometry.unit)
-        outside = torch.nonzero(~index_masks(index, geometry)[1]).view(-1)
-        rest = self.reservoir[: outside.numel() * geometry.unit]
-        blocks[outside] = rest.to(blocks.device).view(-1, geometry.unit)
+        for part, outside, place in self._outside(index):
+            blocks[:-1][part][outside] = self.reservoir[place].to(blocks.device).view(-1, geometry.unit)
+        units, _ = slot_units(index, geometry)
         blocks[units] = values.view(-1, geometry.unit)
         return geometry.from_blocks(blocks[:-1])
 
