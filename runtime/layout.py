@@ -148,8 +148,12 @@ def check_index(index: Index, geometry: Geometry) -> str | None:
         return "row_fwd is outside its row"
     if cols.numel() and (int(cols.min()) < 0 or int(cols.max()) >= geometry.grid[1]):
         return f"a column is outside [0, {geometry.grid[1]})"
-    units, _ = slot_units(index, geometry)
-    used = units[units < geometry.units]
-    if used.unique().numel() != used.numel():
+    units, in_fwd = slot_units(index, geometry)
+    used = units < geometry.units
+    units, in_fwd = units[used], in_fwd[used]
+    if units.unique().numel() != units.numel():
         return "a block is listed twice"
+    # Kernels walk a row cell by cell of columns: one that steps back would lie outside its cell's buffer.
+    if bool(((units.diff() < 0) & (in_fwd[1:] | ~in_fwd[:-1])).any()):
+        return "a row's columns do not ascend within A and within B \\ A"
     return None

@@ -125,5 +125,29 @@ def test_block_listed_twice_is_found():
     assert "twice" in (check_index(index, Geometry((1, 3), (0, 1), 1, (1, 1))) or "")
 
 
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(st.integers(1, 5), st.integers(1, 8), st.integers(0, 99), st.data())
+def test_an_index_passes_only_if_it_is_what_its_sets_give(rows, columns, seed, data):
+    """Whatever is changed in an index, the check finds it, or the index is the one of the sets that it describes."""
+    geometry = Geometry((rows, columns), (0, 1), 1, (1, 1))
+    score = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+    index = build_index(score < 0.3, score < 0.7, int((score < 0.7).sum()) + data.draw(st.integers(0, 2)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        tensor = index[data.draw(st.integers(0, 2))]
+        if tensor.numel():
+            tensor[data.draw(st.integers(0, tensor.numel() - 1))] = data.draw(st.integers(0, columns))
+    if check_index(index, geometry) is None:
+        fwd, bwd = (mask.view(rows, columns) for mask in index_masks(index, geometry))
+        made, used = build_index(fwd, bwd, index.cols.numel()), int(index.row_ptr[-1])
+        assert index.row_ptr.equal(made.row_ptr) and index.row_fwd.equal(made.row_fwd)
+        assert index.cols[:used].equal(made.cols[:used])
+
+
+@pytest.mark.parametrize("cols", [[2, 1, 0], [0, 2, 1]])
+def test_columns_that_step_back_are_found(cols):
+    index = Index(torch.tensor([0, 3]), torch.tensor([1]), torch.tensor(cols, dtype=torch.int32))
+    assert "ascend" in (check_index(index, Geometry((1, 3), (0, 1), 1, (1, 1))) or "")
+
+
 def test_a_key_of_a_site_that_is_gone_is_ignored():
     note(torch.tensor(-1), "forward", "reference")
