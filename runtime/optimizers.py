@@ -70,8 +70,7 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
     decay = site.rule.exploration_decay
     if decay and lr is not None and not site.stopped:
         site.decayed_by = lr * decay if isinstance(lr, (int, float)) else 0.0  # no sync for the sake of a warning
-        explored = site.explored()
-        site.original.copy_(torch.where(explored, site.original * (1 - lr * decay), site.original))
+        site.scale_explored(1 - lr * decay)
     site.step += 1
 
 

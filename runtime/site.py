@@ -23,6 +23,7 @@ from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .errors import ConfigError
 from .follow import permute_state
 from .layout import Geometry, Index, check_index, index_masks, slot_units
+from .native import densified
 from .native.sets import build_index, largest
 from .record import enrol
 from .reservoir import allocate
@@ -206,6 +207,15 @@ class Site(parametrize.ParametrizationList):
         """Bool [values]: which slots are in B \\ A."""
         units, in_fwd = slot_units(self.index, self.geometry)
         return (~in_fwd & (units < self.geometry.units)).repeat_interleave(self.geometry.unit)
+
+    def scale_explored(self, factor: float | Tensor) -> None:
+        """θ ← factor · θ on B \\ A."""
+        values = self.original.detach()
+        if densified.fits(values) and values.is_contiguous():
+            densified.scale_explored(values, self.index, self.geometry, float(factor))
+            torch.autograd.graph.increment_version(values)
+        else:
+            values.copy_(torch.where(self.explored(), values * factor, values))
 
     @property
     def due(self) -> bool:

@@ -1,4 +1,5 @@
-// Between a weight's values and the dense matrix [rows, columns]; memory-bound, the same on every instruction set.
+// What passes over a weight's values once: to and from the dense matrix [rows, columns], and the decay of B \ A. Bound by
+// memory, the same on every instruction set.
 #include <string.h>
 
 #include "parallel.h"
@@ -61,4 +62,9 @@ void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense) {
 }
 void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad) {
     w->col_bytes == 2 ? gather<uint16_t>(p, *w, *dense, grad) : gather<int32_t>(p, *w, *dense, grad);
+}
+void tk_scale_explored(const tk_parallel* p, const tk_matrix* w, float factor, float* values) {
+    each_row(p, *w, [&](int64_t i) {
+        for (int64_t v = w->row_fwd[i] * w->r * w->c; v < w->row_ptr[i + 1] * w->r * w->c; ++v) values[v] *= factor;
+    });
 }

@@ -40,4 +40,11 @@ def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     return found
 
 
+def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: float) -> None:
+    """values *= factor on B \\ A, in place."""
+    w, keep = matrix(None, index, geometry)
+    lib().tk_scale_explored(byref(parallel()), byref(w), factor, values.data_ptr())
+    del keep
+
+
 DENSE = DenseProducts(weight, weight_grad)

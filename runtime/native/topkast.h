@@ -54,6 +54,8 @@ void tk_sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const
 // W_A as a dense matrix [rows, columns], contiguous; and a dense gradient, in any strides, sampled at B.
 void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense);
 void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad);
+// values *= factor on B \ A.
+void tk_scale_explored(const tk_parallel* p, const tk_matrix* w, float factor, float* values);
 
 // mask[i] = 1 for the count largest of n scores (count <= n), none of them negative, NaN as infinite; of equal ones the
 // lower index is taken.
