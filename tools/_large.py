@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block", type=block, default=(16, 1), metavar="RxC", help="unit that is kept or dropped")
     parser.add_argument("--batch", type=positive, default=1, help="windows of text; the same ones at every step")
     parser.add_argument("--sequence", type=positive, default=64, help="bytes in a window")
-    parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--lr", type=float, default=1e-5, help="above it the first step of 2.5e9 parameters overshoots")
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
