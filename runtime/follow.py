@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .errors import OptimizerError
+from .layout import Index
+from .native.theta import follow
 
 if TYPE_CHECKING:
     from .site import Site
@@ -38,28 +40,14 @@ def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -
                     )
 
 
-def permute_state(site: Site, old_units: Tensor, new_units: Tensor) -> None:
-    """Let every optimizer's state move from the old slots to the new ones; what enters B gets zero.
+def carry_state(site: Site, index: Index) -> None:
+    """Let every optimizer's state move from the slots of the site's index to those of ``index``; what enters B gets zero.
 
     A gradient that waits in ``.grad`` follows too, so that accumulation across a manual refresh stays right.
-
-    Args:
-        old_units, new_units: unit of every slot [slots] before and after; ``geometry.units`` where unused.
     """
-    geometry = site.geometry
-    slot_of = torch.full((geometry.units + 1,), -1, device=old_units.device)
-    slot_of[old_units] = torch.arange(old_units.numel(), device=old_units.device)
-    slot_of[geometry.units] = -1
-    source = slot_of[new_units]
-    stays = (source >= 0)[:, None]
-
-    def follow(tensor: Tensor) -> None:
-        moved = tensor.view(-1, geometry.unit)[source.clamp(min=0)]
-        tensor.copy_(torch.where(stays, moved, 0).view(-1))
-
-    if site.original.grad is not None:
-        follow(site.original.grad)
+    kept = [site.original.grad] if site.original.grad is not None else []
     for optimizer in site.optimizers:
-        for value in optimizer.state.get(site.original, {}).values():
-            if isinstance(value, Tensor) and value.shape == site.original.shape:
-                follow(value)
+        state = optimizer.state.get(site.original, {}).values()
+        kept += [value for value in state if isinstance(value, Tensor) and value.shape == site.original.shape]
+    for tensor in kept:
+        tensor.copy_(follow(tensor, site.index, index, site.geometry))

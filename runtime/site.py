@@ -11,7 +11,6 @@ import copy
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +20,13 @@ from torch.nn.utils import parametrize
 
 from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .errors import ConfigError
-from .follow import permute_state
+from .follow import carry_state
 from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .native import densified
 from .native.sets import build_index, largest
+from .native.theta import assemble, store
 from .record import enrol
 from .reservoir import allocate
-
-PART = 2**20  # values that are moved to or from the reservoir at once
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Site(parametrize.ParametrizationList):
         outside = geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)
         self._hold(allocate(rule.reservoir, outside * geometry.unit, theta))
         values = theta.new_empty(n_bwd * geometry.unit)
-        self._store(theta, values, self.index)
+        store(theta, values, self.reservoir, self.index, geometry)
         parameter.grad = None
         with torch.no_grad():
             parameter.set_(values)  # type: ignore[call-overload]
@@ -165,35 +163,9 @@ class Site(parametrize.ParametrizationList):
         weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
         self.ever |= (bits * weights).sum(1, dtype=torch.uint8)
 
-    def _store(self, theta: Tensor, values: Tensor, index: Index) -> None:
-        """Write θ into values and reservoir as the index says."""
-        blocks = self.geometry.to_blocks(theta)
-        for part, outside, place in self._outside(index):
-            self.reservoir[place] = blocks[part][outside].view(-1)
-        units, _ = slot_units(index, self.geometry)
-        slots = values.view(-1, self.geometry.unit)
-        torch.index_select(blocks, 0, units.clamp_(max=self.geometry.units - 1), out=slots)
-        slots[int(index.row_ptr[-1]) :] = 0  # unused
-
-    def _outside(self, index: Index) -> Iterator[tuple[slice, Tensor, slice]]:
-        """What is outside B, a part at a time, for int64 positions of all at once would outweigh the weight itself.
-
-        Yields (a slice of all units, which of them are outside, where the reservoir has them).
-        """
-        step, end = max(1, PART // self.geometry.unit), 0
-        for i, outside in enumerate((~index_masks(index, self.geometry)[1]).split(step)):
-            begin, end = end, end + int(outside.sum()) * self.geometry.unit
-            yield slice(i * step, (i + 1) * step), outside, slice(begin, end)
-
     def theta(self) -> Tensor:
         """All of θ, dense, detached: B's values and the reservoir put together."""
-        values, index, geometry = self.original.detach(), self.index, self.geometry
-        blocks = values.new_empty(geometry.units + 1, geometry.unit)
-        for part, outside, place in self._outside(index):
-            blocks[:-1][part][outside] = self.reservoir[place].to(blocks.device).view(-1, geometry.unit)
-        units, _ = slot_units(index, geometry)
-        blocks[units] = values.view(-1, geometry.unit)
-        return geometry.from_blocks(blocks[:-1])
+        return assemble(self.original.detach(), self.reservoir, self.index, self.geometry)
 
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
@@ -243,18 +215,16 @@ class Site(parametrize.ParametrizationList):
         self._renew(theta.to(self.original))
 
     def _renew(self, theta: Tensor) -> None:
-        old_units, _ = slot_units(self.index, self.geometry)
         old_fwd, old_bwd = index_masks(self.index, self.geometry)
         fwd, bwd = self.choose_sets(theta)
         index = self._index_of(fwd, bwd)
-        self._store(theta, self.original, index)
+        store(theta, self.original.detach(), self.reservoir, index, self.geometry)
+        carry_state(self, index)
         for mine, new in zip(self.index, index, strict=True):
             mine.copy_(new)
-        units, _ = slot_units(index, self.geometry)
-        permute_state(self, old_units, units)
         self._mark(fwd)
         self.refreshed_at = self.step
-        new_fwd, new_bwd = (float((new & ~old).sum() / new.sum()) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
+        new_fwd, new_bwd = (_share_of_new(new, old) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
         self.churn = [*self.churn[-99:], (self.step, new_fwd, new_bwd)]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -281,3 +251,8 @@ class Site(parametrize.ParametrizationList):
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
         self.step, self.refreshed_at = (int(n) for n in found["clock"])
+
+
+def _share_of_new(new: Tensor, old: Tensor) -> float:
+    # Not sum(), which widens every bool to int64 first.
+    return int((new & ~old).count_nonzero()) / int(new.count_nonzero())

@@ -15,11 +15,12 @@ from lockstep import adamw
 from torch import Tensor
 
 import topkast
-from topkast.runtime import choose, native
+from topkast.runtime import choose, native, theta
 from topkast.runtime.kernels import KERNELS, candidates
 from topkast.runtime.layout import Geometry, Index, build_index
 from topkast.runtime.native import densified, products
 from topkast.runtime.native import sets as native_sets
+from topkast.runtime.native import theta as native_theta
 from topkast.runtime.reference import REFERENCE
 
 LIBRARY = native.library()
@@ -180,6 +181,32 @@ def test_selection_is_exact(n: int, distinct: int, data: st.DataObject) -> None:
         grids = fwd.view(-1, columns), bwd.view(-1, columns)
         for mine, plain in zip(native_sets.build_index(*grids, b + 2), build_index(*grids, b + 2), strict=True):
             assert mine.dtype == plain.dtype and mine.equal(plain)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.sampled_from([(1, 1), (4, 1), (3, 5), (16, 16)]),
+    st.floats(0, 1), st.floats(0, 1), st.integers(0, 3), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_theta_is_moved_bitwise(rows, cols, block, share, other, spare, wide, swap):
+    """Put together, taken apart by another index, and optimizer state carried along: equal to plain PyTorch."""
+    torch.manual_seed(rows * cols)
+    geometry = Geometry((cols, rows) if swap else (rows, cols), (1, 0) if swap else (0, 1), 1, block)
+    before, after = sets(geometry, share / 2, share, spare, wide), sets(geometry, other / 2, other, spare, wide)
+
+    def room(index: Index) -> tuple[Tensor, Tensor]:
+        outside = geometry.units - int(index.row_ptr[-1]) + 1  # one spare unit, which nothing touches
+        return torch.full((index.cols.numel() * geometry.unit,), 7.0), torch.full((outside * geometry.unit,), 7.0)
+
+    whole, found = torch.randn(geometry.shape), []
+    for module in (native_theta, theta):
+        (values, reservoir), (moved, left) = room(before), room(after)
+        module.store(whole, values, reservoir, before, geometry)
+        assert module.assemble(values, reservoir, before, geometry).equal(whole)
+        module.store(whole, moved, left, after, geometry)
+        assert module.assemble(moved, left, after, geometry).equal(whole)
+        found.append((values, reservoir, moved, left, module.follow(values, before, after, geometry)))
+    assert all(mine.equal(plain) for mine, plain in zip(*found, strict=True))
 
 
 def test_selection_of_many_chunks() -> None:

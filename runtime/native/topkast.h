@@ -57,6 +57,13 @@ void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, f
 // values *= factor on B \ A.
 void tk_scale_explored(const tk_parallel* p, const tk_matrix* w, float factor, float* values);
 
+// All of θ as a dense matrix [rows, columns], contiguous, from B's values and the reservoir (the blocks outside B, whole,
+// in the order of the grid); and back, into values [slots * r * c] and reservoir. And what belongs to B's values, from
+// the slots of one index to those of another; what enters B gets zero.
+void tk_assemble(const tk_parallel* p, const tk_matrix* w, const float* reservoir, float* dense);
+void tk_store(const tk_parallel* p, const tk_matrix* w, const float* dense, float* values, float* reservoir);
+void tk_follow(const tk_parallel* p, const tk_matrix* before, const tk_matrix* after, const float* from, float* to);
+
 // mask[i] = 1 for the count largest of n scores (count <= n), none of them negative, NaN as infinite; of equal ones the
 // lower index is taken.
 void tk_largest(const tk_parallel* p, const float* score, int64_t n, int64_t count, uint8_t* mask);
