@@ -41,7 +41,7 @@ def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -
 
 
 def carry_state(site: Site, index: Index) -> None:
-    """Let every optimizer's state move from the slots of the site's index to those of ``index``; what enters B gets zero.
+    """Let every optimizer's state move from the slots of the site's index to those of ``index``; what enters gets zero.
 
     A gradient that waits in ``.grad`` follows too, so that accumulation across a manual refresh stays right.
     """
