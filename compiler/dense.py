@@ -46,8 +46,9 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
         values: "forward" for W_A (zero outside A), "all" for all of θ.
 
     Returns:
-        Original key -> dense detached tensor. Weights are new tensors (one for all keys of a tied weight); whatever
-        was not sparsified is the live tensor, as in ``state_dict``.
+        Original key -> dense detached tensor. Weights are new tensors (one for all keys of a tied weight), with
+        ``values="all"`` where their reservoir is: a host reservoir's in host memory. Whatever was not sparsified is the
+        live tensor, as in ``state_dict``.
 
     Raises:
         ConfigError: another word for ``values``.

@@ -40,14 +40,17 @@ def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -
                     )
 
 
-def carry_state(site: Site, index: Index) -> None:
-    """Let every optimizer's state move from the slots of the site's index to those of ``index``; what enters gets zero.
+def carry_state(site: Site, before: Index, after: Index) -> None:
+    """Let every optimizer's state move from the slots of one index to those of another; what enters B gets zero.
 
     A gradient that waits in ``.grad`` follows too, so that accumulation across a manual refresh stays right.
+
+    Args:
+        before, after: the site's index, old and new, at its home.
     """
     kept = [site.original.grad] if site.original.grad is not None else []
     for optimizer in site.optimizers:
         state = optimizer.state.get(site.original, {}).values()
         kept += [value for value in state if isinstance(value, Tensor) and value.shape == site.original.shape]
     for tensor in kept:
-        tensor.copy_(follow(tensor, site.index, index, site.geometry))
+        tensor.copy_(follow(tensor.to(site.home), before, after, site.geometry))

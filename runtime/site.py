@@ -161,11 +161,18 @@ class Site(parametrize.ParametrizationList):
         """Remember, a bit a unit, what was ever in A."""
         bits = nn.functional.pad(fwd, (0, -fwd.numel() % 8)).view(-1, 8).to(torch.uint8)
         weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
-        self.ever |= (bits * weights).sum(1, dtype=torch.uint8)
+        self.ever |= (bits * weights).sum(1, dtype=torch.uint8).to(self.ever.device)
+
+    @property
+    def home(self) -> torch.device:
+        """Where θ is put together and its sets are chosen: beside the reservoir, so that no dense weight is ever on a
+        device that the reservoir was kept off."""
+        return self.reservoir.device
 
     def theta(self) -> Tensor:
-        """All of θ, dense, detached: B's values and the reservoir put together."""
-        return assemble(self.original.detach(), self.reservoir, self.index, self.geometry)
+        """All of θ, dense, detached, at home: B's values and the reservoir put together."""
+        index = Index(*(tensor.to(self.home) for tensor in self.index))
+        return assemble(self.original.detach().to(self.home), self.reservoir, index, self.geometry)
 
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
@@ -209,17 +216,23 @@ class Site(parametrize.ParametrizationList):
 
     @torch.no_grad()
     def load_theta(self, theta: Tensor) -> None:
-        """Replace all of θ and choose both sets from it."""
+        """Replace all of θ, given on any device, and choose both sets from it."""
         if tuple(theta.shape) != self.geometry.shape:
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
-        self._renew(theta.to(self.original))
+        self._renew(theta.to(self.home, self.original.dtype))
 
     def _renew(self, theta: Tensor) -> None:
-        old_fwd, old_bwd = index_masks(self.index, self.geometry)
+        """Take θ (at home) apart by the sets that it gives; optimizer state follows."""
+        before = Index(*(tensor.to(self.home) for tensor in self.index))
+        old_fwd, old_bwd = index_masks(before, self.geometry)
         fwd, bwd = self.choose_sets(theta)
         index = self._index_of(fwd, bwd)
-        store(theta, self.original.detach(), self.reservoir, index, self.geometry)
-        carry_state(self, index)
+        values = self.original.detach()
+        at_home = values if values.device == self.home else torch.empty_like(values, device=self.home)
+        store(theta, at_home, self.reservoir, index, self.geometry)
+        if at_home is not values:
+            values.copy_(at_home)
+        carry_state(self, before, index)
         for mine, new in zip(self.index, index, strict=True):
             mine.copy_(new)
         self._mark(fwd)

@@ -33,3 +33,16 @@ def test_training_on_the_gpu_follows_the_cpu(backend, reservoir):
         torch.testing.assert_close(found["cuda"][0][name].cpu(), theta)
     for name, pair in found["cpu"][1].items():
         assert all(torch.equal(a, b.cpu()) for a, b in zip(pair, found["cuda"][1][name], strict=True))
+
+
+def test_a_host_reservoir_keeps_every_dense_weight_off_the_device():
+    """Made sparse on the CPU and then moved; a refresh adds to the device only what belongs to B."""
+    model = topkast.sparsify(nn.Linear(2048, 2048, bias=False), 0.9, 0.8, reservoir="host").cuda()
+    opt = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 2048, device="cuda")).sum().backward()
+    opt.step()
+    opt.zero_grad()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    topkast.refresh(model)
+    assert torch.cuda.max_memory_allocated() - before < 0.5 * 4 * 2048**2
