@@ -1,0 +1,143 @@
+"""Convolutions on the native kernels: 1-3d, strided, padded, dilated, grouped, transposed; float32 inside."""
+
+from __future__ import annotations
+
+import functools
+from ctypes import byref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..layout import Geometry, Index
+from ..reference import ConvArgs
+from . import Conv, Image, library, parallel
+from .products import MAX_BLOCK, lib, matrix, scratch
+
+FORMATS = {3: (torch.contiguous_format,), 4: (torch.contiguous_format, torch.channels_last)}
+FORMATS[5] = (torch.contiguous_format, torch.channels_last_3d)
+
+
+def fits(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs | None) -> bool:
+    """Whether the kernels of this file can run a product with these activations (real or fake)."""
+    if conv is None or product not in ("conv", "conv_input_grad", "conv_weight_grad"):
+        return False
+    dims = len(geometry.shape)
+    order = (1, 0) if conv.transposed else (0, 1)
+    return (
+        operand.device.type == "cpu"
+        and operand.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and operand.dim() == dims  # a batch of images
+        and dims in FORMATS
+        and (geometry.perm, geometry.lead) == ((*order, *range(2, dims)), 1)
+        and max(geometry.block) <= MAX_BLOCK
+        and (conv.transposed or geometry.rows // conv.groups % geometry.block[0] == 0 or conv.groups == 1)
+        and geometry.units * geometry.unit < 2**31
+        and library() is not None
+    )
+
+
+def conv(
+    x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, args: ConvArgs
+) -> Tensor:
+    """Convolution with W_A. x: [batch, channels, ...]."""
+    y = _empty(x, None, geometry, args)
+    if y.numel() == 0:
+        return y
+    images, out, bias = _dense(x.float()), y.float(), None if bias is None else bias.float().contiguous()
+    w, keep = matrix(values, index, geometry)
+    shape = _conv(x, y, geometry, args)
+    operands = byref(_image(images)), None if bias is None else bias.data_ptr(), byref(_image(out))
+    lib().tk_conv_forward(byref(parallel()), byref(w), byref(shape), *operands, _work(w, shape))
+    del keep
+    return out.to(x.dtype)
+
+
+def conv_input_grad(
+    dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs
+) -> Tensor:
+    """Gradient of the convolution's input at W_A. Of x only shape and strides count."""
+    dx = _empty(x, dy, geometry, args)
+    if dy.numel() == 0:
+        return dx.zero_()
+    images, out = _dense(dy.float()), dx.float()
+    w, keep = matrix(values, index, geometry)
+    shape = _conv(x, dy, geometry, args)
+    operands = byref(_image(images)), byref(_image(out))
+    lib().tk_conv_input_grad(byref(parallel()), byref(w), byref(shape), *operands, _work(w, shape))
+    del keep
+    return out.to(dy.dtype)
+
+
+def conv_weight_grad(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, args: ConvArgs) -> Tensor:
+    """Gradient of the convolution's weight, sampled at B, [slots * r * c]."""
+    if dy.numel() == 0:
+        return dy.new_zeros(index.cols.numel() * geometry.unit)
+    grad = torch.empty(index.cols.numel() * geometry.unit)
+    grads, images = _dense(dy.float()), _dense(x.float())
+    w, keep = matrix(None, index, geometry)
+    shape = _conv(x, dy, geometry, args)
+    operands = byref(_image(grads)), byref(_image(images)), grad.data_ptr()
+    lib().tk_conv_weight_grad(byref(parallel()), byref(w), byref(shape), *operands, _work(w, shape))
+    del keep
+    return grad.to(dy.dtype)
+
+
+def _work(w: Any, shape: Conv) -> int:
+    return scratch(lib().tk_conv_workspace(byref(w), byref(shape)))
+
+
+def _conv(x: Tensor, y: Tensor, geometry: Geometry, args: ConvArgs) -> Conv:
+    """The arguments in three dims, ones in front."""
+    dims = x.dim() - 2
+
+    def three(of: Any, fill: int) -> Any:
+        return (fill,) * (3 - dims) + tuple(of)
+
+    return Conv(
+        *x.shape[:2],
+        three(x.shape[2:], 1),
+        three(y.shape[2:], 1),
+        three(geometry.shape[2:], 1),
+        three(args.stride, 1),
+        three(args.padding, 0),
+        three(args.dilation, 1),
+        args.groups,
+        args.transposed,
+    )
+
+
+def _format(images: Tensor) -> torch.memory_format | None:
+    """How each image lies, if densely."""
+    one = images[:1]
+    return next((form for form in FORMATS[images.dim()] if one.is_contiguous(memory_format=form)), None)
+
+
+def _dense(images: Tensor) -> Tensor:
+    return images.contiguous() if _format(images) is None else images
+
+
+def _image(images: Tensor) -> Image:
+    """A batch of images that :func:`_dense` returned."""
+    return Image(images.data_ptr(), images.stride(0), _format(images) is not torch.contiguous_format)
+
+
+def _empty(x: Tensor, dy: Tensor | None, geometry: Geometry, args: ConvArgs) -> Tensor:
+    """What the product returns, uninitialised, in the shape and strides of the dense operator's result."""
+    operands = tuple((tuple(t.shape), t.stride()) for t in (x, dy) if t is not None)
+    shape, stride = _layout(operands, x.dtype, geometry.shape, tuple(tuple(a) if isinstance(a, list) else a for a in args))
+    return x.new_empty_strided(shape, stride)
+
+
+@functools.lru_cache(4096)
+def _layout(operands: tuple[Any, ...], dtype: torch.dtype, weight: tuple[int, ...], args: tuple[Any, ...]) -> Any:
+    with FakeTensorMode():
+        x, *dy = (torch.empty_strided(*layout, dtype=dtype) for layout in operands)
+        w = torch.empty(weight, dtype=dtype)
+        if dy:
+            backward = torch.ops.aten.convolution_backward
+            found = backward(dy[0], x, w, None, *args, [True, False, False])[0]
+        else:
+            found = torch.ops.aten.convolution(x, w, None, *args)
+        return tuple(found.shape), found.stride()
