@@ -78,6 +78,6 @@ def test_the_report_shows_what_was_measured() -> None:
     assert {entry["product"] for entry in row["measured"]} == {"spmm", "sddmm"}
     for entry in row["measured"]:
         assert entry["chosen"] == min(entry["seconds"], key=entry["seconds"].get)
-        assert entry["m"] == 16 and set(entry["seconds"]) == {"native", "dense"}
+        assert entry["shape"][0] == 16 and set(entry["seconds"]) == {"native", "dense"}
     assert "is faster here" in str(report)
     json.dumps(report.to_dict())

@@ -19,10 +19,8 @@ FORMATS = {3: (torch.contiguous_format,), 4: (torch.contiguous_format, torch.cha
 FORMATS[5] = (torch.contiguous_format, torch.channels_last_3d)
 
 
-def fits(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs | None) -> bool:
-    """Whether the kernels of this file can run a product with these activations (real or fake)."""
-    if conv is None or product not in ("conv", "conv_input_grad", "conv_weight_grad"):
-        return False
+def fits(operand: Tensor, geometry: Geometry, conv: ConvArgs) -> bool:
+    """Whether the kernels of this file can run the products of a convolution with these activations (real or fake)."""
     dims = len(geometry.shape)
     order = (1, 0) if conv.transposed else (0, 1)
     return (
@@ -93,7 +91,8 @@ def _conv(x: Tensor, y: Tensor, geometry: Geometry, args: ConvArgs) -> Conv:
     dims = x.dim() - 2
 
     def three(of: Any, fill: int) -> Any:
-        return (fill,) * (3 - dims) + tuple(of)
+        of = tuple(of) * dims if len(of) == 1 else tuple(of)
+        return (fill,) * (3 - dims) + of
 
     return Conv(
         *x.shape[:2],
