@@ -32,7 +32,10 @@ ConvPlan::ConvPlan(const tk_matrix& w, const tk_conv& conv) : w(w), conv(conv) {
     group_channels = conv.channels / conv.groups;
     group_rows = conv.transposed ? w.rows : w.rows / conv.groups;
     block_rows = ceil_div(group_rows, w.r);
-    entries = w.row_ptr[ceil_div(w.rows, w.r)] * w.c;
+    const int64_t all = ceil_div(w.rows, w.r);
+    entries = w.row_ptr[all] * w.c;
+    forward = 0;
+    for (int64_t i = 0; i < all; ++i) forward += (w.row_fwd[i] - w.row_ptr[i]) * w.c;
     std::vector<bool> read[3];  // whether a tap reaches a position, by dim
     for (int d = 0; d < 3; ++d) {
         step_[d] = conv.transposed ? conv.stride[d] : 1;
@@ -168,7 +171,7 @@ Part ConvPlan::part(const tk_parallel* p, int64_t group, int64_t phase, int64_t 
                     for (int j = 0; j < w.c; ++j) {
                         if (offset[col * w.c + j] < 0) continue;
                         offsets[n] = offset[col * w.c + j];
-                        ascending[n] = static_cast<int32_t>(col * w.c + j);
+                        ascending[n] = static_cast<int32_t>(col * w.c + j - first * taps);
                         origin[n] = static_cast<int32_t>(s * w.c + j);
                         if (values)
                             for (int q = 0; q < w.r; ++q) values[n * w.r + q] = w.values[(s * w.r + q) * w.c + j];
@@ -193,7 +196,7 @@ int64_t tk_conv_workspace(const tk_matrix* w, const tk_conv* conv) {
     const int64_t parts = conv->groups * plan.phases;
     // Lines of 64 at most; cells of dX round the channels up. Where rows start in cells of at least one channel.
     const int64_t lanes = conv->batch < 64 ? ceil_div(conv->batch, 16) * 16 : 64;
-    const int64_t lines = 2 * conv->channels * plan.plane + plan.out_positions * conv->groups * plan.block_rows * w->r;
+    const int64_t lines = 4 * conv->channels * plan.plane + plan.out_positions * conv->groups * plan.block_rows * w->r;
     const int64_t starts = 2 * (plan.group_channels + 2) * plan.block_rows;
     const int64_t tables = ceil_div(w->columns, w->c) * w->c + starts + 4 * (plan.block_rows + 1) + 10 * 16;
     return lanes * lines + parts * tables + plan.entries * (3 + 2 * w->r) + 64;

@@ -26,7 +26,7 @@ struct Scratch {
 // Of one group and phase: its weights as single columns, where each meets the input, and where it came from.
 struct Part {
     tk_matrix offsets;      // r x 1; cols: int32, lines from the position's own
-    tk_matrix columns;      // the same with the matrix's columns, which ascend
+    tk_matrix columns;      // the same with the matrix's columns, which ascend, from the group's first
     const int32_t* origin;  // slot * c + column of the block; null where the entries are the slots themselves
     int64_t first;          // of its entries among those of all parts, 0 where they are the slots themselves
 };
@@ -42,7 +42,7 @@ struct ConvPlan {
     int64_t in_positions, out_positions, plane;  // plane: positions of an input with its borders
     int64_t group_channels, group_rows;          // of input; of the matrix
     int64_t block_rows, taps, phases;            // block rows of a group
-    int64_t entries;                             // used slots * c: those of all parts together, or more
+    int64_t entries, forward;                    // used slots * c, and those of A: of all parts together, or more
     const int32_t* in_at;                        // [in_positions] where it lies on the plane, -1 if nothing reads it
     const int32_t* out_at;                       // [out_positions] its own position on the plane
     const int32_t* phase_of;                     // [out_positions]

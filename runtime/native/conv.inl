@@ -168,26 +168,37 @@ static void conv_input_grad_tiles(const tk_parallel* p, ConvPlan& plan, const tk
     for (int64_t k = 0; k < count; ++k)
         find_starts<int32_t>(p, parts[k].columns, cell * plan.taps, cells, 0, starts + k * size);
     float* pdy = scratch.floats(plan.out_positions * conv.groups * padded * width);
-    float* pdx = scratch.floats(plan.plane * conv.groups * cells * cell * width);
+    const int64_t floats = plan.plane * cell * width;
+    float* pdx = scratch.floats(2 * conv.groups * cells * floats);
+    // Long sums are made by pieces, for accuracy: a line gets so many terms, on average, from each block row.
+    const int64_t terms = 1 + plan.forward * w.r / (rows * conv.channels);
+    const int64_t step = terms < TERMS ? TERMS / terms : 1;
     for (int64_t b0 = 0; b0 < conv.batch; b0 += width) {
         pack_images(p, dy, conv.batch, b0, width, conv.groups, plan.group_rows, padded, plan.out_positions, nullptr, pdy);
         parallel(p, conv.groups * cells, [&](int64_t task) {
             const int64_t group = task / cells, k = task % cells, c0 = k * cell;
             const int64_t c1 = c0 + cell < plan.group_channels ? c0 + cell : plan.group_channels;
-            float* out = pdx + task * plan.plane * cell * width;
-            for (int64_t i = 0; i < plan.plane * cell * width; i += LANES) store(out + i, V{});
-            for (int64_t o = 0; o < plan.out_positions; ++o) {
-                const int64_t part = group * plan.phases + plan.phase_of[o];
-                const float* in = pdy + (o * conv.groups + group) * padded * width;
-                float* to = out + (plan.out_at[o] * cell - c0) * width;
-                const int32_t *begin = starts + part * size + k * rows, *end = begin + rows;
-                for (int64_t i = 0; i < rows; ++i)
-                    block_row<T, RB, 1, int32_t, false>(parts[part].offsets, begin[i], end[i], 0, in + i * w.r * width, to);
+            float *dest = pdx + 2 * task * floats, *piece = dest + floats;
+            for (int64_t i0 = 0; i0 < rows; i0 += step) {
+                const int64_t i1 = i0 + step < rows ? i0 + step : rows;
+                float* out = i0 ? piece : dest;
+                for (int64_t i = 0; i < floats; i += LANES) store(out + i, V{});
+                for (int64_t o = 0; o < plan.out_positions; ++o) {
+                    const int64_t part = group * plan.phases + plan.phase_of[o];
+                    const float* in = pdy + (o * conv.groups + group) * padded * width;
+                    float* to = out + (plan.out_at[o] * cell - c0) * width;
+                    const int32_t *begin = starts + part * size + k * rows, *end = begin + rows;
+                    for (int64_t i = i0; i < i1; ++i)
+                        block_row<T, RB, 1, int32_t, false>(parts[part].offsets, begin[i], end[i], 0,
+                                                            in + i * w.r * width, to);
+                }
+                if (i0)
+                    for (int64_t i = 0; i < floats; i += LANES) store(dest + i, load(dest + i) + load(piece + i));
             }
             const int64_t first = group * plan.group_channels;
             const Box box{conv.channels, plan.in_positions, first + c0, first + c1, 0, plan.in_positions,
                           plan.in_at, cell};
-            transpose_box<false>(dx, conv.batch, b0, width, box, out - (first + c0) * width);
+            transpose_box<false>(dx, conv.batch, b0, width, box, dest - (first + c0) * width);
         });
     }
 }
