@@ -8,6 +8,36 @@ struct Box {
     int64_t pitch;
 };
 
+// Floats 0..LANES of LANES images, which lie `stride` apart, and as many lines' lanes from `i` on; nowhere is null.
+template <bool into_lines>
+static inline void whole_tile(float* images, int64_t stride, float* const* line, int64_t i) {
+    V v[LANES];
+    if (into_lines) {
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; ++j) v[j] = load(images + j * stride);
+        transpose(v);
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; ++j)
+            if (line[j]) store(line[j] + i, v[j]);
+    } else {
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; ++j) v[j] = line[j] ? load(line[j] + i) : V{};
+        transpose(v);
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; ++j) store(images + j * stride, v[j]);
+    }
+}
+
+// The same for `many` floats of `here` images; lanes of other images get zeros.
+template <bool into_lines>
+static void part_of_tile(float* images, int64_t stride, int64_t here, float* const* line, int64_t i, int64_t many) {
+    for (int64_t k = 0; k < many; ++k)
+        for (int64_t j = 0; j < LANES; ++j) {
+            if (!into_lines && j < here) images[j * stride + k] = line[k] ? line[k][i + j] : 0.0f;
+            if (into_lines && line[k]) line[k][i + j] = j < here ? images[j * stride + k] : 0.0f;
+        }
+}
+
 // Between images b0.. in memory order and lines of `width` images, tile by tile of LANES x LANES.
 template <bool into_lines>
 static void transpose_box(const tk_image& image, int64_t batch, int64_t b0, int64_t width, const Box& box, float* lines) {
@@ -35,34 +65,10 @@ static void transpose_box(const tk_image& image, int64_t batch, int64_t b0, int6
             for (int64_t i = 0; i < width; i += LANES) {
                 const int64_t here = batch - b0 - i;
                 float* images = from + (b0 + i) * image.stride;
-                V v[LANES];
-                if (into_lines) {
-                    if (many == LANES && here >= LANES) {
-#pragma GCC unroll 16
-                        for (int j = 0; j < LANES; ++j) v[j] = load(images + j * image.stride);
-                    } else {
-                        for (int j = 0; j < LANES; ++j) {
-                            float some[LANES] = {};
-                            for (int64_t k = 0; k < many && j < here; ++k) some[k] = images[j * image.stride + k];
-                            v[j] = load(some);
-                        }
-                    }
-                    transpose(v);
-                    for (int64_t j = 0; j < many; ++j)
-                        if (line[j]) store(line[j] + i, v[j]);
+                if (many == LANES && here >= LANES) {
+                    whole_tile<into_lines>(images, image.stride, line, i);
                 } else {
-                    for (int64_t j = 0; j < LANES; ++j) v[j] = j < many && line[j] ? load(line[j] + i) : V{};
-                    transpose(v);
-                    if (many == LANES && here >= LANES) {
-#pragma GCC unroll 16
-                        for (int j = 0; j < LANES; ++j) store(images + j * image.stride, v[j]);
-                    } else {
-                        for (int64_t j = 0; j < LANES && j < here; ++j) {
-                            float some[LANES];
-                            store(some, v[j]);
-                            for (int64_t k = 0; k < many; ++k) images[j * image.stride + k] = some[k];
-                        }
-                    }
+                    part_of_tile<into_lines>(images, image.stride, here < LANES ? here : LANES, line, i, many);
                 }
             }
             f += LANES;
