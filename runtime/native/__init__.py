@@ -37,7 +37,7 @@ class View(Structure):
 
 
 class Image(Structure):
-    _fields_ = (("data", c_void_p), ("stride", c_int64), ("channels_last", c_int32))
+    _fields_ = (("data", c_void_p), ("stride", c_int64), ("order", c_int32))
 
 
 class Conv(Structure):

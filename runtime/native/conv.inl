@@ -38,10 +38,32 @@ static void part_of_tile(float* images, int64_t stride, int64_t here, float* con
         }
 }
 
+// Where images lie side by side already, lane by lane: a copy.
+template <bool into_lines>
+static void copy_box(const tk_image& image, int64_t batch, int64_t b0, int64_t width, const Box& box, float* lines) {
+    for (int64_t p = box.p0; p < box.p1; ++p) {
+        const int64_t at = box.at ? box.at[p] : p - box.p0;
+        for (int64_t c = box.c0; c < box.c1; ++c) {
+            float *line = lines + (at * box.pitch + c) * width, *row = image.data + p * image.stride + c * batch + b0;
+            for (int64_t i = 0; i < width; i += LANES) {
+                if (b0 + i + LANES <= batch) {
+                    store(into_lines ? line + i : row + i, load(into_lines ? row + i : line + i));
+                    continue;
+                }
+                for (int64_t j = i; j < i + LANES; ++j) {
+                    if (into_lines) line[j] = b0 + j < batch ? row[j] : 0.0f;
+                    else if (b0 + j < batch) row[j] = line[j];
+                }
+            }
+        }
+    }
+}
+
 // Between images b0.. in memory order and lines of `width` images, tile by tile of LANES x LANES.
 template <bool into_lines>
-static void transpose_box(const tk_image& image, int64_t batch, int64_t b0, int64_t width, const Box& box, float* lines) {
-    const bool last = image.channels_last;
+static void move_box(const tk_image& image, int64_t batch, int64_t b0, int64_t width, const Box& box, float* lines) {
+    if (image.order == 2) return copy_box<into_lines>(image, batch, b0, width, box, lines);
+    const bool last = image.order == 1;
     const int64_t inner0 = last ? box.c0 : box.p0, inner1 = last ? box.c1 : box.p1;
     const int64_t outer0 = last ? box.p0 : box.c0, outer1 = last ? box.p1 : box.c1;
     const int64_t size = last ? box.channels : box.positions;
@@ -83,17 +105,18 @@ static void pack_images(const tk_parallel* p, const tk_image& image, int64_t bat
                         int64_t groups, int64_t used, int64_t padded, int64_t positions, const int32_t* at,
                         float* lines) {
     const int64_t pitch = groups * padded;
-    const int64_t step = image.channels_last ? ceil_div(PIECE, used) : ceil_div(PIECE, positions);
-    const int64_t cut = ceil_div(image.channels_last ? positions : used, step);
+    const bool cut_positions = image.order != 0;
+    const int64_t step = cut_positions ? ceil_div(PIECE, used) : ceil_div(PIECE, positions);
+    const int64_t cut = ceil_div(cut_positions ? positions : used, step);
     parallel(p, groups * cut, [&](int64_t task) {
         const int64_t group = task / cut, from = task % cut * step, to = from + step;
         Box box{groups * used, positions, group * used, (group + 1) * used, 0, positions, at, pitch};
-        int64_t &low = image.channels_last ? box.p0 : box.c0, &high = image.channels_last ? box.p1 : box.c1;
+        int64_t &low = cut_positions ? box.p0 : box.c0, &high = cut_positions ? box.p1 : box.c1;
         high = low + to < high ? low + to : high;
         low += from;
         float* to_lines = lines + group * (padded - used) * width;
         if (!at) to_lines += box.p0 * pitch * width;
-        transpose_box<true>(image, batch, b0, width, box, to_lines);
+        move_box<true>(image, batch, b0, width, box, to_lines);
     });
     if (padded == used) return;
     parallel(p, groups * positions, [&](int64_t task) {  // never with borders
@@ -148,7 +171,7 @@ static void conv_forward_tiles(const tk_parallel* p, ConvPlan& plan, const tk_im
             }
             const int64_t c0 = group * plan.group_rows;
             const Box box{conv.groups * plan.group_rows, plan.out_positions, c0 + n0, c0 + n1, p0, p1, nullptr, pitch};
-            transpose_box<false>(y, conv.batch, b0, width, box, out - (c0 + n0) * width);
+            move_box<false>(y, conv.batch, b0, width, box, out - (c0 + n0) * width);
         });
     }
 }
@@ -204,7 +227,7 @@ static void conv_input_grad_tiles(const tk_parallel* p, ConvPlan& plan, const tk
             const int64_t first = group * plan.group_channels;
             const Box box{conv.channels, plan.in_positions, first + c0, first + c1, 0, plan.in_positions,
                           plan.in_at, cell};
-            transpose_box<false>(dx, conv.batch, b0, width, box, dest - (first + c0) * width);
+            move_box<false>(dx, conv.batch, b0, width, box, dest - (first + c0) * width);
         });
     }
 }

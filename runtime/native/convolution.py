@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from ctypes import byref
 from typing import Any
 
@@ -45,9 +46,9 @@ def conv(
         return y
     images, out, bias = _dense(x.float()), y.float(), None if bias is None else bias.float().contiguous()
     w, keep = matrix(values, index, geometry)
-    shape = _conv(x, y, geometry, args)
-    operands = byref(_image(images)), None if bias is None else bias.data_ptr(), byref(_image(out))
-    lib().tk_conv_forward(byref(parallel()), byref(w), byref(shape), *operands, _work(w, shape))
+    shape, operands = _arguments(images, out, geometry, args)
+    biases = None if bias is None else bias.data_ptr()
+    lib().tk_conv_forward(byref(parallel()), byref(w), byref(shape), operands[0], biases, operands[1], _work(w, shape))
     del keep
     return out.to(x.dtype)
 
@@ -59,11 +60,10 @@ def conv_input_grad(
     dx = _empty(x, dy, geometry, args)
     if dy.numel() == 0:
         return dx.zero_()
-    images, out = _dense(dy.float()), dx.float()
+    grads, out = _dense(dy.float()), dx.float()
     w, keep = matrix(values, index, geometry)
-    shape = _conv(x, dy, geometry, args)
-    operands = byref(_image(images)), byref(_image(out))
-    lib().tk_conv_input_grad(byref(parallel()), byref(w), byref(shape), *operands, _work(w, shape))
+    shape, operands = _arguments(out, grads, geometry, args)
+    lib().tk_conv_input_grad(byref(parallel()), byref(w), byref(shape), *operands[::-1], _work(w, shape))
     del keep
     return out.to(dy.dtype)
 
@@ -75,9 +75,9 @@ def conv_weight_grad(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, ar
     grad = torch.empty(index.cols.numel() * geometry.unit)
     grads, images = _dense(dy.float()), _dense(x.float())
     w, keep = matrix(None, index, geometry)
-    shape = _conv(x, dy, geometry, args)
-    operands = byref(_image(grads)), byref(_image(images)), grad.data_ptr()
-    lib().tk_conv_weight_grad(byref(parallel()), byref(w), byref(shape), *operands, _work(w, shape))
+    shape, operands = _arguments(images, grads, geometry, args)
+    last = grad.data_ptr(), _work(w, shape)
+    lib().tk_conv_weight_grad(byref(parallel()), byref(w), byref(shape), *operands[::-1], *last)
     del keep
     return grad.to(dy.dtype)
 
@@ -86,25 +86,32 @@ def _work(w: Any, shape: Conv) -> int:
     return scratch(lib().tk_conv_workspace(byref(w), byref(shape)))
 
 
-def _conv(x: Tensor, y: Tensor, geometry: Geometry, args: ConvArgs) -> Conv:
-    """The arguments in three dims, ones in front."""
-    dims = x.dim() - 2
+def _arguments(x: Tensor, y: Tensor, geometry: Geometry, args: ConvArgs) -> tuple[Conv, tuple[Any, Any]]:
+    """The convolution in three dims, ones in front, and its dense images.
 
-    def three(of: Any, fill: int) -> Any:
-        of = tuple(of) * dims if len(of) == 1 else tuple(of)
-        return (fill,) * (3 - dims) + of
+    The batch is the vector axis. Where weights meet a position alone, images and positions may change places: what lies
+    side by side in memory then fills the vectors, without being turned.
+    """
+    dims, batch, positions = x.dim() - 2, x.shape[0], math.prod(x.shape[2:])
 
-    return Conv(
-        *x.shape[:2],
-        three(x.shape[2:], 1),
-        three(y.shape[2:], 1),
-        three(geometry.shape[2:], 1),
-        three(args.stride, 1),
-        three(args.padding, 0),
-        three(args.dilation, 1),
-        args.groups,
-        args.transposed,
-    )
+    def three(of: Any, fill: int = 1) -> Any:
+        return (fill,) * (3 - dims) + (tuple(of) * dims if len(of) == 1 else tuple(of))
+
+    sizes = x.shape[2:], y.shape[2:]
+    rest = [three(geometry.shape[2:]), three(args.stride), three(args.padding, 0), three(args.dilation)]
+    alone = rest[0] == rest[1] == (1, 1, 1) and rest[2] == (0, 0, 0) and sizes[0] == sizes[1]
+    plain = all(_format(images) is torch.contiguous_format for images in (x, y))
+    orders = [int(_format(images) is not torch.contiguous_format) for images in (x, y)]
+    if alone and plain and _filled(positions) >= _filled(batch):
+        sizes, batch, orders = ((1,) * (dims - 1) + (batch,),) * 2, positions, [2, 2]
+    images = (byref(Image(t.data_ptr(), t.stride(0), order)) for t, order in zip((x, y), orders, strict=True))
+    shape = Conv(batch, x.shape[1], *map(three, sizes), *rest, args.groups, args.transposed)
+    return shape, tuple(images)
+
+
+def _filled(count: int) -> float:
+    """The share of lanes in use where so many lie side by side."""
+    return count / (-(-count // 32) * 32)
 
 
 def _format(images: Tensor) -> torch.memory_format | None:
@@ -115,11 +122,6 @@ def _format(images: Tensor) -> torch.memory_format | None:
 
 def _dense(images: Tensor) -> Tensor:
     return images.contiguous() if _format(images) is None else images
-
-
-def _image(images: Tensor) -> Image:
-    """A batch of images that :func:`_dense` returned."""
-    return Image(images.data_ptr(), images.stride(0), _format(images) is not torch.contiguous_format)
 
 
 def _empty(x: Tensor, dy: Tensor | None, geometry: Geometry, args: ConvArgs) -> Tensor:

@@ -51,11 +51,12 @@ void tk_spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_v
 // dW = dY^T X at B, into grad [slots * r * c]; unused slots get zero.
 void tk_sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const tk_view* x, float* grad, float* work);
 
-// A convolution's images [batch, channels, positions]: each lies densely, by channels, or by positions (channels last).
+// A convolution's images. 0: [batch][channels][positions] and 1: [batch][positions][channels], each image dense, `stride`
+// floats from one to the next; 2: [positions][channels][batch], `stride` from position to position.
 typedef struct {
     float* data;
-    int64_t stride;  // from image to image, in floats
-    int32_t channels_last;
+    int64_t stride;
+    int32_t order;
 } tk_image;
 
 // The arguments of a convolution of three dims (1 in front where it has fewer): x [batch, channels, in],
