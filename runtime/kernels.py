@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from .layout import Geometry, Index
-from .native import convolution, densified, products
+from .native import convolution, densified, library, products
 from .reference import REFERENCE, ConvArgs
 from .reference import weight as reference_weight
 from .reference import weight_grad as reference_weight_grad
@@ -52,7 +52,7 @@ NATIVE = SimpleNamespace(
 def _native_fits(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs | None) -> bool:
     if conv is None:
         return products.fits(product, operand, geometry)
-    return convolution.fits(operand, geometry, conv)
+    return library() is not None and convolution.refusal(operand, geometry, conv) is None
 
 
 KERNELS = {

@@ -83,7 +83,11 @@ def check(
 @given(st.data())
 def test_fuzz(data: st.DataObject) -> None:
     draw = data.draw
-    dims, transposed, groups = draw(st.sampled_from([1, 2, 2, 3])), draw(st.booleans()), draw(st.sampled_from([1, 1, 2, 3]))
+    dims, transposed, groups = (
+        draw(st.sampled_from([1, 2, 2, 3])),
+        draw(st.booleans()),
+        draw(st.sampled_from([1, 1, 2, 3])),
+    )
     kernel, stride, dilation = (draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims)) for _ in range(3))
     padding, size = (draw(st.lists(st.integers(*n), min_size=dims, max_size=dims)) for n in ((0, 2), (1, 9)))
     extra = [draw(st.integers(0, max(s, d) - 1)) if transposed else 0 for s, d in zip(stride, dilation, strict=True)]
@@ -92,10 +96,17 @@ def test_fuzz(data: st.DataObject) -> None:
     batch, last = draw(st.sampled_from([1, 3, 16, 17, 33, 70])), draw(st.booleans())
     dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16]))
     shares = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
-    spare, wide, bias, isa = draw(st.integers(0, 3)), draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from(AVAILABLE))
+    spare, wide, bias, isa = (
+        draw(st.integers(0, 3)),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.sampled_from(AVAILABLE)),
+    )
     spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if transposed:
-        out = [(n - 1) * s - 2 * p + e + o + 1 for n, s, p, e, o in zip(size, stride, padding, spans, extra, strict=True)]
+        out = [
+            (n - 1) * s - 2 * p + e + o + 1 for n, s, p, e, o in zip(size, stride, padding, spans, extra, strict=True)
+        ]
         assume(min(out) > 0)
     else:
         assume(all(n + 2 * p > e for n, p, e in zip(size, padding, spans, strict=True)))
@@ -138,9 +149,7 @@ def test_any_strides(how: str) -> None:
         ((600, 300, 3, 3), 8, (2, 3), (4, 2)),
     ],
 )
-def test_many_tiles(
-    shape: tuple[int, ...], batch: int, size: tuple[int, int], block: tuple[int, int]
-) -> None:
+def test_many_tiles(shape: tuple[int, ...], batch: int, size: tuple[int, int], block: tuple[int, int]) -> None:
     """Several tasks of rows, of positions and of channels; more images than one tile; sums of many pieces."""
     geometry = Geometry(shape, (0, 1, 2, 3), 1, block)
     padding = [(k - 1) // 2 for k in shape[2:]]
@@ -159,7 +168,7 @@ def test_nothing_in_nothing_out() -> None:
 def test_a_kernel_larger_than_the_image_is_refused_as_by_torch() -> None:
     geometry = Geometry((8, 4, 5, 5), (0, 1, 2, 3), 1, (4, 1))
     index = sets(geometry, 0.2, 0.5)
-    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size|non-empty|too small"):
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         KERNELS["native"].products.conv(
             torch.randn(2, 4, 2, 2), torch.randn(index.cols.numel() * 4), index, geometry, None, PLAIN
         )
@@ -240,6 +249,18 @@ def test_training_takes_the_native_kernels(name: str, monkeypatch: pytest.Monkey
     torch.testing.assert_close(found["native"][0], found["dense"][0])
     for site, pair in found["native"][1].items():
         assert all(torch.equal(a, b) for a, b in zip(pair, found["dense"][1][site], strict=True)), site
+
+
+def test_a_refusal_reaches_the_report() -> None:
+    model = nn.Conv2d(12, 12, 3, groups=2)
+    model = topkast.compile(model, 0.8, 0.6, block=(4, 1), backend="aot_eager", min_size=20, include="weight")
+    model(torch.randn(2, 12, 6, 6)).sum().backward()
+    found = topkast.report(model)
+    assert (
+        "native kernel: blocks of 4 rows cross the border of groups of 6 rows"
+        in found.passes["ChooseKernel"]["refusals"]
+    )
+    assert {kernel for ran in found.sites[0]["fused"].values() for kernel in ran} == {"dense"}
 
 
 def test_compiled_with_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,33 +13,36 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..layout import Geometry, Index
 from ..reference import ConvArgs
-from . import Conv, Image, library, parallel
+from . import Conv, Image, parallel
 from .products import MAX_BLOCK, lib, matrix, scratch
 
 FORMATS = {3: (torch.contiguous_format,), 4: (torch.contiguous_format, torch.channels_last)}
 FORMATS[5] = (torch.contiguous_format, torch.channels_last_3d)
 
 
-def fits(operand: Tensor, geometry: Geometry, conv: ConvArgs) -> bool:
-    """Whether the kernels of this file can run the products of a convolution with these activations (real or fake)."""
-    dims = len(geometry.shape)
-    order = (1, 0) if conv.transposed else (0, 1)
-    return (
-        operand.device.type == "cpu"
-        and operand.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and operand.dim() == dims  # a batch of images
-        and dims in FORMATS
-        and (geometry.perm, geometry.lead) == ((*order, *range(2, dims)), 1)
-        and max(geometry.block) <= MAX_BLOCK
-        and (conv.transposed or geometry.rows // conv.groups % geometry.block[0] == 0 or conv.groups == 1)
-        and geometry.units * geometry.unit < 2**31
-        and library() is not None
-    )
+def refusal(operand: Tensor, geometry: Geometry, conv: ConvArgs) -> str | None:
+    """Why the kernels of this file cannot run the products of a convolution with these activations (real or fake)."""
+    dims, (r, c) = len(geometry.shape), geometry.block
+    order = (1, 0, *range(2, dims)) if conv.transposed else tuple(range(dims))
+    rows = geometry.rows if conv.transposed else geometry.rows // conv.groups
+    if operand.device.type != "cpu":
+        return f"activations on {operand.device.type}, not on the CPU"
+    if operand.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"activations of {operand.dtype}, not float32, bfloat16 or float16"
+    if operand.dim() != dims or dims not in FORMATS:
+        return f"{operand.dim()} dims, not a batch of images of 1 to 3 dims"
+    if (geometry.perm, geometry.lead) != (order, 1):
+        return "another op sees its weight as another matrix"
+    if max(r, c) > MAX_BLOCK:
+        return f"blocks of {r}x{c}, above {MAX_BLOCK}x{MAX_BLOCK}"
+    if rows % r and conv.groups > 1 and not conv.transposed:
+        return f"blocks of {r} rows cross the border of groups of {rows} rows"
+    if geometry.units * geometry.unit >= 2**31:
+        return "2^31 weights or more"
+    return None
 
 
-def conv(
-    x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, args: ConvArgs
-) -> Tensor:
+def conv(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, args: ConvArgs) -> Tensor:
     """Convolution with W_A. x: [batch, channels, ...]."""
     y = _empty(x, None, geometry, args)
     if y.numel() == 0:
@@ -53,9 +56,7 @@ def conv(
     return out.to(x.dtype)
 
 
-def conv_input_grad(
-    dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs
-) -> Tensor:
+def conv_input_grad(dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs) -> Tensor:
     """Gradient of the convolution's input at W_A. Of x only shape and strides count."""
     dx = _empty(x, dy, geometry, args)
     if dy.numel() == 0:
@@ -127,7 +128,9 @@ def _dense(images: Tensor) -> Tensor:
 def _empty(x: Tensor, dy: Tensor | None, geometry: Geometry, args: ConvArgs) -> Tensor:
     """What the product returns, uninitialised, in the shape and strides of the dense operator's result."""
     operands = tuple((tuple(t.shape), t.stride()) for t in (x, dy) if t is not None)
-    shape, stride = _layout(operands, x.dtype, geometry.shape, tuple(tuple(a) if isinstance(a, list) else a for a in args))
+    shape, stride = _layout(
+        operands, x.dtype, geometry.shape, tuple(tuple(a) if isinstance(a, list) else a for a in args)
+    )
     return x.new_empty_strided(shape, stride)
 
 
