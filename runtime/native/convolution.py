@@ -98,14 +98,14 @@ def _arguments(x: Tensor, y: Tensor, geometry: Geometry, args: ConvArgs) -> tupl
     def three(of: Any, fill: int = 1) -> Any:
         return (fill,) * (3 - dims) + (tuple(of) * dims if len(of) == 1 else tuple(of))
 
-    sizes = x.shape[2:], y.shape[2:]
+    sizes = tuple(x.shape[2:]), tuple(y.shape[2:])
     rest = [three(geometry.shape[2:]), three(args.stride), three(args.padding, 0), three(args.dilation)]
     alone = rest[0] == rest[1] == (1, 1, 1) and rest[2] == (0, 0, 0) and sizes[0] == sizes[1]
     plain = all(_format(images) is torch.contiguous_format for images in (x, y))
     orders = [int(_format(images) is not torch.contiguous_format) for images in (x, y)]
     if alone and plain and _filled(positions) >= _filled(batch):
         sizes, batch, orders = ((1,) * (dims - 1) + (batch,),) * 2, positions, [2, 2]
-    images = (byref(Image(t.data_ptr(), t.stride(0), order)) for t, order in zip((x, y), orders, strict=True))
+    images: Any = (byref(Image(t.data_ptr(), t.stride(0), order)) for t, order in zip((x, y), orders, strict=True))
     shape = Conv(batch, x.shape[1], *map(three, sizes), *rest, args.groups, args.transposed)
     return shape, tuple(images)
 
