@@ -42,8 +42,8 @@ $(SANITIZED): $(wildcard runtime/native/*)
 		runtime/native/*.cpp -o $@
 
 sanitize: $(READY) $(SANITIZED)
-	TOPKAST_NATIVE=$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_native.py $(ARGS)
+	TOPKAST_NATIVE=$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_native.py tests/test_native_conv.py $(ARGS)
 
 clean:
 	rm -rf build *.egg-info runtime/native/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

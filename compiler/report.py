@@ -24,8 +24,9 @@ class Report:
     Args:
         sites: one dict for each sparse weight: name, shape, owners, ops, density_a, density_b (from the stored sets),
             block, balanced, matrix, positions, fused (product -> kernel -> runs), unfused (product, why, runs),
-            measured (product, m, dtype, threads, chosen, seconds by kernel; what the planner knows of weights like
-            this on this machine), churn (step, new share of A, new share of B), ever_active, bytes.
+            measured (product, shape of the activations, dtype, threads, chosen, seconds by kernel; what the planner
+            knows of weights like this on this machine), churn (step, new share of A, new share of B),
+            ever_active, bytes.
         dense: parameter name -> why it stayed dense.
         totals: parameters, flops, bytes, churn, ever_active.
         warnings: what the user should know.

@@ -85,12 +85,11 @@ def _ran(row: dict[str, Any]) -> str:
 
 
 def _measured(entry: dict[str, Any]) -> str:
-    """Such as: spmm, 256 rows: dense is faster here, 0.90 ms against 1.10 (native)."""
+    """Such as: spmm of 256×512: dense is faster here, 0.90 ms against 1.10 (native)."""
     first, *others = sorted(entry["seconds"].items(), key=lambda item: item[1])
     against = ", ".join(f"{1e3 * seconds:.3g} ({name})" for name, seconds in others)
-    return (
-        f"{entry['product']}, {entry['m']} rows: {first[0]} is faster here, {1e3 * first[1]:.3g} ms against {against}"
-    )
+    what = f"{entry['product']} of {'×'.join(map(str, entry['shape']))}"
+    return f"{what}: {first[0]} is faster here, {1e3 * first[1]:.3g} ms against {against}"
 
 
 def _dense(report: Report) -> Table:

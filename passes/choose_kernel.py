@@ -9,6 +9,9 @@ from torch import Tensor, fx
 
 from topkast.runtime import planner
 from topkast.runtime.kernels import PRODUCTS, candidates
+from topkast.runtime.native import library
+from topkast.runtime.native.convolution import refusal
+from topkast.runtime.reference import ConvArgs
 
 from .base import Pass
 from .nodes import topkast
@@ -37,11 +40,15 @@ class ChooseKernel(Pass):
         shape, perm, lead, block = (found[name] for name in ("shape", "perm", "lead", "block"))
         geometry = planner.Geometry(tuple(shape), tuple(perm), lead, tuple(block))
         operands: list[Tensor] = [found[name].meta["val"] for name in ("dy", "x") if name in found]
-        fitting = candidates(product, operands[0], geometry)
+        conv = ConvArgs(*(found[name] for name in ConvArgs._fields)) if "stride" in found else None
+        fitting = candidates(product, operands[0], geometry, conv)
         if "native" not in fitting:  # nothing to weigh: the dense product, in its fastest form
+            why = None if conv is None or library() is None else refusal(operands[0], geometry, conv)
+            if why is not None:
+                self.refusals[f"native kernel: {why}"] += 1
             return planner.setting() if planner.setting() in fitting else fitting[0]
         n_bwd = found["cols"].meta["val"].shape[0]
         layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
         n_fwd = planner.forward_count(geometry, n_bwd)
-        dtype = operands[0].dtype
-        return planner.choose(planner.Problem(product, layouts, dtype, geometry, n_fwd, n_bwd, torch.get_num_threads()))
+        dtype, threads = operands[0].dtype, torch.get_num_threads()
+        return planner.choose(planner.Problem(product, layouts, dtype, geometry, n_fwd, n_bwd, threads, conv))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
 from .layout import Geometry, Index
-from .native import densified, products
-from .reference import REFERENCE
+from .native import convolution, densified, library, products
+from .reference import REFERENCE, ConvArgs
 from .reference import weight as reference_weight
 from .reference import weight_grad as reference_weight_grad
 
@@ -29,33 +30,51 @@ class Kernel:
     Args:
         name: as it stands in the graph and in the report.
         products: where its functions are, under the products' names.
-        fits: (product, activations, geometry) -> whether it can run that; the activations may be fake.
+        fits: (product, activations, geometry, arguments of a convolution or None) -> whether it can run that; the
+            activations may be fake.
     """
 
     name: str
     products: Any
-    fits: Callable[[str, Tensor, Geometry], bool]
+    fits: Callable[[str, Tensor, Geometry, ConvArgs | None], bool]
+
+
+NATIVE = SimpleNamespace(
+    spmm=products.spmm,
+    spmm_t=products.spmm_t,
+    sddmm=products.sddmm,
+    conv=convolution.conv,
+    conv_input_grad=convolution.conv_input_grad,
+    conv_weight_grad=convolution.conv_weight_grad,
+)
+
+
+def _native_fits(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs | None) -> bool:
+    if conv is None:
+        return products.fits(product, operand, geometry)
+    return library() is not None and convolution.refusal(operand, geometry, conv) is None
 
 
 KERNELS = {
     kernel.name: kernel
     for kernel in [
-        Kernel("native", products, products.fits),
-        Kernel("dense", densified.DENSE, lambda product, operand, geometry: densified.fits(operand)),
-        Kernel("reference", REFERENCE, lambda product, operand, geometry: True),
+        Kernel("native", NATIVE, _native_fits),
+        Kernel("dense", densified.DENSE, lambda product, operand, geometry, conv: densified.fits(operand)),
+        Kernel("reference", REFERENCE, lambda product, operand, geometry, conv: True),
     ]
 }
 
 
-def candidates(product: str, operand: Tensor, geometry: Geometry) -> list[str]:
+def candidates(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs | None = None) -> list[str]:
     """Names of the kernels that fit, in the order of the table; never empty.
 
     Args:
         product: one of :data:`PRODUCTS`.
         operand: the activations that it takes first (a fake tensor will do).
         geometry: of the weight.
+        conv: the arguments of a convolution; None for the other products.
     """
-    return [kernel.name for kernel in KERNELS.values() if kernel.fits(product, operand, geometry)]
+    return [kernel.name for kernel in KERNELS.values() if kernel.fits(product, operand, geometry, conv)]
 
 
 def launch(kernel: str, product: str) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ from .errors import ConfigError
 from .kernels import KERNELS, candidates, launch
 from .layout import Geometry, build_index
 from .record import SITES
+from .reference import ConvArgs
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 
@@ -35,12 +36,13 @@ class Problem:
     """What decides how long a product takes.
 
     Args:
-        product: "spmm", "spmm_t" or "sddmm".
+        product: one of :data:`topkast.runtime.kernels.PRODUCTS`.
         operands: shape and strides of the activations, in the product's order.
         dtype: of the activations and values.
         geometry: of the weight.
         n_fwd, n_bwd: blocks in A and in B.
         threads: torch's number.
+        conv: the arguments of a convolution, None for the other products.
     """
 
     product: str
@@ -50,12 +52,13 @@ class Problem:
     n_fwd: int
     n_bwd: int
     threads: int
+    conv: ConvArgs | None = None
 
     @property
     def key(self) -> str:
         g = self.geometry
         where = [g.shape, g.perm, g.lead, g.block, self.n_fwd, self.n_bwd]
-        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads])
+        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads, self.conv])
 
 
 def setting() -> str:
@@ -95,7 +98,7 @@ def _fitting(problem: Problem) -> list[str]:
     """Kernels worth trying; the plain reference only where its twin in native code does not fit."""
     with torch._subclasses.FakeTensorMode():
         operand = torch.empty_strided(*problem.operands[0], dtype=problem.dtype)
-    found = candidates(problem.product, operand, problem.geometry)
+    found = candidates(problem.product, operand, problem.geometry, problem.conv)
     return [name for name in found if name != "reference"] if "dense" in found else found
 
 
@@ -114,15 +117,17 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
     index = build_index(drawn < problem.n_fwd / geometry.units, bwd, int(bwd.sum()))
     operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
     values = torch.randn(index.cols.numel() * geometry.unit, generator=generator).to(problem.dtype)
-    weight: tuple[Any, ...] = (index, geometry) if problem.product == "sddmm" else (values, index, geometry)
-    bias = (None,) if problem.product == "spmm" else ()
+    of_weight = problem.product in ("sddmm", "conv_weight_grad")
+    weight: tuple[Any, ...] = (index, geometry) if of_weight else (values, index, geometry)
+    bias = (None,) if problem.product in ("spmm", "conv") else ()
+    conv = () if problem.conv is None else (problem.conv,)
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
     with torch.no_grad():
         while len(times[names[0]]) < 4 or (time.perf_counter() < end and len(times[names[0]]) < 20):
             for name in names:
                 start = time.perf_counter()
-                launch(name, problem.product)(*operands, *weight, *bias)
+                launch(name, problem.product)(*operands, *weight, *bias, *conv)
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(found[1:]) for name, found in times.items()}  # the first one warms up
 
@@ -133,15 +138,15 @@ def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> T
 
 
 def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]:
-    """What has been measured for sites like this: product, rows of activations, threads, seconds by kernel."""
+    """What has been measured for sites like this: product, shape of the activations, threads, seconds by kernel."""
     g = geometry
     where = json.loads(json.dumps([g.shape, g.perm, g.lead, g.block, n_fwd, n_bwd]))
     found = []
     for key, seconds in _remembered().items():
-        product, operands, dtype, this, threads = json.loads(key)
+        product, operands, dtype, this, threads, _ = json.loads(key)
         if this == where:
-            m = operands[0][0][-2]
-            found.append({"product": product, "m": m, "dtype": dtype, "threads": threads, "seconds": seconds})
+            shape = operands[0][0]
+            found.append({"product": product, "shape": shape, "dtype": dtype, "threads": threads, "seconds": seconds})
     return found
 
 

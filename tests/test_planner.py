@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 import topkast
 from topkast.runtime import native, planner
 from topkast.runtime.layout import Geometry
+from topkast.runtime.reference import ConvArgs
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
 PROBLEM = planner.Problem(
@@ -32,6 +34,29 @@ def test_measures_every_candidate(product: str, second: planner.Layout | None) -
     problem = planner.Problem(product, operands, torch.float32, PROBLEM.geometry, 150, 300, 1)
     found = planner.measure(problem, ["native", "dense"], 0.01)
     assert set(found) == {"native", "dense"} and all(0 < seconds < 1 for seconds in found.values())
+
+
+@pytest.mark.parametrize("product", ["conv", "conv_input_grad", "conv_weight_grad"])
+def test_measures_convolutions(product: str) -> None:
+    geometry, conv = (
+        Geometry((16, 6, 3, 3), (0, 1, 2, 3), 1, (4, 1)),
+        ConvArgs([2, 2], [1, 1], [1, 1], False, [0, 0], 1),
+    )
+    x, dy = ((8, 6, 9, 7), (378, 1, 42, 6)), ((8, 16, 5, 4), (320, 20, 4, 1))
+    operands = (x,) if product == "conv" else (dy, x)
+    problem = planner.Problem(product, operands, torch.float32, geometry, 20, 40, 1, conv)
+    assert problem.key != dataclasses.replace(problem, conv=conv._replace(padding=[0, 0])).key
+    found = planner.measure(problem, ["native", "dense"], 0.01)
+    assert set(found) == {"native", "dense"} and all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_the_report_names_the_images_of_a_convolution() -> None:
+    model = topkast.compile(nn.Conv2d(6, 16, 3), 0.9, 0.8, backend="aot_eager", min_size=20, include="weight")
+    model(torch.randn(8, 6, 9, 7)).sum().backward()
+    report = topkast.report(model)
+    shapes = {entry["product"]: entry["shape"] for entry in report.sites[0]["measured"]}
+    assert shapes == {"conv": [8, 6, 9, 7], "conv_weight_grad": [8, 16, 7, 5]}
+    assert "conv of 8×6×9×7: " in str(report)
 
 
 def test_takes_the_faster_and_remembers_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +103,6 @@ def test_the_report_shows_what_was_measured() -> None:
     assert {entry["product"] for entry in row["measured"]} == {"spmm", "sddmm"}
     for entry in row["measured"]:
         assert entry["chosen"] == min(entry["seconds"], key=entry["seconds"].get)
-        assert entry["m"] == 16 and set(entry["seconds"]) == {"native", "dense"}
+        assert entry["shape"][0] == 16 and set(entry["seconds"]) == {"native", "dense"}
     assert "is faster here" in str(report)
     json.dumps(report.to_dict())

@@ -36,6 +36,19 @@ class View(Structure):
     _fields_ = (("data", c_void_p), ("m", c_int64), ("n", c_int64), ("stride_m", c_int64), ("stride_n", c_int64))
 
 
+class Image(Structure):
+    _fields_ = (("data", c_void_p), ("stride", c_int64), ("order", c_int32))
+
+
+class Conv(Structure):
+    _fields_ = (
+        ("batch", c_int64), ("channels", c_int64),
+        *((name, c_int64 * 3) for name in ("in", "out", "kernel", "stride", "padding", "dilation")),
+        ("groups", c_int32), ("transposed", c_int32),
+    )  # fmt: skip
+
+
+_CONVOLUTION = [POINTER(Parallel), POINTER(Matrix), POINTER(Conv), POINTER(Image)]
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_isa_best": (c_int32, []),
     "tk_isa": (c_int32, []),
@@ -52,6 +65,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_largest": (None, [POINTER(Parallel), c_void_p, c_int64, c_int64, c_void_p]),
     "tk_build_index": (None, [POINTER(Parallel), *[c_void_p] * 2, c_int64, c_int64, *[c_void_p] * 3, c_int32]),
     "tk_sddmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p, c_void_p]),
+    "tk_conv_workspace": (c_int64, [POINTER(Matrix), POINTER(Conv)]),
+    "tk_conv_forward": (None, [*_CONVOLUTION, c_void_p, POINTER(Image), c_void_p]),
+    "tk_conv_input_grad": (None, [*_CONVOLUTION, POINTER(Image), c_void_p]),
+    "tk_conv_weight_grad": (None, [*_CONVOLUTION, POINTER(Image), c_void_p, c_void_p]),
 }
 
 

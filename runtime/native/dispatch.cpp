@@ -21,7 +21,9 @@ int32_t detect() {
 
 std::atomic<int32_t> in_use{-1};
 
-const Isa& isa() {
+}  // namespace
+
+const Isa& topkast::isa() {
     switch (tk_isa()) {
 #ifdef __x86_64__
         case 2: return avx512::isa;
@@ -30,8 +32,6 @@ const Isa& isa() {
         default: return portable::isa;
     }
 }
-
-}  // namespace
 
 int32_t tk_isa_best(void) {
     static const int32_t best = detect();

@@ -1,5 +1,6 @@
 // The kernels of one instruction set.
 #pragma once
+#include "conv.h"
 #include "topkast.h"
 
 namespace topkast {
@@ -8,7 +9,12 @@ struct Isa {
     void (*spmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const float*, tk_view*, float*);
     void (*spmm_t)(const tk_parallel*, const tk_matrix*, const tk_view*, tk_view*, float*);
     void (*sddmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const tk_view*, float*, float*);
+    void (*conv_forward)(const tk_parallel*, ConvPlan&, const tk_image&, const float*, const tk_image&, float*);
+    void (*conv_input_grad)(const tk_parallel*, ConvPlan&, const tk_image&, const tk_image&, float*);
+    void (*conv_weight_grad)(const tk_parallel*, ConvPlan&, const tk_image&, const tk_image&, float*, float*);
 };
+
+const Isa& isa();  // the one in use
 
 namespace portable { extern const Isa isa; }
 #ifdef __x86_64__

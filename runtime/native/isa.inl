@@ -5,6 +5,7 @@
 #include "pack.inl"
 #include "products.inl"
 #include "sddmm.inl"
+#include "conv.inl"
 
 template <int RB, int C, class Col>
 static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, const tk_view& y,
@@ -57,4 +58,4 @@ static void sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, c
     DISPATCH(sddmm_b, p, *w, *dy, *x, grad, work);
 }
 
-const Isa isa = {spmm, spmm_t, sddmm};
+const Isa isa = {spmm, spmm_t, sddmm, conv_forward, conv_input_grad, conv_weight_grad};

@@ -37,8 +37,12 @@ def lib() -> ctypes.CDLL:
 
 
 def _work(w: Matrix, m: int) -> int:
-    """Scratch for a product of m rows: kept for this thread, as fresh memory would be mapped page by page."""
-    floats = lib().tk_workspace(byref(w), m)
+    """Scratch for a product of m rows."""
+    return scratch(lib().tk_workspace(byref(w), m))
+
+
+def scratch(floats: int) -> int:
+    """The address of scratch: kept for this thread, as fresh memory would be mapped page by page."""
     kept = getattr(_scratch, "work", None)
     if kept is None or kept.numel() < floats:
         kept = _scratch.work = torch.empty(floats)

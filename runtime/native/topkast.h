@@ -51,6 +51,32 @@ void tk_spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_v
 // dW = dY^T X at B, into grad [slots * r * c]; unused slots get zero.
 void tk_sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const tk_view* x, float* grad, float* work);
 
+// A convolution's images. 0: [batch][channels][positions] and 1: [batch][positions][channels], each image dense, `stride`
+// floats from one to the next; 2: [positions][channels][batch], `stride` from position to position.
+typedef struct {
+    float* data;
+    int64_t stride;
+    int32_t order;
+} tk_image;
+
+// The arguments of a convolution of three dims (1 in front where it has fewer): x [batch, channels, in],
+// y [batch, groups' rows, out]. The matrix's rows are output channels (of one group where transposed, else of all),
+// its columns input channels (of all groups where transposed, else of one) times the kernel's taps.
+typedef struct {
+    int64_t batch, channels;
+    int64_t in[3], out[3], kernel[3], stride[3], padding[3], dilation[3];
+    int32_t groups, transposed;
+} tk_conv;
+
+// Floats of scratch for any product of a convolution; and the products, as above.
+int64_t tk_conv_workspace(const tk_matrix* w, const tk_conv* conv);
+void tk_conv_forward(const tk_parallel* p, const tk_matrix* w, const tk_conv* conv, const tk_image* x,
+                     const float* bias, const tk_image* y, float* work);
+void tk_conv_input_grad(const tk_parallel* p, const tk_matrix* w, const tk_conv* conv, const tk_image* dy,
+                        const tk_image* dx, float* work);
+void tk_conv_weight_grad(const tk_parallel* p, const tk_matrix* w, const tk_conv* conv, const tk_image* dy,
+                         const tk_image* x, float* grad, float* work);
+
 // W_A as a dense matrix [rows, columns], contiguous; and a dense gradient, in any strides, sampled at B.
 void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense);
 void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad);
