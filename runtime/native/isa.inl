@@ -6,10 +6,14 @@
 #include "products.inl"
 #include "sddmm.inl"
 
+// Vectors of batch in a tile, where there are rows enough to fill it.
+template <int RB>
+static constexpr int WIDE = RB >= 8 ? TB : 4;
+
 template <int RB, int C, class Col>
 static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, const tk_view& y,
                    float* work) {
-    constexpr int T = RB >= 8 ? TB : 4;
+    constexpr int T = WIDE<RB>;
     if (x.m <= LANES) return spmm_tiles<1, RB, C, Col>(p, w, x, bias, y, work);
     if (x.m <= 2 * LANES || T == 2) return spmm_tiles<2, RB, C, Col>(p, w, x, bias, y, work);
     spmm_tiles<T, RB, C, Col>(p, w, x, bias, y, work);
@@ -17,7 +21,7 @@ static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, c
 
 template <int RB, int C, class Col>
 static void spmm_t_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& dx, float* work) {
-    constexpr int T = RB >= 8 ? TB : 4;
+    constexpr int T = WIDE<RB>;
     if (dy.m <= LANES) return spmm_t_tiles<1, RB, C, Col>(p, w, dy, dx, work);
     if (dy.m <= 2 * LANES || T == 2) return spmm_t_tiles<2, RB, C, Col>(p, w, dy, dx, work);
     spmm_t_tiles<T, RB, C, Col>(p, w, dy, dx, work);
@@ -57,4 +61,27 @@ static void sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, c
     DISPATCH(sddmm_b, p, *w, *dy, *x, grad, work);
 }
 
-const Isa isa = {spmm, spmm_t, sddmm};
+template <int RB, int C, class Col>
+static void width_b(int64_t& found) {
+    found = WIDE<RB> * LANES;
+}
+static int64_t width(const tk_matrix* w) {
+    int64_t found = 0;
+    DISPATCH(width_b, found);
+    return found;
+}
+
+static void pack(const tk_parallel* p, const tk_view* from, tk_view* to) {
+    const int64_t width = from->width + to->width, parts = ceil_div(from->n, PART);
+    parallel(p, from->m / width * parts, [&](int64_t task) {
+        const int64_t tile = task / parts, n0 = task % parts * PART;
+        const int64_t n1 = n0 + PART < from->n ? n0 + PART : from->n;
+        if (to->width) {
+            pack(*from, tile * width, width, n0, n1, to->data + (tile * to->n + n0) * width);
+        } else {
+            unpack(from->data + (tile * from->n + n0) * width, tile * width, width, n0, n1, *to);
+        }
+    });
+}
+
+const Isa isa = {width, pack, spmm, spmm_t, sddmm};
