@@ -11,7 +11,7 @@ from topkast.runtime import planner
 from topkast.runtime.kernels import PRODUCTS, candidates
 
 from .base import Pass
-from .nodes import topkast
+from .nodes import geometry_of, named, topkast
 
 _TARGETS = {getattr(topkast, product).default: product for product in PRODUCTS}
 
@@ -19,6 +19,16 @@ _TARGETS = {getattr(topkast, product).default: product for product in PRODUCTS}
 def _hint(size: Any) -> int:
     """A size, or what a symbolic one is in the example that is being compiled."""
     return size if isinstance(size, int) else int(size.node.hint)
+
+
+def problem(node: fx.Node) -> planner.Problem:
+    """What the planner is asked for a product."""
+    found, geometry = named(node), geometry_of(node)
+    operands: list[Tensor] = [found[name].meta["val"] for name in ("dy", "x") if name in found]
+    n_bwd = found["cols"].meta["val"].shape[0]
+    layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
+    n_fwd = planner.forward_count(geometry, n_bwd)
+    return planner.Problem(_TARGETS[node.target], layouts, operands[0].dtype, geometry, n_fwd, n_bwd, torch.get_num_threads())
 
 
 class ChooseKernel(Pass):
@@ -32,16 +42,7 @@ class ChooseKernel(Pass):
             self.matched(kernel)
 
     def _kernel(self, product: str, node: fx.Node) -> str:
-        names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-        found = dict(zip(names, node.args, strict=False))
-        shape, perm, lead, block = (found[name] for name in ("shape", "perm", "lead", "block"))
-        geometry = planner.Geometry(tuple(shape), tuple(perm), lead, tuple(block))
-        operands: list[Tensor] = [found[name].meta["val"] for name in ("dy", "x") if name in found]
-        fitting = candidates(product, operands[0], geometry)
+        fitting = candidates(product, node.args[0].meta["val"], geometry_of(node))  # type: ignore[union-attr]
         if "native" not in fitting:  # nothing to weigh: the dense product, in its fastest form
             return planner.setting() if planner.setting() in fitting else fitting[0]
-        n_bwd = found["cols"].meta["val"].shape[0]
-        layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
-        n_fwd = planner.forward_count(geometry, n_bwd)
-        dtype = operands[0].dtype
-        return planner.choose(planner.Problem(product, layouts, dtype, geometry, n_fwd, n_bwd, torch.get_num_threads()))
+        return planner.choose(problem(node))

@@ -14,6 +14,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Problem:
         geometry: of the weight.
         n_fwd, n_bwd: blocks in A and in B.
         threads: torch's number.
+        widths: empty, or, of operand and result (of dy and x), the width where they are tiles and 0 where rows.
     """
 
     product: str
@@ -50,12 +52,13 @@ class Problem:
     n_fwd: int
     n_bwd: int
     threads: int
+    widths: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
         g = self.geometry
         where = [g.shape, g.perm, g.lead, g.block, self.n_fwd, self.n_bwd]
-        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads])
+        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads, *filter(any, [self.widths])])
 
 
 def setting() -> str:
@@ -107,6 +110,15 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
         names: the kernels.
         seconds: how long to go on, after three rounds.
     """
+    operands, weight = draw(problem)
+    bias = (None,) if problem.product == "spmm" else ()
+    return interleave(
+        {name: functools.partial(launch(name, problem.product), *operands, *weight, *bias) for name in names}, seconds
+    )
+
+
+def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """Random activations and a random weight, (values, index, geometry) as far as the product takes them."""
     geometry = problem.geometry
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand(geometry.grid, generator=generator)
@@ -114,17 +126,21 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
     index = build_index(drawn < problem.n_fwd / geometry.units, bwd, int(bwd.sum()))
     operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
     values = torch.randn(index.cols.numel() * geometry.unit, generator=generator).to(problem.dtype)
-    weight: tuple[Any, ...] = (index, geometry) if problem.product == "sddmm" else (values, index, geometry)
-    bias = (None,) if problem.product == "spmm" else ()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + seconds
+    return operands, (index, geometry) if problem.product == "sddmm" else (values, index, geometry)
+
+
+def interleave(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median seconds of each call, in turn, after one round that warms up; for as long as :func:`measure` says."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    rounds, end = 0, time.perf_counter() + seconds
     with torch.no_grad():
-        while len(times[names[0]]) < 4 or (time.perf_counter() < end and len(times[names[0]]) < 20):
-            for name in names:
+        while rounds < 4 or (time.perf_counter() < end and rounds < 20):
+            for name, call in calls.items():
                 start = time.perf_counter()
-                launch(name, problem.product)(*operands, *weight, *bias)
+                call()
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found[1:]) for name, found in times.items()}  # the first one warms up
+            rounds += 1
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -138,10 +154,10 @@ def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]
     where = json.loads(json.dumps([g.shape, g.perm, g.lead, g.block, n_fwd, n_bwd]))
     found = []
     for key, seconds in _remembered().items():
-        product, operands, dtype, this, threads = json.loads(key)
+        product, operands, dtype, this, threads, *widths = json.loads(key)
         if this == where:
-            m = operands[0][0][-2]
-            found.append({"product": product, "m": m, "dtype": dtype, "threads": threads, "seconds": seconds})
+            m, what = operands[0][0][-2], f"{product} on tiles" if widths else product
+            found.append({"product": what, "m": m, "dtype": dtype, "threads": threads, "seconds": seconds})
     return found
 
 
