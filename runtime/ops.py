@@ -10,6 +10,7 @@ written into the graph, so they survive compile caches.
 
 Where ``widths`` is not empty, it says of a product's two activations (operand and result; dy and x) which are tiles
 [M / width, n, width] instead of rows [M, n] (0). Tiles are what the native kernels compute on: see ``keep_transposed``.
+``act`` is what ``spmm`` does to its result, as :func:`topkast.runtime.reference.activation` means it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _SPARSE = f"Tensor values, {_INDEX}, {_GEOMETRY}"
 SCHEMAS = {
     "weight": f"({_SPARSE}, str why='eager') -> Tensor",
     "weight_grad": f"(Tensor grad, {_INDEX}, {_GEOMETRY}, str why='eager') -> Tensor",
-    "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str impl='reference', int[] widths=[]) -> Tensor",
+    "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str impl='reference', int[] widths=[], str act='') -> Tensor",
     "spmm_t": f"(Tensor dy, {_SPARSE}, str impl='reference', int[] widths=[]) -> Tensor",
     "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str impl='reference', int[] widths=[]) -> Tensor",
     "pack": "(Tensor x, int width) -> Tensor",
@@ -68,9 +69,9 @@ def unpack(tiles: Tensor) -> Tensor:
     return native_products.unpack(tiles)
 
 
-def _given(widths: list[int]) -> tuple[list[int], ...]:
-    """Only kernels that can take tiles have the argument."""
-    return (widths,) if any(widths) else ()
+def _given(*more: Any) -> tuple[Any, ...]:
+    """Tiles and activations, if any: only the kernel that can do with them has the arguments."""
+    return more if any(map(any, more)) else ()
 
 
 def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
@@ -79,10 +80,10 @@ def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
     return gather_grad(grad, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
 
 
-def spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=()):
+def spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""):
     note(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(impl, "spmm")(x, values, index, geometry, bias, *_given(widths))
+    return launch(impl, "spmm")(x, values, index, geometry, bias, *_given(widths, act))
 
 
 def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
@@ -143,7 +144,7 @@ def _fake_result(operand: Tensor, n: int, taken: int, given: int) -> Tensor:
     return operand.new_empty((m // given, n, given) if given else (m, n))
 
 
-def _fake_spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=()):
+def _fake_spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""):
     rows = _geometry(shape, perm, lead, block).rows
     if any(widths):
         return _fake_result(x, rows, *widths)

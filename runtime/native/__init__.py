@@ -46,7 +46,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_workspace": (c_int64, [POINTER(Matrix), c_int64]),
     "tk_width": (c_int64, [POINTER(Matrix)]),
     "tk_pack": (None, [POINTER(Parallel), POINTER(View), POINTER(View)]),
-    "tk_spmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p, POINTER(View), c_void_p]),
+    "tk_spmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p, c_int32, POINTER(View), c_void_p]),
     "tk_spmm_t": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p]),
     "tk_dense": (None, [POINTER(Parallel), POINTER(Matrix), c_void_p]),
     "tk_gather": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p]),

@@ -7,7 +7,7 @@ namespace topkast {
 struct Isa {
     int64_t (*width)(const tk_matrix*);
     void (*pack)(const tk_parallel*, const tk_view*, tk_view*);
-    void (*spmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const float*, tk_view*, float*);
+    void (*spmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const float*, int32_t, tk_view*, float*);
     void (*spmm_t)(const tk_parallel*, const tk_matrix*, const tk_view*, tk_view*, float*);
     void (*sddmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const tk_view*, float*, float*);
 };

@@ -3,6 +3,7 @@
 
 #include "vec.inl"
 #include "pack.inl"
+#include "epilogue.inl"
 #include "products.inl"
 #include "sddmm.inl"
 
@@ -11,12 +12,12 @@ template <int RB>
 static constexpr int WIDE = RB >= 8 ? TB : 4;
 
 template <int RB, int C, class Col>
-static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, const tk_view& y,
-                   float* work) {
+static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, int32_t act,
+                   const tk_view& y, float* work) {
     constexpr int T = WIDE<RB>;
-    if (x.m <= LANES) return spmm_tiles<1, RB, C, Col>(p, w, x, bias, y, work);
-    if (x.m <= 2 * LANES || T == 2) return spmm_tiles<2, RB, C, Col>(p, w, x, bias, y, work);
-    spmm_tiles<T, RB, C, Col>(p, w, x, bias, y, work);
+    if (x.m <= LANES) return spmm_tiles<1, RB, C, Col>(p, w, x, bias, act, y, work);
+    if (x.m <= 2 * LANES || T == 2) return spmm_tiles<2, RB, C, Col>(p, w, x, bias, act, y, work);
+    spmm_tiles<T, RB, C, Col>(p, w, x, bias, act, y, work);
 }
 
 template <int RB, int C, class Col>
@@ -45,8 +46,9 @@ static void spmm_t_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy
     else if (w->r >= 2) F<2, 1, Col>(__VA_ARGS__);                                      \
     else F<1, 1, Col>(__VA_ARGS__);
 
-static void spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, tk_view* y, float* work) {
-    DISPATCH(spmm_b, p, *w, *x, bias, *y, work);
+static void spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, int32_t act, tk_view* y,
+                 float* work) {
+    DISPATCH(spmm_b, p, *w, *x, bias, act, *y, work);
 }
 static void spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work) {
     DISPATCH(spmm_t_b, p, *w, *dy, *dx, work);

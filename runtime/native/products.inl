@@ -152,8 +152,8 @@ static inline float* place(const tk_view& y, int64_t tile, int64_t n0, float* ow
 }
 
 template <int T, int RB, int C, class Col>
-static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, const tk_view& y,
-                     float* work) {
+static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, int32_t act,
+                     const tk_view& y, float* work) {
     const int64_t width = T * LANES, tiles = ceil_div(x.m, width), rows = ceil_div(w.rows, w.r);
     const int64_t grid_cols = ceil_div(w.columns, w.c), padded = grid_cols * w.c;
     const auto pack_part = [&](int64_t tile, int64_t part) {
@@ -180,6 +180,7 @@ static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& 
                 block_row<T, RB, C, Col, true>(w, starts[k * rows + i], starts[(k + 1) * rows + i], 0,
                                                work + tile * padded * width, out + (i - i0) * w.r * width);
             }
+        activate(act, out, (i1 - i0) * w.r * width);
         if (!y.width) unpack(out, tile * width, width, i0 * w.r, i1 * w.r, y);
     });
 }

@@ -14,6 +14,7 @@ from ..layout import Geometry, Index
 from . import Matrix, View, library, parallel
 
 MAX_BLOCK = 64  # rows and columns of a block; the kernels' buffers are cut for it
+ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")  # as the library numbers them
 _scratch = threading.local()
 
 
@@ -106,9 +107,16 @@ def unpack(tiles: Tensor) -> Tensor:
 
 
 def spmm(
-    x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, widths: Sequence[int] = ()
+    x: Tensor,
+    values: Tensor,
+    index: Index,
+    geometry: Geometry,
+    bias: Tensor | None,
+    widths: Sequence[int] = (),
+    act: str = "",
 ) -> Tensor:
-    """Y = X W_A^T (+ bias). x: [M, cols] or [E, M, cols], any strides; ``widths`` as in :func:`_operands`."""
+    """Y = act(X W_A^T + bias). x: [M, cols] or [E, M, cols], any strides; ``widths`` as in :func:`_operands`; ``act``
+    one of :data:`ACTIVATIONS`, which needs x in float32 and a bias that is None or [rows]."""
     xs, y = _operands(x, widths, geometry.rows)
     per_row = None
     if bias is not None and bias.dim() == 1 and bias.numel() == geometry.rows and len(xs) == 1:
@@ -121,6 +129,7 @@ def spmm(
             byref(w),
             byref(here),
             None if per_row is None else per_row.data_ptr(),
+            ACTIVATIONS.index(act),
             byref(view(y[part])),
             _work(w, here.m),
         )

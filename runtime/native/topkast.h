@@ -51,8 +51,11 @@ int64_t tk_width(const tk_matrix* w);
 // Rows to tiles and back; one of the two has a width.
 void tk_pack(const tk_parallel* p, const tk_view* from, tk_view* to);
 
-// Y = X W_A^T + bias (bias may be null).
-void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, tk_view* y, float* work);
+enum { TK_NONE, TK_RELU, TK_GELU, TK_GELU_TANH, TK_SILU };
+
+// Y = act(X W_A^T + bias) (bias may be null).
+void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, int32_t act, tk_view* y,
+             float* work);
 // dX = dY W_A.
 void tk_spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work);
 // dW = dY^T X at B, into grad [slots * r * c]; unused slots get zero.
