@@ -28,7 +28,9 @@ def problem(node: fx.Node) -> planner.Problem:
     n_bwd = found["cols"].meta["val"].shape[0]
     layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
     n_fwd = planner.forward_count(geometry, n_bwd)
-    return planner.Problem(_TARGETS[node.target], layouts, operands[0].dtype, geometry, n_fwd, n_bwd, torch.get_num_threads())
+    return planner.Problem(
+        _TARGETS[node.target], layouts, operands[0].dtype, geometry, n_fwd, n_bwd, torch.get_num_threads()
+    )
 
 
 class ChooseKernel(Pass):

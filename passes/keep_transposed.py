@@ -97,7 +97,9 @@ class _Rewrite:
         # Only now, as what was made above is looked up by the old nodes.
         for node, rows in self.rows.items():
             node.replace_all_uses_with(rows)
-        for node in reversed([node for node in self.graph.nodes if node in old]):  # not left to the removal of dead code, which spares random ops
+        for node in reversed(
+            [node for node in self.graph.nodes if node in old]
+        ):  # not left to the removal of dead code, which spares random ops
             self.graph.erase_node(node)
 
     def _node(self, node: fx.Node) -> None:
@@ -120,7 +122,9 @@ class _Rewrite:
         target, kwargs = node.target, dict(node.kwargs)
         args: tuple[object, ...]
         if target in PRODUCTS:
-            args = tuple(self.tiles[one] if (node, at) in self.region.slots else one for at, one in enumerate(node.args))  # type: ignore[index]
+            args = tuple(
+                self.tiles[one] if (node, at) in self.region.slots else one for at, one in enumerate(node.args)
+            )  # type: ignore[index]
             kwargs["widths"] = list(self.region.widths(node, self.width))
         elif target in SAME:
             return self.tiles[node.args[0]]  # type: ignore[index]

@@ -80,7 +80,9 @@ def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
     return gather_grad(grad, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
 
 
-def spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""):
+def spmm(
+    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
+):
     note(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "spmm")(x, values, index, geometry, bias, *_given(widths, act))
@@ -140,11 +142,13 @@ def _fake_unpack(tiles):
 
 
 def _fake_result(operand: Tensor, n: int, taken: int, given: int) -> Tensor:
-    m = operand.shape[0] * (taken and operand.shape[2] or 1)
+    m = operand.shape[0] * ((taken and operand.shape[2]) or 1)
     return operand.new_empty((m // given, n, given) if given else (m, n))
 
 
-def _fake_spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""):
+def _fake_spmm(
+    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
+):
     rows = _geometry(shape, perm, lead, block).rows
     if any(widths):
         return _fake_result(x, rows, *widths)

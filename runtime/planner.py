@@ -43,6 +43,7 @@ class Problem:
         n_fwd, n_bwd: blocks in A and in B.
         threads: torch's number.
         widths: empty, or, of operand and result (of dy and x), the width where they are tiles and 0 where rows.
+        act: what follows the product, "" for nothing.
     """
 
     product: str
@@ -53,12 +54,15 @@ class Problem:
     n_bwd: int
     threads: int
     widths: tuple[int, ...] = ()
+    act: str = ""
 
     @property
     def key(self) -> str:
         g = self.geometry
         where = [g.shape, g.perm, g.lead, g.block, self.n_fwd, self.n_bwd]
-        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads, *filter(any, [self.widths])])
+        return json.dumps(
+            [self.product, self.operands, str(self.dtype), where, self.threads, *filter(None, [self.widths, self.act])]
+        )
 
 
 def setting() -> str:
@@ -67,10 +71,28 @@ def setting() -> str:
     Raises:
         ConfigError: it is neither "measure", "first" nor a kernel's name.
     """
-    found, allowed = os.environ.get("TOPKAST_KERNEL", "measure"), ["measure", "first", *KERNELS]
+    return read_setting("TOPKAST_KERNEL", "first", *KERNELS)
+
+
+def read_setting(variable: str, *others: str) -> str:
+    """An environment variable: "measure" unless set.
+
+    Raises:
+        ConfigError: it is neither "measure" nor one of ``others``.
+    """
+    found, allowed = os.environ.get(variable, "measure"), ["measure", *others]
     if found not in allowed:
-        raise ConfigError(f"TOPKAST_KERNEL={found!r}: must be one of {', '.join(allowed)}")
+        raise ConfigError(f"{variable}={found!r}: must be one of {', '.join(allowed)}")
     return found
+
+
+def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What the file knows under a key, measured and written where it knows nothing."""
+    seconds = _remembered().get(key)
+    if seconds is None:
+        seconds = measured()
+        _remember(key, seconds)
+    return seconds
 
 
 def forward_count(geometry: Geometry, n_bwd: int) -> int:
@@ -154,9 +176,10 @@ def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]
     where = json.loads(json.dumps([g.shape, g.perm, g.lead, g.block, n_fwd, n_bwd]))
     found = []
     for key, seconds in _remembered().items():
-        product, operands, dtype, this, threads, *widths = json.loads(key)
+        product, operands, dtype, this, threads, *more = json.loads(key)
         if this == where:
-            m, what = operands[0][0][-2], f"{product} on tiles" if widths else product
+            what = " ".join([product, *(f"with {one}" if isinstance(one, str) else "on tiles" for one in more)])
+            m = operands[0][0][-2]
             found.append({"product": what, "m": m, "dtype": dtype, "threads": threads, "seconds": seconds})
     return found
 

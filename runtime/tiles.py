@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Sequence
 
 import torch
 
 from . import planner
-from .errors import ConfigError
 from .layout import Geometry
 from .native import products
 from .planner import Problem
@@ -30,9 +28,7 @@ def setting() -> str:
     Raises:
         ConfigError: it is not "measure", "rows" or "tiles".
     """
-    found, allowed = os.environ.get("TOPKAST_LAYOUT", "measure"), ["measure", "rows", "tiles"]
-    if found not in allowed:
-        raise ConfigError(f"TOPKAST_LAYOUT={found!r}: must be one of {', '.join(allowed)}")
+    found = planner.read_setting("TOPKAST_LAYOUT", "rows", "tiles")
     return "tiles" if found == "measure" and planner.setting() != "measure" else found
 
 
@@ -45,17 +41,9 @@ def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
     """
     if setting() != "measure":
         return setting() == "tiles"
-    found = [_known(problem) for problem in problems]
+    found = [planner.remembered(one.key, functools.partial(measure, one)) for one in problems]
     extra = sum(_conversion(*one) for one in conversions)
     return sum(one["tiles"] for one in found) + extra < sum(one["rows"] for one in found)
-
-
-def _known(problem: Problem) -> dict[str, float]:
-    seconds = planner._remembered().get(problem.key)
-    if seconds is None:
-        seconds = measure(problem)
-        planner._remember(problem.key, seconds)
-    return seconds
 
 
 def measure(problem: Problem, seconds: float = SECONDS) -> dict[str, float]:
@@ -75,12 +63,12 @@ def _conversion(m: int, n: int, width: int) -> float:
     """Seconds of packing, which are about those of unpacking."""
     rows = ((m, n), (n, 1))
     key = json.dumps(["pack", [rows], str(torch.float32), None, torch.get_num_threads(), [width]])
-    seconds = planner._remembered().get(key)
-    if seconds is None:
+
+    def measured() -> dict[str, float]:
         x = torch.randn(m, n)
-        seconds = planner.interleave({"tiles": lambda: products.pack(x, width)}, SECONDS / 3)
-        planner._remember(key, seconds)
-    return seconds["tiles"]
+        return planner.interleave({"tiles": lambda: products.pack(x, width)}, SECONDS / 3)
+
+    return planner.remembered(key, measured)["tiles"]
 
 
 def refusal(geometry: Geometry, m: int) -> str | None:
