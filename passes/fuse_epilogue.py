@@ -20,7 +20,7 @@ from topkast.runtime.reference import activation
 
 from .base import Pass
 from .choose_kernel import problem
-from .layouts import SAME, matrix
+from .layouts import SAME, matrix, tensor
 from .nodes import aten, emit, named, topkast
 
 _LIMIT = 64  # ops after a product that are looked at; GELU is 8, its derivative 13
@@ -80,8 +80,8 @@ class FuseEpilogue(Pass):
         if add.target is not aten.add.Tensor or add.kwargs or named(node).get("bias") is not None:
             return node
         others = [one for one in add.args if one is not last]
-        bias = others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
-        value, shape = bias and bias.meta["val"], matrix(node)
+        bias = others[0] if len(others) == 1 else None
+        value, shape = tensor(bias) if isinstance(bias, fx.Node) else None, matrix(node)
         if value is None or shape is None or tuple(value.shape) != shape[1:] or value.dtype != torch.float32:
             return node
         return self._replace(graph, node, add, "bias", bias=bias)

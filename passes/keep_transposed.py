@@ -34,7 +34,7 @@ class KeepTransposed(Pass):
         products = {node for node in graph.nodes if node.target in PRODUCTS and self._can(node)}
         if not products:
             return
-        found = assign(graph, products, random=not torch._inductor.config.fallback_random)  # type: ignore[attr-defined]
+        found = assign(graph, products, random=not torch._inductor.config.fallback_random)
         for region in found.regions():
             if self._pays(region):
                 _Rewrite(graph, region).run()
@@ -46,7 +46,7 @@ class KeepTransposed(Pass):
         found = named(node)
         if found["impl"] != "native":
             return False  # choose_kernel says what runs, and why
-        operands, bias = node.args[: PRODUCTS[node.target]], found.get("bias")  # type: ignore[index]
+        operands, bias = node.args[: PRODUCTS[node.target]], found.get("bias")
         shapes = [matrix(one) for one in operands]  # type: ignore[arg-type]
         values = [one.meta["val"] for one in operands]  # type: ignore[union-attr]
         why: str | None
@@ -97,9 +97,8 @@ class _Rewrite:
         # Only now, as what was made above is looked up by the old nodes.
         for node, rows in self.rows.items():
             node.replace_all_uses_with(rows)
-        for node in reversed(
-            [node for node in self.graph.nodes if node in old]
-        ):  # not left to the removal of dead code, which spares random ops
+        # Not left to the removal of dead code, which spares random ops.
+        for node in reversed([node for node in self.graph.nodes if node in old]):
             self.graph.erase_node(node)
 
     def _node(self, node: fx.Node) -> None:
@@ -122,9 +121,8 @@ class _Rewrite:
         target, kwargs = node.target, dict(node.kwargs)
         args: tuple[object, ...]
         if target in PRODUCTS:
-            args = tuple(
-                self.tiles[one] if (node, at) in self.region.slots else one for at, one in enumerate(node.args)
-            )  # type: ignore[index]
+            slots = self.region.slots
+            args = tuple(self.tiles[one] if (node, at) in slots else one for at, one in enumerate(node.args))  # type: ignore[index]
             kwargs["widths"] = list(self.region.widths(node, self.width))
         elif target in SAME:
             return self.tiles[node.args[0]]  # type: ignore[index]

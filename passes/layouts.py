@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from .nodes import RESHAPES, aten, topkast
 
 # A product's activations: positions of those it reads; whether its result is one.
-PRODUCTS = {topkast.spmm.default: 1, topkast.spmm_t.default: 1, topkast.sddmm.default: 2}
+PRODUCTS: dict[object, int] = {topkast.spmm.default: 1, topkast.spmm_t.default: 1, topkast.sddmm.default: 2}
 SAME = {*RESHAPES, aten.alias.default, aten.detach.default}
 _RANDOM = {aten.rand.default, aten.native_dropout.default}
 
@@ -80,7 +80,7 @@ def sums_rows(node: fx.Node) -> bool:
     if node.target is not aten.sum.dim_IntList or matrix(node.all_input_nodes[0]) is None:
         return False
     dims = node.all_input_nodes[0].meta["val"].dim()
-    return sorted(d % dims for d in node.args[1]) == list(range(dims - 1))  # type: ignore[union-attr, operator]
+    return sorted(d % dims for d in node.args[1]) == list(range(dims - 1))  # type: ignore[union-attr]
 
 
 @dataclass
@@ -138,34 +138,34 @@ def assign(graph: fx.Graph, products: set[fx.Node], random: bool) -> Layouts:
         products: the products that can run on tiles.
         random: as :func:`operands` takes it.
     """
-    reads: dict[fx.Node, list[tuple[object, fx.Node]]] = {}  # reader (a value, a slot) and what it reads
+    # Who reads what: a value, a slot, or what takes rows only.
+    readers: dict[fx.Node, list[fx.Node | Slot | str]] = defaultdict(list)
     cut = networkx.DiGraph()  # an arc costs its capacity if it leads from rows to tiles
     cut.add_nodes_from(["rows", "tiles"])
     values: set[fx.Node] = set()
     for node in graph.nodes:
         if node in products:
-            found = [((node, position), node.args[position]) for position in range(PRODUCTS[node.target])]
-            for slot, one in found:
-                cut.add_edge(slot, "tiles", capacity=_size(one))
-            if PRODUCTS[node.target] == 1:
+            count = PRODUCTS[node.target]
+            for slot in [(node, position) for position in range(count)]:
+                readers[node.args[slot[1]]].append(slot)
+                cut.add_edge(slot, "tiles", capacity=_size(node.args[slot[1]]))
+            for other in node.all_input_nodes:
+                if other not in node.args[:count]:
+                    readers[other].append("rows")
+            if count == 1:
                 values.add(node)
                 cut.add_edge(node, "tiles", capacity=_size(node))
         elif (alike := operands(node, random)) is not None:
-            found = [(node, one) for one in alike]
             values.add(node)
-        elif sums_rows(node):
-            found = [(node, node.all_input_nodes[0])]
+            for one in alike:
+                readers[one].append(node)
         else:
-            found = [("rows", one) for one in node.all_input_nodes]
-        reads[node] = found
-    readers: dict[fx.Node, list[object]] = defaultdict(list)
-    for found in reads.values():
-        for reader, one in found:
-            readers[one].append(reader)
+            for one in node.all_input_nodes:
+                readers[one].append(node if sums_rows(node) else "rows")
     for one, who in readers.items():
         if all(reader == "rows" for reader in who) and one not in values:
             continue
-        here = one if one in values else "rows"
+        here: fx.Node | str = one if one in values else "rows"
         value = one.meta.get("val")
         # Ops convert float32 only; masks and the like may be made in either layout, and stay in it.
         price = {"capacity": 2 * _size(one)} if getattr(value, "dtype", None) == torch.float32 else {}

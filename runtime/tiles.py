@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -52,7 +52,7 @@ def measure(problem: Problem, seconds: float = SECONDS) -> dict[str, float]:
     run, bias = getattr(products, problem.product), (None,) if problem.product == "spmm" else ()
     taken = problem.widths if problem.product == "sddmm" else problem.widths[:1]
     tiled = [products.pack(x, width) if width else x for x, width in zip(operands, taken, strict=True)]
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "rows": functools.partial(run, *operands, *weight, *bias),
         "tiles": functools.partial(run, *tiled, *weight, *bias, problem.widths),
     }
