@@ -179,7 +179,7 @@ def assign(graph: fx.Graph, products: set[fx.Node], random: bool) -> Layouts:
         {node for node in graph.nodes if node in tiles},
         {(node, at) for node in products for at in range(PRODUCTS[node.target]) if (node, at) in tiles},
         {one for one, who in readers.items() if one not in tiles and any(reader in tiles for reader in who)},
-        {one for one, who in readers.items() if one in tiles and any(reader not in tiles for reader in who)},
+        {one for one in values if one in tiles and any(reader not in tiles for reader in readers[one])},
     )
 
 
