@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,15 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are 
 
 
 @pytest.fixture(autouse=True)
-def natively(monkeypatch: pytest.MonkeyPatch) -> None:
+def natively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Native kernels, and passes that run though the graph may lie in a compile cache: they are counted."""
     monkeypatch.setenv("TOPKAST_KERNEL", "native")
     monkeypatch.setenv("TOPKAST_LAYOUT", "tiles")
+    with (
+        torch._inductor.config.patch(fx_graph_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+    ):
+        yield
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -172,10 +178,8 @@ def test_near_misses_stay_rows(between: Any, m: int, options: dict[str, Any], wh
     x = torch.randn(m, 48)
     rows, _, _ = outcome("rows", lambda: Chain(between), (x,), **options)
     tiled, count, refusals = outcome("tiles", lambda: Chain(between), (x,), **options)
-    if why is None:
-        print("COUNT", count, refusals)
-    else:
-        assert count == 0 and any(why in reason for reason in refusals), refusals
+    assert count == 0
+    assert len(refusals) == (why is not None) and all(why in reason for reason in refusals), refusals
     for a, b in zip(rows, tiled, strict=True):
         assert torch.equal(a, b)
 
@@ -267,7 +271,7 @@ UNARY: list[Callable[[Tensor], Tensor]] = [
 ]
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(deadline=None, max_examples=8, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=6), st.integers(1, 3))
 def test_fuzz_any_elementwise_graph(steps: list[tuple[int, int]], layers: int) -> None:
     """Each step applies an op and adds an earlier value, a column, the input, or nothing; then goes through a layer."""

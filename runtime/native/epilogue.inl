@@ -1,8 +1,8 @@
 // What a product does to a tile of its result while that is in the cache.
 
-// e^x, to about one rounding, for x in [-87, 88]; beyond, as at the end.
+// e^x to about one rounding; below -87 as there, above 88 infinite.
 static inline V exponential(V x) {
-    x = x > 88.0f ? splat(88.0f) : x;  // a NaN compares false and stays
+    const I over = x > 88.0f;  // a NaN compares false and stays
     x = x < -87.0f ? splat(-87.0f) : x;
     const V shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers, which then are the low bits
     const V rounded = x * 1.44269504f + shift, k = rounded - shift;
@@ -12,7 +12,7 @@ static inline V exponential(V x) {
 #pragma GCC unroll 8
     for (int i = 0; i < 7; ++i) sum = sum * r + rest[i];
     const I scale = (reinterpret_cast<const I&>(rounded) - 0x4B400000 + 127) << 23;
-    return sum * reinterpret_cast<const V&>(scale);
+    return over ? splat(__builtin_inff()) : sum * reinterpret_cast<const V&>(scale);
 }
 
 // 1 + erf(x): Abramowitz and Stegun 7.1.26, absolute error below 2e-7.
