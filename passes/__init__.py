@@ -10,18 +10,29 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from topkast.runtime import planner
+from topkast.runtime import epilogues, planner, tiles
 
 from .base import LOG, Pass, run, summary
 from .choose_kernel import ChooseKernel
 from .explain_unfused import ExplainUnfused
 from .fuse_convolution import FuseConvolution
+from .fuse_epilogue import FuseEpilogue
 from .fuse_matmul import FuseMatmul
+from .keep_transposed import KeepTransposed
 from .recompute_weight import RecomputeWeight
 from .sink_casts import SinkCasts
 
-JOINT: list[type[Pass]] = [SinkCasts, FuseMatmul, FuseConvolution, ExplainUnfused, RecomputeWeight, ChooseKernel]
-INFERENCE: list[type[Pass]] = [SinkCasts, FuseMatmul, FuseConvolution, ExplainUnfused, ChooseKernel]
+JOINT: list[type[Pass]] = [
+    SinkCasts,
+    FuseMatmul,
+    FuseConvolution,
+    ExplainUnfused,
+    RecomputeWeight,
+    ChooseKernel,
+    FuseEpilogue,
+    KeepTransposed,
+]
+INFERENCE: list[type[Pass]] = [one for one in JOINT if one is not RecomputeWeight]
 
 
 def joint(graph: fx.Graph) -> None:
@@ -49,8 +60,9 @@ class JointPass(CustomGraphPass):
         runtime = here.parent / "runtime"
         files = sorted([*here.glob("*.py"), *runtime.glob("*.py"), *(runtime / "native").glob("*.py")])
         # Which kernels were chosen stands in the graph: another machine, setting or thread count chooses again.
-        chosen = f"{torch.__version__} {planner.machine()} {planner.setting()} {torch.get_num_threads()}"
-        return get_hash_for_files(tuple(map(str, files)), chosen)
+        settings = planner.setting(), tiles.setting(), epilogues.setting()
+        chosen = [torch.__version__, planner.machine(), *settings, str(torch.get_num_threads())]
+        return get_hash_for_files(tuple(map(str, files)), " ".join(chosen))
 
 
 __all__ = ["INFERENCE", "JOINT", "LOG", "JointPass", "inference", "joint", "summary"]

@@ -14,7 +14,7 @@ from topkast.runtime.native.convolution import refusal
 from topkast.runtime.reference import ConvArgs
 
 from .base import Pass
-from .nodes import topkast
+from .nodes import geometry_of, named, topkast
 
 _TARGETS = {getattr(topkast, product).default: product for product in PRODUCTS}
 
@@ -22,6 +22,24 @@ _TARGETS = {getattr(topkast, product).default: product for product in PRODUCTS}
 def _hint(size: Any) -> int:
     """A size, or what a symbolic one is in the example that is being compiled."""
     return size if isinstance(size, int) else int(size.node.hint)
+
+
+def conv_args(found: dict[str, Any]) -> ConvArgs | None:
+    """The arguments of a convolution among those of a call; None where it is none."""
+    return ConvArgs(*(found[name] for name in ConvArgs._fields)) if "stride" in found else None
+
+
+def problem(node: fx.Node) -> planner.Problem:
+    """What the planner is asked for a product."""
+    found, geometry = named(node), geometry_of(node)
+    operands: list[Tensor] = [found[name].meta["val"] for name in ("dy", "x") if name in found]
+    n_bwd = found["cols"].meta["val"].shape[0]
+    layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
+    n_fwd = planner.forward_count(geometry, n_bwd)
+    dtype, threads = operands[0].dtype, torch.get_num_threads()
+    return planner.Problem(
+        _TARGETS[node.target], layouts, dtype, geometry, n_fwd, n_bwd, threads, conv_args(found)
+    )
 
 
 class ChooseKernel(Pass):
@@ -35,20 +53,12 @@ class ChooseKernel(Pass):
             self.matched(kernel)
 
     def _kernel(self, product: str, node: fx.Node) -> str:
-        names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-        found = dict(zip(names, node.args, strict=False))
-        shape, perm, lead, block = (found[name] for name in ("shape", "perm", "lead", "block"))
-        geometry = planner.Geometry(tuple(shape), tuple(perm), lead, tuple(block))
-        operands: list[Tensor] = [found[name].meta["val"] for name in ("dy", "x") if name in found]
-        conv = ConvArgs(*(found[name] for name in ConvArgs._fields)) if "stride" in found else None
-        fitting = candidates(product, operands[0], geometry, conv)
+        operand, geometry, found = node.args[0].meta["val"], geometry_of(node), named(node)  # type: ignore[union-attr]
+        conv = conv_args(found)
+        fitting = candidates(product, operand, geometry, conv)
         if "native" not in fitting:  # nothing to weigh: the dense product, in its fastest form
-            why = None if conv is None or library() is None else refusal(operands[0], geometry, conv)
+            why = None if conv is None or library() is None else refusal(operand, geometry, conv)
             if why is not None:
                 self.refusals[f"native kernel: {why}"] += 1
             return planner.setting() if planner.setting() in fitting else fitting[0]
-        n_bwd = found["cols"].meta["val"].shape[0]
-        layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
-        n_fwd = planner.forward_count(geometry, n_bwd)
-        dtype, threads = operands[0].dtype, torch.get_num_threads()
-        return planner.choose(planner.Problem(product, layouts, dtype, geometry, n_fwd, n_bwd, threads, conv))
+        return planner.choose(problem(node))

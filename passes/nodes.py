@@ -55,7 +55,8 @@ def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node,
     node = graph.call_function(target, args, kwargs)
     node.meta = {k: v for k, v in like.meta.items() if k not in STALE}
     fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    mode = next((t.fake_mode for n in node.all_input_nodes if isinstance(t := n.meta.get("val"), FakeTensor)), None)
+    near = [*node.all_input_nodes, like]  # a random op has no inputs
+    mode = next((t.fake_mode for n in near if isinstance(t := n.meta.get("val"), FakeTensor)), None)
     if mode is None:
         node.meta["val"] = target(*fake_args, **fake_kwargs)
     else:
@@ -113,6 +114,18 @@ def weight_operand(node: Any) -> tuple[fx.Node, Tensor] | None:
         return None
     where = replay(chain, positions(geometry(found).shape))
     return None if where is None else (found, where)
+
+
+def named(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by their names in the schema, those that are given."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def geometry_of(node: fx.Node) -> Geometry:
+    """The geometry of a product's weight."""
+    found = named(node)
+    return Geometry(tuple(found["shape"]), tuple(found["perm"]), found["lead"], tuple(found["block"]))
 
 
 def getitems(node: fx.Node) -> dict[int, fx.Node]:

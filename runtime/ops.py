@@ -7,6 +7,10 @@ stand only in graphs that passes rewrote after differentiation, where they close
 
 ``why`` says for the report why a dense weight is read at all; ``impl`` is the kernel that was chosen. Both are
 written into the graph, so they survive compile caches.
+
+Where ``widths`` is not empty, it says of a product's two activations (operand and result; dy and x) which are tiles
+[M / width, n, width] instead of rows [M, n] (0). Tiles are what the native kernels compute on: see ``keep_transposed``.
+``act`` is what ``spmm`` does to its result, as :func:`topkast.runtime.reference.activation` means it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from .kernels import launch
 from .kernels import weight as dense_weight
 from .kernels import weight_grad as gather_grad
 from .layout import Geometry, Index
+from .native import products as native_products
 from .record import note
 from .reference import ConvArgs
 
@@ -31,9 +36,11 @@ _SPARSE = f"Tensor values, {_INDEX}, {_GEOMETRY}"
 SCHEMAS = {
     "weight": f"({_SPARSE}, str why='eager') -> Tensor",
     "weight_grad": f"(Tensor grad, {_INDEX}, {_GEOMETRY}, str why='eager') -> Tensor",
-    "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str impl='reference') -> Tensor",
-    "spmm_t": f"(Tensor dy, {_SPARSE}, str impl='reference') -> Tensor",
-    "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str impl='reference') -> Tensor",
+    "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str impl='reference', int[] widths=[], str act='') -> Tensor",
+    "spmm_t": f"(Tensor dy, {_SPARSE}, str impl='reference', int[] widths=[]) -> Tensor",
+    "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str impl='reference', int[] widths=[]) -> Tensor",
+    "pack": "(Tensor x, int width) -> Tensor",
+    "unpack": "(Tensor tiles) -> Tensor",
     "conv": f"(Tensor x, {_SPARSE}, Tensor? bias, {_CONV}, str impl='reference') -> Tensor",
     "conv_input_grad": f"(Tensor dy, Tensor x, {_SPARSE}, {_CONV}, str impl='reference') -> Tensor",
     "conv_weight_grad": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, {_CONV}, str impl='reference') -> Tensor",
@@ -54,28 +61,43 @@ def weight(values: Tensor, *rest: Any) -> Tensor:
     return dense_weight(values, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
 
 
+def pack(x: Tensor, width: int) -> Tensor:
+    return native_products.pack(x, width)
+
+
+def unpack(tiles: Tensor) -> Tensor:
+    return native_products.unpack(tiles)
+
+
+def _given(*more: Any) -> tuple[Any, ...]:
+    """Tiles and activations, if any: only the kernel that can do with them has the arguments."""
+    return more if any(map(any, more)) else ()
+
+
 def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
     row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
     note(key, "read gradient", "reference", why)
     return gather_grad(grad, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
 
 
-def spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference"):
+def spmm(
+    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
+):
     note(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(impl, "spmm")(x, values, index, geometry, bias)
+    return launch(impl, "spmm")(x, values, index, geometry, bias, *_given(widths, act))
 
 
-def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
     note(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(impl, "spmm_t")(dy, values, index, geometry)
+    return launch(impl, "spmm_t")(dy, values, index, geometry, *_given(widths))
 
 
-def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
     note(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(impl, "sddmm")(dy, x, index, geometry)
+    return launch(impl, "sddmm")(dy, x, index, geometry, *_given(widths))
 
 
 def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl="reference"):
@@ -111,16 +133,34 @@ def _fake_weight_grad(grad, row_ptr, row_fwd, cols, key, shape, perm, lead, bloc
     return _fake_values(grad, cols, block)
 
 
-def _fake_spmm(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference"):
+def _fake_pack(x, width):
+    return x.new_empty(x.shape[0] // width, x.shape[1], width)
+
+
+def _fake_unpack(tiles):
+    return tiles.new_empty(tiles.shape[0] * tiles.shape[2], tiles.shape[1])
+
+
+def _fake_result(operand: Tensor, n: int, taken: int, given: int) -> Tensor:
+    m = operand.shape[0] * ((taken and operand.shape[2]) or 1)
+    return operand.new_empty((m // given, n, given) if given else (m, n))
+
+
+def _fake_spmm(
+    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
+):
     rows = _geometry(shape, perm, lead, block).rows
+    if any(widths):
+        return _fake_result(x, rows, *widths)
     return x.new_empty(*x.shape[:-1], rows // x.shape[0] if x.dim() == 3 else rows)
 
 
-def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
-    return dy.new_empty(*dy.shape[:-1], _geometry(shape, perm, lead, block).cols)
+def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+    cols = _geometry(shape, perm, lead, block).cols
+    return _fake_result(dy, cols, *widths) if any(widths) else dy.new_empty(*dy.shape[:-1], cols)
 
 
-def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
     return _fake_values(dy, cols, block)
 
 

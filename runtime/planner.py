@@ -14,6 +14,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Problem:
         n_fwd, n_bwd: blocks in A and in B.
         threads: torch's number.
         conv: the arguments of a convolution, None for the other products.
+        widths: empty, or, of operand and result (of dy and x), the width where they are tiles and 0 where rows.
+        act: what follows the product, "" for nothing.
     """
 
     product: str
@@ -53,12 +56,16 @@ class Problem:
     n_bwd: int
     threads: int
     conv: ConvArgs | None = None
+    widths: tuple[int, ...] = ()
+    act: str = ""
 
     @property
     def key(self) -> str:
         g = self.geometry
         where = [g.shape, g.perm, g.lead, g.block, self.n_fwd, self.n_bwd]
-        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads, self.conv])
+        return json.dumps(
+            [self.product, self.operands, str(self.dtype), where, self.threads, self.conv, self.widths, self.act]
+        )
 
 
 def setting() -> str:
@@ -67,10 +74,28 @@ def setting() -> str:
     Raises:
         ConfigError: it is neither "measure", "first" nor a kernel's name.
     """
-    found, allowed = os.environ.get("TOPKAST_KERNEL", "measure"), ["measure", "first", *KERNELS]
+    return read_setting("TOPKAST_KERNEL", "first", *KERNELS)
+
+
+def read_setting(variable: str, *others: str) -> str:
+    """An environment variable: "measure" unless set.
+
+    Raises:
+        ConfigError: it is neither "measure" nor one of ``others``.
+    """
+    found, allowed = os.environ.get(variable, "measure"), ["measure", *others]
     if found not in allowed:
-        raise ConfigError(f"TOPKAST_KERNEL={found!r}: must be one of {', '.join(allowed)}")
+        raise ConfigError(f"{variable}={found!r}: must be one of {', '.join(allowed)}")
     return found
+
+
+def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What the file knows under a key, measured and written where it knows nothing."""
+    seconds = _remembered().get(key)
+    if seconds is None:
+        seconds = measured()
+        _remember(key, seconds)
+    return seconds
 
 
 def forward_count(geometry: Geometry, n_bwd: int) -> int:
@@ -110,6 +135,15 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
         names: the kernels.
         seconds: how long to go on, after three rounds.
     """
+    operands, weight = draw(problem)
+    bias = (None,) if problem.product in ("spmm", "conv") else ()
+    conv = () if problem.conv is None else (problem.conv,)
+    given = (*operands, *weight, *bias, *conv)
+    return interleave({name: functools.partial(launch(name, problem.product), *given) for name in names}, seconds)
+
+
+def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """Random activations and a random weight, (values, index, geometry) as far as the product takes them."""
     geometry = problem.geometry
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand(geometry.grid, generator=generator)
@@ -118,18 +152,21 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
     operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
     values = torch.randn(index.cols.numel() * geometry.unit, generator=generator).to(problem.dtype)
     of_weight = problem.product in ("sddmm", "conv_weight_grad")
-    weight: tuple[Any, ...] = (index, geometry) if of_weight else (values, index, geometry)
-    bias = (None,) if problem.product in ("spmm", "conv") else ()
-    conv = () if problem.conv is None else (problem.conv,)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + seconds
+    return operands, (index, geometry) if of_weight else (values, index, geometry)
+
+
+def interleave(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median seconds of each call, in turn, after one round that warms up; for as long as :func:`measure` says."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    rounds, end = 0, time.perf_counter() + seconds
     with torch.no_grad():
-        while len(times[names[0]]) < 4 or (time.perf_counter() < end and len(times[names[0]]) < 20):
-            for name in names:
+        while rounds < 4 or (time.perf_counter() < end and rounds < 20):
+            for name, call in calls.items():
                 start = time.perf_counter()
-                launch(name, problem.product)(*operands, *weight, *bias, *conv)
+                call()
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found[1:]) for name, found in times.items()}  # the first one warms up
+            rounds += 1
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -143,10 +180,12 @@ def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]
     where = json.loads(json.dumps([g.shape, g.perm, g.lead, g.block, n_fwd, n_bwd]))
     found = []
     for key, seconds in _remembered().items():
-        product, operands, dtype, this, threads, _ = json.loads(key)
+        product, operands, dtype, this, threads, *more = json.loads(key)
         if this == where:
+            _, widths, act = more
+            what = f"{product}{' on tiles' if widths else ''}{f' with {act}' if act else ''}"
             shape = operands[0][0]
-            found.append({"product": product, "shape": shape, "dtype": dtype, "threads": threads, "seconds": seconds})
+            found.append({"product": what, "shape": shape, "dtype": dtype, "threads": threads, "seconds": seconds})
     return found
 
 

@@ -5,6 +5,7 @@ Each function takes the weight as (values, index, geometry). What a faster kerne
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,6 +42,29 @@ def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     used = units < geometry.units
     picked = geometry.to_blocks(grad)[units.clamp(max=geometry.units - 1)]
     return torch.where(used[:, None], picked, 0).view(-1)
+
+
+def activation(name: str, y: Tensor) -> Tensor:
+    """What ``spmm`` does to its result: "relu", "gelu", "gelu_tanh", "silu", or "" for nothing."""
+    return _ACTIVATIONS[name](y) if name else y
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+}
+
+
+def pack(x: Tensor, width: int) -> Tensor:
+    """Rows [M, n] as tiles [M / width, n, width]; M is a multiple of ``width``."""
+    return x.unflatten(0, (-1, width)).mT.contiguous()
+
+
+def unpack(tiles: Tensor) -> Tensor:
+    """Tiles as rows: the inverse of :func:`pack`."""
+    return tiles.mT.flatten(0, 1)
 
 
 class DenseProducts:

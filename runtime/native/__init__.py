@@ -33,7 +33,10 @@ class Matrix(Structure):
 
 
 class View(Structure):
-    _fields_ = (("data", c_void_p), ("m", c_int64), ("n", c_int64), ("stride_m", c_int64), ("stride_n", c_int64))
+    _fields_ = (
+        ("data", c_void_p), ("m", c_int64), ("n", c_int64), ("stride_m", c_int64), ("stride_n", c_int64),
+        ("width", c_int64),
+    )  # fmt: skip
 
 
 class Image(Structure):
@@ -54,7 +57,9 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_isa": (c_int32, []),
     "tk_set_isa": (c_int32, [c_int32]),
     "tk_workspace": (c_int64, [POINTER(Matrix), c_int64]),
-    "tk_spmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p, POINTER(View), c_void_p]),
+    "tk_width": (c_int64, [POINTER(Matrix)]),
+    "tk_pack": (None, [POINTER(Parallel), POINTER(View), POINTER(View)]),
+    "tk_spmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p, c_int32, POINTER(View), c_void_p]),
     "tk_spmm_t": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p]),
     "tk_dense": (None, [POINTER(Parallel), POINTER(Matrix), c_void_p]),
     "tk_gather": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p]),

@@ -56,8 +56,11 @@ int64_t tk_workspace(const tk_matrix* w, int64_t m) {
     return (m + 64) * (rows * w->r + cols * w->c) + 2 * rows * (cols * w->c / 256 + 3) + 64;
 }
 
-void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, tk_view* y, float* work) {
-    isa().spmm(p, w, x, bias, y, work);
+int64_t tk_width(const tk_matrix* w) { return isa().width(w); }
+void tk_pack(const tk_parallel* p, const tk_view* from, tk_view* to) { isa().pack(p, from, to); }
+void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, int32_t act, tk_view* y,
+             float* work) {
+    isa().spmm(p, w, x, bias, act, y, work);
 }
 void tk_spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work) {
     isa().spmm_t(p, w, dy, dx, work);

@@ -6,7 +6,9 @@
 namespace topkast {
 
 struct Isa {
-    void (*spmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const float*, tk_view*, float*);
+    int64_t (*width)(const tk_matrix*);
+    void (*pack)(const tk_parallel*, const tk_view*, tk_view*);
+    void (*spmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const float*, int32_t, tk_view*, float*);
     void (*spmm_t)(const tk_parallel*, const tk_matrix*, const tk_view*, tk_view*, float*);
     void (*sddmm)(const tk_parallel*, const tk_matrix*, const tk_view*, const tk_view*, float*, float*);
     void (*conv_forward)(const tk_parallel*, ConvPlan&, const tk_image&, const float*, const tk_image&, float*);

@@ -3,22 +3,27 @@
 
 #include "vec.inl"
 #include "pack.inl"
+#include "epilogue.inl"
 #include "products.inl"
 #include "sddmm.inl"
 #include "conv.inl"
 
+// Vectors of batch in a tile, where there are rows enough to fill it.
+template <int RB>
+static constexpr int WIDE = RB >= 8 ? TB : 4;
+
 template <int RB, int C, class Col>
-static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, const tk_view& y,
-                   float* work) {
-    constexpr int T = RB >= 8 ? TB : 4;
-    if (x.m <= LANES) return spmm_tiles<1, RB, C, Col>(p, w, x, bias, y, work);
-    if (x.m <= 2 * LANES || T == 2) return spmm_tiles<2, RB, C, Col>(p, w, x, bias, y, work);
-    spmm_tiles<T, RB, C, Col>(p, w, x, bias, y, work);
+static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, int32_t act,
+                   const tk_view& y, float* work) {
+    constexpr int T = WIDE<RB>;
+    if (x.m <= LANES) return spmm_tiles<1, RB, C, Col>(p, w, x, bias, act, y, work);
+    if (x.m <= 2 * LANES || T == 2) return spmm_tiles<2, RB, C, Col>(p, w, x, bias, act, y, work);
+    spmm_tiles<T, RB, C, Col>(p, w, x, bias, act, y, work);
 }
 
 template <int RB, int C, class Col>
 static void spmm_t_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& dx, float* work) {
-    constexpr int T = RB >= 8 ? TB : 4;
+    constexpr int T = WIDE<RB>;
     if (dy.m <= LANES) return spmm_t_tiles<1, RB, C, Col>(p, w, dy, dx, work);
     if (dy.m <= 2 * LANES || T == 2) return spmm_t_tiles<2, RB, C, Col>(p, w, dy, dx, work);
     spmm_t_tiles<T, RB, C, Col>(p, w, dy, dx, work);
@@ -42,8 +47,9 @@ static void spmm_t_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy
     else if (w->r >= 2) F<2, 1, Col>(__VA_ARGS__);                                      \
     else F<1, 1, Col>(__VA_ARGS__);
 
-static void spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, tk_view* y, float* work) {
-    DISPATCH(spmm_b, p, *w, *x, bias, *y, work);
+static void spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, int32_t act, tk_view* y,
+                 float* work) {
+    DISPATCH(spmm_b, p, *w, *x, bias, act, *y, work);
 }
 static void spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work) {
     DISPATCH(spmm_t_b, p, *w, *dy, *dx, work);
@@ -58,4 +64,27 @@ static void sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, c
     DISPATCH(sddmm_b, p, *w, *dy, *x, grad, work);
 }
 
-const Isa isa = {spmm, spmm_t, sddmm, conv_forward, conv_input_grad, conv_weight_grad};
+template <int RB, int C, class Col>
+static void width_b(int64_t& found) {
+    found = WIDE<RB> * LANES;
+}
+static int64_t width(const tk_matrix* w) {
+    int64_t found = 0;
+    DISPATCH(width_b, found);
+    return found;
+}
+
+static void pack(const tk_parallel* p, const tk_view* from, tk_view* to) {
+    const int64_t width = from->width + to->width, parts = ceil_div(from->n, PART);
+    parallel(p, from->m / width * parts, [&](int64_t task) {
+        const int64_t tile = task / parts, n0 = task % parts * PART;
+        const int64_t n1 = n0 + PART < from->n ? n0 + PART : from->n;
+        if (to->width) {
+            pack(*from, tile * width, width, n0, n1, to->data + (tile * to->n + n0) * width);
+        } else {
+            unpack(from->data + (tile * from->n + n0) * width, tile * width, width, n0, n1, *to);
+        }
+    });
+}
+
+const Isa isa = {width, pack, spmm, spmm_t, sddmm, conv_forward, conv_input_grad, conv_weight_grad};

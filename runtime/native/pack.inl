@@ -1,7 +1,47 @@
 // Activations between the caller's layout and tiles [n][width] with the batch as the vector axis.
 
+// f(first row of out, count, column n0 of x at these rows): the tiles that rows m0..m0+width of x lie in, one by one.
+template <class F>
+static inline void each_tile(const tk_view& x, int64_t m0, int64_t width, int64_t n0, const F& f) {
+    for (int64_t i = 0, count; i < width && m0 + i < x.m; i += count) {
+        const int64_t tile = (m0 + i) / x.width, inside = (m0 + i) % x.width;
+        count = x.width - inside < width - i ? x.width - inside : width - i;
+        f(i, count, x.data + (tile * x.n + n0) * x.width + inside);
+    }
+}
+
+// The same as pack, from tiles of another or the same width: a product reads columns in any order, so it pays to have
+// a tile's rows together in the cache first.
+static void pack_tiles(const tk_view& x, int64_t m0, int64_t width, int64_t n0, int64_t n1, float* out) {
+    if (n1 > x.n || m0 + width > x.m)
+        for (int64_t i = 0; i < (n1 - n0) * width; i += LANES) store(out + i, V{});
+    const int64_t columns = (n1 < x.n ? n1 : x.n) - n0;
+    each_tile(x, m0, width, n0, [&](int64_t i, int64_t count, const float* from) {
+        for (int64_t n = 0; n < columns; ++n)
+            for (int64_t j = 0; j < count; j += LANES) store(out + n * width + i + j, load(from + n * x.width + j));
+    });
+}
+
+// The same in panels of LANES columns: out[(n - n0) / LANES][m][LANES]. x.n is a multiple of LANES.
+static void panel_tiles(const tk_view& x, int64_t m0, int64_t width, int64_t n0, int64_t n1, float* out) {
+    if (m0 + width > x.m)
+        for (int64_t i = 0; i < (n1 - n0) * width; i += LANES) store(out + i, V{});
+    each_tile(x, m0, width, n0, [&](int64_t i, int64_t count, const float* from) {
+        for (int64_t n = 0; n < n1 - n0; n += LANES)
+            for (int64_t m = 0; m < count; m += LANES) {
+                V v[LANES];
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; ++j) v[j] = load(from + (n + j) * x.width + m);
+                transpose(v);
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; ++j) store(out + n * width + (i + m + j) * LANES, v[j]);
+            }
+    });
+}
+
 // out[n - n0][0..width) = x[m0.., n]; zeros past the end of m or n. width is a multiple of LANES.
 static void pack(const tk_view& x, int64_t m0, int64_t width, int64_t n0, int64_t n1, float* out) {
+    if (x.width) return pack_tiles(x, m0, width, n0, n1, out);
     const int64_t full_n = n1 < x.n ? n1 : x.n;
     for (int64_t i = 0; i < width; i += LANES) {
         const int64_t here = x.m - m0 - i;  // rows left

@@ -146,9 +146,14 @@ static void packed(const tk_parallel* p, int64_t tiles, int64_t parts, int64_t r
 
 static constexpr int64_t PART = 512;  // rows of a packed tile in one task
 
+// Where the sums of a tile's rows n0.. go: straight to their place where the result is to be tiles.
+static inline float* place(const tk_view& y, int64_t tile, int64_t n0, float* own) {
+    return y.width ? y.data + (tile * y.n + n0) * y.width : own;
+}
+
 template <int T, int RB, int C, class Col>
-static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, const tk_view& y,
-                     float* work) {
+static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, int32_t act,
+                     const tk_view& y, float* work) {
     const int64_t width = T * LANES, tiles = ceil_div(x.m, width), rows = ceil_div(w.rows, w.r);
     const int64_t grid_cols = ceil_div(w.columns, w.c), padded = grid_cols * w.c;
     const auto pack_part = [&](int64_t tile, int64_t part) {
@@ -163,7 +168,8 @@ static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& 
     const int64_t step = ceil_div(ROWS, w.r), ranges = ceil_div(rows, step);
     packed(p, tiles, ceil_div(padded, PART), ranges, pack_part, [&](int64_t tile, int64_t range) {
         const int64_t i0 = range * step, i1 = i0 + step < rows ? i0 + step : rows;
-        alignas(64) float out[(ROWS + 64) * T * LANES];
+        alignas(64) float own[(ROWS + 64) * T * LANES];
+        float* const out = place(y, tile, i0 * w.r, own);
         for (int64_t n = i0 * w.r; n < i1 * w.r; ++n) {
             const V start = splat(bias && n < w.rows ? bias[n] : 0.0f);
             for (int t = 0; t < T; ++t) store(out + (n - i0 * w.r) * width + t * LANES, start);
@@ -174,7 +180,8 @@ static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& 
                 block_row<T, RB, C, Col, true>(w, starts[k * rows + i], starts[(k + 1) * rows + i], 0,
                                                work + tile * padded * width, out + (i - i0) * w.r * width);
             }
-        unpack(out, tile * width, width, i0 * w.r, i1 * w.r, y);
+        activate(act, out, (i1 - i0) * w.r * width);
+        if (!y.width) unpack(out, tile * width, width, i0 * w.r, i1 * w.r, y);
     });
 }
 
@@ -190,18 +197,22 @@ static void spmm_t_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view
         const int64_t n0 = part * PART, n1 = n0 + PART < padded ? n0 + PART : padded;
         pack(dy, tile * width, width, n0, n1, work + (tile * padded + n0) * width);
     };
+    // Tiles are read where they lie: row after row, and once for each cell.
+    const float* const in = dy.width ? dy.data : work;
     const int64_t cell = cell_width(w, width, DX_CELL<RB>), cells = ceil_div(grid_cols, cell);
     int32_t* starts = reinterpret_cast<int32_t*>(work + tiles * padded * width);
     find_starts<Col>(p, w, cell, cells, 0, starts);
-    packed(p, tiles, ceil_div(padded, PART), cells, pack_part, [&](int64_t tile, int64_t k) {
+    packed(p, tiles, dy.width ? 0 : ceil_div(padded, PART), cells, pack_part, [&](int64_t tile, int64_t k) {
         const int64_t n0 = k * cell * w.c, n1 = n0 + cell * w.c < w.columns ? n0 + cell * w.c : w.columns;
-        alignas(64) float out[DX_CELL<RB> / 4 + 64 * T * LANES];
-        for (int64_t i = 0; i < cell * w.c * width; i += LANES) store(out + i, V{});
+        alignas(64) float own[DX_CELL<RB> / 4 + 64 * T * LANES];
+        float* const out = place(dx, tile, n0, own);
+        const int64_t end = dx.width ? n1 - n0 : cell * w.c;  // a block may hang over the edge of rows
+        for (int64_t i = 0; i < end * width; i += LANES) store(out + i, V{});
         for (int64_t i = 0; i < rows; ++i) {
             prefetch<Col>(w, starts + k * rows, i, rows);
             block_row<T, RB, C, Col, false>(w, starts[k * rows + i], starts[(k + 1) * rows + i], 0,
-                                            work + (tile * padded + i * w.r) * width, out - n0 * width);
+                                            in + (tile * padded + i * w.r) * width, out - n0 * width);
         }
-        unpack(out, tile * width, width, n0, n1, dx);
+        if (!dx.width) unpack(out, tile * width, width, n0, n1, dx);
     });
 }

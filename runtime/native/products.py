@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 from ctypes import byref
 
 import torch
@@ -13,6 +14,7 @@ from ..layout import Geometry, Index
 from . import Matrix, View, library, parallel
 
 MAX_BLOCK = 64  # rows and columns of a block; the kernels' buffers are cut for it
+ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")  # as the library numbers them
 _scratch = threading.local()
 
 
@@ -50,8 +52,11 @@ def scratch(floats: int) -> int:
 
 
 def view(tensor: Tensor) -> View:
-    """A 2-D tensor as it lies."""
-    return View(tensor.data_ptr(), *tensor.shape, *tensor.stride())
+    """A 2-D tensor as it lies, or a contiguous one of tiles [m / width, n, width]."""
+    if tensor.dim() == 2:
+        return View(tensor.data_ptr(), *tensor.shape, *tensor.stride(), 0)
+    tiles, n, width = tensor.shape
+    return View(tensor.data_ptr(), tiles * width, n, 0, 0, width)
 
 
 def matrix(
@@ -85,53 +90,101 @@ def _separable(geometry: Geometry, parts: int) -> bool:
     return geometry.rows % parts == 0 and (geometry.rows // parts) % geometry.block[0] == 0
 
 
-def spmm(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None) -> Tensor:
-    """Y = X W_A^T (+ bias). x: [M, cols] or [E, M, cols], any strides."""
-    xs = _stack(x.float())
-    y = torch.empty(*xs.shape[:2], geometry.rows // xs.shape[0])
+def width(geometry: Geometry) -> int:
+    """Rows in a tile of the activations that products with this weight take and give as tiles."""
+    return lib().tk_width(byref(Matrix(r=geometry.block[0], c=geometry.block[1], col_bytes=4)))
+
+
+def pack(x: Tensor, width: int) -> Tensor:
+    """Rows to tiles: [M, N], any strides, M a multiple of ``width``, to [M / width, N, width]."""
+    tiles = torch.empty(x.shape[0] // width, x.shape[1], width)
+    lib().tk_pack(byref(parallel()), byref(view(x)), byref(view(tiles)))
+    return tiles
+
+
+def unpack(tiles: Tensor) -> Tensor:
+    """The inverse of :func:`pack`."""
+    tiles = tiles.contiguous()
+    x = torch.empty(tiles.shape[0] * tiles.shape[2], tiles.shape[1])
+    lib().tk_pack(byref(parallel()), byref(view(tiles)), byref(view(x)))
+    return x
+
+
+def spmm(
+    x: Tensor,
+    values: Tensor,
+    index: Index,
+    geometry: Geometry,
+    bias: Tensor | None,
+    widths: Sequence[int] = (),
+    act: str = "",
+) -> Tensor:
+    """Y = act(X W_A^T + bias). x: [M, cols] or [E, M, cols], any strides; ``widths`` as in :func:`_operands`; ``act``
+    one of :data:`ACTIVATIONS`, which needs x in float32 and a bias that is None or [rows]."""
+    xs, y = _operands(x, widths, geometry.rows)
     per_row = None
-    if bias is not None and x.dim() == 2 and bias.dim() == 1 and bias.numel() == geometry.rows:
+    if bias is not None and bias.dim() == 1 and bias.numel() == geometry.rows and len(xs) == 1:
         per_row, bias = bias.float().contiguous(), None
-    for part in range(xs.shape[0]):
-        w, keep = matrix(values, index, geometry, part, xs.shape[0])
+    for part in range(len(xs)):
+        w, keep = matrix(values, index, geometry, part, len(xs))
+        here = view(xs[part])
         lib().tk_spmm(
             byref(parallel()),
             byref(w),
-            byref(view(xs[part])),
+            byref(here),
             None if per_row is None else per_row.data_ptr(),
+            ACTIVATIONS.index(act),
             byref(view(y[part])),
-            _work(w, xs.shape[1]),
+            _work(w, here.m),
         )
         del keep
-    y = y.view(*x.shape[:-1], -1)
+    y = _result(y, x, widths)
     return (y if bias is None else y + bias).to(x.dtype)
 
 
-def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides."""
-    dys = _stack(dy.float())
-    dx = torch.empty(*dys.shape[:2], geometry.cols)
-    for part in range(dys.shape[0]):
-        w, keep = matrix(values, index, geometry, part, dys.shape[0])
-        args = byref(view(dys[part])), byref(view(dx[part]))
-        lib().tk_spmm_t(byref(parallel()), byref(w), *args, _work(w, dys.shape[1]))
+def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
+    """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides; ``widths`` as in :func:`_operands`."""
+    dys, dx = _operands(dy, widths, geometry.cols, stacked=False)
+    for part in range(len(dys)):
+        w, keep = matrix(values, index, geometry, part, len(dys))
+        here = view(dys[part])
+        lib().tk_spmm_t(byref(parallel()), byref(w), byref(here), byref(view(dx[part])), _work(w, here.m))
         del keep
-    return dx.view(*dy.shape[:-1], -1).to(dy.dtype)
+    return _result(dx, dy, widths).to(dy.dtype)
 
 
-def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides."""
-    dys, xs = _stack(dy.float()), _stack(x.float())
-    if dys.shape[1] == 0:
+def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
+    """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides; or
+    tiles where ``widths``, of dy and of x, are not 0."""
+    dys, xs = (_stack(t.float(), bool(w)) for t, w in zip((dy, x), widths or (0, 0), strict=True))
+    if dy.numel() == 0:
         return dy.new_zeros(index.cols.numel() * geometry.unit)
     grad = torch.empty(index.cols.numel() * geometry.unit)
-    for part in range(dys.shape[0]):
-        w, keep = matrix(None, index, geometry, part, dys.shape[0])
-        args = byref(view(dys[part])), byref(view(xs[part])), grad.data_ptr()
-        lib().tk_sddmm(byref(parallel()), byref(w), *args, _work(w, dys.shape[1]))
+    for part in range(len(dys)):
+        w, keep = matrix(None, index, geometry, part, len(dys))
+        here = view(dys[part])
+        args = byref(here), byref(view(xs[part])), grad.data_ptr()
+        lib().tk_sddmm(byref(parallel()), byref(w), *args, _work(w, here.m))
         del keep
     return grad.to(dy.dtype)
 
 
-def _stack(activations: Tensor) -> Tensor:
-    return activations if activations.dim() == 3 else activations[None]
+def _stack(activations: Tensor, packed: bool = False) -> Tensor:
+    """With a dim in front for the weights that are stacked: of one, unless rows come batched."""
+    return activations.contiguous()[None] if packed else activations if activations.dim() == 3 else activations[None]
+
+
+def _operands(x: Tensor, widths: Sequence[int], n: int, stacked: bool = True) -> tuple[Tensor, Tensor]:
+    """The operand, and fresh memory for a result of ``n`` columns (of all weights together, if ``stacked``).
+
+    ``widths``, empty for (0, 0), are those of operand and result: 0 for rows, else the two are tiles of that width.
+    """
+    taken, given = widths or (0, 0)
+    xs = _stack(x.float(), bool(taken))
+    m, n = xs.shape[1] * (xs.shape[3] if taken else 1), n // len(xs) if stacked else n
+    return xs, torch.empty((len(xs), m // given, n, given) if given else (len(xs), m, n))
+
+
+def _result(found: Tensor, like: Tensor, widths: Sequence[int]) -> Tensor:
+    """Without the dim of the stack where the operand came without one."""
+    return found[0] if any(widths) or like.dim() == 2 else found

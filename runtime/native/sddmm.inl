@@ -120,6 +120,7 @@ static inline void block_outer(const tk_matrix& w, const Dots& d, int64_t s, int
 
 // Panels of LANES columns n: out[(n - n0) / LANES][m][LANES].
 static void pack_panels(const tk_view& x, int64_t m0, int64_t width, int64_t n0, int64_t n1, float* out) {
+    if (x.width) return panel_tiles(x, m0, width, n0, n1, out);
     for (int64_t n = n0; n < n1; n += LANES, out += width * LANES)
         for (int64_t m = 0; m < width; ++m) {
             const float* from = x.data + (m0 + m) * x.stride_m + n * x.stride_n;

@@ -30,10 +30,12 @@ typedef struct {
     int32_t col_bytes;  // 2: uint16, 4: int32
 } tk_matrix;
 
-// Activations [m, n] with any strides, counted in floats.
+// Activations [m, n]: rows with any strides, counted in floats; or, where width is not 0, tiles [m / width][n][width] as
+// the kernels compute on: m is then a multiple of width, n of the block's, and width is tk_width's.
 typedef struct {
     float* data;
     int64_t m, n, stride_m, stride_n;
+    int64_t width;
 } tk_view;
 
 // Which code runs: 0 portable, 1 AVX2 with FMA, 2 AVX-512.
@@ -44,8 +46,16 @@ int32_t tk_set_isa(int32_t isa);           // use another; returns 0, or -1 if t
 // Floats of scratch a product needs for m rows of activations.
 int64_t tk_workspace(const tk_matrix* w, int64_t m);
 
-// Y = X W_A^T + bias (bias may be null).
-void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, tk_view* y, float* work);
+// The width of the tiles that a product with this weight takes and gives, for the instruction set in use.
+int64_t tk_width(const tk_matrix* w);
+// Rows to tiles and back; one of the two has a width.
+void tk_pack(const tk_parallel* p, const tk_view* from, tk_view* to);
+
+enum { TK_NONE, TK_RELU, TK_GELU, TK_GELU_TANH, TK_SILU };
+
+// Y = act(X W_A^T + bias) (bias may be null).
+void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, int32_t act, tk_view* y,
+             float* work);
 // dX = dY W_A.
 void tk_spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work);
 // dW = dY^T X at B, into grad [slots * r * c]; unused slots get zero.
