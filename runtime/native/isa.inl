@@ -48,11 +48,6 @@ static void spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, 
     DISPATCH(spmm_t_b, p, *w, *dy, *dx, work);
 }
 
-template <int RB, int C, class Col>
-static void sddmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& x, float* grad,
-                    float* work) {
-    sddmm_tiles<(RB > 4 ? 4 : RB), SDDMM_COLS, C, Col>(p, w, dy, x, grad, work);
-}
 static void sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const tk_view* x, float* grad, float* work) {
     DISPATCH(sddmm_b, p, *w, *dy, *x, grad, work);
 }
