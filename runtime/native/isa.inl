@@ -4,6 +4,7 @@
 #include "vec.inl"
 #include "pack.inl"
 #include "products.inl"
+#include "few.inl"
 #include "sddmm.inl"
 
 template <int RB, int C, class Col>
@@ -42,7 +43,13 @@ static void spmm_t_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy
     else F<1, 1, Col>(__VA_ARGS__);
 
 static void spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, tk_view* y, float* work) {
-    DISPATCH(spmm_b, p, *w, *x, bias, *y, work);
+    if (!few(*w, x->m)) {
+        DISPATCH(spmm_b, p, *w, *x, bias, *y, work);
+    } else if (w->col_bytes == 2) {
+        spmm_few<FEW, uint16_t>(p, *w, *x, bias, *y, work);
+    } else {
+        spmm_few<FEW, int32_t>(p, *w, *x, bias, *y, work);
+    }
 }
 static void spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work) {
     DISPATCH(spmm_t_b, p, *w, *dy, *dx, work);

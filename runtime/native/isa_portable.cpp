@@ -1,4 +1,6 @@
 // The kernels compiled for portable. Headers come before the pragma: what they define must run on any processor.
+#include <type_traits>
+
 #include "dispatch.h"
 #include "parallel.h"
 

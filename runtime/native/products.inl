@@ -180,7 +180,7 @@ static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& 
 
 // dX under a cell of columns is added to in place; single weights add so often that it must be close by (measured).
 template <int RB>
-static constexpr int64_t DX_CELL = (RB == 1 ? 3 : 6) * L1;
+static constexpr int64_t DX_CELL = (RB == 1 ? 4 : 6) * L1;
 
 template <int T, int RB, int C, class Col>
 static void spmm_t_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& dx, float* work) {
