@@ -1,6 +1,6 @@
 // Y = X W_A^T for a few rows of activations, as inference has them: so few that they fill no vector, and reading the
-// values is most of the work. The vector axis is what lies together in the values: a block's rows, or its columns; single
-// weights have only the batch, in a vector that is as narrow as it.
+// values is most of the work. The vector axis is what lies together in the values: a block's rows, or its columns;
+// single weights have only the batch, in a vector as narrow as it.
 
 static constexpr int FEW = 8;  // rows of activations, at most
 

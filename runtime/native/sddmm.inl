@@ -46,9 +46,10 @@ static void pack_panels(const tk_view& x, int64_t m0, int64_t width, int64_t n0,
         }
 }
 
-static constexpr int64_t RANGE = 512;  // rows of dW in one task: x is read anew for each
+static constexpr int64_t RANGE = 512;  // rows of dW in one task, at most: x is read anew for each
 
-// cell(begin, end, slots, chunks): the products of block rows begin..end in one cell of columns.
+// cell(begin, end, slots, chunks): the products of block rows begin..end in one cell of columns. chunk: rows of the
+// batch at once, at most; wide: block columns of a cell; range: rows of dW in one task, at most.
 template <class Col, class Cell>
 static void sddmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& x, float* grad,
                         float* work, int64_t chunk, int64_t wide, int64_t range, bool dy_panels, bool x_panels,
@@ -79,7 +80,8 @@ static void sddmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view&
         for (int64_t i = begin; i < end; ++i)
             slots[i - begin] = {0, w.row_ptr[i], 0, w.row_fwd[i]};
         for (int64_t k = 0; k < grid_cols; k += wide) {
-            for (int64_t i = begin; i < end; ++i) slots[i - begin].advance(cols, k + wide, w.row_fwd[i], w.row_ptr[i + 1]);
+            for (int64_t i = begin; i < end; ++i)
+                slots[i - begin].advance(cols, k + wide, w.row_fwd[i], w.row_ptr[i + 1]);
             cell(begin, end, slots, chunks);
         }
     });
@@ -91,30 +93,31 @@ template <int RB, int C, class Col>
 static void sddmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& x, float* grad,
                     float* work) {
     const bool rows = w.r % LANES == 0, columns = C != 1 && w.c % LANES == 0;
+    // Every block row's slots, chunk by chunk, in a cell whose x stays in the second-level cache.
     const auto run = [&](int64_t chunk, const auto& row) {
         sddmm_tiles<Col>(p, w, dy, x, grad, work, chunk, cell_width(w, chunk, 16 * L1), RANGE, rows, columns,
-                         [&](int64_t begin, int64_t end, const Slots* slots, const Chunks& chunks) {
-                             for (int64_t t = 0; t < chunks.count(); ++t)
+                         [&](int64_t begin, int64_t end, const Slots* slots, const Chunks& all) {
+                             for (int64_t t = 0; t < all.count(); ++t)
                                  for (int64_t i = begin; i < end; ++i)
-                                     row(slots[i - begin], chunks.dy_at(t, i * w.r), chunks.x_at(t), chunks.width(t), t > 0);
+                                     row(slots[i - begin], all.dy_at(t, i * w.r), all.x_at(t), all.width(t), t > 0);
                          });
     };
     if constexpr (RB == 1 && C == 1) {
         sddmm_tiles<Col>(p, w, dy, x, grad, work, SINGLE * LANES, SINGLE_COLS, SINGLE_RANGE, false, false,
-                         [&](int64_t begin, int64_t end, const Slots* slots, const Chunks& chunks) {
-                             single_cell<Col>(w, begin, end, slots, chunks, grad);
+                         [&](int64_t begin, int64_t end, const Slots* slots, const Chunks& all) {
+                             single_cell<Col>(w, begin, end, slots, all, grad);
                          });
     } else if (columns) {
-        run(2 * TERMS, [&](const Slots& s, const float* dy, const float* x, int64_t width, bool add) {
-            columns_outer<Col>(w, s, dy, rows, x, width, add, grad);
+        run(2 * TERMS, [&](const Slots& s, const float* left, const float* right, int64_t width, bool add) {
+            columns_outer<Col>(w, s, left, rows, right, width, add, grad);
         });
     } else if (rows) {
-        run(2 * TERMS, [&](const Slots& s, const float* dy, const float* x, int64_t width, bool add) {
-            rows_outer<C, Col>(w, s, dy, x, width, add, grad);
+        run(2 * TERMS, [&](const Slots& s, const float* left, const float* right, int64_t width, bool add) {
+            rows_outer<C, Col>(w, s, left, right, width, add, grad);
         });
     } else {
-        run(TERMS / 2 * LANES, [&](const Slots& s, const float* dy, const float* x, int64_t width, bool add) {
-            block_dots<RB, C, Col>(w, s, dy, x, width, 0, add, grad);
+        run(TERMS / 2 * LANES, [&](const Slots& s, const float* left, const float* right, int64_t width, bool add) {
+            block_dots<RB, C, Col>(w, s, left, right, width, 0, add, grad);
         });
     }
 }
