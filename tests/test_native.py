@@ -112,6 +112,14 @@ def test_every_layout(isa: str, block: tuple[int, int]) -> None:
         check(m, geometry, sets(geometry, 0.1, 0.3, 2, wide), torch.float32, how, bias, "native")
 
 
+@pytest.mark.parametrize("block", [(1, 1), (4, 1), (16, 1), (16, 16), (32, 32)])
+def test_long_rows(isa: str, block: tuple[int, int]) -> None:
+    """More columns than a cell holds, more slots in a row than are summed in one piece."""
+    for m, k in [(1, 5000), (4, 2000), (8, 5000), (70, 5000), (600, 1500)]:
+        geometry = Geometry((33, k), (0, 1), 1, block)
+        check(m, geometry, sets(geometry, 0.2, 0.4), torch.float32, "plain", True, "native")
+
+
 @settings(deadline=None, max_examples=120, derandomize=True)
 @given(
     st.integers(1, 90), st.integers(1, 70), st.integers(1, 90), st.sampled_from(BLOCKS),

@@ -195,7 +195,7 @@ static void conv_input_grad_tiles(const tk_parallel* p, ConvPlan& plan, const tk
     const int64_t count = conv.groups * plan.phases, size = (cells + 1) * rows;
     int32_t* starts = scratch.ints(count * size);
     for (int64_t k = 0; k < count; ++k)
-        find_starts<int32_t>(p, parts[k].columns, cell * plan.taps, cells, 0, starts + k * size);
+        find_starts<int32_t>(p, parts[k].columns, cell * plan.taps, cells, starts + k * size);
     float* pdy = scratch.floats(plan.out_positions * conv.groups * padded * width);
     const int64_t floats = plan.plane * cell * width;
     float* pdx = scratch.floats(2 * conv.groups * cells * floats);
@@ -247,7 +247,7 @@ static void to_panels(const tk_parallel* p, int64_t count, int64_t width, float*
     });
 }
 
-template <int B>
+template <int RB>
 static void conv_weight_grad_b(const tk_parallel* p, ConvPlan& plan, const tk_image& dy,
                                    const tk_image& x, float* grad, float* work) {
     const tk_matrix& w = plan.w;
@@ -261,7 +261,7 @@ static void conv_weight_grad_b(const tk_parallel* p, ConvPlan& plan, const tk_im
     float* pdy = scratch.floats(plan.out_positions * lines * width);
     const bool in_place = !parts[0].origin;
     float* found = in_place ? grad : scratch.floats(plan.entries * w.r);
-    const int64_t chunk = CHUNK / width;
+    const int64_t chunk = 4 * TERMS / width;  // positions whose sums are one chain of additions
     const int64_t most = ceil_div(ROWS, w.r), each = ceil_div(rows, 2 * p->threads), step = each < most ? each : most;
     const int64_t ranges = ceil_div(rows, step);
     for (int64_t b0 = 0; b0 < conv.batch; b0 += width) {
@@ -290,13 +290,17 @@ static void conv_weight_grad_b(const tk_parallel* p, ConvPlan& plan, const tk_im
                         break;
                     }
                 }
+                const Span span{width, count, dy_step * lines * width, x_step * channels * width};
+                const float* in = px + (plan.out_at[o] * channels + group * plan.group_channels) * width;
+                float* to = found + parts[which].first * w.r;
                 for (int64_t i = i0; i < i1; ++i) {
-                    const Dots d{pdy + (o * lines + group * padded + i * w.r) * width,
-                                 px + (plan.out_at[o] * channels + group * plan.group_channels) * width,
-                                 dy_step * lines * width, x_step * channels * width, count, width};
-                    const int64_t s = part.row_ptr[i], end = part.row_ptr[i + 1];
-                    if (panels) block_outer<1, 1, int32_t>(part, d, s, end, add, found + parts[which].first * w.r);
-                    else block_dots<(B > 4 ? 4 : B), SDDMM_COLS, 1, int32_t>(part, d, s, end, 0, add, found + parts[which].first * w.r);
+                    const float* from = pdy + (o * lines + group * padded + i * w.r) * width;
+                    const Slots slots{part.row_ptr[i], part.row_ptr[i + 1], 0, 0};
+                    if (panels) {
+                        rows_outer<1, int32_t>(part, slots, from, in, span, add, to);
+                    } else {
+                        block_dots<RB, 1, int32_t>(part, slots, from, in, span, 0, add, to);
+                    }
                 }
                 add = true;
                 o = next;

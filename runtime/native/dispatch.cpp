@@ -50,10 +50,10 @@ int32_t tk_set_isa(int32_t wanted) {
 }
 
 int64_t tk_workspace(const tk_matrix* w, int64_t m) {
-    // Both operands packed in tiles of at most 64, and where each block row starts in each cell, for A and for B \ A:
-    // no product cuts cells of fewer than 256 columns, but for the last.
+    // Both operands packed in tiles of at most 64, and where each block row of A starts in each cell: no
+    // product that keeps this cuts cells of fewer than 256 columns, but for the last.
     const int64_t rows = (w->rows + w->r - 1) / w->r, cols = (w->columns + w->c - 1) / w->c;
-    return (m + 64) * (rows * w->r + cols * w->c) + 2 * rows * (cols * w->c / 256 + 3) + 64;
+    return (m + 64) * (rows * w->r + cols * w->c) + rows * (cols * w->c / 256 + 3) + 64;
 }
 
 int64_t tk_width(const tk_matrix* w) { return isa().width(w); }

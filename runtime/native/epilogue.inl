@@ -11,8 +11,8 @@ static inline V exponential(V x) {
     const float rest[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
 #pragma GCC unroll 8
     for (int i = 0; i < 7; ++i) sum = sum * r + rest[i];
-    const I scale = (reinterpret_cast<const I&>(rounded) - 0x4B400000 + 127) << 23;
-    return over ? splat(__builtin_inff()) : sum * reinterpret_cast<const V&>(scale);
+    const I scale = ((I)rounded - 0x4B400000 + 127) << 23;
+    return over ? splat(__builtin_inff()) : sum * (V)scale;
 }
 
 // 1 + erf(x): Abramowitz and Stegun 7.1.26, absolute error below 2e-7.

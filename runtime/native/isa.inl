@@ -5,6 +5,7 @@
 #include "pack.inl"
 #include "epilogue.inl"
 #include "products.inl"
+#include "few.inl"
 #include "sddmm.inl"
 #include "conv.inl"
 
@@ -49,17 +50,18 @@ static void spmm_t_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy
 
 static void spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, int32_t act, tk_view* y,
                  float* work) {
-    DISPATCH(spmm_b, p, *w, *x, bias, act, *y, work);
+    if (x->width || y->width || !few(*w, x->m)) {
+        DISPATCH(spmm_b, p, *w, *x, bias, act, *y, work);
+    } else if (w->col_bytes == 2) {
+        spmm_few<FEW, uint16_t>(p, *w, *x, bias, act, *y, work);
+    } else {
+        spmm_few<FEW, int32_t>(p, *w, *x, bias, act, *y, work);
+    }
 }
 static void spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work) {
     DISPATCH(spmm_t_b, p, *w, *dy, *dx, work);
 }
 
-template <int RB, int C, class Col>
-static void sddmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& x, float* grad,
-                    float* work) {
-    sddmm_tiles<(RB > 4 ? 4 : RB), SDDMM_COLS, C, Col>(p, w, dy, x, grad, work);
-}
 static void sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const tk_view* x, float* grad, float* work) {
     DISPATCH(sddmm_b, p, *w, *dy, *x, grad, work);
 }

@@ -1,4 +1,6 @@
 // The kernels compiled for avx2. Headers come before the pragma: what they define must run on any processor.
+#include <type_traits>
+
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -11,8 +13,10 @@ namespace avx2 {
 static constexpr int LANES = 8;       // floats of a vector
 static constexpr int BLOCK_ROWS = 4;  // rows of a block whose sums are in registers at once
 static constexpr int TB = 2;          // vectors of batch beside them
-static constexpr int SDDMM_COLS = 2;  // columns of dW beside four rows
-static constexpr int SDDMM_OUTER = 8;  // sums of dW where rows are the vector axis
+static constexpr int DOTS = 8;        // sums of dW at once where the batch is the vector axis
+static constexpr int OUTER = 8;        // columns of dW at once where rows are
+static constexpr int OUTER_ROWS = 4;   // rows at once where columns are
+static constexpr int SINGLE = 4;       // vectors of batch at once for single weights
 
 #include "isa.inl"
 

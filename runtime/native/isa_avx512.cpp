@@ -1,4 +1,6 @@
 // The kernels compiled for avx512. Headers come before the pragma: what they define must run on any processor.
+#include <type_traits>
+
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -11,8 +13,10 @@ namespace avx512 {
 static constexpr int LANES = 16;       // floats of a vector
 static constexpr int BLOCK_ROWS = 8;  // rows of a block whose sums are in registers at once
 static constexpr int TB = 2;          // vectors of batch beside them
-static constexpr int SDDMM_COLS = 4;  // columns of dW beside four rows
-static constexpr int SDDMM_OUTER = 16;  // sums of dW where rows are the vector axis
+static constexpr int DOTS = 24;        // sums of dW at once where the batch is the vector axis
+static constexpr int OUTER = 8;        // columns of dW at once where rows are
+static constexpr int OUTER_ROWS = 8;   // rows at once where columns are
+static constexpr int SINGLE = 4;       // vectors of batch at once for single weights
 
 #include "isa.inl"
 

@@ -6,16 +6,15 @@
 static constexpr int64_t L1 = 32 * 1024;
 
 // Where every block row's slots begin in every cell of columns: starts[cell * block_rows + row], one cell more than
-// there are. Of A (explored = 0) or of B \ A (1).
+// there are. Of A.
 template <class Col>
-static void find_starts(const tk_parallel* p, const tk_matrix& w, int64_t width, int64_t cells, int explored,
-                        int32_t* starts) {
+static void find_starts(const tk_parallel* p, const tk_matrix& w, int64_t width, int64_t cells, int32_t* starts) {
     const Col* cols = static_cast<const Col*>(w.cols);
     const int64_t rows = ceil_div(w.rows, w.r), step = 256;
     parallel(p, ceil_div(rows, step), [&](int64_t task) {
         for (int64_t i = task * step; i < rows && i < (task + 1) * step; ++i) {
-            int64_t s = explored ? w.row_fwd[i] : w.row_ptr[i];
-            const int64_t end = explored ? w.row_ptr[i + 1] : w.row_fwd[i];
+            int64_t s = w.row_ptr[i];
+            const int64_t end = w.row_fwd[i];
             for (int64_t cell = 0; cell < cells; ++cell) {
                 starts[cell * rows + i] = static_cast<int32_t>(s);
                 if (cell + 1 == cells) break;
@@ -164,7 +163,7 @@ static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& 
     // gains (measured: 41 against 33 GFLOP/s for single weights).
     const int64_t cell = grid_cols, cells = 1;
     int32_t* starts = reinterpret_cast<int32_t*>(work + tiles * padded * width);
-    find_starts<Col>(p, w, cell, cells, 0, starts);
+    find_starts<Col>(p, w, cell, cells, starts);
     const int64_t step = ceil_div(ROWS, w.r), ranges = ceil_div(rows, step);
     packed(p, tiles, ceil_div(padded, PART), ranges, pack_part, [&](int64_t tile, int64_t range) {
         const int64_t i0 = range * step, i1 = i0 + step < rows ? i0 + step : rows;
@@ -187,7 +186,7 @@ static void spmm_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& 
 
 // dX under a cell of columns is added to in place; single weights add so often that it must be close by (measured).
 template <int RB>
-static constexpr int64_t DX_CELL = (RB == 1 ? 3 : 6) * L1;
+static constexpr int64_t DX_CELL = (RB == 1 ? 4 : 6) * L1;
 
 template <int T, int RB, int C, class Col>
 static void spmm_t_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& dx, float* work) {
@@ -201,7 +200,7 @@ static void spmm_t_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view
     const float* const in = dy.width ? dy.data : work;
     const int64_t cell = cell_width(w, width, DX_CELL<RB>), cells = ceil_div(grid_cols, cell);
     int32_t* starts = reinterpret_cast<int32_t*>(work + tiles * padded * width);
-    find_starts<Col>(p, w, cell, cells, 0, starts);
+    find_starts<Col>(p, w, cell, cells, starts);
     packed(p, tiles, dy.width ? 0 : ceil_div(padded, PART), cells, pack_part, [&](int64_t tile, int64_t k) {
         const int64_t n0 = k * cell * w.c, n1 = n0 + cell * w.c < w.columns ? n0 + cell * w.c : w.columns;
         alignas(64) float own[DX_CELL<RB> / 4 + 64 * T * LANES];

@@ -45,20 +45,37 @@ static inline void transpose(V* v) {
     }
 }
 
-// Sums of n vectors (a power of two, at most LANES) in lanes 0..n-1; destroys v.
-template <int n>
+// Where lane i of merge comes from: of two vectors side by side, the lanes that are added first (high = 0) or last.
+static constexpr int merged(int level, int high, int i) {
+    const int group = i / 4 * 4, half = LANES / 8 ? LANES / 8 : 1;
+    if (level == 0) return group + i % 4 / 2 + high * 2 + i % 2 * LANES;
+    if (level == 1) return group + i % 2 + high * 2 + i % 4 / 2 * LANES;
+    return (i / 4 % half * 2 + high) * 4 + i % 4 + i / 4 / half * LANES;
+}
+template <int level, int... i>
+static inline V merge(V a, V b, Lanes<i...>) {
+    return __builtin_shuffle(a, b, I{merged(level, 0, i)...}) + __builtin_shuffle(a, b, I{merged(level, 1, i)...});
+}
+
+// Sums of n vectors (a power of two, at most LANES) in lanes 0..n-1, and again in the lanes above; destroys v. Each
+// level adds pairs of lanes, the first two within groups of four lanes, which is what processors shuffle fast.
+template <int n, int level = 0>
 static inline V sums(V* v) {
-#pragma GCC unroll 4
-    for (int half = n / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-        for (int i = 0; i < half; ++i) v[i] = low(v[i], v[i + half]) + high(v[i], v[i + half]);
+    if constexpr ((1 << level) == LANES) {
+        return v[0];
+    } else {
+#pragma GCC unroll 8
+        for (int i = 0; i < (n + 1) / 2; ++i)
+            v[i] = merge<level>(v[2 * i], v[n > 1 ? 2 * i + 1 : 0], Count<LANES>::type());
+        return sums<(n + 1) / 2, level + 1>(v);
     }
-    V s = v[0];  // sum of vector i in every lane l with l % n == i
-#pragma GCC unroll 4
-    for (int width = LANES / 2; width >= n; width /= 2) {
-        I swap;
-        for (int i = 0; i < LANES; ++i) swap[i] = i ^ width;
-        s += __builtin_shuffle(s, swap);
-    }
-    return s;
+}
+
+// to[0..n) += the first n lanes of v.
+template <int n>
+static inline void add(float* to, V v) {
+    typedef float Part __attribute__((vector_size(4 * n), aligned(4), may_alias));
+    Part part;
+    __builtin_memcpy(&part, &v, sizeof part);
+    *reinterpret_cast<Part*>(to) += part;
 }
