@@ -317,7 +317,7 @@ def test_is_measured_and_taken_only_where_faster(faster: str, tmp_path: Path, mo
     assert kept(start) == expected
     rows = [entry for row in topkast.report(model).sites for entry in row["measured"] if "tiles" in entry["product"]]
     assert rows and all(entry["chosen"] == faster for entry in rows)
-    assert re.search(rf"spmm on tiles, 128 rows: {faster} is faster here", str(topkast.report(model)))
+    assert re.search(rf"spmm on tiles of 128×\d+: {faster} is faster here", str(topkast.report(model)))
 
 
 def test_measures_both_and_what_a_conversion_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_measures_both_and_what_a_conversion_takes(tmp_path: Path, monkeypatch: 
     width = products.width(geometry)
     x, dy = ((2 * width, 64), (64, 1)), ((2 * width, 96), (96, 1))
     for product, operands in (("spmm", (x,)), ("spmm_t", (dy,)), ("sddmm", (dy, x))):
-        problem = planner.Problem(product, operands, torch.float32, geometry, 150, 300, 1, (width, width))
+        problem = planner.Problem(product, operands, torch.float32, geometry, 150, 300, 1, widths=(width, width))
         found = tiles.measure(problem, 0.01)
         assert set(found) == {"rows", "tiles"} and all(0 < seconds < 1 for seconds in found.values())
     assert 0 < tiles._conversion(2 * width, 64, width) < 1

@@ -193,7 +193,7 @@ def test_selection_is_exact(n: int, distinct: int, data: st.DataObject) -> None:
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(
     st.integers(1, 40), st.integers(1, 40), st.sampled_from([(1, 1), (4, 1), (3, 5), (16, 16)]),
-    st.floats(0, 1), st.floats(0, 1), st.integers(0, 3), st.booleans(), st.booleans(),
+    st.floats(0, 1), st.floats(0, 1), st.integers(1, 3), st.booleans(), st.booleans(),
 )  # fmt: skip
 def test_theta_is_moved_bitwise(rows, cols, block, share, other, spare, wide, swap):
     """Put together, taken apart by another index, and optimizer state carried along: equal to plain PyTorch."""
