@@ -5,6 +5,7 @@
 #include "pack.inl"
 #include "products.inl"
 #include "sddmm.inl"
+#include "images.inl"
 #include "conv.inl"
 
 template <int RB, int C, class Col>
