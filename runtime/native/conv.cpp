@@ -1,7 +1,6 @@
 // Where the weights and positions of a convolution lie, see conv.h.
 #include "conv.h"
 
-
 #include <algorithm>
 
 #include "dispatch.h"

@@ -7,6 +7,7 @@
 #include "products.inl"
 #include "few.inl"
 #include "sddmm.inl"
+#include "images.inl"
 #include "conv.inl"
 
 // Vectors of batch in a tile, where there are rows enough to fill it.
