@@ -17,6 +17,8 @@ from torch import Tensor
 from .layout import Geometry, Index
 from .native import convolution, densified, library, products
 from .reference import REFERENCE, ConvArgs
+from .reference import pack as reference_pack
+from .reference import unpack as reference_unpack
 from .reference import weight as reference_weight
 from .reference import weight_grad as reference_weight_grad
 
@@ -85,6 +87,16 @@ def launch(kernel: str, product: str) -> Callable[..., Any]:
 def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A, dense, by the fastest way there is."""
     return (densified.weight if densified.fits(values) else reference_weight)(values, index, geometry)
+
+
+def pack(x: Tensor, width: int) -> Tensor:
+    """Rows to tiles, by the fastest way there is."""
+    return (products.pack if densified.fits(x) and products.whole(width) else reference_pack)(x, width)
+
+
+def unpack(tiles: Tensor) -> Tensor:
+    """Tiles to rows, by the fastest way there is."""
+    return (products.unpack if densified.fits(tiles) and products.whole(tiles.shape[2]) else reference_unpack)(tiles)
 
 
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:

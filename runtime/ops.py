@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from .kernels import launch
+from .kernels import pack as pack_rows
+from .kernels import unpack as unpack_tiles
 from .kernels import weight as dense_weight
 from .kernels import weight_grad as gather_grad
 from .layout import Geometry, Index
-from .native import products as native_products
 from .record import note
 from .reference import ConvArgs
 
@@ -62,11 +63,11 @@ def weight(values: Tensor, *rest: Any) -> Tensor:
 
 
 def pack(x: Tensor, width: int) -> Tensor:
-    return native_products.pack(x, width)
+    return pack_rows(x, width)
 
 
 def unpack(tiles: Tensor) -> Tensor:
-    return native_products.unpack(tiles)
+    return unpack_tiles(tiles)
 
 
 def _given(*more: Any) -> tuple[Any, ...]:

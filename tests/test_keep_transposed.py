@@ -62,12 +62,21 @@ def test_products_on_tiles_equal_those_on_rows_bit_for_bit(isa: str, block: tupl
             assert torch.equal(found, dw)
 
 
-def test_the_ops_are_proper() -> None:
-    for op, x in (
-        (torch.ops.topkast.pack.default, (torch.randn(64, 5), 16)),
-        (torch.ops.topkast.unpack.default, (torch.randn(4, 5, 16),)),
-    ):
-        torch.library.opcheck(op, x)
+@pytest.mark.parametrize(
+    "dtype, width", [(torch.float32, 5), (torch.float64, 16), (torch.bool, 16), (torch.float32, 48)]
+)
+def test_any_tensor_can_be_packed(dtype: torch.dtype, width: int) -> None:
+    x = torch.randn(3 * width, 7).to(dtype)
+    found = torch.ops.topkast.pack(x, width)
+    assert torch.equal(found, ref.pack(x, width)) and torch.equal(torch.ops.topkast.unpack(found), x)
+
+
+def test_tiles_of_another_instruction_set_are_refused() -> None:
+    geometry = Geometry((96, 64), (0, 1), 1, (16, 1))
+    index, width = sets(geometry, 0.2, 0.5), products.width(geometry)
+    values, tiles_ = torch.randn(index.cols.numel() * 16), torch.randn(2, 64, 2 * width)
+    with pytest.raises(topkast.ConfigError, match=f"tiles of {2 * width} rows: the kernels in use take {width}"):
+        products.spmm(tiles_, values, index, geometry, None, (2 * width, 0))
 
 
 class Chain(nn.Module):

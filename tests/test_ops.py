@@ -36,6 +36,8 @@ def samples():
         yield "spmm", (torch.randn(5, 10), values, *where, *shape, torch.randn(7))
         yield "spmm_t", (torch.randn(5, 7), values, *where, *shape)
         yield "sddmm", (torch.randn(5, 7), torch.randn(5, 10), *where, *shape)
+    yield "pack", (torch.randn(64, 5), 16)
+    yield "unpack", (torch.randn(4, 5, 16),)
     index, _, _ = index_of(CONV)
     where, shape = pack(CONV, index)
     values, x, dy = torch.randn(index.cols.numel()), torch.randn(2, 4, 5, 6), torch.randn(2, 6, 5, 6)

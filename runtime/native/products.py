@@ -10,6 +10,7 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..layout import Geometry, Index
 from . import Matrix, View, library, parallel
 
@@ -95,6 +96,17 @@ def width(geometry: Geometry) -> int:
     return lib().tk_width(byref(Matrix(r=geometry.block[0], c=geometry.block[1], col_bytes=4)))
 
 
+def whole(width: int) -> bool:
+    """Whether tiles of this width are whole vectors on every instruction set."""
+    return width % 16 == 0
+
+
+def _check(geometry: Geometry, widths: Sequence[int]) -> None:
+    """Raise ConfigError for tiles that the kernels in use would read or write out of bounds."""
+    if any(widths) and {*widths} - {0, width(geometry)}:
+        raise ConfigError(f"tiles of {max(widths)} rows: the kernels in use take {width(geometry)}; compile again")
+
+
 def pack(x: Tensor, width: int) -> Tensor:
     """Rows to tiles: [M, N], any strides, M a multiple of ``width``, to [M / width, N, width]."""
     tiles = torch.empty(x.shape[0] // width, x.shape[1], width)
@@ -121,6 +133,7 @@ def spmm(
 ) -> Tensor:
     """Y = act(X W_A^T + bias). x: [M, cols] or [E, M, cols], any strides; ``widths`` as in :func:`_operands`; ``act``
     one of :data:`ACTIVATIONS`, which needs x in float32 and a bias that is None or [rows]."""
+    _check(geometry, widths)
     xs, y = _operands(x, widths, geometry.rows)
     per_row = None
     if bias is not None and bias.dim() == 1 and bias.numel() == geometry.rows and len(xs) == 1:
@@ -144,6 +157,7 @@ def spmm(
 
 def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
     """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides; ``widths`` as in :func:`_operands`."""
+    _check(geometry, widths)
     dys, dx = _operands(dy, widths, geometry.cols, stacked=False)
     for part in range(len(dys)):
         w, keep = matrix(values, index, geometry, part, len(dys))
@@ -156,6 +170,7 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths:
 def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
     """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides; or
     tiles where ``widths``, of dy and of x, are not 0."""
+    _check(geometry, widths)
     dys, xs = (_stack(t.float(), bool(w)) for t, w in zip((dy, x), widths or (0, 0), strict=True))
     if dy.numel() == 0:
         return dy.new_zeros(index.cols.numel() * geometry.unit)
