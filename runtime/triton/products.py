@@ -7,6 +7,7 @@ back of a CUDA graph that has captured the product. Made anew it cannot be stale
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ from . import interpreted, runs_on
 from .configs import Config, find
 
 SIDES = (16, 128)  # least and greatest side of a block
-ACTIVATIONS = ("none", "relu", "gelu", "silu")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+}
 
 
 def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
@@ -90,12 +96,14 @@ def _spmm(
     if m:
         chosen = find(product, outer, m, x)
         width = _power(outer)
-        b = None if bias is None else bias.expand(y.shape if bias.dim() == 3 else y.shape[1:]).expand(y.shape)
+        b = None if bias is None else bias.expand(y.shape)
+        if b is not None and b.stride(1):  # differs from row to row
+            return ACTIVATIONS[activation](_spmm(product, x, values, lists, geometry, None, "none") + bias)
         with torch.cuda.device_of(x):
             spmm_kernel[(-(-m // chosen.tile) * count, parts)](
                 xs, values.contiguous(), *lists, y if b is None else b, y,
                 m, inputs, outputs, count,
-                *xs.stride(), *(y if b is None else b).stride(),
+                *xs.stride(), *((0, 0) if b is None else b.stride()[::2]),
                 INNER=inner, OUTER=outer, WIDTH=width, TRANSPOSED=transposed,
                 EXACT=inner % chosen.depth == 0 and inputs % inner == 0 and width == outer,
                 HAS_BIAS=b is not None, ACTIVATION=activation,

@@ -59,7 +59,7 @@ def activate(y, ACTIVATION: tl.constexpr):
 def spmm_kernel(
     x, values, begins, ends, slot_of, block_of, bias, y,
     m, inputs, outputs, lists,
-    x_e, x_m, x_k, bias_e, bias_m, bias_n,
+    x_e, x_m, x_k, bias_e, bias_n,
     INNER: tl.constexpr, OUTER: tl.constexpr, WIDTH: tl.constexpr, TRANSPOSED: tl.constexpr, EXACT: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     TILE: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
@@ -116,8 +116,8 @@ def spmm_kernel(
     columns = which * OUTER + out
     live = (rows < m)[:, None] & ((out < OUTER) & (columns < outputs))[None, :]
     if HAS_BIAS:
-        biases = bias + part.to(tl.int64) * bias_e + (rows.to(tl.int64) * bias_m)[:, None] + (columns * bias_n)[None, :]
-        total += tl.load(biases, mask=live, other=0.0).to(tl.float32)
+        biases = bias + part.to(tl.int64) * bias_e + columns * bias_n
+        total += tl.load(biases, mask=(out < OUTER) & (columns < outputs), other=0.0).to(tl.float32)[None, :]
     total = activate(total, ACTIVATION)
     place = y + part.to(tl.int64) * m * outputs + (rows.to(tl.int64) * outputs)[:, None] + columns[None, :]
     tl.store(place, total.to(y.dtype.element_ty), mask=live)
