@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from topkast.runtime import planner
-from topkast.runtime.kernels import PRODUCTS, candidates
+from topkast.runtime.kernels import DENSE, PRODUCTS, candidates
 
 from .base import Pass
 from .nodes import topkast
@@ -38,10 +38,10 @@ class ChooseKernel(Pass):
         geometry = planner.Geometry(tuple(shape), tuple(perm), lead, tuple(block))
         operands: list[Tensor] = [found[name].meta["val"] for name in ("dy", "x") if name in found]
         fitting = candidates(product, operands[0], geometry)
-        if "native" not in fitting:  # nothing to weigh: the dense product, in its fastest form
+        if fitting[0] in DENSE:  # nothing to weigh: the dense product, in its fastest form
             return planner.setting() if planner.setting() in fitting else fitting[0]
         n_bwd = found["cols"].meta["val"].shape[0]
         layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
         n_fwd = planner.forward_count(geometry, n_bwd)
-        dtype = operands[0].dtype
-        return planner.choose(planner.Problem(product, layouts, dtype, geometry, n_fwd, n_bwd, torch.get_num_threads()))
+        dtype, threads, device = operands[0].dtype, torch.get_num_threads(), operands[0].device
+        return planner.choose(planner.Problem(product, layouts, dtype, geometry, n_fwd, n_bwd, threads, device))

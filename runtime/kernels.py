@@ -16,8 +16,8 @@ from torch import Tensor
 from .layout import Geometry, Index
 from .native import densified, products
 from .reference import REFERENCE
-from .reference import weight as reference_weight
-from .reference import weight_grad as reference_weight_grad
+from .triton import products as blocks
+from .triton import transient
 
 PRODUCTS = ("spmm", "spmm_t", "sddmm", "conv", "conv_input_grad", "conv_weight_grad")
 
@@ -40,7 +40,9 @@ class Kernel:
 KERNELS = {
     kernel.name: kernel
     for kernel in [
+        Kernel("triton", blocks, blocks.fits),
         Kernel("native", products, products.fits),
+        Kernel("transient", transient.TRANSIENT, lambda product, operand, geometry: transient.fits(operand)),
         Kernel("dense", densified.DENSE, lambda product, operand, geometry: densified.fits(operand)),
         Kernel("reference", REFERENCE, lambda product, operand, geometry: True),
     ]
@@ -63,11 +65,21 @@ def launch(kernel: str, product: str) -> Callable[..., Any]:
     return getattr(KERNELS[kernel].products, product)
 
 
+# The dense product on a W_A that somebody has to write: in native code, in Triton, or in plain PyTorch.
+DENSE = ("transient", "dense", "reference")
+
+
+def _dense(operand: Tensor) -> Any:
+    if transient.fits(operand):
+        return transient.TRANSIENT
+    return densified.DENSE if densified.fits(operand) else REFERENCE
+
+
 def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A, dense, by the fastest way there is."""
-    return (densified.weight if densified.fits(values) else reference_weight)(values, index, geometry)
+    return _dense(values).weight(values, index, geometry)
 
 
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """A dense gradient sampled at B, by the fastest way there is."""
-    return (densified.weight_grad if densified.fits(grad) else reference_weight_grad)(grad, index, geometry)
+    return _dense(grad).weight_grad(grad, index, geometry)

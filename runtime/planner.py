@@ -14,7 +14,9 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from . import native
 from .errors import ConfigError
-from .kernels import KERNELS, candidates, launch
+from .kernels import DENSE, KERNELS, candidates, launch
 from .layout import Geometry, build_index
 from .record import SITES
 
@@ -41,6 +43,7 @@ class Problem:
         geometry: of the weight.
         n_fwd, n_bwd: blocks in A and in B.
         threads: torch's number.
+        device: where it runs.
     """
 
     product: str
@@ -50,12 +53,14 @@ class Problem:
     n_fwd: int
     n_bwd: int
     threads: int
+    device: torch.device = torch.device("cpu")
 
     @property
     def key(self) -> str:
         g = self.geometry
         where = [g.shape, g.perm, g.lead, g.block, self.n_fwd, self.n_bwd]
-        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads])
+        device = [] if self.device.type == "cpu" else [self.device.type]
+        return json.dumps([self.product, self.operands, str(self.dtype), where, self.threads, *device])
 
 
 def setting() -> str:
@@ -82,6 +87,7 @@ def choose(problem: Problem) -> str:
     wanted = setting()
     if wanted in fitting:
         return wanted
+    fitting = _worth_trying(fitting)
     if wanted != "measure" or len(fitting) == 1:
         return fitting[0]
     seconds = _remembered().get(problem.key)
@@ -92,11 +98,15 @@ def choose(problem: Problem) -> str:
 
 
 def _fitting(problem: Problem) -> list[str]:
-    """Kernels worth trying; the plain reference only where its twin in native code does not fit."""
     with torch._subclasses.FakeTensorMode():
-        operand = torch.empty_strided(*problem.operands[0], dtype=problem.dtype)
-    found = candidates(problem.product, operand, problem.geometry)
-    return [name for name in found if name != "reference"] if "dense" in found else found
+        operand = torch.empty_strided(*problem.operands[0], dtype=problem.dtype, device=problem.device)
+    return candidates(problem.product, operand, problem.geometry)
+
+
+def _worth_trying(fitting: list[str]) -> list[str]:
+    """Of the dense products only the first, which is the fastest."""
+    dense = next(name for name in fitting if name in DENSE)
+    return [name for name in fitting if name not in DENSE or name == dense]
 
 
 def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[str, float]:
@@ -107,29 +117,47 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
         names: the kernels.
         seconds: how long to go on, after three rounds.
     """
-    geometry = problem.geometry
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.rand(geometry.grid, generator=generator)
+    geometry, device = problem.geometry, problem.device
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = torch.rand(geometry.grid, generator=generator, device=device)
     bwd = drawn < problem.n_bwd / geometry.units
     index = build_index(drawn < problem.n_fwd / geometry.units, bwd, int(bwd.sum()))
     operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
-    values = torch.randn(index.cols.numel() * geometry.unit, generator=generator).to(problem.dtype)
+    count = index.cols.numel() * geometry.unit
+    values = torch.randn(count, generator=generator, device=device).to(problem.dtype)
     weight: tuple[Any, ...] = (index, geometry) if problem.product == "sddmm" else (values, index, geometry)
     bias = (None,) if problem.product == "spmm" else ()
+    clock = _cuda_seconds if device.type == "cuda" else _seconds
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
     with torch.no_grad():
         while len(times[names[0]]) < 4 or (time.perf_counter() < end and len(times[names[0]]) < 20):
             for name in names:
-                start = time.perf_counter()
-                launch(name, problem.product)(*operands, *weight, *bias)
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock(partial(launch(name, problem.product), *operands, *weight, *bias), device))
     return {name: statistics.median(found[1:]) for name, found in times.items()}  # the first one warms up
 
 
+def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    """Between two events. What is zeroed before empties the cache, and gives the CPU time to queue all launches."""
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.empty(2**27, dtype=torch.uint8, device=device).zero_()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
 def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    tensor = torch.empty_strided(*layout, dtype=dtype)
-    return tensor.copy_(torch.randn(layout[0], generator=generator))
+    tensor = torch.empty_strided(*layout, dtype=dtype, device=generator.device)
+    return tensor.copy_(torch.randn(layout[0], generator=generator, device=generator.device))
 
 
 def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]:
@@ -138,7 +166,7 @@ def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]
     where = json.loads(json.dumps([g.shape, g.perm, g.lead, g.block, n_fwd, n_bwd]))
     found = []
     for key, seconds in _remembered().items():
-        product, operands, dtype, this, threads = json.loads(key)
+        product, operands, dtype, this, threads, *_ = json.loads(key)
         if this == where:
             m = operands[0][0][-2]
             found.append({"product": product, "m": m, "dtype": dtype, "threads": threads, "seconds": seconds})
@@ -147,7 +175,7 @@ def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]
 
 @functools.cache
 def machine() -> str:
-    """This processor, these versions: what a measurement holds for."""
+    """These processors, these versions: what a measurement holds for."""
     try:
         with open("/proc/cpuinfo") as lines:
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
@@ -155,7 +183,9 @@ def machine() -> str:
         model = platform.processor()
     lib = native.library()
     digest = hashlib.blake2b(Path(lib._name).read_bytes(), digest_size=8).hexdigest() if lib else "none"
-    return f"{model} x{os.cpu_count()}, torch {torch.__version__}, kernels {digest}, {native.isa()}"
+    gpus = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    cpu = f"{model} x{os.cpu_count()}, torch {torch.__version__}, kernels {digest}, {native.isa()}"
+    return ", ".join([cpu, *sorted(gpus)])
 
 
 def _path() -> Path:

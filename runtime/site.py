@@ -23,9 +23,9 @@ from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .errors import ConfigError
 from .follow import permute_state
 from .layout import Geometry, Index, check_index, index_masks, slot_units
-from .native.sets import build_index, largest
 from .record import enrol
 from .reservoir import allocate
+from .sets import build_index, largest
 
 PART = 2**20  # values that are moved to or from the reservoir at once
 

@@ -10,7 +10,7 @@ from . import runs_on
 
 _DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))  # shift and bits: the 31 of a float that is not negative, from above
 _SIZE = 4096
-_PARTS = 1024  # programs of a row, at most
+PARTS = 1024  # programs of a row, at most
 
 
 def fits(tensor: Tensor) -> bool:
@@ -31,7 +31,7 @@ def largest(score: Tensor, count: int) -> Tensor:
     if count == 0 or rows == 0:
         return mask
     score = score.contiguous()
-    span = -(-n // (_SIZE * _PARTS)) * _SIZE
+    span = -(-n // (_SIZE * PARTS)) * _SIZE
     parts = -(-n // span)
     state = torch.zeros(rows, 2, dtype=torch.int32, device=score.device)
     state[:, 1] = count
