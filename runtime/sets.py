@@ -1,4 +1,4 @@
-"""Choosing and storing sets by the fastest way there is: native code on the CPU, Triton on a GPU, else plain PyTorch."""
+"""Choosing and storing sets the fastest way there is: native code on the CPU, Triton on a GPU, else plain PyTorch."""
 
 from __future__ import annotations
 

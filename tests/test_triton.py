@@ -1,10 +1,11 @@
 """The CUDA kernels in Triton's interpreter, on the CPU: the same arithmetic, mask by mask, as on a GPU.
 
-That they compile for a GPU is tested too; what they do there, tests/test_cuda.py and tools/gpu.sh show where there is one.
+That they compile for a GPU is tested too. What they do there is shown by tests/test_cuda.py and tools/gpu.sh.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -313,3 +314,68 @@ def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
         assert facts["shared"] <= 227 * 1024, name
         if name.split()[0] in configs.PRODUCTS:
             assert facts["tensor cores"] > 0 and facts["wide copies"] > 0, f"{name}: {facts}"
+
+
+def test_the_gpu_script_dry(tmp_path: Path) -> None:
+    """Every part of tools/gpu.sh, at toy sizes."""
+    script = Path(__file__).parent.parent / "tools" / "gpu.sh"
+    env = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run([script, "--dry", "--out", tmp_path], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    parts = json.loads((tmp_path / "gpu-dry.json").read_text())["parts"]
+    assert set(parts) == {"hardware", "correct", "products", "steps", "decode", "large", "headline"}
+    assert all(part["ended"] == "complete" and part["rows"] for part in parts.values())
+    _, blocks, single = parts["steps"]["rows"]
+    assert set(blocks["kernels"]["weight gradient"]) == {"triton"}
+    assert set(single["kernels"]["forward"]) == {"transient"}
+    assert blocks["parameters, gradient and optimizer / dense"] < 0.7  # the embedding stays dense
+    (large,) = parts["large"]["rows"]
+    assert large["losses"][-1] < large["losses"][0]
+
+
+def test_a_part_that_fails_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu
+
+    monkeypatch.setenv("TOPKAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu, "PARTS", {
+        "fails": ("math", "sqrt", 20, True), "hangs": ("test_triton_parts", "hang", 2, True),
+        "works": ("test_triton_parts", "work", 20, True),
+    })  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "test_triton_parts.py").write_text(
+        "import time\n"
+        "def hang(dry, add):\n    add({'first': 1})\n    time.sleep(60)\n"
+        "def work(dry, add):\n    add({'n': 1})\n"
+    )
+    assert gpu.main(["--out", str(tmp_path)]) == 1
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert parts["fails"]["ended"].startswith("failed") and "TypeError" in parts["fails"]["rows"][0]["error"]
+    assert parts["hangs"]["ended"] == "stopped after 2 s" and parts["hangs"]["rows"] == [{"first": 1}]
+    assert parts["works"] | {"seconds": 0} == {"ended": "complete", "seconds": 0, "rows": [{"n": 1}]}
+
+
+def test_the_tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures what it is told to, keeps the fastest that runs, and leaves the rest of the table as it is."""
+    import tune_triton
+
+    fast, slow, broken = (configs.Config(tile, 16, 1, 4, 2) for tile in (32, 16, 64))
+    monkeypatch.setattr(tune_triton, "M", {"decode": 8})
+    monkeypatch.setattr(tune_triton, "candidates", lambda *_: iter([fast, slow, broken]))
+
+    def timed(runs, where, repeats):
+        runs[0]()
+        chosen = products.find()
+        if chosen == broken:
+            raise RuntimeError("out of shared memory")
+        return [[{fast: 1.0, slow: 2.0}.get(chosen, 3.0)]]
+
+    monkeypatch.setattr(tune_triton, "seconds", timed)
+    before = json.loads(configs.PATH.read_text())
+    path = tmp_path / "configs.json"
+    args = argparse.Namespace(products=["sddmm"], kinds=["half"], sides=[16], rows=["decode"], size=48, repeats=1)
+    args.table = path
+    table = json.loads(configs.PATH.read_text())
+    tune_triton.fill(table, args, torch.device("cpu"), "sm_77")
+    found = json.loads(path.read_text())
+    assert found.pop("sm_77")["sddmm"]["half"]["16"]["decode"] == list(fast)
+    assert found == before and tune_triton.dump(before) == configs.PATH.read_text()

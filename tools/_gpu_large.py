@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _gpu_model import Size, Trainer, build, clear, clock, peak, ran
+from _gpu_model import Decoder, Size, Trainer, build, clear, clock, peak, ran
 from _gpu_time import device
 
 import topkast
@@ -18,7 +18,7 @@ Add = Callable[[dict[str, Any]], None]
 STATE = 16  # bytes a parameter of dense training: value, gradient and AdamW's two moments, in float32
 SIZE = Size(layers=24, width=2560, heads=20, vocabulary=50304, sequence=1024, batch=2)  # 2 billion
 HEADLINE = Size(layers=44, width=6144, heads=48, vocabulary=50304, sequence=1024, batch=1)  # 20 billion
-TOY = Size(layers=2, width=64, heads=2, vocabulary=96, sequence=16, batch=2)
+TOY = Size(layers=1, width=32, heads=2, vocabulary=96, sequence=16, batch=2)
 
 
 def run(dry: bool, add: Add) -> None:
@@ -36,23 +36,21 @@ def run(dry: bool, add: Add) -> None:
         except torch.cuda.OutOfMemoryError as error:
             add({"dense": str(error)[:200]})
         clear(where)
-    add(_train(size, where))
+    add(_train(size, where, 4 if dry else 8))
 
 
 def run_headline(dry: bool, add: Add) -> None:
     """As large as one GPU of 139 GiB should hold."""
-    add(_train(TOY if dry else HEADLINE, device(dry)))
+    add(_train(TOY if dry else HEADLINE, device(dry), 2 if dry else 6))
 
 
 def count(size: Size) -> int:
     """Parameters of a decoder of this size."""
     with torch.device("meta"):
-        from _gpu_model import Decoder
-
         return sum(p.numel() for p in Decoder(size).parameters())
 
 
-def _train(size: Size, where: torch.device, steps: int = 6) -> dict[str, Any]:
+def _train(size: Size, where: torch.device, steps: int) -> dict[str, Any]:
     """Steps of AdamW with a refresh after half of them. Raises RuntimeError if the loss does not fall."""
     start = clock(where)
     model = build(size, where, (16, 16) if where.type == "cpu" else (128, 128), "host", steps // 2)

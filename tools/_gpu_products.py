@@ -11,13 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from _gpu_time import device, micros, ratio, seconds
 from _layer import Layer, random_layer
 from _pairs import bound
 
-from topkast.runtime.kernels import KERNELS
 from topkast.runtime.layout import index_masks
 from topkast.runtime.reference import REFERENCE
+from topkast.runtime.triton import products as BLOCKS
+from topkast.runtime.triton.transient import TRANSIENT
 
 Add = Callable[[dict[str, Any]], None]
 Parts = list[Callable[[], Any]]
@@ -54,15 +56,10 @@ def run_decode(dry: bool, add: Add) -> None:
         layer = random_layer((m, side, side), block, 0.9, 0.9, device(dry)).to(torch.bfloat16)
         bias = torch.randn(side, device=layer.x.device).to(torch.bfloat16)
         weight = layer.values, layer.index, layer.geometry
-        products = KERNELS["triton"].products
-
-        def dense(layer: Layer = layer, bias: torch.Tensor = bias) -> torch.Tensor:
-            return torch.nn.functional.gelu(torch.nn.functional.linear(layer.x, layer.weight, bias))
-
         runs = {
-            "dense": dense,
-            "triton": lambda x=layer.x, w=weight, b=bias: products.spmm(x, *w, b, "gelu"),
-            "transient": lambda x=layer.x, w=weight, b=bias: KERNELS["transient"].products.spmm(x, *w, b),
+            "dense": lambda layer=layer, b=bias: F.gelu(F.linear(layer.x, layer.weight, b)),
+            "triton": lambda x=layer.x, w=weight, b=bias: BLOCKS.spmm(x, *w, b, "gelu"),
+            "transient": lambda x=layer.x, w=weight, b=bias: F.gelu(TRANSIENT.spmm(x, *w, b)),
         }
         stock = _bsr(layer)
         if stock is not None:

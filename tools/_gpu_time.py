@@ -25,7 +25,7 @@ def seconds(runs: Sequence[Run], where: torch.device, repeats: int = 15, warm: b
     """
     if where.type == "cpu":
         return [[_clock(run)] for run in runs]
-    flush = torch.empty(2**28, dtype=torch.uint8, device=where)
+    flush = torch.empty(2**30, dtype=torch.uint8, device=where)
     found: list[list[float]] = [[] for _ in runs]
     for i in range(repeats + 2):
         pairs = []

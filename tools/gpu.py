@@ -1,4 +1,4 @@
-"""The parts of tools/gpu.sh, each in a process of its own: one that fails, hangs or fills the memory costs only itself."""
+"""The parts of tools/gpu.sh, each in a process of its own: one that fails, hangs or fills memory costs only itself."""
 
 from __future__ import annotations
 

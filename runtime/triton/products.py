@@ -1,8 +1,9 @@
 """The products of :mod:`topkast.runtime.reference` on blocks whose sides are multiples of 16, in Triton.
 
-The input gradient needs A by columns. That index is made inside the product, by one small kernel: it depends on A alone,
-so it could be kept, but whatever is kept must be renewed when a refresh writes a new A into the same tensors, behind the
-back of a CUDA graph that has captured the product. Made anew it cannot be stale, and it is under 1/64 of the weight.
+The input gradient needs A by columns. That index is made inside the product, by one small kernel. It depends on A
+alone, so it could be kept; but what is kept must be renewed when a refresh writes a new A into the same tensors, behind
+the back of a CUDA graph that has captured the product. Made anew it cannot be stale, and it lives as long as the
+product: two numbers for each block of the whole weight.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _spmm(
         chosen = find(product, outer, m, x)
         width = _power(outer)
         b = None if bias is None else bias.expand(y.shape)
-        if b is not None and b.stride(1):  # differs from row to row
+        if bias is not None and b is not None and b.stride(1):  # differs from row to row
             return ACTIVATIONS[activation](_spmm(product, x, values, lists, geometry, None, "none") + bias)
         with torch.cuda.device_of(x):
             spmm_kernel[(-(-m // chosen.tile) * count, parts)](

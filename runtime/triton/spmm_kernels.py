@@ -1,8 +1,8 @@
 """Block-sparse weight times activations, both ways round.
 
-Every output tile lists the blocks it sums over. Laid end to end, their contracted sides are one *flat* dimension that is
-walked in steps of any size: a step lies inside one block, or spans several small ones. So a single kernel serves all
-blocks. Sums are made by one program in a fixed order, in float32.
+Every output tile lists the blocks it sums over. Laid end to end, their contracted sides are one flat dimension, walked
+in steps of any size: a step lies inside one block, or spans several small ones. So a single kernel serves all blocks.
+Sums are made by one program in a fixed order, in float32.
 """
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.

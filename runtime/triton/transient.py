@@ -1,7 +1,7 @@
 """Dense products on a W_A that lives as long as the product: for single weights and small blocks on a GPU.
 
-CUDA cores cannot do a tenth of the work in a tenth of the tensor cores' time. So one kernel writes W_A, in the dtype that
-is computed in, and a dense product runs; the gradient is made a few rows at a time, of which B's part is kept at once.
+CUDA cores do not do a tenth of the work in a tenth of the tensor cores' time. So one kernel writes W_A, in the dtype
+of the product, and a dense product runs; the gradient is made a few rows at a time, of which B's part is kept at once.
 """
 
 from __future__ import annotations
