@@ -1,8 +1,8 @@
 """Compile the Triton kernels for a GPU that is not there. Run by test_triton.py in a process of its own, as the
 interpreter cannot be switched off in one that has it on.
 
-What it says of each kernel, as JSON: shared memory in bytes, and how many tensor core and wide asynchronous copy
-instructions there are.
+What it says of each kernel, as JSON: shared memory in bytes, how many instructions of tensor cores there are, and of
+asynchronous copies of 16 bytes; for a product also the bytes that one step of its sum reads.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ def build(kernel: Any, capability: int, types: dict[str, str], constants: dict[s
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def product(name: str, side: int, kind: str, rows: str, capability: int) -> Any:
-    """A product on square blocks, as the table says; the matrix is a multiple of them."""
+def product(name: str, side: int, kind: str, rows: str, capability: int) -> tuple[Any, int]:
+    """A product on square blocks, as the table says, and the bytes of a step; the matrix is a multiple of the blocks."""
     listed = configs.table()[f"sm_{capability}"][name][POINTERS[kind]][str(side)][rows]
     chosen, pointer, precision = configs.Config(*listed), f"*{kind}", "tf32" if kind == "fp32" else "ieee"
     constants = {"PRECISION": precision, "WIDEN": False, "TILE": chosen.tile, "DEPTH": chosen.depth, "x_k": 1}
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
+    step = (chosen.tile + side) * chosen.depth * (4 if kind == "fp32" else 2)
     if name == "sddmm":
         types = dict.fromkeys(("dy", "x", "grad"), pointer) | {"row_ptr": "*i64", "cols": "*u16"}
         constants |= {"R": side, "C": side, "HEIGHT": side, "EXACT": True, "EVEN": True, "dy_n": 1}
-        return build(sddmm_kernels.sddmm_kernel, capability, types, constants, **options)
+        return build(sddmm_kernels.sddmm_kernel, capability, types, constants, **options), step
     transposed = name == "spmm_t"
     types = dict.fromkeys(("x", "values", "bias", "y"), pointer) | dict.fromkeys(("begins", "ends"), "*i64")
     types |= dict.fromkeys(("slot_of", "block_of"), "*i32" if transposed else "*u16")
     constants |= {"INNER": side, "OUTER": side, "WIDTH": side, "TRANSPOSED": transposed, "GROUP": chosen.group}
     constants |= {"EXACT": side % chosen.depth == 0, "HAS_BIAS": not transposed, "bias_n": 1, "ACTIVATION": "gelu"}
-    return build(spmm_kernels.spmm_kernel, capability, types, constants, **options)
+    return build(spmm_kernels.spmm_kernel, capability, types, constants, **options), step
 
 
-def others(capability: int) -> dict[str, Any]:
+def others(capability: int) -> dict[str, tuple[Any, int]]:
     """The kernels beside the products."""
     index = {"row_ptr": "*i64", "row_fwd": "*i64", "cols": "*u16", "begins": "*i64", "ends": "*i64"}
     digits = {"score": "*fp32", "state": "*i32", "counts": "*i32", "mask": "*u8", "fwd": "*u8", "bwd": "*u8"}
@@ -67,7 +68,7 @@ def others(capability: int) -> dict[str, Any]:
         (sets_kernels.mask_kernel, {"BINS": 128, "PARTS": 1024, "SIZE": 4096}),
         (sets_kernels.index_kernel, {"SIZE": 1024}),
     ]
-    return {f"{k.__name__} {i}": build(k, capability, types, given) for i, (k, given) in enumerate(wanted)}
+    return {f"{k.__name__} {i}": (build(k, capability, types, given), 0) for i, (k, given) in enumerate(wanted)}
 
 
 def main(capability: int, everything: bool) -> dict[str, dict[str, int]]:
@@ -84,9 +85,10 @@ def main(capability: int, everything: bool) -> dict[str, dict[str, int]]:
         name: {
             "shared": kernel.metadata.shared,
             "tensor cores": len(re.findall(r"wgmma\.mma_async|\bmma\.sync", kernel.asm["ptx"])),
+            "step": step,
             "wide copies": len(re.findall(r"cp\.async\.c[ag]\S* \[[^]]*\], \[[^]]*\], 0x10", kernel.asm["ptx"])),
         }
-        for name, kernel in built.items()
+        for name, (kernel, step) in built.items()
     }
 
 

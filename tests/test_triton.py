@@ -314,6 +314,7 @@ def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
         assert facts["shared"] <= 227 * 1024, name
         if name.split()[0] in configs.PRODUCTS:
             assert facts["tensor cores"] > 0 and facts["wide copies"] > 0, f"{name}: {facts}"
+            assert facts["shared"] >= 2 * facts["step"], f"{name}: while one step is summed the next must be on its way"
 
 
 def test_the_gpu_script_dry(tmp_path: Path) -> None:

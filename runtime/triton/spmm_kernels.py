@@ -88,7 +88,7 @@ def spmm_kernel(
         step = start + tl.arange(0, DEPTH)
         if INNER % DEPTH == 0:
             entry = begin + start // INNER
-            inner = start % INNER + tl.arange(0, DEPTH)
+            inner = tl.multiple_of(start % INNER, DEPTH) + tl.arange(0, DEPTH)
             block = tl.load(block_of + entry).to(tl.int32)
             slot = entry
             if TRANSPOSED:
