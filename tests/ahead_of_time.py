@@ -35,7 +35,7 @@ def build(kernel: Any, capability: int, types: dict[str, str], constants: dict[s
 
 
 def product(name: str, side: int, kind: str, rows: str, capability: int) -> tuple[Any, int]:
-    """A product on square blocks, as the table says, and the bytes of a step; the matrix is a multiple of the blocks."""
+    """A product on square blocks that divide the matrix, as the table says, and the bytes of one step."""
     listed = configs.table()[f"sm_{capability}"][name][POINTERS[kind]][str(side)][rows]
     chosen, pointer, precision = configs.Config(*listed), f"*{kind}", "tf32" if kind == "fp32" else "ieee"
     constants = {"PRECISION": precision, "WIDEN": False, "TILE": chosen.tile, "DEPTH": chosen.depth, "x_k": 1}
