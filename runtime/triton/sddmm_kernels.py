@@ -32,8 +32,8 @@ def sddmm_kernel(
     within = tl.arange(0, HEIGHT)
     out = block_row * R + within
     times = tl.arange(0, DEPTH)
-    dy_at = dy + part * dy_e + (times.to(tl.int64) * dy_m)[None, :] + (out * dy_n)[:, None]
-    x_at = x + part * x_e + (times.to(tl.int64) * x_m)[:, None] + (column * x_k)[None, :]
+    dy_at = dy + part * dy_e + (times.to(tl.int64) * dy_m)[None, :] + (out.to(tl.int64) * dy_n)[:, None]
+    x_at = x + part * x_e + (times.to(tl.int64) * x_m)[:, None] + (column.to(tl.int64) * x_k)[None, :]
     total = tl.zeros((HEIGHT, TILE), tl.float32)
     for start in range(0, m, DEPTH):
         if EXACT and EVEN:

@@ -101,13 +101,14 @@ def spmm_kernel(
             if TRANSPOSED:
                 slot = tl.load(slot_of + entry, mask=step < length, other=0)
         at = block * INNER + inner
+        left_at = x_rows + (at.to(tl.int64) * x_k)[None, :]
         w = values + (slot.to(tl.int64) * (INNER * OUTER) + inner * (OUTER if TRANSPOSED else 1))[:, None]
         w = w + (out * (1 if TRANSPOSED else INNER))[None, :]
         if EXACT:
-            left, right = tl.load(x_rows + (at * x_k)[None, :]), tl.load(w)
+            left, right = tl.load(left_at), tl.load(w)
         else:
             there = (step < length) & (at < inputs)
-            left = tl.load(x_rows + (at * x_k)[None, :], mask=there[None, :], other=0.0)
+            left = tl.load(left_at, mask=there[None, :], other=0.0)
             right = tl.load(w, mask=there[:, None] & (out < OUTER)[None, :], other=0.0)
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
