@@ -135,7 +135,7 @@ def test_float32_follows_torchs_setting() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(deadline=None, max_examples=15, derandomize=True)
 @given(st.integers(1, 6000), st.integers(1, 6), st.sampled_from([1, 3]), st.integers(1, 3), st.data())
 def test_selection_is_exact(n: int, distinct: int, rows: int, parts: int, data: st.DataObject) -> None:
     """Equal to the plain one, ties, zeros, infinities, NaN and several programs included; the index of the sets too."""
@@ -240,8 +240,7 @@ def test_the_planner_weighs_them_on_their_device(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name, kernel, block", [
-    ("mlp", "triton", (16, 16)), ("encoder", "triton", (16, 16)), ("experts", "transient", (1, 1)),
-    ("tied", "transient", (1, 1)), ("cnn", "transient", (4, 1)), ("hf_conv1d", "triton", (16, 16)),
+    ("mlp", "triton", (16, 16)), ("experts", "transient", (1, 1)), ("cnn", "transient", (4, 1)), ("hf_conv1d", "triton", (16, 16)),
 ])  # fmt: skip
 def test_training_takes_the_kernels(
     name: str, kernel: str, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
