@@ -240,7 +240,8 @@ def test_the_planner_weighs_them_on_their_device(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name, kernel, block", [
-    ("mlp", "triton", (16, 16)), ("experts", "transient", (1, 1)), ("cnn", "transient", (4, 1)), ("hf_conv1d", "triton", (16, 16)),
+    ("mlp", "triton", (16, 16)), ("experts", "transient", (1, 1)),
+    ("cnn", "transient", (4, 1)), ("hf_conv1d", "triton", (16, 16)),
 ])  # fmt: skip
 def test_training_takes_the_kernels(
     name: str, kernel: str, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
