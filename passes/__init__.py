@@ -58,7 +58,9 @@ class JointPass(CustomGraphPass):
 
         here = Path(__file__).parent
         runtime = here.parent / "runtime"
-        files = sorted([*here.glob("*.py"), *runtime.glob("*.py"), *(runtime / "native").glob("*.py")])
+        folders = [here, runtime, runtime / "native", runtime / "triton"]
+        files = sorted([path for folder in folders for path in folder.glob("*.py")])
+        files += (runtime / "triton").glob("*.json")
         # Which kernels were chosen stands in the graph: another machine, setting or thread count chooses again.
         settings = planner.setting(), tiles.setting(), epilogues.setting()
         chosen = [torch.__version__, planner.machine(), *settings, str(torch.get_num_threads())]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from topkast.runtime import planner
-from topkast.runtime.kernels import PRODUCTS, candidates
+from topkast.runtime.kernels import DENSE, PRODUCTS, candidates
 from topkast.runtime.native import library
 from topkast.runtime.native.convolution import refusal
 from topkast.runtime.reference import ConvArgs
@@ -36,8 +36,17 @@ def problem(node: fx.Node) -> planner.Problem:
     n_bwd = found["cols"].meta["val"].shape[0]
     layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
     n_fwd = planner.forward_count(geometry, n_bwd)
-    dtype, threads = operands[0].dtype, torch.get_num_threads()
-    return planner.Problem(_TARGETS[node.target], layouts, dtype, geometry, n_fwd, n_bwd, threads, conv_args(found))
+    return planner.Problem(
+        _TARGETS[node.target],
+        layouts,
+        operands[0].dtype,
+        geometry,
+        n_fwd,
+        n_bwd,
+        torch.get_num_threads(),
+        operands[0].device,
+        conv_args(found),
+    )
 
 
 class ChooseKernel(Pass):
@@ -54,7 +63,7 @@ class ChooseKernel(Pass):
         operand, geometry, found = node.args[0].meta["val"], geometry_of(node), named(node)  # type: ignore[union-attr]
         conv = conv_args(found)
         fitting = candidates(product, operand, geometry, conv)
-        if "native" not in fitting:  # nothing to weigh: the dense product, in its fastest form
+        if fitting[0] in DENSE:  # nothing to weigh: the dense product, in its fastest form
             why = None if conv is None or library() is None else refusal(operand, geometry, conv)
             if why is not None:
                 self.refusals[f"native kernel: {why}"] += 1

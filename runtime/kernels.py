@@ -19,8 +19,8 @@ from .native import convolution, densified, library, products
 from .reference import REFERENCE, ConvArgs
 from .reference import pack as reference_pack
 from .reference import unpack as reference_unpack
-from .reference import weight as reference_weight
-from .reference import weight_grad as reference_weight_grad
+from .triton import products as blocks
+from .triton import transient
 
 PRODUCTS = ("spmm", "spmm_t", "sddmm", "conv", "conv_input_grad", "conv_weight_grad")
 
@@ -60,9 +60,11 @@ def _native_fits(product: str, operand: Tensor, geometry: Geometry, conv: ConvAr
 KERNELS = {
     kernel.name: kernel
     for kernel in [
+        Kernel("triton", blocks, lambda product, x, geometry, conv: conv is None and blocks.fits(product, x, geometry)),
         Kernel("native", NATIVE, _native_fits),
-        Kernel("dense", densified.DENSE, lambda product, operand, geometry, conv: densified.fits(operand)),
-        Kernel("reference", REFERENCE, lambda product, operand, geometry, conv: True),
+        Kernel("transient", transient.TRANSIENT, lambda product, x, geometry, conv: transient.fits(x)),
+        Kernel("dense", densified.DENSE, lambda product, x, geometry, conv: densified.fits(x)),
+        Kernel("reference", REFERENCE, lambda product, x, geometry, conv: True),
     ]
 }
 
@@ -84,9 +86,19 @@ def launch(kernel: str, product: str) -> Callable[..., Any]:
     return getattr(KERNELS[kernel].products, product)
 
 
+# The dense product on a W_A that somebody has to write: in native code, in Triton, or in plain PyTorch.
+DENSE = ("transient", "dense", "reference")
+
+
+def _dense(operand: Tensor) -> Any:
+    if transient.fits(operand):
+        return transient.TRANSIENT
+    return densified.DENSE if densified.fits(operand) else REFERENCE
+
+
 def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A, dense, by the fastest way there is."""
-    return (densified.weight if densified.fits(values) else reference_weight)(values, index, geometry)
+    return _dense(values).weight(values, index, geometry)
 
 
 def pack(x: Tensor, width: int) -> Tensor:
@@ -101,4 +113,4 @@ def unpack(tiles: Tensor) -> Tensor:
 
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """A dense gradient sampled at B, by the fastest way there is."""
-    return (densified.weight_grad if densified.fits(grad) else reference_weight_grad)(grad, index, geometry)
+    return _dense(grad).weight_grad(grad, index, geometry)

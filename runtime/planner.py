@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from torch import Tensor
 
 from . import native
 from .errors import ConfigError
-from .kernels import KERNELS, candidates, launch
+from .kernels import DENSE, KERNELS, candidates, launch
 from .layout import Geometry, build_index
 from .record import SITES
 from .reference import ConvArgs
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Problem:
         geometry: of the weight.
         n_fwd, n_bwd: blocks in A and in B.
         threads: torch's number.
+        device: where it runs.
         conv: the arguments of a convolution, None for the other products.
         widths: empty, or, of operand and result (of dy and x), the width where they are tiles and 0 where rows.
         act: what follows the product, "" for nothing.
@@ -55,6 +58,7 @@ class Problem:
     n_fwd: int
     n_bwd: int
     threads: int
+    device: torch.device = _CPU
     conv: ConvArgs | None = None
     widths: tuple[int, ...] = ()
     act: str = ""
@@ -63,9 +67,8 @@ class Problem:
     def key(self) -> str:
         g = self.geometry
         where = [g.shape, g.perm, g.lead, g.block, self.n_fwd, self.n_bwd]
-        return json.dumps(
-            [self.product, self.operands, str(self.dtype), where, self.threads, self.conv, self.widths, self.act]
-        )
+        how = [self.threads, self.device.type, self.conv, self.widths, self.act]
+        return json.dumps([self.product, self.operands, str(self.dtype), where, *how])
 
 
 def setting() -> str:
@@ -110,6 +113,7 @@ def choose(problem: Problem) -> str:
     wanted = setting()
     if wanted in fitting:
         return wanted
+    fitting = _worth_trying(fitting)
     if wanted != "measure" or len(fitting) == 1:
         return fitting[0]
     seconds = _remembered().get(problem.key)
@@ -120,11 +124,15 @@ def choose(problem: Problem) -> str:
 
 
 def _fitting(problem: Problem) -> list[str]:
-    """Kernels worth trying; the plain reference only where its twin in native code does not fit."""
     with torch._subclasses.FakeTensorMode():
-        operand = torch.empty_strided(*problem.operands[0], dtype=problem.dtype)
-    found = candidates(problem.product, operand, problem.geometry, problem.conv)
-    return [name for name in found if name != "reference"] if "dense" in found else found
+        operand = torch.empty_strided(*problem.operands[0], dtype=problem.dtype, device=problem.device)
+    return candidates(problem.product, operand, problem.geometry, problem.conv)
+
+
+def _worth_trying(fitting: list[str]) -> list[str]:
+    """Of the dense products only the first, which is the fastest."""
+    dense = next(name for name in fitting if name in DENSE)
+    return [name for name in fitting if name not in DENSE or name == dense]
 
 
 def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[str, float]:
@@ -139,39 +147,60 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
     bias = (None,) if problem.product in ("spmm", "conv") else ()
     conv = () if problem.conv is None else (problem.conv,)
     given = (*operands, *weight, *bias, *conv)
-    return interleave({name: functools.partial(launch(name, problem.product), *given) for name in names}, seconds)
+    calls = {name: partial(launch(name, problem.product), *given) for name in names}
+    return interleave(calls, seconds, problem.device)
 
 
 def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
     """Random activations and a random weight, (values, index, geometry) as far as the product takes them."""
-    geometry = problem.geometry
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.rand(geometry.grid, generator=generator)
+    geometry, device = problem.geometry, problem.device
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = torch.rand(geometry.grid, generator=generator, device=device)
     bwd = drawn < problem.n_bwd / geometry.units
     index = build_index(drawn < problem.n_fwd / geometry.units, bwd, int(bwd.sum()))
     operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
-    values = torch.randn(index.cols.numel() * geometry.unit, generator=generator).to(problem.dtype)
+    count = index.cols.numel() * geometry.unit
+    values = torch.randn(count, generator=generator, device=device).to(problem.dtype)
     of_weight = problem.product in ("sddmm", "conv_weight_grad")
     return operands, (index, geometry) if of_weight else (values, index, geometry)
 
 
-def interleave(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+def interleave(calls: dict[str, Callable[[], object]], seconds: float, device: torch.device = _CPU) -> dict[str, float]:
     """Median seconds of each call, in turn, after one round that warms up; for as long as :func:`measure` says."""
+    clock = _cuda_seconds if device.type == "cuda" else _seconds
     times: dict[str, list[float]] = {name: [] for name in calls}
     rounds, end = 0, time.perf_counter() + seconds
     with torch.no_grad():
         while rounds < 4 or (time.perf_counter() < end and rounds < 20):
             for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock(call, device))
             rounds += 1
     return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Between two events. What is zeroed before empties the cache, and gives the CPU time to queue all launches."""
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        other = torch.empty(2**27, dtype=torch.uint8, device=device)
+        for _ in range(4):
+            other.zero_()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
 def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    tensor = torch.empty_strided(*layout, dtype=dtype)
-    return tensor.copy_(torch.randn(layout[0], generator=generator))
+    tensor = torch.empty_strided(*layout, dtype=dtype, device=generator.device)
+    return tensor.copy_(torch.randn(layout[0], generator=generator, device=generator.device))
 
 
 def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]:
@@ -182,7 +211,7 @@ def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]
     for key, seconds in _remembered().items():
         product, operands, dtype, this, threads, *more = json.loads(key)
         if this == where:
-            _, widths, act = more
+            *_, widths, act = more
             what = f"{product}{' on tiles' if widths else ''}{f' with {act}' if act else ''}"
             shape = operands[0][0]
             found.append({"product": what, "shape": shape, "dtype": dtype, "threads": threads, "seconds": seconds})
@@ -191,7 +220,7 @@ def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]
 
 @functools.cache
 def machine() -> str:
-    """This processor, these versions: what a measurement holds for."""
+    """These processors, these versions: what a measurement holds for."""
     try:
         with open("/proc/cpuinfo") as lines:
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
@@ -199,7 +228,9 @@ def machine() -> str:
         model = platform.processor()
     lib = native.library()
     digest = hashlib.blake2b(Path(lib._name).read_bytes(), digest_size=8).hexdigest() if lib else "none"
-    return f"{model} x{os.cpu_count()}, torch {torch.__version__}, kernels {digest}, {native.isa()}"
+    gpus = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    cpu = f"{model} x{os.cpu_count()}, torch {torch.__version__}, kernels {digest}, {native.isa()}"
+    return ", ".join([cpu, *sorted(gpus)])
 
 
 def _path() -> Path:

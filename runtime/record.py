@@ -24,7 +24,7 @@ def enrol(site: Site) -> Tensor:
     """Give a site a number of its own; the int64 tensor of one element that holds it stays on the CPU."""
     number = next(_numbers)
     SITES[number] = site
-    return torch.tensor(number)
+    return torch.tensor(number, device="cpu")  # whatever the default device is
 
 
 def note(key: Tensor, product: str, kernel: str, why: str = "") -> None:

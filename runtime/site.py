@@ -23,10 +23,10 @@ from .errors import ConfigError
 from .follow import carry_state
 from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .native import densified
-from .native.sets import build_index, largest
 from .native.theta import assemble, store
 from .record import enrol
 from .reservoir import allocate
+from .sets import build_index, largest
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def _blocked(theta: Tensor, plan: Plan) -> Tensor:
     r, c = plan.block
     permuted = theta.permute(plan.perm)
     matrix = permuted.flatten(plan.lead).flatten(0, plan.lead - 1)
-    padded = torch.zeros(-(-matrix.shape[0] // r) * r, -(-matrix.shape[1] // c) * c, dtype=theta.dtype)
+    padded = theta.new_zeros(-(-matrix.shape[0] // r) * r, -(-matrix.shape[1] // c) * c)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     return padded.unfold(0, r, r).unfold(1, c, c).flatten(2)
 

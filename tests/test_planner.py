@@ -44,7 +44,7 @@ def test_measures_convolutions(product: str) -> None:
     )
     x, dy = ((8, 6, 9, 7), (378, 1, 42, 6)), ((8, 16, 5, 4), (320, 20, 4, 1))
     operands = (x,) if product == "conv" else (dy, x)
-    problem = planner.Problem(product, operands, torch.float32, geometry, 20, 40, 1, conv)
+    problem = planner.Problem(product, operands, torch.float32, geometry, 20, 40, 1, conv=conv)
     assert problem.key != dataclasses.replace(problem, conv=conv._replace(padding=[0, 0])).key
     found = planner.measure(problem, ["native", "dense"], 0.01)
     assert set(found) == {"native", "dense"} and all(0 < seconds < 1 for seconds in found.values())
@@ -91,7 +91,9 @@ def test_can_be_overruled(setting: str, chosen: str, cache: Path, monkeypatch: p
 
 def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPKAST_KERNEL", "fastest")
-    with pytest.raises(topkast.ConfigError, match="TOPKAST_KERNEL='fastest': must be one of measure, first, native"):
+    with pytest.raises(
+        topkast.ConfigError, match="TOPKAST_KERNEL='fastest': must be one of measure, first, triton, native"
+    ):
         planner.choose(PROBLEM)
 
 

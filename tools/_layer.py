@@ -30,6 +30,11 @@ class Layer:
     index: Index
     geometry: Geometry
 
+    def to(self, dtype: torch.dtype) -> Layer:
+        """The same layer in another dtype."""
+        tensors = (tensor.to(dtype) for tensor in (self.x, self.dy, self.weight, self.values))
+        return Layer(*tensors, self.index, self.geometry)
+
     def dense(self) -> list[Callable[[], Tensor]]:
         """The three products as PyTorch runs them for a dense layer."""
         return [lambda: self.x @ self.weight.T, lambda: self.dy @ self.weight, lambda: self.dy.T @ self.x]
@@ -64,8 +69,8 @@ def impl_names() -> list[str]:
 def random_index(geometry: Geometry, fwd: float, bwd: float, generator: torch.Generator) -> Index:
     """Nested sets drawn evenly, with exact counts."""
     n_fwd, n_bwd = (max(1, round(geometry.units * (1 - sparsity))) for sparsity in (fwd, bwd))
-    order = torch.randperm(geometry.units, generator=generator)
-    sets = torch.zeros(2, geometry.units, dtype=torch.bool)
+    order = torch.randperm(geometry.units, generator=generator, device=generator.device)
+    sets = torch.zeros(2, geometry.units, dtype=torch.bool, device=generator.device)
     sets[0, order[:n_fwd]] = True
     sets[1, order[:n_bwd]] = True
     return build_index(sets[0].view(geometry.grid), sets[1].view(geometry.grid), n_bwd)
@@ -73,17 +78,19 @@ def random_index(geometry: Geometry, fwd: float, bwd: float, generator: torch.Ge
 
 def layer_on(index: Index, geometry: Geometry, m: int, generator: torch.Generator) -> Layer:
     """A layer with these sets, everything else random; the dense weight lies as the original parameter would."""
-    theta = torch.randn(geometry.shape, generator=generator)
+    theta = torch.randn(geometry.shape, generator=generator, device=generator.device)
     matrix = theta.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
-    x = torch.randn(m, geometry.cols, generator=generator)
-    dy = torch.randn(m, geometry.rows, generator=generator)
+    x = torch.randn(m, geometry.cols, generator=generator, device=generator.device)
+    dy = torch.randn(m, geometry.rows, generator=generator, device=generator.device)
     return Layer(x, dy, matrix, weight_grad(theta, index, geometry), index, geometry)
 
 
-def random_layer(shape: tuple[int, int, int], block: tuple[int, int], fwd: float, bwd: float) -> Layer:
+def random_layer(
+    shape: tuple[int, int, int], block: tuple[int, int], fwd: float, bwd: float, device: str | torch.device = "cpu"
+) -> Layer:
     """A layer of shape (M, K, N) with random sets."""
     m, k, n = shape
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     geometry = Geometry((n, k), (0, 1), 1, block)
     return layer_on(random_index(geometry, fwd, bwd, generator), geometry, m, generator)
 

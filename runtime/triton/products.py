@@ -1,0 +1,162 @@
+"""The products of :mod:`topkast.runtime.reference` on blocks whose sides are multiples of 16, in Triton.
+
+The input gradient needs A by columns. That index is made inside the product, by one small kernel. It depends on A
+alone, so it could be kept; but what is kept must be renewed when a refresh writes a new A into the same tensors, behind
+the back of a CUDA graph that has captured the product. Made anew it cannot be stale, and it lives as long as the
+product: two numbers for each block of the whole weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout import Geometry, Index
+from . import interpreted, runs_on
+from .configs import Config, find
+
+SIDES = (16, 128)  # least and greatest side of a block
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+}
+
+
+def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
+    """Whether the kernels of this file can run a product with these activations (real or fake)."""
+    return (
+        product in ("spmm", "spmm_t", "sddmm")
+        and operand.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and all(side % 16 == 0 and SIDES[0] <= side <= SIDES[1] for side in geometry.block)
+        and (operand.dim() == 2 or _separable(geometry, int(operand.shape[0])))
+        and runs_on(operand.device)
+    )
+
+
+def _separable(geometry: Geometry, parts: int) -> bool:
+    """Whether stacked weights share no block row."""
+    return geometry.rows % (parts * geometry.block[0]) == 0
+
+
+def spmm(
+    x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    """Y = activation(X W_A^T + bias). x: [M, cols] or [E, M, cols] with E weights stacked in the rows, any strides.
+
+    Args:
+        bias: broadcast over Y, or None.
+        activation: one of :data:`ACTIVATIONS`; gelu is the exact one.
+    """
+    lists = (index.row_ptr, index.row_fwd, index.cols, index.cols)
+    return _spmm("spmm", x, values, lists, geometry, bias, activation)
+
+
+def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides."""
+    parts = dy.shape[0] if dy.dim() == 3 else 1
+    return _spmm("spmm_t", dy, values, transpose(index, geometry, parts), geometry, None, "none")
+
+
+def transpose(index: Index, geometry: Geometry, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A by block columns, of each of ``parts`` weights stacked in the rows.
+
+    Returns:
+        begin and end of every column's list, int64 [parts * block columns]; and the slot and the block row of every
+        entry, int32 [parts * block columns * block rows of a part].
+    """
+    from .spmm_kernels import transpose_kernel
+
+    rows, columns = geometry.grid[0] // parts, geometry.grid[1]
+    begins, ends = index.row_ptr.new_empty(2, parts * columns)
+    slot_of, row_of = index.row_ptr.new_empty(2, parts * columns * rows, dtype=torch.int32)
+    with torch.cuda.device_of(begins):
+        transpose_kernel[(columns, parts)](
+            *index, begins, ends, slot_of, row_of, rows, columns, STEPS=columns.bit_length(), BLOCK=256, num_warps=4
+        )
+    return begins, ends, slot_of, row_of
+
+
+def _spmm(
+    product: str, x: Tensor, values: Tensor, lists: tuple[Tensor, ...], geometry: Geometry, bias: Tensor | None,
+    activation: str,
+) -> Tensor:  # fmt: skip
+    from .spmm_kernels import spmm_kernel
+
+    xs = x if x.dim() == 3 else x[None]
+    (parts, m, inputs), transposed = xs.shape, product == "spmm_t"
+    count, outputs = geometry.grid[0] // parts, geometry.rows // parts
+    outer, inner = geometry.block
+    if transposed:
+        count, outputs, inner, outer = geometry.grid[1], geometry.cols, outer, inner
+    y = x.new_empty(parts, m, outputs)
+    if m:
+        chosen = find(product, outer, m, x)
+        width = _power(outer)
+        b = None if bias is None else bias.expand(y.shape)
+        if bias is not None and b is not None and b.stride(1):  # differs from row to row
+            return ACTIVATIONS[activation](_spmm(product, x, values, lists, geometry, None, "none") + bias)
+        with torch.cuda.device_of(x):
+            spmm_kernel[(-(-m // chosen.tile) * count, parts)](
+                xs, values.contiguous(), *lists, y if b is None else b, y,
+                m, inputs, outputs, count,
+                *xs.stride(), *((0, 0) if b is None else b.stride()[::2]),
+                INNER=inner, OUTER=outer, WIDTH=width, TRANSPOSED=transposed,
+                EXACT=inner % chosen.depth == 0 and inputs % inner == 0 and width == outer,
+                HAS_BIAS=b is not None, ACTIVATION=activation,
+                **arithmetic(x), **launched(chosen), GROUP=chosen.group,
+            )  # fmt: skip
+    return y.view(*x.shape[:-1], outputs)
+
+
+def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides."""
+    from .sddmm_kernels import sddmm_kernel
+
+    (r, c), (rows, columns) = geometry.block, geometry.grid
+    grad = dy.new_zeros(index.cols.numel() * geometry.unit)  # unused slots stay zero
+    dys, xs = (dy, x) if dy.dim() == 3 else (dy[None], x[None])
+    parts, m, outputs = dys.shape
+    if m == 0:
+        return grad
+    chosen, height = find("sddmm", r, m, dy), _power(r)
+    groups = -(-columns * c // chosen.tile)
+    with torch.cuda.device_of(dy):
+        sddmm_kernel[(rows * groups,)](
+            dys, xs, index.row_ptr, index.cols, grad,
+            m, outputs, geometry.cols, rows // parts, groups,
+            *dys.stride(), *xs.stride(),
+            R=r, C=c, HEIGHT=height,
+            EXACT=outputs % r == 0 and geometry.cols % c == 0 and height == r, EVEN=m % chosen.depth == 0,
+            **arithmetic(dy), **launched(chosen),
+        )  # fmt: skip
+    return grad
+
+
+def _power(side: int) -> int:
+    """The next power of two: what Triton's tiles measure."""
+    return 1 << (side - 1).bit_length()
+
+
+def arithmetic(operand: Tensor) -> dict[str, Any]:
+    """How products are made: float32 as torch is set, with or without tf32; the rest sums exact products in float32.
+
+    bfloat16 is widened first where there is no product of it: in the interpreter, and before Ampere.
+    """
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    narrow = operand.dtype == torch.bfloat16
+    widen = narrow and (interpreted() if operand.device.type == "cpu" else _capability(operand.device) < (8, 0))
+    return {"PRECISION": "tf32" if tf32 and operand.dtype == torch.float32 else "ieee", "WIDEN": widen}
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def launched(chosen: Config) -> dict[str, int]:
+    """A configuration as keywords of a kernel."""
+    return {"TILE": chosen.tile, "DEPTH": chosen.depth, "num_warps": chosen.warps, "num_stages": chosen.stages}

@@ -1,0 +1,51 @@
+"""The gradient of the weight at B: dense times dense, sampled at blocks."""
+
+# No postponed annotations here: Triton reads `tl.constexpr` from them.
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sddmm_kernel(
+    dy, x, row_ptr, cols, grad,
+    m, outputs, inputs, rows, groups,
+    dy_e, dy_m, dy_n, x_e, x_m, x_k,
+    R: tl.constexpr, C: tl.constexpr, HEIGHT: tl.constexpr, EXACT: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """TILE columns of one block row's blocks, which lie end to end: several small blocks share one reading of dY.
+
+    A row has ``groups`` programs, enough if it were full; those it does not need end at once. EXACT: blocks divide the
+    matrix and HEIGHT, a power of two, is R. EVEN: DEPTH divides m.
+    """
+    row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
+    begin = tl.load(row_ptr + row)
+    length = ((tl.load(row_ptr + row + 1) - begin) * C).to(tl.int32)
+    if group * TILE >= length:
+        return
+    part, block_row = (row // rows).to(tl.int64), row % rows
+    flat = group * TILE + tl.arange(0, TILE)
+    slot, inner = begin + flat // C, flat % C
+    column = tl.load(cols + slot, mask=flat < length, other=0).to(tl.int32) * C + inner
+    # C is a multiple of 16, so runs of 16 stay together: reads may be wide.
+    column = tl.multiple_of(tl.max_contiguous(column, [16]), [16])
+    within = tl.arange(0, HEIGHT)
+    out = block_row * R + within
+    times = tl.arange(0, DEPTH)
+    dy_at = dy + part * dy_e + (times.to(tl.int64) * dy_m)[None, :] + (out.to(tl.int64) * dy_n)[:, None]
+    x_at = x + part * x_e + (times.to(tl.int64) * x_m)[:, None] + (column.to(tl.int64) * x_k)[None, :]
+    total = tl.zeros((HEIGHT, TILE), tl.float32)
+    for start in range(0, m, DEPTH):
+        if EXACT and EVEN:
+            left, right = tl.load(dy_at), tl.load(x_at)
+        else:
+            inside = start + times < m
+            left = tl.load(dy_at, mask=inside[None, :] & ((within < R) & (out < outputs))[:, None], other=0.0)
+            right = tl.load(x_at, mask=inside[:, None] & (column < inputs)[None, :], other=0.0)
+        if WIDEN:
+            left, right = left.to(tl.float32), right.to(tl.float32)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+        dy_at += DEPTH * dy_m
+        x_at += DEPTH * x_m
+    place = grad + (slot.to(tl.int64) * (R * C) + inner)[None, :] + (within * C)[:, None]
+    tl.store(place, total.to(grad.dtype.element_ty), mask=(within < R)[:, None] & (flat < length)[None, :])

@@ -1,0 +1,64 @@
+"""Choosing and storing sets on the GPU, as :mod:`..choose` and :mod:`..layout` do, without waiting for it once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..layout import Index, column_type
+from . import runs_on
+
+_DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))  # shift and bits: the 31 of a float that is not negative, from above
+_SIZE = 4096
+PARTS = 1024  # programs of a row, at most
+
+
+def fits(tensor: Tensor) -> bool:
+    """Whether this file can run for scores, or masks, like these."""
+    return tensor.dtype in (torch.float32, torch.bool) and tensor.numel() < 2**31 and runs_on(tensor.device)
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """:func:`topkast.runtime.choose.largest`, for float32 scores that are not negative.
+
+    A radix select: four times the keys are counted by their next digit, from the highest on.
+    """
+    from .sets_kernels import digit_kernel, histogram_kernel, mask_kernel
+
+    mask = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+    n = score.shape[-1]
+    rows = score.numel() // n if n else 0
+    if count == 0 or rows == 0:
+        return mask
+    score = score.contiguous()
+    span = -(-n // (_SIZE * PARTS)) * _SIZE
+    parts = -(-n // span)
+    state = torch.zeros(rows, 2, dtype=torch.int32, device=score.device)
+    state[:, 1] = count
+    counts = state.new_empty(rows, parts, 256)
+    with torch.cuda.device_of(score):
+        for shift, bits in _DIGITS:
+            histogram_kernel[(rows, parts)](score, state, counts, n, span, SHIFT=shift, BITS=bits, SIZE=_SIZE)
+            digit_kernel[(rows,)](state, counts, parts, SHIFT=shift, BINS=1 << bits)
+        mask_kernel[(rows, parts)](
+            score, state, counts, mask.view(torch.uint8), n, span,
+            BINS=1 << bits, PARTS=1 << (parts - 1).bit_length(), SIZE=_SIZE,
+        )  # fmt: skip
+    return mask
+
+
+def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
+    """:func:`topkast.runtime.layout.build_index`."""
+    from .sets_kernels import index_kernel
+
+    rows, columns = bwd.shape
+    row_ptr = torch.zeros(rows + 1, dtype=torch.int64, device=bwd.device)
+    torch.cumsum(bwd.sum(1), 0, out=row_ptr[1:])
+    row_fwd = row_ptr[:-1] + fwd.sum(1)
+    kind = column_type(columns)
+    # Made in the signed type of that width, in which torch can do everything.
+    cols = torch.zeros(slots, dtype=torch.int16 if kind == torch.uint16 else kind, device=bwd.device).view(kind)
+    masks = [mask.contiguous().view(torch.uint8) for mask in (fwd, bwd)]
+    with torch.cuda.device_of(bwd):
+        index_kernel[(rows,)](*masks, row_ptr, row_fwd, cols, columns, SIZE=1024, num_warps=4)
+    return Index(row_ptr, row_fwd, cols)

@@ -1,0 +1,79 @@
+"""Dense products on a W_A that lives as long as the product: for single weights and small blocks on a GPU.
+
+CUDA cores do not do a tenth of the work in a tenth of the tensor cores' time. So one kernel writes W_A, in the dtype
+of the product, and a dense product runs; the gradient is made a few rows at a time, of which B's part is kept at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..layout import Geometry, Index
+from ..reference import DenseProducts
+from . import runs_on
+
+CHUNK = 1024  # rows of the dense gradient that exist at a time
+_SIZE = 1024  # values a program moves
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def fits(operand: Tensor) -> bool:
+    """Whether this file can run, for any product and block."""
+    return operand.dtype in _DTYPES and runs_on(operand.device)
+
+
+def _move(compact: Tensor, index: Index, ends: Tensor, geometry: Geometry, dense: Tensor, first: int = 0) -> None:
+    """Block rows from ``first`` on between compact values and ``dense`` [outputs, inputs], where row 0 is theirs.
+
+    ``ends`` of A's part, or of B's: A is written into the matrix, B read from it.
+    """
+    from .move_kernels import move_kernel
+
+    (r, c), gather = geometry.block, ends is not index.row_fwd
+    rows, splits = -(-dense.shape[0] // r), -(-geometry.grid[1] * geometry.unit // _SIZE)
+    with torch.cuda.device_of(dense):
+        move_kernel[(rows * splits,)](
+            compact, index.row_ptr[first:], ends[first:], index.cols, dense, *dense.shape, *dense.stride(), splits,
+            R=r, C=c, GATHER=gather, SIZE=_SIZE, num_warps=4,
+        )  # fmt: skip
+
+
+def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """W_A in the weight's own shape, contiguous."""
+    # A matrix may lie either way round; only where more dims are permuted must it be moved again afterwards.
+    plain = geometry.perm == tuple(range(len(geometry.shape)))
+    direct = plain or len(geometry.shape) == 2
+    dense = values.new_zeros(geometry.shape if direct else geometry.permuted)
+    matrix = (dense.permute(geometry.perm) if direct else dense).view(geometry.rows, geometry.cols)
+    _move(values.contiguous(), index, index.row_fwd, geometry, matrix)
+    return dense if direct else dense.permute(geometry.inverse).contiguous()
+
+
+def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """A dense gradient sampled at B, [slots * r * c]; unused slots get zero."""
+    found = grad.new_zeros(index.cols.numel() * geometry.unit)
+    matrix = grad.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
+    _move(found, index, index.row_ptr[1:], geometry, matrix)
+    return found
+
+
+class TransientProducts(DenseProducts):
+    """The dense products, but for the weight gradient of a matrix, of which :data:`CHUNK` rows exist at a time."""
+
+    def sddmm(self, dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
+        """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
+        parts = dy.shape[0] if dy.dim() == 3 else 1
+        r, rows = geometry.block[0], geometry.rows // parts
+        if rows % r and parts > 1:  # a block row belongs to two weights
+            return super().sddmm(dy, x, index, geometry)
+        found = dy.new_zeros(index.cols.numel() * geometry.unit)
+        step = max(1, CHUNK // r) * r
+        for part, (one_dy, one_x) in enumerate(zip(dy, x, strict=True) if dy.dim() == 3 else [(dy, x)]):
+            for first in range(0, rows, step):
+                dense = one_dy[:, first : first + step].mT @ one_x
+                _move(found, index, index.row_ptr[1:], geometry, dense, (part * rows + first) // r)
+        return found
+
+
+TRANSIENT = TransientProducts(weight, weight_grad)

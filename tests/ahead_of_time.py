@@ -1,0 +1,96 @@
+"""Compile the Triton kernels for a GPU that is not there. Run by test_triton.py in a process of its own, as the
+interpreter cannot be switched off in one that has it on.
+
+What it says of each kernel, as JSON: shared memory in bytes, how many instructions of tensor cores there are, and of
+asynchronous copies of 16 bytes; for a product also the bytes that one step of its sum reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Triton's about a default of a later version
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+from topkast.runtime.triton import configs, move_kernels, sddmm_kernels, sets_kernels, spmm_kernels
+
+POINTERS = {"bf16": "half", "fp32": "single"}
+
+
+def build(kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], **options: int) -> Any:
+    """Compile; pointers and numbers that are not named in ``types`` are int32 and divisible by 16, as those of aligned
+    matrices are."""
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in constants}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def product(name: str, side: int, kind: str, rows: str, capability: int) -> tuple[Any, int]:
+    """A product on square blocks that divide the matrix, as the table says, and the bytes of one step."""
+    listed = configs.table()[f"sm_{capability}"][name][POINTERS[kind]][str(side)][rows]
+    chosen, pointer, precision = configs.Config(*listed), f"*{kind}", "tf32" if kind == "fp32" else "ieee"
+    constants = {"PRECISION": precision, "WIDEN": False, "TILE": chosen.tile, "DEPTH": chosen.depth, "x_k": 1}
+    options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
+    step = (chosen.tile + side) * chosen.depth * (4 if kind == "fp32" else 2)
+    if name == "sddmm":
+        types = dict.fromkeys(("dy", "x", "grad"), pointer) | {"row_ptr": "*i64", "cols": "*u16"}
+        constants |= {"R": side, "C": side, "HEIGHT": side, "EXACT": True, "EVEN": True, "dy_n": 1}
+        return build(sddmm_kernels.sddmm_kernel, capability, types, constants, **options), step
+    transposed = name == "spmm_t"
+    types = dict.fromkeys(("x", "values", "bias", "y"), pointer) | dict.fromkeys(("begins", "ends"), "*i64")
+    types |= dict.fromkeys(("slot_of", "block_of"), "*i32" if transposed else "*u16")
+    constants |= {"INNER": side, "OUTER": side, "WIDTH": side, "TRANSPOSED": transposed, "GROUP": chosen.group}
+    constants |= {"EXACT": side % chosen.depth == 0, "HAS_BIAS": not transposed, "bias_n": 1, "ACTIVATION": "gelu"}
+    return build(spmm_kernels.spmm_kernel, capability, types, constants, **options), step
+
+
+def others(capability: int) -> dict[str, tuple[Any, int]]:
+    """The kernels beside the products."""
+    index = {"row_ptr": "*i64", "row_fwd": "*i64", "cols": "*u16", "begins": "*i64", "ends": "*i64"}
+    digits = {"score": "*fp32", "state": "*i32", "counts": "*i32", "mask": "*u8", "fwd": "*u8", "bwd": "*u8"}
+    lists = {"slot_of": "*i32", "row_of": "*i32", "compact": "*bf16", "dense": "*bf16"}
+    types = index | digits | lists
+    wanted: list[tuple[Any, dict[str, Any]]] = [
+        (spmm_kernels.transpose_kernel, {"STEPS": 7, "BLOCK": 256}),
+        (move_kernels.move_kernel, {"R": 1, "C": 1, "GATHER": True, "SIZE": 1024, "stride_k": 1}),
+        (move_kernels.move_kernel, {"R": 16, "C": 1, "GATHER": False, "SIZE": 1024, "stride_k": 1}),
+        (sets_kernels.histogram_kernel, {"SHIFT": 23, "BITS": 8, "SIZE": 4096}),
+        (sets_kernels.digit_kernel, {"SHIFT": 0, "BINS": 128}),
+        (sets_kernels.mask_kernel, {"BINS": 128, "PARTS": 1024, "SIZE": 4096}),
+        (sets_kernels.index_kernel, {"SIZE": 1024}),
+    ]
+    return {f"{k.__name__} {i}": (build(k, capability, types, given), 0) for i, (k, given) in enumerate(wanted)}
+
+
+def main(capability: int, everything: bool) -> dict[str, dict[str, int]]:
+    sides = configs.SIDES if everything else (16, 128)
+    kinds = POINTERS if everything else ("bf16",)
+    built = others(capability) | {
+        f"{name} {side} {kind} {rows}": product(name, side, kind, rows, capability)
+        for name in configs.PRODUCTS
+        for side in sides
+        for kind in kinds
+        for rows in (configs.ROWS if everything else ("large",))
+    }
+    return {
+        name: {
+            "shared": kernel.metadata.shared,
+            "tensor cores": len(re.findall(r"wgmma\.mma_async|\bmma\.sync", kernel.asm["ptx"])),
+            "step": step,
+            "wide copies": len(re.findall(r"cp\.async\.c[ag]\S* \[[^]]*\], \[[^]]*\], 0x10", kernel.asm["ptx"])),
+        }
+        for name, (kernel, step) in built.items()
+    }
+
+
+if __name__ == "__main__":
+    json.dump(main(int(sys.argv[1]), "all" in sys.argv), sys.stdout)
