@@ -11,9 +11,9 @@ static constexpr int LANES = 4;       // floats of a vector
 static constexpr int BLOCK_ROWS = 4;  // rows of a block whose sums are in registers at once
 static constexpr int TB = 2;          // vectors of batch beside them
 static constexpr int DOTS = 8;        // sums of dW at once where the batch is the vector axis
-static constexpr int OUTER = 8;        // columns of dW at once where rows are
-static constexpr int OUTER_ROWS = 4;   // rows at once where columns are
-static constexpr int SINGLE = 4;       // vectors of batch at once for single weights
+static constexpr int OUTER = 8;       // columns of dW at once beside one vector of rows
+static constexpr int OUTER_TILE = 4;  // columns, or rows, beside two vectors of the other
+static constexpr int SINGLE = 4;      // vectors of batch at once for single weights
 
 #include "isa.inl"
 

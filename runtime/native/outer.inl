@@ -24,34 +24,49 @@ static inline void outer(const float* const* left, const float* const* right, in
         }
 }
 
-// LANES rows of the block times OUTER columns at once, which lie anywhere.
-template <int C, class Col>
+// VN vectors of rows of the block times J columns at once, which lie anywhere.
+template <int J, int VN, int C, class Col>
 static inline void rows_outer(const tk_matrix& w, const Slots& slots, const float* dy, const float* x, const Span& span,
                               bool add, float* grad) {
     const Col* cols = static_cast<const Col*>(w.cols);
     const int64_t c = C ? C : w.c, flat = slots.count() * c;
-    for (int row = 0; row < w.r; row += LANES)
-        for (int64_t f = 0; f < flat; f += OUTER) {
-            const float *left[1] = {dy + row * span.width}, *right[OUTER];
-            float* to[OUTER];
+    for (int row = 0; row < w.r; row += VN * LANES)
+        for (int64_t f = 0; f < flat; f += J) {
+            const float *left[VN], *right[J];
+            float* to[J];
+            for (int v = 0; v < VN; ++v) left[v] = dy + (row + v * LANES) * span.width;
 #pragma GCC unroll 16
-            for (int j = 0; j < OUTER; ++j) {
+            for (int j = 0; j < J; ++j) {
                 const int64_t here = f + j < flat ? f + j : flat - 1, s = slots[here / c];
                 right[j] = x + (cols[s] * c + here % c) * span.width;
                 to[j] = grad + (s * w.r + row) * c + here % c;
             }
-            V acc[OUTER][1];
-            outer<OUTER, 1>(left, right, 1, span.width, acc, span.count, span.dy_step, span.x_step);
+            V acc[J][VN];
+            outer<J, VN>(left, right, 1, span.width, acc, span.count, span.dy_step, span.x_step);
 #pragma GCC unroll 16
-            for (int j = 0; j < OUTER; ++j) {
+            for (int j = 0; j < J; ++j) {
                 if (f + j >= flat) break;
-                if (C == 1) {
-                    store(to[j], add ? load(to[j]) + acc[j][0] : acc[j][0]);
-                } else {
-                    for (int q = 0; q < LANES; ++q) to[j][q * c] = acc[j][0][q] + (add ? to[j][q * c] : 0.0f);
+#pragma GCC unroll 4
+                for (int v = 0; v < VN; ++v) {
+                    float* here = to[j] + v * LANES * c;
+                    if (C == 1) {
+                        store(here, add ? load(here) + acc[j][v] : acc[j][v]);
+                    } else {
+                        for (int q = 0; q < LANES; ++q) here[q * c] = acc[j][v][q] + (add ? here[q * c] : 0.0f);
+                    }
                 }
             }
         }
+}
+
+template <int C, class Col>
+static inline void rows_outer(const tk_matrix& w, const Slots& slots, const float* dy, const float* x, const Span& span,
+                              bool add, float* grad) {
+    if (w.r % (2 * LANES) == 0) {
+        rows_outer<OUTER_TILE, 2, C, Col>(w, slots, dy, x, span, add, grad);
+    } else {
+        rows_outer<OUTER, 1, C, Col>(w, slots, dy, x, span, add, grad);
+    }
 }
 
 // RB rows of the block times VN vectors of columns at once, of one slot or of several.
@@ -95,6 +110,6 @@ static inline void columns_outer(const tk_matrix& w, const Slots& slots, const f
     const int64_t flat = slots.count() * (w.c / LANES);
     int64_t f = 0;
     for (; f + 2 <= flat; f += 2)
-        columns_outer<OUTER_ROWS, 2, Col>(w, slots, f, dy, panels, x, width, 0, add, grad);
-    if (f < flat) columns_outer<OUTER_ROWS, 1, Col>(w, slots, f, dy, panels, x, width, 0, add, grad);
+        columns_outer<OUTER_TILE, 2, Col>(w, slots, f, dy, panels, x, width, 0, add, grad);
+    if (f < flat) columns_outer<OUTER_TILE, 1, Col>(w, slots, f, dy, panels, x, width, 0, add, grad);
 }
