@@ -165,7 +165,9 @@ def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
     return operands, (index, geometry) if of_weight else (values, index, geometry)
 
 
-def interleave(calls: dict[str, Callable[[], object]], seconds: float, device: torch.device = _CPU) -> dict[str, float]:
+def interleave(
+    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device = _CPU
+) -> dict[str, float]:
     """Median seconds of each call, in turn, after one round that warms up; for as long as :func:`measure` says."""
     clock = _cuda_seconds if device.type == "cuda" else _seconds
     times: dict[str, list[float]] = {name: [] for name in calls}
