@@ -22,18 +22,23 @@ static inline void dots(const tk_matrix& w, const Slots& slots, int64_t f, const
     V acc[RB * J];
 #pragma GCC unroll 32
     for (int i = 0; i < RB * J; ++i) acc[i] = V{};
-    for (int64_t t = 0, shift = 0; t < span.count; ++t, dy += span.dy_step, shift += span.x_step)
+    for (int64_t t = 0; t < span.count; ++t) {
+        // Pointers of this stretch alone: with a shift added in the innermost loop they do not fit the registers.
+        const float *from = dy + t * span.dy_step, *at[J];
+#pragma GCC unroll 8
+        for (int j = 0; j < J; ++j) at[j] = xs[j] + t * span.x_step;
         for (int64_t m = 0; m < span.width; m += LANES) {
             V left[RB];
 #pragma GCC unroll 8
-            for (int q = 0; q < RB; ++q) left[q] = load(dy + q * span.width + m);
+            for (int q = 0; q < RB; ++q) left[q] = load(from + q * span.width + m);
 #pragma GCC unroll 8
             for (int j = 0; j < J; ++j) {
-                const V right = load(xs[j] + shift + m);
+                const V right = load(at[j] + m);
 #pragma GCC unroll 8
                 for (int q = 0; q < RB; ++q) acc[j * RB + q] += left[q] * right;
             }
         }
+    }
     constexpr int even = (RB * J) & -(RB * J), group = even < LANES ? even : LANES;
     float found[RB * J - group + LANES];
 #pragma GCC unroll 8

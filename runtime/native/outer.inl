@@ -10,18 +10,24 @@ static inline void outer(const float* const* left, const float* const* right, in
     for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
         for (int v = 0; v < VN; ++v) acc[j][v] = V{};
-    for (int64_t t = 0; t < count; ++t)
+    for (int64_t t = 0; t < count; ++t) {
+        const float *vector[VN], *scalar[J];
+#pragma GCC unroll 4
+        for (int v = 0; v < VN; ++v) vector[v] = left[v] + t * left_step;
+#pragma GCC unroll 16
+        for (int j = 0; j < J; ++j) scalar[j] = right[j] + t * right_step;
         for (int64_t m = 0; m < width; ++m) {
             V vectors[VN];
 #pragma GCC unroll 4
-            for (int v = 0; v < VN; ++v) vectors[v] = load(left[v] + t * left_step + m * LANES);
+            for (int v = 0; v < VN; ++v) vectors[v] = load(vector[v] + m * LANES);
 #pragma GCC unroll 16
             for (int j = 0; j < J; ++j) {
-                const V scalar = splat(right[j][t * right_step + m * stride]);
+                const V same = splat(scalar[j][m * stride]);
 #pragma GCC unroll 4
-                for (int v = 0; v < VN; ++v) acc[j][v] += vectors[v] * scalar;
+                for (int v = 0; v < VN; ++v) acc[j][v] += vectors[v] * same;
             }
         }
+    }
 }
 
 // VN vectors of rows of the block times J columns at once, which lie anywhere.
