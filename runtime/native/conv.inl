@@ -166,7 +166,7 @@ static void conv_weight_grad_b(const tk_parallel* p, ConvPlan& plan, const tk_im
                         break;
                     }
                 }
-                const Span span{width, count, dy_step * lines * width, x_step * channels * width};
+                const Stretches span{width, count, dy_step * lines * width, x_step * channels * width};
                 const float* in = px + (plan.out_at[o] * channels + group * plan.group_channels) * width;
                 float* to = found + parts[which].first * w.r;
                 for (int64_t i = i0; i < i1; ++i) {

@@ -5,7 +5,7 @@ static constexpr int dots_cols(int rows) { return DOTS / rows < 8 ? DOTS / rows 
 
 // grad at rows row..row+RB of the block, flat columns f..f+J of the row's slots, as far as there are; flat column
 // i * c + j is column j of slot i.
-template <int RB, int J, int C, class Col>
+template <int RB, int J, int C, class Col, class Span>
 static inline void dots(const tk_matrix& w, const Slots& slots, int64_t f, const float* dy, const float* x,
                         const Span& span, int row, bool add, float* grad) {
     const Col* cols = static_cast<const Col*>(w.cols);
@@ -23,7 +23,6 @@ static inline void dots(const tk_matrix& w, const Slots& slots, int64_t f, const
 #pragma GCC unroll 32
     for (int i = 0; i < RB * J; ++i) acc[i] = V{};
     for (int64_t t = 0; t < span.count; ++t) {
-        // Pointers of this stretch alone: with a shift added in the innermost loop they do not fit the registers.
         const float *from = dy + t * span.dy_step, *at[J];
 #pragma GCC unroll 8
         for (int j = 0; j < J; ++j) at[j] = xs[j] + t * span.x_step;
@@ -49,7 +48,7 @@ static inline void dots(const tk_matrix& w, const Slots& slots, int64_t f, const
         for (int q = 0; q < RB; ++q) to[j][q * c] = add ? to[j][q * c] + found[j * RB + q] : found[j * RB + q];
 }
 
-template <int RB, int C, class Col>
+template <int RB, int C, class Col, class Span>
 static inline void block_dots(const tk_matrix& w, const Slots& slots, const float* dy, const float* x, const Span& span,
                               int row, bool add, float* grad) {
     constexpr int J = dots_cols(RB);

@@ -31,7 +31,7 @@ static inline void outer(const float* const* left, const float* const* right, in
 }
 
 // VN vectors of rows of the block times J columns at once, which lie anywhere.
-template <int J, int VN, int C, class Col>
+template <int J, int VN, int C, class Col, class Span>
 static inline void rows_outer(const tk_matrix& w, const Slots& slots, const float* dy, const float* x, const Span& span,
                               bool add, float* grad) {
     const Col* cols = static_cast<const Col*>(w.cols);
@@ -65,7 +65,7 @@ static inline void rows_outer(const tk_matrix& w, const Slots& slots, const floa
         }
 }
 
-template <int C, class Col>
+template <int C, class Col, class Span>
 static inline void rows_outer(const tk_matrix& w, const Slots& slots, const float* dy, const float* x, const Span& span,
                               bool add, float* grad) {
     if (w.r % (2 * LANES) == 0) {

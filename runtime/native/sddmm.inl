@@ -28,11 +28,15 @@ struct Slots {
     }
 };
 
-// The rows of the batch in one product: `count` stretches of `width`, which lie so many floats apart.
-struct Span {
+// The rows of the batch in one product: `count` stretches of `width`, which lie so many floats apart; or one, known to
+// the compiler, as a loop around it would cost registers (measured: 0.34 of dense instead of 0.25).
+struct Stretches {
     int64_t width, count, dy_step, x_step;
 };
-static inline Span stretch(int64_t width) { return {width, 1, 0, 0}; }
+struct Stretch {
+    int64_t width;
+    static constexpr int64_t count = 1, dy_step = 0, x_step = 0;
+};
 
 #include "dots.inl"
 #include "outer.inl"
@@ -120,11 +124,11 @@ static void sddmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy,
         });
     } else if (rows) {
         run(2 * TERMS, [&](const Slots& s, const float* left, const float* right, int64_t width, bool add) {
-            rows_outer<C, Col>(w, s, left, right, stretch(width), add, grad);
+            rows_outer<C, Col>(w, s, left, right, Stretch{width}, add, grad);
         });
     } else {
         run(TERMS / 2 * LANES, [&](const Slots& s, const float* left, const float* right, int64_t width, bool add) {
-            block_dots<RB, C, Col>(w, s, left, right, stretch(width), 0, add, grad);
+            block_dots<RB, C, Col>(w, s, left, right, Stretch{width}, 0, add, grad);
         });
     }
 }
