@@ -13,7 +13,7 @@ WORKERS ?= 2
 setup: $(READY)
 
 # torch goes first, alone and pinned: what is resolved after it must fit it, not the other way round.
-$(READY): pyproject.toml constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h)
+$(READY): pyproject.toml constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h runtime/native/ort/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
 	$(BIN)/python -m pip install -q --no-input -c constraints.txt torch==2.13.0
@@ -46,4 +46,4 @@ sanitize: $(READY) $(SANITIZED)
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_native.py tests/test_native_conv.py $(ARGS)
 
 clean:
-	rm -rf build *.egg-info runtime/native/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build *.egg-info runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
