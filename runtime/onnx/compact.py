@@ -23,8 +23,9 @@ def pack(weight: Blocks) -> tuple[Array, Array]:
     at = np.cumsum(fillers + 1) - 1
     packed = np.full(len(gaps) + int(fillers.sum()), WIDEST, np.uint8)
     packed[at] = gaps - fillers * WIDEST
-    values = np.zeros((len(packed), weight.values[0].size if len(gaps) else 1), np.float32)
-    values[at] = weight.values.reshape(len(gaps), -1)
+    unit = weight.block[0] * weight.block[1]
+    values = np.zeros((len(packed), unit), np.float32)
+    values[at] = weight.values.reshape(len(gaps), unit)
     return packed, values
 
 

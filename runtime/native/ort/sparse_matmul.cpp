@@ -20,18 +20,21 @@ enum Input : size_t { X, VALUES, ROW_PTR, COLS, BIAS, INPUTS };
 
 constexpr int64_t CHUNK = 1024;  // rows of x in one product: it bounds the scratch, and larger ones are no faster
 
-int64_t attribute(const Api& api, const KernelInfo* info, const char* name) {
-    int64_t found = 0;
-    must(api.attribute(info, name, &found));
-    return found;
+// Integer attributes; their number must be `count`.
+void attribute(const Api& api, const KernelInfo* info, const char* name, int64_t* out, size_t count) {
+    size_t found = count;
+    Status* failed = count == 1 ? api.attribute(info, name, out) : api.attributes(info, name, out, &found);
+    if (failed) api.release_status(failed);
+    require(!failed && found == count, std::string("attribute ") + name + " must hold " +
+                                           (count == 1 ? "one integer" : text(static_cast<int64_t>(count)) + " integers"));
 }
 
 Geometry geometry(const Api& api, const KernelInfo* info) {
-    Geometry g{attribute(api, info, "rows"), attribute(api, info, "columns"), 0, 0};
+    Geometry g{};
     int64_t block[2];
-    size_t count = 2;
-    must(api.attributes(info, "block", block, &count));
-    require(count == 2, "block must be two numbers");
+    attribute(api, info, "rows", &g.rows, 1);
+    attribute(api, info, "columns", &g.columns, 1);
+    attribute(api, info, "block", block, 2);
     g.r = block[0], g.c = block[1];
     check(g);
     return g;
@@ -109,6 +112,10 @@ public:
                      cols = input(context, COLS);
         require(x.type == FLOAT && !x.dims.empty() && x.dims.back() == geometry_.columns,
                 "x must be float [..., " + text(geometry_.columns) + "]");
+        Weight fresh;  // where the weight is no constant, each call may bring another
+        const bool known = constant_.is_of(values, row_ptr, cols);
+        if (!known) fresh.take(geometry_, values, row_ptr, cols);
+        const tk_matrix& w = (known ? constant_ : fresh).matrix();
         const float* bias = nullptr;
         size_t given = 0;
         must(api_.input_count(context, &given));
@@ -120,10 +127,6 @@ public:
                     "bias must be float [" + text(geometry_.rows) + "]");
             bias = static_cast<const float*>(found.data);
         }
-        Weight fresh;  // where the weight is no constant, each call may bring another
-        const bool known = constant_.is_of(values, row_ptr, cols);
-        if (!known) fresh.take(geometry_, values, row_ptr, cols);
-        const tk_matrix& w = (known ? constant_ : fresh).matrix();
 
         std::vector<int64_t> dims = x.dims;
         dims.back() = geometry_.rows;
