@@ -45,9 +45,11 @@ build/sanitized/libtopkast_ort.so: $(wildcard runtime/native/* runtime/native/or
 	mkdir -p $(@D)
 	$(CXX) $(SANITIZE) runtime/native/*.cpp runtime/native/ort/*.cpp -o $@
 
+# With libstdc++ beside it: the sanitizer looks for the way exceptions are thrown when it starts, Python has none.
 sanitize: $(READY) $(SANITIZED)
 	TOPKAST_NATIVE=build/sanitized/_kernels.so TOPKAST_ORT=build/sanitized/libtopkast_ort.so \
-		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q tests/test_native.py tests/test_native_conv.py tests/test_onnx_library.py $(ARGS)
 
 # The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, or VERSIONS.
