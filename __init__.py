@@ -21,8 +21,8 @@ from topkast.runtime.onnx import library as onnx
 
 __version__ = "0.1.0"
 
-# `import topkast.onnx` works, though no file onnx.py lies here: for whoever runs Python in this folder it would hide the
-# package onnx.
+# `import topkast.onnx` works though no file onnx.py lies here: it would hide the package onnx
+# from whoever runs Python in this folder.
 sys.modules["topkast.onnx"] = onnx
 
 __all__ = [

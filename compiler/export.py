@@ -40,8 +40,9 @@ def export(
 
     The file appears only once it has passed: onnx.checker, and with ``verify`` runs in ONNX Runtime, with topkast's
     library and without, on the example inputs and on random ones of other batch sizes, whose results must agree with
-    PyTorch's (see :func:`topkast.compiler.parity.compare` for the bound). The model itself is not touched. A later forward that is
-    differentiated may refresh the sets, after which the model is not the one in the file: compare under ``no_grad``.
+    PyTorch's (see :func:`topkast.compiler.parity.compare` for the bound). The model itself is not touched. A later
+    forward that is differentiated may refresh the sets, after which the model is not the one in the file: compare under
+    ``no_grad``.
 
     Args:
         model: a model converted by topkast, or a wrapper of it.
@@ -50,8 +51,8 @@ def export(
             tensor. Values that are no tensors become part of the graph. Outputs that are no tensors are left out.
         format: how sparse weights are stored.
 
-            - "auto": for each weight the fastest that never loses to dense, by what was measured; where nothing is
-              faster, the smallest.
+            - "auto": for each weight the fastest, for inputs of about the examples' size, that never lost to dense
+              where it was measured; where nothing is faster, the smallest.
             - "custom": products as nodes ``topkast.SparseMatMul``, which our kernels run in a session of
               :func:`topkast.onnx.session`; any ONNX Runtime from 1.17 on loads the file too and runs it at dense speed.
             - "block": products by standard operators, faster than dense in any ONNX Runtime, for blocks of 16 x 16 or
@@ -114,7 +115,9 @@ def export(
             file = folder / path.name
             try:
                 named = dict(zip(inputs.names, axes, strict=True))
-                dims = [(name, t.shape[axis]) for t, dims in zip(tensors, axes, strict=True) for axis, name in dims.items()]
+                dims = [
+                    (name, t.shape[axis]) for t, dims in zip(tensors, axes, strict=True) for axis, name in dims.items()
+                ]
                 wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
                 written, found = write(program, file, inputs.names, output_names, opset, named, "model.", wanted)
                 save(written, file)

@@ -90,10 +90,10 @@ def compare(
                 error_of, bound = _error(given[j], tensor, exact[i][j] if exact else None)
                 checked.max_error = max(checked.max_error, error_of)
                 if not error_of <= bound:
-                    how = "" if one is session else " with topkast's library"
+                    how, largest = "" if one is session else " with topkast's library", tensor.abs().max().item()
                     raise ExportError(
-                        f"the exported file does not agree with PyTorch{how}: output {name!r} is off by {error_of:.3g}, "
-                        f"at most {bound:.3g} is rounding (its largest value: {tensor.abs().max().item():.3g})"
+                        f"the exported file does not agree with PyTorch{how}: output {name!r} is off by "
+                        f"{error_of:.3g}, at most {bound:.3g} is rounding (its largest value: {largest:.3g})"
                     )
     return checked
 

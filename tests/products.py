@@ -74,9 +74,7 @@ def session(model: onnx.ModelProto | bytes, threads: int = 1) -> onnxruntime.Inf
     """A session with our library."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4  # what is refused is raised, not printed
-    return topkast.onnx.session(
-        model if isinstance(model, bytes) else model.SerializeToString(), sess_options=options
-    )
+    return topkast.onnx.session(model if isinstance(model, bytes) else model.SerializeToString(), sess_options=options)
 
 
 def _value(name: str, shape: tuple[Any, ...] | None) -> onnx.ValueInfoProto:

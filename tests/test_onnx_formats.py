@@ -112,7 +112,9 @@ def test_models(name: str, format: str, precision: str, unit: tuple[int, int], t
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("unit, lead", [((1, 1), ("m",)), ((4, 1), ("a", "b")), ((16, 16), ("m",)), ((32, 32), (2, "b"))])
+@pytest.mark.parametrize(
+    "unit, lead", [((1, 1), ("m",)), ((4, 1), ("a", "b")), ((16, 16), ("m",)), ((32, 32), (2, "b"))]
+)
 def test_one_product(format: str, half: bool, unit: tuple[int, int], lead: tuple[Any, ...]) -> None:
     matrix, bias = sparse_matrix(96, 160, unit, 0.1), np.linspace(-1, 1, 96, dtype=np.float32)
     matrix[-unit[0] :] = matrix[unit[0] : 2 * unit[0]]  # no full row: it would make the others' padding too long
@@ -126,8 +128,11 @@ def test_one_product(format: str, half: bool, unit: tuple[int, int], lead: tuple
         check(run(model, x=x), x, matrix, bias, f"{format} {unit}")
     check_stock(model, x, matrix, bias, f"{format} {unit}")
     stored = sum(numpy_helper.to_array(t).nbytes for t in model.graph.initializer)
-    assert site.format == "dense" or site.bytes < matrix.nbytes / 3 and stored < matrix.nbytes / 2.5
-    assert half == any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer) or model.graph.sparse_initializer
+    assert site.format == "dense" or (site.bytes < matrix.nbytes / 3 and stored < matrix.nbytes / 2.5)
+    assert (
+        half == any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
+        or model.graph.sparse_initializer
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 300])
@@ -172,7 +177,9 @@ def test_gaps_wider_than_a_byte() -> None:
         model = dense_file(dense, None)
         (site,) = convert(model, Wanted("compact"))
         assert site.format == "compact"
-        (y,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": np.eye(dense.shape[1], dtype=np.float32)})
+        (y,) = onnxruntime.InferenceSession(model.SerializeToString()).run(
+            None, {"x": np.eye(dense.shape[1], dtype=np.float32)}
+        )
         assert np.array_equal(y, dense.T)
 
 
@@ -215,7 +222,11 @@ def test_the_file_says_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_inspect_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     onnx.save(dense_file(np.ones((3, 4), np.float32), None), tmp_path / "other.onnx")
     (tmp_path / "text.onnx").write_text("not a graph")
-    for name, why in [("other.onnx", "was not written by topkast"), ("text.onnx", "no ONNX file"), ("none.onnx", "No such file")]:
+    for name, why in [
+        ("other.onnx", "was not written by topkast"),
+        ("text.onnx", "no ONNX file"),
+        ("none.onnx", "No such file"),
+    ]:
         assert main(["inspect", str(tmp_path / name)]) == 2
         assert why in capsys.readouterr().out
 

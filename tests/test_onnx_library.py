@@ -22,7 +22,11 @@ pytestmark = pytest.mark.skipif(find_library() is None, reason="the ONNX Runtime
 
 def check(y: np.ndarray, x: np.ndarray, matrix: np.ndarray, bias: np.ndarray | None, where: str) -> None:
     """The budget of tests/test_native.py, plain PyTorch's sums in four orders."""
-    a, w, b = torch.from_numpy(x), torch.from_numpy(matrix), torch.from_numpy(bias if bias is not None else np.float32([0]))
+    a, w, b = (
+        torch.from_numpy(x),
+        torch.from_numpy(matrix),
+        torch.from_numpy(bias if bias is not None else np.float32([0])),
+    )
     orders = [torch.randperm(w.shape[1]) for _ in range(4)]
     plains = [a[..., order] @ w[:, order].t() + b for order in orders]
     within(torch.from_numpy(y), plains, a.double() @ w.double().t() + b.double(), where)
@@ -81,7 +85,7 @@ def test_float16_is_widened_exactly() -> None:
     """All 65,536 numbers there are, through a diagonal."""
     numbers = np.arange(2**16, dtype=np.uint16).view(np.float16)
     values, cols = numbers.reshape(-1, 64), np.arange(64, dtype=np.uint16)
-    for part in values[:: 7]:  # a seventh of them, spread over all exponents
+    for part in values[::7]:  # a seventh of them, spread over all exponents
         given = {"values": part, "row_ptr": np.arange(65), "cols": cols}
         y = run(node_file(given, rows=64, columns=64, block=[1, 1]), x=np.ones((1, 64), np.float32))
         finite = np.isfinite(part)
@@ -123,7 +127,11 @@ WIDE = {"cols": GOOD["cols"].astype(np.int32)}
 HOSTILE: list[tuple[str, dict[str, np.ndarray], dict[str, Any]]] = [
     (r"cols\[0\] is 10, must be above -1 and below 10", changed("cols", 0, 10), {}),
     (r"cols\[5\] is 65535", changed("cols", 5, 65535), {}),
-    ("is -7, must be above", {"cols": np.where(np.arange(len(GOOD["cols"])) == 3, -7, WIDE["cols"]).astype(np.int32)}, {}),
+    (
+        "is -7, must be above",
+        {"cols": np.where(np.arange(len(GOOD["cols"])) == 3, -7, WIDE["cols"]).astype(np.int32)},
+        {},
+    ),
     (r"cols\[1\] is \d+, must be above", {"cols": np.full_like(GOOD["cols"], 4)}, {}),
     ("cols must be a vector of uint16 or int32", {"cols": GOOD["cols"].astype(np.int64)}, {}),
     ("cols must be a vector", {"cols": GOOD["cols"][None]}, {}),

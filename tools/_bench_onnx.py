@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ def measure_models(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
             for threads in args.threads:
                 sides = [session(path, threads) for path in (both.dense, both.sparse)]
                 pairs = measure(*([runner(side, both.feeds)] for side in sides), args.repeats)
-                loads = measure(*([lambda path=path: session(path, threads)] for path in (both.dense, both.sparse)), 3, 1)
+                opened = [partial(session, path, threads) for path in (both.dense, both.sparse)]
+                loads = measure(opened[:1], opened[1:], repeats=3, warmup=1)
                 rows.append(
                     {
                         "model": name,

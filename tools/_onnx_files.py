@@ -26,7 +26,9 @@ class LayerFile:
     written: str
 
 
-def layer_files(folder: Path, shape: tuple[int, int], block: tuple[int, int], sparsity: float, format: str) -> LayerFile:
+def layer_files(
+    folder: Path, shape: tuple[int, int], block: tuple[int, int], sparsity: float, format: str
+) -> LayerFile:
     """Write both. The blocks of the format "block" are balanced, as it wants them; others are spread at random."""
     matrix = random_matrix(shape, block, sparsity, balanced=format == "block")
     paths = [folder / f"{kind}-{format}-{block_name(block)}.onnx" for kind in ("dense", "sparse")]
@@ -56,7 +58,8 @@ def layer(matrix: np.ndarray) -> onnx.ModelProto:
     constants = [numpy_helper.from_array(matrix, "w"), numpy_helper.from_array(np.ones(out, np.float32), "b")]
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)]
     x, y = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", size]) for name, size in (("x", columns), ("y", out))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", size])
+        for name, size in (("x", columns), ("y", out))
     )
     graph = helper.make_graph(nodes, "layer", [x], [y], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

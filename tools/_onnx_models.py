@@ -63,7 +63,7 @@ MODELS: dict[str, Callable[[bool], tuple[nn.Module, Tensor, str]]] = {"gpt2": gp
 
 
 def export_both(name: str, folder: Path, block: tuple[int, int], format: str, quick: bool) -> Both:
-    """Sparsify at 0.9 (untrained: only zeros matter here) and export; block rows are equal where the format wants it."""
+    """Sparsify at 0.9 (untrained, only zeros matter) and export; block rows are equal where the format wants it."""
     torch.manual_seed(0)
     model, tokens, says = MODELS[name](quick)
     model = topkast.sparsify(model.eval(), SPARSITY, SPARSITY, block=block, balanced=format == "block")

@@ -19,7 +19,13 @@ from pathlib import Path
 
 from _results import machine, write
 
-MODULES = {"kernels": "_bench_kernels", "step": "_bench_step", "model": "_bench_memory", "large": "_large", "onnx": "_bench_onnx"}
+MODULES = {
+    "kernels": "_bench_kernels",
+    "step": "_bench_step",
+    "model": "_bench_memory",
+    "large": "_large",
+    "onnx": "_bench_onnx",
+}
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Which format "auto" takes for a weight: the fastest that was measured, and never one that loses to dense.
 
-Measured by ``tools/bench.py onnx`` on layers of 4096 x 4096 and 1024 x 4096, at 1, 32 and 256 rows of x, on one thread
-and two: a format counts as faster below the density at which the worst of these cases still beats dense.
+Measured by ``tools/bench.py onnx`` on layers of 4096 x 4096 and 1024 x 4096 at 1, 32 and 256 rows of x, and on smaller
+ones: each limit is the densest that still beat dense in the worst case.
 """
 
 from __future__ import annotations
@@ -9,24 +9,32 @@ from __future__ import annotations
 from . import block
 from .blocks import Blocks
 
-# Rows of a block (its area, for blocks of several columns) -> the density up to which our kernels win.
-CUSTOM = {1: 0.2, 4: 0.2, 16: 0.2}
-# Rows and columns of a block, the smaller of them -> the density up to which standard operators win.
-STANDARD = {32: 0.2, 64: 0.2}
+LEAST_WORK = 2**20  # multiplications of the dense product; with fewer, what a node costs beside them decides
+MANY_ROWS = 16  # rows of x from which the kernels' vectors are full
+# Rows of a block -> the density up to which our kernels win, for x of many rows and of few.
+CUSTOM = {True: {1: 0.22, 4: 0.22, 16: 0.22}, False: {1: 0.05, 4: 0.11, 16: 0.11}}
+# Rows or columns of a block, the fewer -> the density up to which standard operators win, padding included.
+STANDARD = {32: 0.22}
 
 
-def format_of(weight: Blocks) -> tuple[str, str]:
-    """(format, why): "block" where standard operators suffice, else "custom" or "dense"."""
-    r, c = weight.block
-    stored = f"{weight.density:.1%} of its blocks of {r} x {c} are stored"
-    standard = _limit(STANDARD, min(r, c))
-    if block.refusal(weight) is None:
-        if block.grouped(weight).stored <= standard * weight.grid[0] * weight.grid[1]:
-            return "block", f"{stored}: faster in any ONNX Runtime"
-    limit = _limit(CUSTOM, r if c == 1 else r * c)
+def format_of(weight: Blocks, rows: int | None) -> tuple[str, str]:
+    """(format, why): "block" where standard operators suffice, else "custom" or "dense".
+
+    Args:
+        weight: as it would be stored.
+        rows: of x in the examples; None where the file does not say, which is taken for one.
+    """
+    (r, c), rows = weight.block, rows or 1
+    unit, about = f"blocks of {r} x {c}", f"x of {rows} row{'s' * (rows > 1)}"
+    if rows * weight.shape[0] * weight.shape[1] < LEAST_WORK:
+        return "dense", f"the product is too small for a sparse one to be faster, with {about}"
+    standard, cells = _limit(STANDARD, min(r, c)), weight.grid[0] * weight.grid[1]
+    if block.refusal(weight) is None and block.grouped(weight).stored <= standard * cells:
+        return "block", f"{unit}: faster in any ONNX Runtime"
+    limit = _limit(CUSTOM[rows >= MANY_ROWS], r)
     if weight.density <= limit:
-        return "custom", f"{stored}: faster with topkast's library, as fast as dense without"
-    return "dense", f"{stored}: faster only up to {limit:.0%}"
+        return "custom", f"{unit}: faster with topkast's library, as fast as dense without"
+    return "dense", f"{unit} are faster only up to a density of {limit:.0%}, with {about}"
 
 
 def _limit(limits: dict[int, float], size: int) -> float:

@@ -122,7 +122,10 @@ class _Weight:
             for transposed in dict.fromkeys(product.transposed for product in self.users)
         }
         weight = next(iter(ways.values()))
-        format, why = choose.format_of(weight) if self.wanted.format == "auto" else (self.wanted.format, "as asked")
+        rows = {product.y: self.graph.rows(product.x, self.wanted.sizes) for product in self.users}
+        format, why = self.wanted.format, "as asked"
+        if format == "auto":
+            format, why = choose.format_of(weight, min((count or 1) for count in rows.values()))
         if format == "block":
             why = next(filter(None, map(block.refusal, ways.values())), why)
             format = "block" if why == "as asked" or self.wanted.format == "auto" else "dense"
@@ -132,10 +135,7 @@ class _Weight:
         for product in self.users:
             matrix, turned = ways[product.transposed], product.transposed != self.users[0].transposed
             given = self.graph, product, matrix, f"{self.label}.T" if turned else self.label, self.half
-            if format == "custom":
-                nodes = custom.lower(*given)
-            else:
-                nodes = block.lower(*given, self.graph.rows(product.x, self.wanted.sizes))
+            nodes = custom.lower(*given) if format == "custom" else block.lower(*given, rows[product.y])
             self.graph.replace(product.nodes, nodes)
         return self._result(format, why, weight.block, self.graph.added_bytes() - before)
 

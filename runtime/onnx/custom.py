@@ -90,4 +90,6 @@ def lower(graph: Graph, product: Product, weight: Blocks, label: str, half: bool
         product.bias or graph.add(f"{DOMAIN}.no_bias.{rows}", np.zeros(rows, np.float32)),
     ]
     shape = {"rows": rows, "columns": columns, "block": list(weight.block)}
-    return [helper.make_node("SparseMatMul", inputs, [product.y], f"{label}.product.{product.y}", domain=DOMAIN, **shape)]
+    return [
+        helper.make_node("SparseMatMul", inputs, [product.y], f"{label}.product.{product.y}", domain=DOMAIN, **shape)
+    ]

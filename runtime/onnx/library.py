@@ -75,8 +75,8 @@ def session(
     count = sum(site.format == "custom" for site in sites)
     if others and count:
         warnings.warn(
-            f"{count} products run topkast's kernels on the CPU, not on {others[0]}: their activations are copied there "
-            'and back in each run. Export with format="block" or "compact" for that provider',
+            f"{count} products run topkast's kernels on the CPU, not on {others[0]}: their activations are copied "
+            'there and back in each run. Export with format="block" or "compact" for that provider',
             stacklevel=2,
         )
     return made

@@ -26,5 +26,7 @@ def lower(graph: Graph, name: str, half: bool) -> onnx.SparseTensorProto:
     else:
         del graph.constants[name]
     return helper.make_sparse_tensor(
-        numpy_helper.from_array(values, stored), numpy_helper.from_array(places.astype(np.int64), f"{name}.places"), array.shape
+        numpy_helper.from_array(values, stored),
+        numpy_helper.from_array(places.astype(np.int64), f"{name}.places"),
+        array.shape,
     )

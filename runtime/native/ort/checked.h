@@ -92,20 +92,14 @@ public:
         // A file holds A only: a row's first slots of the forward set are all of them.
         matrix_ = {wide, starts, starts + 1, cols.data, g.rows, g.columns, cols.count,
                    static_cast<int32_t>(g.r), static_cast<int32_t>(g.c), cols.type == UINT16 ? 2 : 4};
-        taken_[0] = values.data, taken_[1] = row_ptr.data, taken_[2] = cols.data;
     }
 
-    // Whether it was made of these very tensors.
-    bool is_of(const Tensor& values, const Tensor& row_ptr, const Tensor& cols) const {
-        return matrix_.row_ptr && taken_[0] == values.data && taken_[1] == row_ptr.data && taken_[2] == cols.data;
-    }
-
+    bool taken() const { return matrix_.row_ptr != nullptr; }
     const tk_matrix& matrix() const { return matrix_; }
 
 private:
     tk_matrix matrix_{};
     std::vector<float> widened_;
-    const void* taken_[3]{};
 };
 
 }  // namespace ort

@@ -20,6 +20,9 @@ enum Input : size_t { X, VALUES, ROW_PTR, COLS, BIAS, INPUTS };
 
 constexpr int64_t CHUNK = 1024;  // rows of x in one product: it bounds the scratch, and larger ones are no faster
 
+// At most so many threads work at once; ONNX Runtime does not say how many it has. Asking takes microseconds.
+const int32_t processors = static_cast<int32_t>(std::thread::hardware_concurrency());
+
 // Integer attributes; their number must be `count`.
 void attribute(const Api& api, const KernelInfo* info, const char* name, int64_t* out, size_t count) {
     size_t found = count;
@@ -108,14 +111,12 @@ public:
     ~Kernel() { api_.release_memory(memory_); }
 
     void compute(Context* context) const {
-        const Tensor x = input(context, X), values = input(context, VALUES), row_ptr = input(context, ROW_PTR),
-                     cols = input(context, COLS);
+        const Tensor x = input(context, X);
         require(x.type == FLOAT && !x.dims.empty() && x.dims.back() == geometry_.columns,
                 "x must be float [..., " + text(geometry_.columns) + "]");
         Weight fresh;  // where the weight is no constant, each call may bring another
-        const bool known = constant_.is_of(values, row_ptr, cols);
-        if (!known) fresh.take(geometry_, values, row_ptr, cols);
-        const tk_matrix& w = (known ? constant_ : fresh).matrix();
+        if (!constant_.taken()) fresh.take(geometry_, input(context, VALUES), input(context, ROW_PTR), input(context, COLS));
+        const tk_matrix& w = (constant_.taken() ? constant_ : fresh).matrix();
         const float* bias = nullptr;
         size_t given = 0;
         must(api_.input_count(context, &given));
@@ -150,7 +151,7 @@ private:
         const int64_t chunk = m < CHUNK ? m : CHUNK;
         const Scratch scratch(api_, context, memory_, tk_workspace(&w, chunk));
         Pool pool{api_, context};
-        const tk_parallel parallel{Pool::run, &pool, static_cast<int32_t>(std::thread::hardware_concurrency())};
+        const tk_parallel parallel{Pool::run, &pool, processors};
         for (int64_t i = 0; i < m; i += chunk) {
             const int64_t here = m - i < chunk ? m - i : chunk;
             const tk_view from{x + i * w.columns, here, w.columns, w.columns, 1};
@@ -162,7 +163,7 @@ private:
 
     const Api api_;
     const Geometry geometry_;
-    Weight constant_;  // checked once, when the session is created
+    Weight constant_;  // checked once, when the session is created, which keeps what it points to
     MemoryInfo* memory_ = nullptr;
 };
 
