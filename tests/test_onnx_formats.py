@@ -156,6 +156,37 @@ def test_both_forms_of_block(rows: int, even: bool, lead: tuple[Any, ...]) -> No
         check_stock(model, x, matrix, None, f"{rows} {even} {count}")
 
 
+@pytest.mark.parametrize(
+    "unit, density, rows, wanted, why",
+    [
+        ((1, 1), 0.1, 32, "custom", "blocks of 1 x 1: faster with topkast's library"),
+        ((1, 1), 0.1, 1, "compact", "faster only up to a density of 5%, with x of 1 row"),
+        ((1, 1), 0.4, 32, "dense", "faster only up to a density of 22%, with x of 32 rows"),
+        ((4, 1), 0.1, 1, "custom", "blocks of 4 x 1"),
+        ((32, 32), 0.1, 1, "block", "faster in any ONNX Runtime"),
+        ((32, 32), 0.1, None, "block", "faster in any ONNX Runtime"),
+    ],
+)
+def test_auto_takes_what_is_faster(
+    unit: tuple[int, int], density: float, rows: int | None, wanted: str, why: str
+) -> None:
+    rng = np.random.default_rng(0)
+    score = rng.random((1024 // unit[0], 1024 // unit[1]))
+    mask = score.argsort(axis=1).argsort(axis=1) < round(score.shape[1] * density)
+    matrix = (np.kron(mask, np.ones(unit)) * rng.standard_normal((1024, 1024))).astype(np.float32)
+    model = dense_file(matrix, None, ("m",))
+    sizes = {} if rows is None else {"m": rows}
+    (site,) = convert(model, Wanted("auto", blocks=[unit], sizes=sizes))
+    # What is not faster is packed, if that is smaller.
+    assert site.format == ("compact" if wanted == "dense" else wanted) and why in site.why
+    check_stock(model, rng.standard_normal((3, 1024)).astype(np.float32), matrix, None, f"{unit} {rows}")
+
+
+def test_auto_leaves_small_products_alone() -> None:
+    (site,) = convert(dense_file(sparse_matrix(96, 128, (4, 1), 0.1), None), Wanted("auto", blocks=[(4, 1)]))
+    assert site.format == "compact" and "too small" in site.why
+
+
 def test_what_block_refuses() -> None:
     uneven = np.zeros((256, 256), np.float32)
     uneven[:32] = 1

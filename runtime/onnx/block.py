@@ -7,6 +7,7 @@ left; that is the faster one but for many rows of x and large blocks, where turn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -133,7 +134,7 @@ class _Writer:
         shape = self.graph.add("topkast.dims." + ".".join(map(str, dims)), np.array(dims))
         return self._node("Reshape", x, shape)
 
-    def _node(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"{self.label}.{self.product.y}.{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name, **attributes))
         return name

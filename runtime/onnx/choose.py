@@ -9,8 +9,9 @@ from __future__ import annotations
 from . import block
 from .blocks import Blocks
 
-LEAST_WORK = 2**20  # multiplications of the dense product; with fewer, what a node costs beside them decides
 MANY_ROWS = 16  # rows of x from which the kernels' vectors are full
+# Multiplications of the dense product, for x of many rows and of few: with less, what a node costs beside them decides.
+LEAST_WORK = {True: 2**18, False: 2**20}
 # Rows of a block -> the density up to which our kernels win, for x of many rows and of few.
 CUSTOM = {True: {1: 0.22, 4: 0.22, 16: 0.22}, False: {1: 0.05, 4: 0.11, 16: 0.11}}
 # Rows or columns of a block, the fewer -> the density up to which standard operators win, padding included.
@@ -26,12 +27,14 @@ def format_of(weight: Blocks, rows: int | None) -> tuple[str, str]:
     """
     (r, c), rows = weight.block, rows or 1
     unit, about = f"blocks of {r} x {c}", f"x of {rows} row{'s' * (rows > 1)}"
-    if rows * weight.shape[0] * weight.shape[1] < LEAST_WORK:
+    many, work = rows >= MANY_ROWS, rows * weight.shape[0] * weight.shape[1]
+    if work < LEAST_WORK[many]:
         return "dense", f"the product is too small for a sparse one to be faster, with {about}"
     standard, cells = _limit(STANDARD, min(r, c)), weight.grid[0] * weight.grid[1]
-    if block.refusal(weight) is None and block.grouped(weight).stored <= standard * cells:
+    fits = work >= LEAST_WORK[False] and block.refusal(weight) is None  # its nodes are many
+    if fits and block.grouped(weight).stored <= standard * cells:
         return "block", f"{unit}: faster in any ONNX Runtime"
-    limit = _limit(CUSTOM[rows >= MANY_ROWS], r)
+    limit = _limit(CUSTOM[many], r)
     if weight.density <= limit:
         return "custom", f"{unit}: faster with topkast's library, as fast as dense without"
     return "dense", f"{unit} are faster only up to a density of {limit:.0%}, with {about}"

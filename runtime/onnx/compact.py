@@ -6,6 +6,8 @@ where a gap is wider, entries that are zero stand in between.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
@@ -45,7 +47,7 @@ def lower(graph: Graph, name: str, weight: Blocks, half: bool) -> None:
     def constant(array: list[int]) -> str:
         return graph.add("topkast.ints." + ".".join(map(str, array)), np.array(array, np.int64))
 
-    def node(kind: str, *inputs: str, out: str = "", **attributes: object) -> str:
+    def node(kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
         out = out or f"{name}.unpack.{len(nodes)}"
         nodes.append(helper.make_node(kind, list(inputs), [out], out, **attributes))
         return out

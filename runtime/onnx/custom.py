@@ -7,6 +7,8 @@ multiplies as ever.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, parser
@@ -89,7 +91,7 @@ def lower(graph: Graph, product: Product, weight: Blocks, label: str, half: bool
         # The function cannot ask whether a bias was given.
         product.bias or graph.add(f"{DOMAIN}.no_bias.{rows}", np.zeros(rows, np.float32)),
     ]
-    shape = {"rows": rows, "columns": columns, "block": list(weight.block)}
+    shape: dict[str, Any] = {"rows": rows, "columns": columns, "block": list(weight.block)}
     return [
         helper.make_node("SparseMatMul", inputs, [product.y], f"{label}.product.{product.y}", domain=DOMAIN, **shape)
     ]
