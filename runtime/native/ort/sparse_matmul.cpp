@@ -154,9 +154,9 @@ private:
         const tk_parallel parallel{Pool::run, &pool, processors};
         for (int64_t i = 0; i < m; i += chunk) {
             const int64_t here = m - i < chunk ? m - i : chunk;
-            const tk_view from{x + i * w.columns, here, w.columns, w.columns, 1};
-            tk_view to{y + i * w.rows, here, w.rows, w.rows, 1};
-            tk_spmm(&parallel, &w, &from, bias, &to, scratch.data());
+            const tk_view from{x + i * w.columns, here, w.columns, w.columns, 1, 0};
+            tk_view to{y + i * w.rows, here, w.rows, w.rows, 1, 0};
+            tk_spmm(&parallel, &w, &from, bias, TK_NONE, &to, scratch.data());
         }
         must(pool.failed);
     }
