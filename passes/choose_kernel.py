@@ -37,9 +37,7 @@ def problem(node: fx.Node) -> planner.Problem:
     layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
     n_fwd = planner.forward_count(geometry, n_bwd)
     dtype, threads = operands[0].dtype, torch.get_num_threads()
-    return planner.Problem(
-        _TARGETS[node.target], layouts, dtype, geometry, n_fwd, n_bwd, threads, conv_args(found)
-    )
+    return planner.Problem(_TARGETS[node.target], layouts, dtype, geometry, n_fwd, n_bwd, threads, conv_args(found))
 
 
 class ChooseKernel(Pass):

@@ -29,6 +29,7 @@ SPARSITIES = [0.8, 0.9, 0.95, 0.98]
 # format -> its blocks; those of "block" are balanced
 KINDS = {"custom": [(1, 1), (4, 1), (16, 1), (32, 32)], "block": [(32, 32), (64, 64)]}
 ROWS = [1, 32, 256]
+MODEL_KINDS = [("block", (32, 32)), ("custom", (16, 1)), ("custom", (4, 1)), ("custom", (1, 1))]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +133,7 @@ def measure_models(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
     """Every model at 0.9, its custom and its block files beside the dense one."""
     rows = []
     for name in args.model:
-        for format, unit in (("custom", (1, 1)), ("custom", (4, 1)), ("custom", (16, 1)), ("block", (32, 32))):
+        for format, unit in MODEL_KINDS[:2] if args.quick else MODEL_KINDS:
             CONSOLE.print(f"exporting {name}, {format} {block_name(unit)}", highlight=False)
             both = export_both(name, folder, unit, format, args.quick)
             for threads in args.threads:

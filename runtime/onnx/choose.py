@@ -1,7 +1,7 @@
 """Which format "auto" takes for a weight: the fastest that was measured, and never one that loses to dense.
 
-Measured by ``tools/bench.py onnx`` on layers of 4096 x 4096 and 1024 x 4096 at 1, 32 and 256 rows of x, and on smaller
-ones: each limit is the densest that still beat dense in the worst case.
+Measured by ``tools/bench.py onnx`` on layers of 4096 x 4096 and 1024 x 4096 at 1 to 256 rows of x, and on smaller ones:
+a limit is the densest that was measured and beat dense in the worst case (a fifth and a tenth, with room for rounding).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MANY_ROWS = 16  # rows of x from which the kernels' vectors are full
 # Multiplications of the dense product, for x of many rows and of few: with less, what a node costs beside them decides.
 LEAST_WORK = {True: 2**18, False: 2**20}
 # Rows of a block -> the density up to which our kernels win, for x of many rows and of few.
-CUSTOM = {True: {1: 0.22, 4: 0.22, 16: 0.22}, False: {1: 0.05, 4: 0.11, 16: 0.11}}
+CUSTOM = {True: {1: 0.22}, False: {1: 0.11, 4: 0.22}}
 # Rows or columns of a block, the fewer -> the density up to which standard operators win, padding included.
 STANDARD = {32: 0.22}
 
