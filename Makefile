@@ -7,13 +7,13 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test lint sanitize clean
+.PHONY: setup demo test lint sanitize onnxruntimes clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
 
 # torch goes first, alone and pinned: what is resolved after it must fit it, not the other way round.
-$(READY): pyproject.toml constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h)
+$(READY): pyproject.toml constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h runtime/native/ort/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
 	$(BIN)/python -m pip install -q --no-input -c constraints.txt torch==2.13.0
@@ -34,16 +34,28 @@ lint: $(READY)
 	mkdir -p build/types && ln -sfn ../.. build/types/topkast
 	MYPYPATH=build/types $(BIN)/mypy -m topkast -p topkast.compiler -p topkast.passes -p topkast.runtime
 
-# The kernel tests on a library that stops at the first read or write out of bounds, or undefined operation.
-SANITIZED := build/sanitized/_kernels.so
-$(SANITIZED): $(wildcard runtime/native/*)
+# The tests of native code on libraries that stop at the first read or write out of bounds, or undefined operation.
+SANITIZED := build/sanitized/_kernels.so build/sanitized/libtopkast_ort.so
+SANITIZE := -std=c++17 -O1 -g -fPIC -shared -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all
+build/sanitized/_kernels.so: $(wildcard runtime/native/*)
 	mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g -fPIC -shared -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all \
-		runtime/native/*.cpp -o $@
+	$(CXX) $(SANITIZE) runtime/native/*.cpp -o $@
 
+build/sanitized/libtopkast_ort.so: $(wildcard runtime/native/* runtime/native/ort/*)
+	mkdir -p $(@D)
+	$(CXX) $(SANITIZE) runtime/native/*.cpp runtime/native/ort/*.cpp -o $@
+
+# With libstdc++ beside it: the sanitizer looks for the way exceptions are thrown when it starts, Python has none.
 sanitize: $(READY) $(SANITIZED)
-	TOPKAST_NATIVE=$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_native.py tests/test_native_conv.py $(ARGS)
+	TOPKAST_NATIVE=build/sanitized/_kernels.so TOPKAST_ORT=build/sanitized/libtopkast_ort.so \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q tests/test_native.py tests/test_native_conv.py tests/test_onnx_library.py $(ARGS)
+
+# The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, or VERSIONS.
+VERSIONS := 1.17.3 1.20.1
+onnxruntimes: $(READY)
+	for version in $(VERSIONS); do $(BIN)/python tools/old_onnxruntime.py $$version || exit 1; done
 
 clean:
-	rm -rf build *.egg-info runtime/native/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build *.egg-info runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

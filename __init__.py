@@ -1,5 +1,7 @@
 """topkast: train any PyTorch model sparse from the first step to the last (Top-KAST, arXiv 2106.03517)."""
 
+import sys
+
 from topkast.compiler.checkpoint import load, save
 from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
@@ -15,8 +17,13 @@ from topkast.runtime.errors import (
     OptimizerError,
     TopkastError,
 )
+from topkast.runtime.onnx import library as onnx
 
 __version__ = "0.1.0"
+
+# `import topkast.onnx` works though no file onnx.py lies here: it would hide the package onnx
+# from whoever runs Python in this folder.
+sys.modules["topkast.onnx"] = onnx
 
 __all__ = [
     "CheckpointError",
@@ -32,6 +39,7 @@ __all__ = [
     "load",
     "load_dense_state_dict",
     "masks",
+    "onnx",
     "refresh",
     "report",
     "save",

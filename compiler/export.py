@@ -6,63 +6,23 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.state import find
 
 from .densify import densify
+from .export_result import ExportResult
 from .export_trace import first_line, trace
+from .export_weights import known_weights, round_to_half
 from .flatten import Flat, Inputs, without_cache
 
-# Name -> what turns the converted model into a plain one, ready for torch.export.
-FORMATS: dict[str, Callable[[Any], nn.Module]] = {"dense": densify}
+FORMATS = ("auto", "custom", "block", "compact", "dense", "sparse_initializer")
+PRECISIONS = ("fp32", "fp16")
 OPSETS = range(18, 24)
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """What was written.
-
-    Args:
-        path: of the file.
-        format: how weights are stored.
-        bytes: of the file, with the weights beside it where there are such.
-        dense_bytes: of all parameters and buffers, stored dense.
-        max_error: largest difference from PyTorch over all outputs and inputs tried; None if not verified.
-        opset: version of the standard operators.
-        inputs, outputs: name -> shape; a dynamic dimension is given by its name.
-        notes: what the user should know.
-    """
-
-    path: Path
-    format: str
-    bytes: int
-    dense_bytes: int
-    max_error: float | None
-    opset: int
-    inputs: dict[str, list[int | str]]
-    outputs: dict[str, list[int | str]]
-    notes: list[str]
-
-    def __str__(self) -> str:
-        def shapes(named: dict[str, list[int | str]]) -> str:
-            return ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in named.items())
-
-        parity = "not verified" if self.max_error is None else f"max error {self.max_error:.2e} in ONNX Runtime"
-        lines = [
-            f"{self.path}: format {self.format}, opset {self.opset}, {self.bytes:,} bytes "
-            f"(dense weights {self.dense_bytes:,}), {parity}",
-            f"  {shapes(self.inputs)} -> {shapes(self.outputs)}",
-            *(f"  note: {note}" for note in self.notes),
-        ]
-        return "\n".join(lines)
 
 
 def export(
@@ -70,49 +30,73 @@ def export(
     path: str | os.PathLike[str],
     example_inputs: Any,
     *,
-    format: str = "dense",
+    format: str = "auto",
     dynamic_shapes: Any = None,
+    precision: str = "fp32",
     verify: bool = True,
     opset: int = 18,
 ) -> ExportResult:
     """Write the model, in evaluation mode and with W_A as its weights, as an ONNX file.
 
-    The file appears only once it has passed: onnx.checker, and with ``verify`` runs in ONNX Runtime on the example
-    inputs and on random ones of other batch sizes, whose results must agree with PyTorch's (see
-    :func:`topkast.compiler.parity.compare` for the bound). The model itself is not touched. A later forward that is
-    differentiated may refresh the sets, after which the model is not the one in the file: compare under ``no_grad``.
+    The file appears only once it has passed: onnx.checker, and with ``verify`` runs in ONNX Runtime, with topkast's
+    library and without, on the example inputs and on random ones of other batch sizes, whose results must agree with
+    PyTorch's (see :func:`topkast.compiler.parity.compare` for the bound). The model itself is not touched. A later
+    forward that is differentiated may refresh the sets, after which the model is not the one in the file: compare under
+    ``no_grad``.
 
     Args:
         model: a model converted by topkast, or a wrapper of it.
         path: of the file; its folder must exist.
         example_inputs: what ``forward`` is called with: a tuple of positional arguments, a dict of keywords, or one
             tensor. Values that are no tensors become part of the graph. Outputs that are no tensors are left out.
-        format: how weights are stored; "dense" for now.
+        format: how sparse weights are stored.
+
+            - "auto": for each weight the fastest, for inputs of about the examples' size, that never lost to dense
+              where it was measured; where nothing is faster, the smallest.
+            - "custom": products as nodes ``topkast.SparseMatMul``, which our kernels run in a session of
+              :func:`topkast.onnx.session`; any ONNX Runtime from 1.17 on loads the file too and runs it at dense speed.
+            - "block": products by standard operators, faster than dense in any ONNX Runtime, for blocks of 16 x 16 or
+              more with about as many in each block row.
+            - "compact": the smallest file, unpacked when it is loaded; runs at dense speed.
+            - "sparse_initializer": ONNX's own sparse constants, for other tools; runs at dense speed.
+            - "dense": zeros stored like any number.
+
+            Weights that a format does not suit stay dense, with the reason in the result.
         dynamic_shapes: as ``torch.export.export`` takes it, by argument name or position. None: the first dimension of
             every input that has the size of the first input's is a batch of any size; where the model's code does not
             allow that, sizes are fixed and a note says so.
+        precision: of sparse weights' values in the file. "fp32", or "fp16": they are rounded to float16, which halves
+            the file, and widened when it is loaded; products are computed in float32, and compared with the rounded
+            model's.
         verify: whether to run and compare.
         opset: version of the standard operators, 18 to 23.
 
     Raises:
-        ConfigError: an unknown format or opset.
+        ConfigError: an unknown format, precision or opset; a weight too large for float16.
         ExportError: the model cannot be traced or written, or what was written does not agree; no file is left.
         ModelError: the model was not converted.
     """
     # ONNX and its runtime take long to import, and training needs neither.
-    from topkast.runtime.onnx.writer import write
+    from topkast.runtime.onnx.convert import Wanted
+    from topkast.runtime.onnx.library import find_library
+    from topkast.runtime.onnx.writer import annotate, save, write
 
     from .parity import compare
 
     find(model)
     if format not in FORMATS:
         raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, FORMATS))}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
     if opset not in OPSETS:
         raise ConfigError(f"opset={opset!r}: must be an integer from {OPSETS[0]} to {OPSETS[-1]}")
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"path: the folder {path.parent} does not exist")
-    plain = FORMATS[format](model).cpu().eval()
+    plain = densify(model).cpu().eval()
+    if precision == "fp16":
+        round_to_half(plain, model)
+    names, blocks = known_weights(plain, model)
     without_cache(plain)
     inputs = Inputs(plain, example_inputs)
     flat, notes = Flat(plain, inputs), list[str]()
@@ -128,29 +112,43 @@ def export(
         program, tensors, axes = trace(flat, inputs, dynamic_shapes, notes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
+            file = folder / path.name
             try:
                 named = dict(zip(inputs.names, axes, strict=True))
-                write(program, folder / path.name, inputs.names, output_names, opset, named, "model.")
+                dims = [
+                    (name, t.shape[axis]) for t, dims in zip(tensors, axes, strict=True) for axis, name in dims.items()
+                ]
+                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
+                written, found = write(program, file, inputs.names, output_names, opset, named, "model.", wanted)
+                save(written, file)
             except Exception as error:
                 raise ExportError(
                     f"torch.onnx.export could not write the model at opset {opset}: {first_line(error)}; replace the "
                     "operation it names by one that ONNX has, or give torch.onnx.export(topkast.densify(model), ...) "
                     "a translation of it"
                 ) from error
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            checked = compare(flat, folder / path.name, inputs.names, tensors, dynamic_shapes is None, verify)
-            for file in sorted(folder.iterdir(), reverse=True):  # the weights beside it first
-                os.replace(file, path.parent / file.name)
+            del written
+            custom = sum(site.format == "custom" for site in found)
+            library = find_library() if custom else None
+            if custom and library is None:
+                notes.append("topkast's library is not built here: what it computes was not compared")
+            checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library)
+            annotate(file, format, precision, found, checked.max_error)
+            size = sum(part.stat().st_size for part in folder.iterdir())
+            for part in sorted(folder.iterdir(), reverse=True):  # the weights beside it first
+                os.replace(part, path.parent / part.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return ExportResult(
         path,
         format,
+        precision,
         size,
         dense_bytes,
         checked.max_error,
         opset,
         checked.inputs,
         checked.outputs,
+        found,
         notes + checked.notes,
     )

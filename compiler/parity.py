@@ -29,7 +29,15 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(flat: Flat, path: Path, names: list[str], tensors: list[Tensor], sizes_free: bool, verify: bool) -> Checked:
+def compare(
+    flat: Flat,
+    path: Path,
+    names: list[str],
+    tensors: list[Tensor],
+    sizes_free: bool,
+    verify: bool,
+    library: Path | None = None,
+) -> Checked:
     """Run the file and the model on the same inputs: the examples, and random ones of other sizes.
 
     The bound for a floating-point output is the larger of 100 roundings of its largest magnitude, and 32 times the
@@ -43,12 +51,14 @@ def compare(flat: Flat, path: Path, names: list[str], tensors: list[Tensor], siz
         names, tensors: its inputs, and what it was traced with.
         sizes_free: whether dynamic sizes may be anything (the default batch), or have limits that the user set.
         verify: without it, the file is loaded to read its shapes, and nothing is run.
+        library: of our kernels, with which the file is run as well as without; None: only without.
 
     Raises:
         ExportError: it does not run, or an output is further from PyTorch's than the bound.
     """
     try:
         session = Session(path)
+        sessions = [session] if library is None else [session, Session(path, library)]
         checked = Checked(session.inputs, session.outputs)
     except Exception as error:
         raise ExportError(
@@ -70,19 +80,21 @@ def compare(flat: Flat, path: Path, names: list[str], tensors: list[Tensor], siz
     exact = _in_float64(flat, trials)
     checked.max_error = 0.0
     for i, (trial, wanted) in enumerate(zip(trials, expected, strict=True)):
-        try:
-            given = session.run(dict(zip(names, trial, strict=True)))
-        except Exception as error:
-            shapes = ", ".join(f"{name}{list(t.shape)}" for name, t in zip(names, trial, strict=True))
-            raise ExportError(f"ONNX Runtime cannot run the exported file on {shapes}: {error}") from error
-        for j, (name, tensor) in enumerate(wanted.items()):
-            error_of, bound = _error(given[j], tensor, exact[i][j] if exact else None)
-            checked.max_error = max(checked.max_error, error_of)
-            if not error_of <= bound:
-                raise ExportError(
-                    f"the exported file does not agree with PyTorch: output {name!r} is off by {error_of:.3g}, "
-                    f"at most {bound:.3g} is rounding (its largest value: {tensor.abs().max().item():.3g})"
-                )
+        for one in sessions:
+            try:
+                given = one.run(dict(zip(names, trial, strict=True)))
+            except Exception as error:
+                shapes = ", ".join(f"{name}{list(t.shape)}" for name, t in zip(names, trial, strict=True))
+                raise ExportError(f"ONNX Runtime cannot run the exported file on {shapes}: {error}") from error
+            for j, (name, tensor) in enumerate(wanted.items()):
+                error_of, bound = _error(given[j], tensor, exact[i][j] if exact else None)
+                checked.max_error = max(checked.max_error, error_of)
+                if not error_of <= bound:
+                    how, largest = "" if one is session else " with topkast's library", tensor.abs().max().item()
+                    raise ExportError(
+                        f"the exported file does not agree with PyTorch{how}: output {name!r} is off by "
+                        f"{error_of:.3g}, at most {bound:.3g} is rounding (its largest value: {largest:.3g})"
+                    )
     return checked
 
 

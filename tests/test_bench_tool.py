@@ -179,6 +179,15 @@ def test_model(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytes
     assert "growth of anonymous memory" in capsys.readouterr().out
 
 
+def test_onnx(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    found = run(tmp_path, "onnx", "--threads", "1", "--repeats", "1", "--rows", "3", "--model", "gpt2")
+    assert {(cell["format"], cell["written as"]) for cell in found["layer"]} >= {("custom", "custom")}
+    assert all(cell["speed"]["median"] > 0 for cell in found["layer"])
+    for row in found["model"]:
+        assert row["bytes"]["sparse"] < row["bytes"]["dense"] and row["max error"] < 1e-3
+    assert "whole models" in capsys.readouterr().out
+
+
 def test_peak_is_seen_though_it_passes() -> None:
     before = _bench_memory.settled()
     with _bench_memory.Peak() as peak:

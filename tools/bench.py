@@ -4,6 +4,7 @@
     step     whole training steps of a GPT-2 and of a ResNet-50
     model    resident memory of a 100-million-parameter model while it trains
     large    a model that dense training does not fit
+    onnx     exported files in ONNX Runtime: latency, size, load time
 
 Each writes one JSON file. `--quick` is a tiny sample that shows that everything runs; its figures mean nothing.
 """
@@ -18,7 +19,13 @@ from pathlib import Path
 
 from _results import machine, write
 
-MODULES = {"kernels": "_bench_kernels", "step": "_bench_step", "model": "_bench_memory", "large": "_large"}
+MODULES = {
+    "kernels": "_bench_kernels",
+    "step": "_bench_step",
+    "model": "_bench_memory",
+    "large": "_large",
+    "onnx": "_bench_onnx",
+}
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

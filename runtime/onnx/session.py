@@ -15,14 +15,17 @@ class Session:
 
     Args:
         path: of the file.
+        library: our kernels' library to register, None for ONNX Runtime as it is.
 
     Raises:
         Whatever ONNX Runtime raises where it cannot load the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, library: Path | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only
+        if library is not None:
+            options.register_custom_ops_library(str(library))
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     @property

@@ -13,7 +13,8 @@ def tidy(model: onnx.ModelProto, prefix: str, axes: Mapping[str, Mapping[int, st
     """Change ``model`` in place.
 
     Stack traces and source paths, which the exporter notes at every node (most of a small file), are dropped; weights
-    lose the wrapper's prefix; dynamic dimensions get the names they were asked for.
+    lose the wrapper's prefix; dynamic dimensions get the names they were asked for. Up to opset 20 the file's own
+    version is that of ONNX Runtime 1.17, which has all that is left in it.
 
     Args:
         model: as exported.
@@ -41,6 +42,8 @@ def tidy(model: onnx.ModelProto, prefix: str, axes: Mapping[str, Mapping[int, st
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:  # a symbol, or an expression of symbols
                     dim.dim_param = re.sub(r"\w+", lambda found: dims.get(found[0], found[0]), dim.dim_param)
+    if max(entry.version for entry in model.opset_import) <= 20:
+        model.ir_version = min(model.ir_version, 9)
     for holder in [*graphs, *model.functions]:
         holder.ClearField("metadata_props")
         for node in holder.node:

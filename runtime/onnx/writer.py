@@ -1,4 +1,4 @@
-"""Write an exported program as an ONNX file."""
+"""Write an exported program as an ONNX file, its weights in the wanted format."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import torch
 
+from . import metadata
+from .convert import Wanted, convert
+from .metadata import SiteResult
 from .tidy import tidy
 
 INLINE_LIMIT = 2_000_000_000  # protobuf holds less than 2 GiB: beyond this the weights go to a file beside
@@ -41,21 +44,23 @@ def write(
     opset: int,
     axes: Mapping[str, Mapping[int, str]],
     prefix: str,
-) -> None:
-    """Write ``program`` to ``path`` and let onnx.checker look at it.
+    wanted: Wanted,
+) -> tuple[onnx.ModelProto, list[SiteResult]]:
+    """An ONNX model of ``program``, and how each of its weights is stored.
 
     Args:
         program: takes and returns tensors only.
-        path: of the file; weights of more than 2 GB go to ``<path>.data`` beside it.
+        path: of a file to write on the way; it is replaced by :func:`save`.
         input_names, output_names: one for each tensor, in order.
         opset: version of the standard operators.
         axes: input name -> {axis: name of the dynamic dimension}.
         prefix: of the weights' names, to be taken away.
+        wanted: the format.
 
     Raises:
-        Whatever the exporter or the checker raises.
+        Whatever the exporter raises.
     """
-    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     with _silent():
         written = torch.onnx.export(
             program,
@@ -66,8 +71,37 @@ def write(
             verbose=False,
         )
         assert written is not None
-        written.save(str(path), external_data=size > INLINE_LIMIT)
-    model = onnx.load(str(path), load_external_data=False)
+        written.save(str(path), external_data=weights > INLINE_LIMIT)
+    model = onnx.load(str(path))
+    for file in path.parent.iterdir():
+        file.unlink()
     tidy(model, prefix, axes)
-    onnx.save(model, str(path))
+    return model, convert(model, wanted)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write ``model`` to ``path``, and let onnx.checker look at it.
+
+    Weights of more than 2 GB go to ``<path>.data`` beside it, out of ``model``.
+
+    Raises:
+        Whatever the checker raises.
+    """
+    large = size(model) > INLINE_LIMIT
+    beside = f"{path.name}.data"
+    (path.parent / beside).unlink(missing_ok=True)  # onnx appends to it
+    onnx.save(model, str(path), save_as_external_data=large, location=beside)
     onnx.checker.check_model(str(path))
+
+
+def annotate(path: Path, format: str, precision: str, sites: Iterable[SiteResult], max_error: float | None) -> None:
+    """Note in the file at ``path`` what is in it, see :mod:`topkast.runtime.onnx.metadata`."""
+    model = onnx.load(str(path), load_external_data=False)
+    metadata.write(model, format, precision, sites, max_error)
+    onnx.save(model, str(path))
+
+
+def size(model: onnx.ModelProto) -> int:
+    """Bytes of the constants."""
+    sparse = [part for tensor in model.graph.sparse_initializer for part in (tensor.values, tensor.indices)]
+    return sum(len(tensor.raw_data) for tensor in [*model.graph.initializer, *sparse])

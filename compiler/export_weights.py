@@ -1,0 +1,48 @@
+"""What the writer of a file is to know of a model's sparse weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from topkast.runtime.errors import ConfigError
+from topkast.runtime.site import Site
+from topkast.runtime.state import find, sites
+
+
+def round_to_half(plain: nn.Module, model: Any) -> None:
+    """Round the sparse weights of ``plain``, the densified ``model``, to float16, in place.
+
+    Raises:
+        ConfigError: a value is beyond float16's range.
+    """
+    with torch.no_grad():
+        for name, _, weight in _weights(plain, model):
+            rounded = weight.half()
+            if not torch.equal(rounded.isfinite(), weight.isfinite()):
+                largest = weight.abs().max().item()
+                raise ConfigError(f"precision='fp16': {name} holds {largest:.3g}, float16 ends at 65504")
+            weight.copy_(rounded)
+
+
+def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tuple[int, int]]]:
+    """(names of the sparse matrices, by the digest of their values; the blocks they were trained with)."""
+    from topkast.runtime.onnx.blocks import digest
+
+    names, blocks = dict[str, str](), set[tuple[int, int]]()
+    for name, site, weight in _weights(plain, model):
+        blocks.add(site.geometry.block)
+        if weight.dim() == 2 and weight.dtype == torch.float32:
+            names[digest(weight.detach().numpy())] = name
+            names.setdefault(digest(weight.detach().numpy().T), f"{name}.T")
+    return names, blocks
+
+
+def _weights(plain: nn.Module, model: Any) -> Iterator[tuple[str, Site, nn.Parameter]]:
+    _, record = find(model)
+    for name, site in sites(model).items():
+        path, attribute = record.sites[name][0]
+        yield name, site, getattr(plain.get_submodule(path), attribute)

@@ -1,0 +1,44 @@
+"""Which format "auto" takes for a weight: the fastest that was measured, and never one that loses to dense.
+
+Measured by ``tools/bench.py onnx`` on layers of 4096 x 4096 and 1024 x 4096 at 1 to 256 rows of x, and on smaller ones:
+a limit is the densest that was measured and beat dense in the worst case (a fifth and a tenth, with room for rounding).
+"""
+
+from __future__ import annotations
+
+from . import block
+from .blocks import Blocks
+
+MANY_ROWS = 16  # rows of x from which the kernels' vectors are full
+# Multiplications of the dense product, for x of many rows and of few: with less, what a node costs beside them decides.
+LEAST_WORK = {True: 2**18, False: 2**20}
+# Rows of a block -> the density up to which our kernels win, for x of many rows and of few.
+CUSTOM = {True: {1: 0.22}, False: {1: 0.11, 4: 0.22}}
+# Rows or columns of a block, the fewer -> the density up to which standard operators win, padding included.
+STANDARD = {32: 0.22}
+
+
+def format_of(weight: Blocks, rows: int | None) -> tuple[str, str]:
+    """(format, why): "block" where standard operators suffice, else "custom" or "dense".
+
+    Args:
+        weight: as it would be stored.
+        rows: of x in the examples; None where the file does not say, which is taken for one.
+    """
+    (r, c), rows = weight.block, rows or 1
+    unit, about = f"blocks of {r} x {c}", f"x of {rows} row{'s' * (rows > 1)}"
+    many, work = rows >= MANY_ROWS, rows * weight.shape[0] * weight.shape[1]
+    if work < LEAST_WORK[many]:
+        return "dense", f"the product is too small for a sparse one to be faster, with {about}"
+    standard, cells = _limit(STANDARD, min(r, c)), weight.grid[0] * weight.grid[1]
+    fits = work >= LEAST_WORK[False] and block.refusal(weight) is None  # its nodes are many
+    if fits and block.grouped(weight).stored <= standard * cells:
+        return "block", f"{unit}: faster in any ONNX Runtime"
+    limit = _limit(CUSTOM[many], r)
+    if weight.density <= limit:
+        return "custom", f"{unit}: faster with topkast's library, as fast as dense without"
+    return "dense", f"{unit} are faster only up to a density of {limit:.0%}, with {about}"
+
+
+def _limit(limits: dict[int, float], size: int) -> float:
+    return max((density for least, density in limits.items() if least <= size), default=0.0)

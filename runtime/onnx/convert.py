@@ -1,0 +1,154 @@
+"""A dense ONNX model in, the same model with its weights stored in another format out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from . import block, choose, compact, custom, sparse_initializer
+from .blocks import Array, Block, Blocks, digest, fitting
+from .graph import Graph
+from .metadata import SiteResult
+from .products import Product, products
+
+FLOATS = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.DOUBLE: "float64",
+}
+FULL = 0.999  # a weight with fewer zeros than this leaves has none to speak of
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to write.
+
+    Args:
+        format: "dense", "custom", "block", "compact", "sparse_initializer" or "auto".
+        half: whether sparse weights are stored as float16; their values must be such.
+        blocks: (rows, columns) of the blocks the model was trained with.
+        names: what to call a weight, by :func:`topkast.runtime.onnx.blocks.digest` of its [out, in] matrix.
+        sizes: dynamic dimensions in the examples, by name.
+    """
+
+    format: str
+    half: bool = False
+    blocks: Iterable[Block] = ((1, 1),)
+    names: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def convert(model: onnx.ModelProto, wanted: Wanted) -> list[SiteResult]:
+    """Change ``model``, which holds its weights itself, in place; how each of its weights is stored."""
+    graph, sites, sparse = Graph(model), list[SiteResult](), list[onnx.SparseTensorProto]()
+    by_weight: dict[str, list[Product]] = {}
+    for product in products(graph):
+        by_weight.setdefault(product.weight, []).append(product)
+    for name, tensor in list(graph.constants.items()):
+        if len(tensor.dims) < 2 or tensor.data_type not in FLOATS:
+            continue
+        if tensor.data_type == TensorProto.FLOAT:
+            sites.append(_Weight(graph, wanted, name, by_weight.get(name, []), sparse).store())
+        else:
+            array, dims = graph.array(name), tuple(tensor.dims)
+            density, size = np.count_nonzero(array) / max(1, array.size), array.nbytes
+            why = f"it is {FLOATS[tensor.data_type]}; only float32 is stored another way"
+            sites.append(SiteResult(name, "dense", why, dims, None, density, size, size))
+    graph.finish()
+    model.graph.sparse_initializer.extend(sparse)
+    if any(site.format == "custom" for site in sites):
+        custom.register(model)
+    return sites
+
+
+class _Weight:
+    """One constant on its way into the file."""
+
+    def __init__(
+        self, graph: Graph, wanted: Wanted, name: str, users: list[Product], sparse: list[onnx.SparseTensorProto]
+    ) -> None:
+        self.graph, self.wanted, self.name, self.users, self.sparse = graph, wanted, name, users, sparse
+        self.array: Array = graph.array(name)
+        self.nonzeros = int(np.count_nonzero(self.array))
+        self.half = wanted.half and bool((self.array.astype(np.float16).astype(np.float32) == self.array).all())
+        self.label = name
+        if users:
+            matrix = self.array.T if users[0].transposed else self.array
+            self.label = wanted.names.get(digest(matrix), name)
+
+    def store(self) -> SiteResult:
+        if self.nonzeros > FULL * self.array.size:
+            return self._dense("it has no zeros")
+        if self.wanted.format == "dense":
+            return self._dense("as asked")
+        if self.wanted.format in ("compact", "sparse_initializer"):
+            return self._constant(self.wanted.format, "as asked")
+        return self._products()
+
+    def _dense(self, why: str) -> SiteResult:
+        if self.half:
+            self.graph.compute(self.name, [])
+            self.graph.add_floats(self.name, self.array, True)
+        return self._result("dense", why, None, self.array.nbytes // (2 if self.half else 1))
+
+    def _constant(self, format: str, why: str) -> SiteResult:
+        """Stored another way, but dense again once it is loaded."""
+        if format == "sparse_initializer":
+            size, unit = sparse_initializer.size(self.nonzeros, self.half), (1, 1)
+        else:
+            weight = self._fitting(self.array.reshape(self.array.shape[0], -1))
+            size, unit = compact.size(weight, self.half), weight.block
+        if size >= self.array.nbytes // (2 if self.half else 1):
+            return self._dense(f'{why}; as "{format}" it would take {size:,} bytes, no less')
+        if format == "sparse_initializer":
+            self.sparse.append(sparse_initializer.lower(self.graph, self.name, self.half))
+        else:
+            compact.lower(self.graph, self.name, weight, self.half)
+        return self._result(format, why, unit, size)
+
+    def _products(self) -> SiteResult:
+        users = self.graph.users.get(self.name, [])
+        others = sorted({user.op_type for user in users} - {"MatMul", "Gemm"})
+        if others or len(self.users) < len(users):
+            return self._left(f"used by {' and '.join(others) or 'a product of another form'}, not only as x W^T")
+        # A tied weight may be used both ways round.
+        ways = {
+            transposed: self._fitting(self.array.T if transposed else self.array)
+            for transposed in dict.fromkeys(product.transposed for product in self.users)
+        }
+        weight = next(iter(ways.values()))
+        rows = {product.y: self.graph.rows(product.x, self.wanted.sizes) for product in self.users}
+        format, why = self.wanted.format, "as asked"
+        if format == "auto":
+            format, why = choose.format_of(weight, min((count or 1) for count in rows.values()))
+        if format == "block":
+            why = next(filter(None, map(block.refusal, ways.values())), why)
+            format = "block" if why == "as asked" or self.wanted.format == "auto" else "dense"
+        if format == "dense":
+            return self._left(why)
+        before = self.graph.added_bytes()
+        for product in self.users:
+            matrix, turned = ways[product.transposed], product.transposed != self.users[0].transposed
+            given = self.graph, product, matrix, f"{self.label}.T" if turned else self.label, self.half
+            nodes = custom.lower(*given) if format == "custom" else block.lower(*given, rows[product.y])
+            self.graph.replace(product.nodes, nodes)
+        return self._result(format, why, weight.block, self.graph.added_bytes() - before)
+
+    def _left(self, why: str) -> SiteResult:
+        """Where no faster way fits: dense, and in "auto" at least small."""
+        return self._constant("compact", why) if self.wanted.format == "auto" else self._dense(why)
+
+    def _fitting(self, matrix: Array) -> Blocks:
+        return fitting(matrix, self.wanted.blocks, custom.MAX_BLOCK)
+
+    def _result(self, format: str, why: str, unit: Block | None, size: int) -> SiteResult:
+        dims = tuple(self.array.shape)
+        shape = dims[::-1] if self.users and self.users[0].transposed else dims
+        return SiteResult(
+            self.label, format, why, shape, unit, self.nonzeros / max(1, self.array.size), size, self.array.nbytes
+        )

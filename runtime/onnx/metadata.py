@@ -1,0 +1,67 @@
+"""What a file says of itself: one JSON text in its metadata, under the key ``topkast``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+KEY = "topkast"
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """How one weight was stored.
+
+    Args:
+        name: of the parameter, or of the constant in the file where it is no whole parameter.
+        format: "custom", "block", "compact", "sparse_initializer" or "dense".
+        why: why this format, and if it is not the wanted one, why not that.
+        shape: of the weight; of a matrix [out, in].
+        block: (rows, columns) of a unit, None where it is stored dense.
+        density: share of the entries that are not zero.
+        bytes: of its constants in the file.
+        dense_bytes: of the weight in float32.
+    """
+
+    name: str
+    format: str
+    why: str
+    shape: tuple[int, ...]
+    block: tuple[int, int] | None
+    density: float
+    bytes: int
+    dense_bytes: int
+
+
+def write(
+    model: onnx.ModelProto, format: str, precision: str, sites: Iterable[SiteResult], max_error: float | None
+) -> None:
+    """Put the record into ``model``; ``max_error`` is the parity found, None if it was not looked for."""
+    record = {
+        "version": importlib.metadata.version("topkast"),
+        "format": format,
+        "precision": precision,
+        "max_error": max_error,
+        "sites": [asdict(site) for site in sites],
+    }
+    model.metadata_props.add(key=KEY, value=json.dumps(record))
+
+
+def read(properties: Mapping[str, str]) -> dict[str, object] | None:
+    """The record of a file's metadata, None where topkast did not write it."""
+    return json.loads(properties[KEY]) if KEY in properties else None
+
+
+def sites(properties: Mapping[str, str]) -> list[SiteResult]:
+    """The weights in a file's record."""
+    record = read(properties) or {}
+    return [
+        SiteResult(**{**site, "shape": tuple(site["shape"]), "block": site["block"] and tuple(site["block"])})
+        for site in record.get("sites", [])  # type: ignore[attr-defined]
+    ]
