@@ -169,10 +169,12 @@ class Site(parametrize.ParametrizationList):
         device that the reservoir was kept off."""
         return self.reservoir.device
 
+    def _index_at_home(self) -> Index:
+        return Index(*(tensor.to(self.home) for tensor in self.index))
+
     def theta(self) -> Tensor:
         """All of θ, dense, detached, at home: B's values and the reservoir put together."""
-        index = Index(*(tensor.to(self.home) for tensor in self.index))
-        return assemble(self.original.detach().to(self.home), self.reservoir, index, self.geometry)
+        return assemble(self.original.detach().to(self.home), self.reservoir, self._index_at_home(), self.geometry)
 
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
@@ -223,7 +225,7 @@ class Site(parametrize.ParametrizationList):
 
     def _renew(self, theta: Tensor) -> None:
         """Take θ (at home) apart by the sets that it gives; optimizer state follows."""
-        before = Index(*(tensor.to(self.home) for tensor in self.index))
+        before = self._index_at_home()
         old_fwd, old_bwd = index_masks(before, self.geometry)
         fwd, bwd = self.choose_sets(theta)
         index = self._index_of(fwd, bwd)

@@ -270,7 +270,10 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     assert LIBRARY.tk_set_isa(9) == -1 and LIBRARY.tk_set_isa(-1) == -1
 
 
-@pytest.mark.parametrize("name", ["mlp", "encoder", "tied", "experts", "hf_conv1d"])
+NATIVE_CASES = ["mlp", "encoder", "tied", "experts", "hf_conv1d", "cnn", "conv1d", "conv3d", "conv_transpose"]
+
+
+@pytest.mark.parametrize("name", NATIVE_CASES)
 def test_training_takes_the_native_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wiring: the same sets, and the same weights up to float32's closeness, as on dense products (which equal the
     oracle, see test_exact_models). The products themselves are held to the budget above."""

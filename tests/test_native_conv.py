@@ -7,9 +7,7 @@ import threading
 import hypothesis.strategies as st
 import pytest
 import torch
-from builders import CASES
 from hypothesis import assume, given, settings
-from lockstep import adamw
 from test_native import AVAILABLE, LIBRARY, sets, within
 from torch import Tensor, nn
 
@@ -225,30 +223,6 @@ def test_concurrent_calls() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-@pytest.mark.parametrize("name", ["cnn", "conv1d", "conv3d", "conv_transpose"])
-def test_training_takes_the_native_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wiring: the same sets, and the same weights up to float32's closeness, as on dense products (which equal the
-    oracle, see test_exact_models). The products themselves are held to the budget above."""
-    found = {}
-    for kernel in ("dense", "native"):
-        monkeypatch.setenv("TOPKAST_KERNEL", kernel)
-        torch.manual_seed(0)
-        torch._dynamo.reset()
-        case = CASES[name]
-        model = topkast.compile(case.model(), 0.8, 0.6, refresh_every=2, backend="aot_eager", min_size=20)
-        optimizer = adamw(list(model.parameters()))
-        for args, target in case.batches(5):
-            optimizer.zero_grad()
-            case.loss(model(*args), target).backward()
-            optimizer.step()
-        ran = {kernel for row in topkast.report(model).sites for ran in row["fused"].values() for kernel in ran}
-        assert ran == {kernel}
-        found[kernel] = topkast.dense_state_dict(model, "all"), topkast.masks(model)
-    torch.testing.assert_close(found["native"][0], found["dense"][0])
-    for site, pair in found["native"][1].items():
-        assert all(torch.equal(a, b) for a, b in zip(pair, found["dense"][1][site], strict=True)), site
 
 
 def test_a_refusal_reaches_the_report() -> None:
