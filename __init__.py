@@ -15,6 +15,7 @@ from topkast.runtime.errors import (
     ExportError,
     ModelError,
     OptimizerError,
+    RefreshError,
     TopkastError,
 )
 from topkast.runtime.onnx import library as onnx
@@ -31,6 +32,7 @@ __all__ = [
     "ExportError",
     "ModelError",
     "OptimizerError",
+    "RefreshError",
     "TopkastError",
     "compile",
     "dense_state_dict",

@@ -57,13 +57,16 @@ def check_tensors(path: Path, root: nn.Module, record: Record, found: dict[str, 
     for name, site in found.items():
         for module, attribute in record.sites[name]:
             prefix = f"{module + '.' if module else ''}parametrizations.{attribute}."
-            index = Index(*(state[prefix + field] for field in Index._fields))
-            broken = check_index(index, site.geometry)
-            stored = int((index.row_fwd - index.row_ptr[:-1]).sum())
-            if broken is None and (stored != site.n_fwd or int(index.row_ptr[-1]) not in (site.n_fwd, site.n_bwd)):
-                broken = f"it holds {stored} units in A and {int(index.row_ptr[-1])} in B"
-            if broken:
-                wrong.append(f"{name}: {broken}")
+            kinds = ("", "prepared_") if site.rule.refresh_in_background else ("",)
+            for kind in kinds:
+                index = Index(*(state[prefix + kind + field] for field in Index._fields))
+                broken = check_index(index, site.geometry)
+                held = int((index.row_fwd - index.row_ptr[:-1]).sum()), int(index.row_ptr[-1])
+                allowed = [(site.n_fwd, site.n_fwd), (site.n_fwd, site.n_bwd), *([(0, 0)] if kind else [])]
+                if broken is None and held not in allowed:
+                    broken = f"it holds {held[0]} units in A and {held[1]} in B"
+                if broken:
+                    wrong.append(f"{name}: {broken}")
     _refuse(path, "an index is broken", wrong)
 
 

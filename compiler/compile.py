@@ -10,6 +10,7 @@ import torch
 
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.optimizers import advance
+from topkast.runtime.site import refresh as refresh_sites
 from topkast.runtime.state import sites
 
 from .backend import check_backend, compile_module
@@ -32,6 +33,7 @@ def compile(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     refresh_every: int = 100,
+    refresh_in_background: bool = False,
     stop_exploring_after: int | None = None,
     explore: str = "topk",
     exploration_l2: float = 0.0,
@@ -75,6 +77,11 @@ def compile(
             keep small weights and a first convolution dense.
         exclude: glob or globs of what stays dense.
         refresh_every: optimizer steps between two choices of the sets.
+        refresh_in_background: let CPU threads choose the sets while training goes on. Those that θ gives at one
+            refresh come into force at the next, ``refresh_every`` steps later, on the values as they are then; the end
+            of exploration and :func:`topkast.refresh` wait for nothing. On a GPU with ``reservoir="device"`` θ is
+            copied to the host for it. What fails in a thread is raised as ``RefreshError`` at the next refresh, and
+            where the model is saved before it. False: a refresh chooses and applies at once.
         stop_exploring_after: optimizer steps after which B = A; None: never.
         explore: "topk", or "random" for B \\ A drawn at random at each refresh (the paper's ablation).
         exploration_l2: λ of the paper's penalty, added to the gradient once an optimizer step, as SGD does with
@@ -104,6 +111,7 @@ def compile(
         include=include,  # type: ignore[arg-type]
         exclude=exclude,  # type: ignore[arg-type]
         refresh_every=refresh_every,
+        refresh_in_background=refresh_in_background,
         stop_exploring_after=stop_exploring_after,
         explore=explore,
         exploration_l2=exploration_l2,
@@ -119,9 +127,11 @@ def compile(
 
 
 def refresh(model: torch.nn.Module) -> None:
-    """Choose A and B of every site again, now. Between a forward and its backward that backward becomes an error."""
-    for site in sites(model).values():
-        site.refresh()
+    """Choose A and B of every site again, now. Between a forward and its backward that backward becomes an error.
+
+    With ``refresh_in_background`` too: what a thread has chosen before is dropped.
+    """
+    refresh_sites(sites(model).values())
 
 
 @torch.no_grad()

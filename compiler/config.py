@@ -63,6 +63,7 @@ class Config:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
     refresh_every: int = 100
+    refresh_in_background: bool = False
     stop_exploring_after: int | None = None
     explore: str = "topk"
     exploration_l2: float = 0.0
@@ -81,8 +82,9 @@ class Config:
         if not (isinstance(block, (tuple, list)) and len(block) == 2 and all(type(b) is int and b > 0 for b in block)):
             raise ConfigError(f"block={block!r}: must be two positive integers, (rows, columns)")
         put("block", tuple(block))
-        if not isinstance(self.balanced, bool):
-            raise ConfigError(f"balanced={self.balanced!r}: must be True or False")
+        for name in ("balanced", "refresh_in_background"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be True or False")
         if isinstance(self.distribution, Mapping):
             if not self.distribution:
                 raise ConfigError("distribution={}: must name at least one glob")
@@ -112,6 +114,7 @@ class Config:
         """The part that every site keeps; without a seed, torch's own decides random exploration."""
         return Rule(
             refresh_every=self.refresh_every,
+            refresh_in_background=self.refresh_in_background,
             stop_exploring_after=self.stop_exploring_after,
             explore=self.explore,
             exploration_l2=self.exploration_l2,

@@ -11,7 +11,7 @@ from torch import nn
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
-from topkast.runtime.site import Site
+from topkast.runtime.site import Site, refresh_due
 from topkast.runtime.state import Record, sites
 
 from .attach import attach
@@ -31,10 +31,8 @@ def refresh_before_forward(model: nn.Module, args: Any) -> None:
 
     Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
     """
-    if torch.compiler.is_compiling():
-        return
-    for site in sites(model).values():
-        site.refresh_if_due()
+    if not torch.compiler.is_compiling():
+        refresh_due(sites(model).values())
 
 
 def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:

@@ -27,8 +27,8 @@ _LIMIT = 64  # ops after a product that are looked at; GELU is 8, its derivative
 
 
 def _points() -> Tensor:
-    dense = torch.linspace(-12, 12, 4801, dtype=torch.float64)
-    wide = torch.logspace(-8, 6, 57, dtype=torch.float64)
+    dense = torch.linspace(-12, 12, 4801, dtype=torch.float64, device="cpu")
+    wide = torch.logspace(-8, 6, 57, dtype=torch.float64, device="cpu")
     return torch.cat([dense, wide, -wide])
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from topkast.runtime.record import SITES
+from topkast.runtime.site import refresh_due
 
 
 def key_positions(module: fx.GraphModule, examples: Sequence[Any]) -> list[int]:
@@ -44,10 +45,8 @@ def insert_refresh(
         return compiled
 
     def run(*args: Any) -> Any:
-        for position in keys:
-            site = SITES.get(int(args[position]))
-            if site is not None:
-                site.refresh_if_due()
+        found = (SITES.get(int(args[position])) for position in keys)
+        refresh_due([site for site in found if site is not None])
         return compiled(*args)
 
     return run

@@ -99,7 +99,8 @@ def source(node: Any) -> tuple[fx.Node | None, list[fx.Node]]:
 def positions(shape: tuple[int, ...]) -> Tensor:
     """A tensor in which every element is its own position."""
     count = math.prod(shape)
-    return torch.arange(count, dtype=torch.int64 if count > 2**31 - 1 else torch.int32).view(shape)
+    kind = torch.int64 if count > 2**31 - 1 else torch.int32
+    return torch.arange(count, dtype=kind, device="cpu").view(shape)
 
 
 def as_matrix(found: Tensor, g: Geometry) -> Tensor:

@@ -17,6 +17,10 @@ class OptimizerError(TopkastError, RuntimeError):
     """The optimizer keeps state that cannot follow a set through a refresh."""
 
 
+class RefreshError(TopkastError, RuntimeError):
+    """Sets could not be chosen in the background."""
+
+
 class CheckpointError(TopkastError, RuntimeError):
     """A checkpoint does not belong to this model, config or optimizer."""
 

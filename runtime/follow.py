@@ -1,4 +1,4 @@
-"""Optimizer state follows its weights through a refresh."""
+"""What optimizers keep for a weight, and which of them a refresh can live with."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from .errors import OptimizerError
-from .layout import Index
-from .native.theta import follow
 
 if TYPE_CHECKING:
     from .site import Site
@@ -40,17 +38,11 @@ def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -
                     )
 
 
-def carry_state(site: Site, before: Index, after: Index) -> None:
-    """Let every optimizer's state move from the slots of one index to those of another; what enters B gets zero.
-
-    A gradient that waits in ``.grad`` follows too, so that accumulation across a manual refresh stays right.
-
-    Args:
-        before, after: the site's index, old and new, at its home.
-    """
+def followers(site: Site) -> list[Tensor]:
+    """What is kept for each of a site's values, and goes where its weight goes: every optimizer's state, and a gradient
+    that waits in ``.grad``, so that accumulation across a manual refresh stays right."""
     kept = [site.original.grad] if site.original.grad is not None else []
     for optimizer in site.optimizers:
         state = optimizer.state.get(site.original, {}).values()
         kept += [value for value in state if isinstance(value, Tensor) and value.shape == site.original.shape]
-    for tensor in kept:
-        tensor.copy_(follow(tensor.to(site.home), before, after, site.geometry))
+    return kept

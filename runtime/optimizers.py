@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from .follow import check_elementwise
 from .record import SITES
 from .site import Site
+from .stream import at_home
 
 
 def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Site, dict[str, Any]]]:
@@ -66,7 +67,7 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
     if site.due:
         # A whole step went by without its refresh: the forward was compiled by a backend that is not ours.
         site.late += 1
-        site.refresh()
+        at_home([site], Site.renew_due)
     decay = site.rule.exploration_decay
     if decay and lr is not None and not site.stopped:
         site.decayed_by = lr * decay if isinstance(lr, (int, float)) else 0.0  # no sync for the sake of a warning

@@ -22,11 +22,11 @@ def allocate(kind: str, numel: int, like: Tensor) -> Tensor:
     if kind == "device" or numel == 0:
         return like.new_zeros(numel)
     if kind == "host":
-        return torch.zeros(numel, dtype=like.dtype, pin_memory=torch.cuda.is_available())
+        return torch.zeros(numel, dtype=like.dtype, device="cpu", pin_memory=torch.cuda.is_available())
     handle, path = tempfile.mkstemp(prefix="topkast-", suffix=".reservoir")
     try:
         os.ftruncate(handle, numel * like.element_size())
-        return torch.from_file(path, shared=True, size=numel, dtype=like.dtype)
+        return torch.from_file(path, shared=True, size=numel, dtype=like.dtype, device="cpu")
     finally:
         os.close(handle)
         os.unlink(path)  # the mapping keeps the file alive, nothing is left behind after a crash

@@ -11,6 +11,7 @@ import copy
 import weakref
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
+from .background import Pending, known, prepare
 from .errors import ConfigError
-from .follow import carry_state
+from .follow import followers
 from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .native import densified
-from .native.theta import assemble, store
+from .native.theta import assemble, follow, store
 from .record import enrol
 from .reservoir import allocate
 from .sets import build_index, largest
+from .stream import Held, at_home
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Rule:
     """How a site's sets are chosen and renewed; see :func:`topkast.compile` for each field."""
 
     refresh_every: int = 100
+    refresh_in_background: bool = False
     stop_exploring_after: int | None = None
     explore: str = "topk"
     exploration_l2: float = 0.0
@@ -66,13 +70,14 @@ class Site(parametrize.ParametrizationList):
         self.name, self.geometry, self.rule = name, geometry, rule
         self.n_fwd, self.n_bwd = n_fwd, n_bwd
         self.step = self.refreshed_at = 0
+        self.pending: Pending | None = None  # sets that a thread chooses, or has chosen
         self._start()
         theta = parameter.detach()
-        fwd, bwd = self.choose_sets(theta)
-        for field, tensor in zip(Index._fields, self._index_of(fwd, bwd), strict=True):
+        index, fwd, _ = self._chosen(theta, 0)
+        for field, tensor in zip(Index._fields, index, strict=True):
             self.register_buffer(field, tensor)
         self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
-        self._mark(fwd)
+        _mark(self.ever, fwd)
         outside = geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)
         self._hold(allocate(rule.reservoir, outside * geometry.unit, theta))
         values = theta.new_empty(n_bwd * geometry.unit)
@@ -100,11 +105,11 @@ class Site(parametrize.ParametrizationList):
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
         twin = self.__new__(self.__class__)
         memo[id(self)] = twin
-        own = {"optimizers", "ran", "key"} | (set() if self.rule.reservoir == "device" else {"reservoir"})
+        own = {"optimizers", "ran", "key", "pending"} | (set() if self.rule.reservoir == "device" else {"reservoir"})
         twin.__dict__ = copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in own}, memo)
         churn = twin.churn
         twin._start()
-        twin.churn = churn
+        twin.churn, twin.pending = churn, self.pending
         if "reservoir" in own:
             kept = self.reservoir
             twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
@@ -124,7 +129,10 @@ class Site(parametrize.ParametrizationList):
     @property
     def stopped(self) -> bool:
         """True once exploration has ended: B = A."""
-        return self.rule.stop_exploring_after is not None and self.step >= self.rule.stop_exploring_after
+        return self._stopped_at(self.step)
+
+    def _stopped_at(self, step: int) -> bool:
+        return self.rule.stop_exploring_after is not None and step >= self.rule.stop_exploring_after
 
     def _index_of(self, fwd: Tensor, bwd: Tensor) -> Index:
         grid = self.geometry.grid
@@ -143,25 +151,26 @@ class Site(parametrize.ParametrizationList):
         """``module.weight = tensor``: take it as θ and choose both sets again."""
         self.load_theta(value)
 
-    def choose_sets(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B, bool [units], from all of θ (paper, section 2.1)."""
+    def choose_sets(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """A and B, bool [units], from all of θ (paper, section 2.1), as the rule has them at ``step``."""
         score = choose.scores(self.geometry.to_blocks(theta))
         rows = self.geometry.grid[0] if self.rule.balanced else 1
         score = score.view(rows, -1)
         fwd = largest(score, self.n_fwd // rows)
-        if self.stopped:
+        if self._stopped_at(step):
             return fwd.view(-1), fwd.view(-1)
         if self.rule.explore == "random":
-            seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{self.step}".encode())
-            drawn = torch.rand(score.shape, generator=torch.Generator().manual_seed(seed)).to(score.device)
+            seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{step}".encode())
+            # On the CPU, whatever the default device is: the same draw wherever the model is.
+            generator = torch.Generator("cpu").manual_seed(seed)
+            drawn = torch.rand(score.shape, generator=generator, device="cpu").to(score.device)
             score = torch.where(fwd, 2.0, drawn)
         return fwd.view(-1), largest(score, self.n_bwd // rows).view(-1)
 
-    def _mark(self, fwd: Tensor) -> None:
-        """Remember, a bit a unit, what was ever in A."""
-        bits = nn.functional.pad(fwd, (0, -fwd.numel() % 8)).view(-1, 8).to(torch.uint8)
-        weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
-        self.ever |= (bits * weights).sum(1, dtype=torch.uint8).to(self.ever.device)
+    def _chosen(self, theta: Tensor, step: int) -> tuple[Index, Tensor, Tensor]:
+        """The sets that θ gives, as an index and as masks."""
+        fwd, bwd = self.choose_sets(theta, step)
+        return self._index_of(fwd, bwd), fwd, bwd
 
     @property
     def home(self) -> torch.device:
@@ -201,71 +210,146 @@ class Site(parametrize.ParametrizationList):
     @property
     def due(self) -> bool:
         """Whether an optimizer step has carried the site past an interval's end, or past the end of exploration."""
-        every, stop = self.rule.refresh_every, self.rule.stop_exploring_after
-        return self.step // every > self.refreshed_at // every or (
-            stop is not None and self.refreshed_at < stop <= self.step
-        )
+        every = self.rule.refresh_every
+        return self.step // every > self.refreshed_at // every or self._stops
+
+    @property
+    def _stops(self) -> bool:
+        """Whether exploration has ended since the last refresh."""
+        return self.stopped and not self._stopped_at(self.refreshed_at)
 
     def refresh_if_due(self) -> None:
-        """Refresh where it is safe: in a forward that will be differentiated, never while a backward recomputes."""
-        if self.due and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            self.refresh()
+        """See :func:`refresh_due`."""
+        refresh_due([self])
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Choose A and B again from all of θ; optimizer state follows its weight, what enters starts at zero."""
-        self._renew(self.theta())
+        refresh([self])
 
     @torch.no_grad()
     def load_theta(self, theta: Tensor) -> None:
         """Replace all of θ, given on any device, and choose both sets from it."""
         if tuple(theta.shape) != self.geometry.shape:
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
-        self._renew(theta.to(self.home, self.original.dtype))
+        self._drop()
+        theta = theta.to(self.home, self.original.dtype)
+        at_home([self], lambda site, held: site._take(theta, held, *site._chosen(theta, site.step)))
 
-    def _renew(self, theta: Tensor) -> None:
-        """Take θ (at home) apart by the sets that it gives; optimizer state follows."""
-        before = self._index_at_home()
-        old_fwd, old_bwd = index_masks(before, self.geometry)
-        fwd, bwd = self.choose_sets(theta)
-        index = self._index_of(fwd, bwd)
-        values = self.original.detach()
-        at_home = values if values.device == self.home else torch.empty_like(values, device=self.home)
-        store(theta, at_home, self.reservoir, index, self.geometry)
-        if at_home is not values:
-            values.copy_(at_home)
-        carry_state(self, before, index)
-        for mine, new in zip(self.index, index, strict=True):
+    def held(self) -> Held:
+        """What a refresh changes, where it lives."""
+        return Held(self.original.detach(), self.index, self.ever, followers(self))
+
+    def renew(self, held: Held) -> bool:
+        """Choose both sets from θ as it is now.
+
+        Args:
+            held: the site's parts at home, changed in place.
+
+        Returns:
+            True: they were changed.
+        """
+        self._drop()
+        theta = assemble(held.values, self.reservoir, held.index, self.geometry)
+        return self._take(theta, held, *self._chosen(theta, self.step))
+
+    def renew_due(self, held: Held) -> bool:
+        """What an interval's end asks for: :meth:`renew`, or, in the background, the sets that were asked for at the
+        end before, and a thread for the next. Exploration ends at once, whatever a thread has chosen before.
+
+        Args, Returns: as :meth:`renew`.
+        """
+        if not self.rule.refresh_in_background or self._stops:
+            return self.renew(held)
+        asked, self.pending = self.pending, None
+        if asked is not None:
+            index = Index(*(tensor.to(self.home) for tensor in asked.result()))
+            theta = assemble(held.values, self.reservoir, held.index, self.geometry)
+            self._take(theta, held, index, *index_masks(index, self.geometry))
+        self.refreshed_at = step = self.step
+        parts = held.values, self.reservoir, held.index
+        self.pending = prepare(self.name, step, parts, self.geometry, lambda theta: self._chosen(theta, step)[0])
+        return asked is not None
+
+    def _drop(self) -> None:
+        """Let go of sets that a thread chooses: they are of another θ than is to come."""
+        if self.pending is not None:
+            self.pending.wait()
+            self.pending = None
+
+    def _take(self, theta: Tensor, held: Held, index: Index, fwd: Tensor, bwd: Tensor) -> bool:
+        """Take θ (at home) apart by new sets, the same as index and as masks; what is kept for each value follows."""
+        old_fwd, old_bwd = index_masks(held.index, self.geometry)
+        store(theta, held.values, self.reservoir, index, self.geometry)
+        for tensor in held.kept:
+            tensor.copy_(follow(tensor, held.index, index, self.geometry))
+        for mine, new in zip(held.index, index, strict=True):
             mine.copy_(new)
-        self._mark(fwd)
+        _mark(held.ever, fwd)
         self.refreshed_at = self.step
         new_fwd, new_bwd = (_share_of_new(new, old) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
         self.churn = [*self.churn[-99:], (self.step, new_fwd, new_bwd)]
+        return True
+
+    def _prepared(self) -> dict[str, Tensor]:
+        """State of a thread's choice, waited for: its index, or zeros where there is none; under names of its own."""
+        if not self.rule.refresh_in_background:
+            return {}
+        index = self.index if self.pending is None else self.pending.result()
+        if self.pending is None:
+            index = Index(*(torch.zeros_like(tensor, device="cpu") for tensor in index))
+        return {f"prepared_{field}": tensor for field, tensor in zip(Index._fields, index, strict=True)}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "reservoir"] = self.reservoir
-        destination[prefix + "clock"] = torch.tensor([self.step, self.refreshed_at])
+        destination[prefix + "clock"] = torch.tensor([self.step, self.refreshed_at], device="cpu")
+        destination.update({prefix + name: tensor for name, tensor in self._prepared().items()})
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        names = ("original", *Index._fields, "ever", "reservoir", "clock")
-        found = {name: state_dict.get(prefix + name) for name in names}
+        self._drop()
+        prepared = self._prepared()
+        mine = {name: getattr(self, name) for name in ("original", *Index._fields, "ever", "reservoir")} | prepared
+        found = {name: state_dict.get(prefix + name) for name in (*mine, "clock")}
         missing += [prefix + name for name, tensor in found.items() if tensor is None]
-        mine = {name: getattr(self, name) for name in names[:-1]}
         for name, tensor in mine.items():
             if found[name] is not None and found[name].shape != tensor.shape:
                 errors.append(f"size mismatch for {prefix}{name}: {found[name].shape}, expected {tensor.shape}")
                 return
         if any(tensor is None for tensor in found.values()):
             return
-        wrong = check_index(Index(*(found[field] for field in Index._fields)), self.geometry)
-        if wrong:
-            errors.append(f"{prefix}: the index is broken: {wrong}")
-            return
+        for kind in ("", "prepared_") if prepared else ("",):
+            wrong = check_index(Index(*(found[kind + field] for field in Index._fields)), self.geometry)
+            if wrong:
+                errors.append(f"{prefix}: the {kind}index is broken: {wrong}")
+                return
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
         self.step, self.refreshed_at = (int(n) for n in found["clock"])
+        if prepared and int(prepared["prepared_row_ptr"][-1]):
+            self.pending = known(self.name, self.refreshed_at, Index(*prepared.values()))
+
+
+@torch.no_grad()
+def refresh(sites: Iterable[Site]) -> None:
+    """Choose A and B of these again, now."""
+    at_home(sites, Site.renew)
+
+
+def refresh_due(sites: Iterable[Site]) -> None:
+    """Refresh those that are due, where it is safe: in a forward that will be differentiated, never while a backward
+    recomputes."""
+    if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+        due = [site for site in sites if site.due]
+        with torch.no_grad():
+            at_home(due, Site.renew_due)
+
+
+def _mark(ever: Tensor, fwd: Tensor) -> None:
+    """Remember, a bit a unit, what was ever in A; both in one place."""
+    bits = nn.functional.pad(fwd, (0, -fwd.numel() % 8)).view(-1, 8).to(torch.uint8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
+    ever |= (bits * weights).sum(1, dtype=torch.uint8)
 
 
 def _share_of_new(new: Tensor, old: Tensor) -> float:

@@ -65,7 +65,7 @@ def _conversion(m: int, n: int, width: int) -> float:
     key = json.dumps(["pack", [rows], str(torch.float32), None, torch.get_num_threads(), [width]])
 
     def measured() -> dict[str, float]:
-        x = torch.randn(m, n)
+        x = torch.randn(m, n, device="cpu")
         return planner.interleave({"tiles": lambda: products.pack(x, width)}, SECONDS / 3)
 
     return planner.remembered(key, measured)["tiles"]

@@ -73,7 +73,7 @@ def conv_weight_grad(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, ar
     """Gradient of the convolution's weight, sampled at B, [slots * r * c]."""
     if dy.numel() == 0:
         return dy.new_zeros(index.cols.numel() * geometry.unit)
-    grad = torch.empty(index.cols.numel() * geometry.unit)
+    grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
     grads, images = _dense(dy.float()), _dense(x.float())
     w, keep = matrix(None, index, geometry)
     shape, operands = _arguments(images, grads, geometry, args)
@@ -137,8 +137,8 @@ def _empty(x: Tensor, dy: Tensor | None, geometry: Geometry, args: ConvArgs) -> 
 @functools.lru_cache(4096)
 def _layout(operands: tuple[Any, ...], dtype: torch.dtype, weight: tuple[int, ...], args: tuple[Any, ...]) -> Any:
     with FakeTensorMode():
-        x, *dy = (torch.empty_strided(*layout, dtype=dtype) for layout in operands)
-        w = torch.empty(weight, dtype=dtype)
+        x, *dy = (torch.empty_strided(*layout, dtype=dtype, device="cpu") for layout in operands)
+        w = torch.empty(weight, dtype=dtype, device="cpu")
         if dy:
             backward = torch.ops.aten.convolution_backward
             found = backward(dy[0], x, w, None, *args, [True, False, False])[0]

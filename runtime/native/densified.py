@@ -23,7 +23,7 @@ def fits(operand: Tensor) -> bool:
 
 def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A in the weight's own shape, contiguous."""
-    found = torch.empty(geometry.rows, geometry.cols)
+    found = torch.empty(geometry.rows, geometry.cols, device="cpu")
     w, keep = matrix(values, index, geometry)
     lib().tk_dense(byref(parallel()), byref(w), found.data_ptr())
     del keep
@@ -33,7 +33,7 @@ def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """A dense gradient sampled at B, [slots * r * c]; unused slots get zero."""
     dense = grad.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
-    found = torch.empty(index.cols.numel() * geometry.unit)
+    found = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
     w, keep = matrix(None, index, geometry)
     lib().tk_gather(byref(parallel()), byref(w), byref(view(dense)), found.data_ptr())
     del keep

@@ -48,7 +48,7 @@ def scratch(floats: int) -> int:
     """The address of scratch: kept for this thread, as fresh memory would be mapped page by page."""
     kept = getattr(_scratch, "work", None)
     if kept is None or kept.numel() < floats:
-        kept = _scratch.work = torch.empty(floats)
+        kept = _scratch.work = torch.empty(floats, device="cpu")
     return kept.data_ptr()
 
 
@@ -109,7 +109,7 @@ def _check(geometry: Geometry, widths: Sequence[int]) -> None:
 
 def pack(x: Tensor, width: int) -> Tensor:
     """Rows to tiles: [M, N], any strides, M a multiple of ``width``, to [M / width, N, width]."""
-    tiles = torch.empty(x.shape[0] // width, x.shape[1], width)
+    tiles = torch.empty(x.shape[0] // width, x.shape[1], width, device="cpu")
     lib().tk_pack(byref(parallel()), byref(view(x)), byref(view(tiles)))
     return tiles
 
@@ -117,7 +117,7 @@ def pack(x: Tensor, width: int) -> Tensor:
 def unpack(tiles: Tensor) -> Tensor:
     """The inverse of :func:`pack`."""
     tiles = tiles.contiguous()
-    x = torch.empty(tiles.shape[0] * tiles.shape[2], tiles.shape[1])
+    x = torch.empty(tiles.shape[0] * tiles.shape[2], tiles.shape[1], device="cpu")
     lib().tk_pack(byref(parallel()), byref(view(tiles)), byref(view(x)))
     return x
 
@@ -174,7 +174,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
     dys, xs = (_stack(t.float(), bool(w)) for t, w in zip((dy, x), widths or (0, 0), strict=True))
     if dy.numel() == 0:
         return dy.new_zeros(index.cols.numel() * geometry.unit)
-    grad = torch.empty(index.cols.numel() * geometry.unit)
+    grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
     for part in range(len(dys)):
         w, keep = matrix(None, index, geometry, part, len(dys))
         here = view(dys[part])
@@ -197,7 +197,7 @@ def _operands(x: Tensor, widths: Sequence[int], n: int, stacked: bool = True) ->
     taken, given = widths or (0, 0)
     xs = _stack(x.float(), bool(taken))
     m, n = xs.shape[1] * (xs.shape[3] if taken else 1), n // len(xs) if stacked else n
-    return xs, torch.empty((len(xs), m // given, n, given) if given else (len(xs), m, n))
+    return xs, torch.empty((len(xs), m // given, n, given) if given else (len(xs), m, n), device="cpu")
 
 
 def _result(found: Tensor, like: Tensor, widths: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ def largest(score: Tensor, count: int) -> Tensor:
     if lib is None or score.device.type != "cpu" or score.dtype != torch.float32 or score.shape[:-1].numel() != 1:
         return choose.largest(score, count)
     score = score.contiguous()
-    mask = torch.empty(score.shape, dtype=torch.bool)
+    mask = torch.empty(score.shape, dtype=torch.bool, device="cpu")
     lib.tk_largest(byref(parallel()), score.data_ptr(), score.numel(), count, mask.data_ptr())
     return mask
 
@@ -30,8 +30,8 @@ def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
         return layout.build_index(fwd, bwd, slots)
     fwd, bwd = fwd.contiguous(), bwd.contiguous()
     rows, columns = bwd.shape
-    row_ptr, row_fwd = torch.empty(rows + 1, dtype=torch.int64), torch.empty(rows, dtype=torch.int64)
-    cols = torch.zeros(slots, dtype=layout.column_type(columns))
+    row_ptr, row_fwd = (torch.empty(n, dtype=torch.int64, device="cpu") for n in (rows + 1, rows))
+    cols = torch.zeros(slots, dtype=layout.column_type(columns), device="cpu")
     lib.tk_build_index(
         byref(parallel()), fwd.data_ptr(), bwd.data_ptr(), rows, columns,
         row_ptr.data_ptr(), row_fwd.data_ptr(), cols.data_ptr(), cols.element_size(),

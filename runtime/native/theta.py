@@ -26,7 +26,7 @@ def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry
     """:func:`topkast.runtime.theta.assemble`."""
     if not fits(geometry, values, reservoir):
         return plain.assemble(values, reservoir, index, geometry)
-    found = torch.empty(geometry.rows, geometry.cols)
+    found = torch.empty(geometry.rows, geometry.cols, device="cpu")
     w, keep = matrix(values, index, geometry)
     lib().tk_assemble(byref(parallel()), byref(w), reservoir.data_ptr(), found.data_ptr())
     del keep
@@ -48,7 +48,7 @@ def follow(tensor: Tensor, before: Index, after: Index, geometry: Geometry) -> T
     """:func:`topkast.runtime.theta.follow`."""
     if not fits(geometry, tensor):
         return plain.follow(tensor, before, after, geometry)
-    found = torch.empty(after.cols.numel() * geometry.unit)
+    found = torch.empty(after.cols.numel() * geometry.unit, device="cpu")
     (old, keep), (new, kept) = matrix(None, before, geometry), matrix(None, after, geometry)
     lib().tk_follow(byref(parallel()), byref(old), byref(new), tensor.data_ptr(), found.data_ptr())
     del keep, kept
