@@ -10,7 +10,8 @@ the values of at most three layers, and one dense layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from .site import Site
 
 
-class Held(NamedTuple):
+@dataclass(frozen=True)
+class Held:
     """What a refresh changes of a site, besides the reservoir.
 
     Args:
@@ -83,9 +85,9 @@ def _down(site: Site, copies: Copies) -> tuple[Held, Mark]:
         copies.copy(room, tensor)
         return room
 
-    values, index, ever, kept = site.held()
-    found = Held(fetch(values), Index(*map(fetch, index)), fetch(ever), [fetch(tensor) for tensor in kept])
-    return found, copies.mark()
+    there = site.held()
+    here = Held(fetch(there.values), Index(*map(fetch, there.index)), fetch(there.ever), list(map(fetch, there.kept)))
+    return here, copies.mark()
 
 
 class Mark(Protocol):
@@ -96,7 +98,7 @@ class Mark(Protocol):
 
 
 class Copies(Protocol):
-    """Copies between a device and the host, made in the order they are asked for, and not before ``finish`` for sure."""
+    """Copies between a device and the host, made in the order in which they are asked for."""
 
     def room(self, like: Tensor) -> Tensor:
         """Host memory for a tensor like this."""

@@ -114,6 +114,7 @@ class Trio:
             self.options.get("exploration_decay", 10.0),
             self.options.get("exploration_l2", 0.0),
             self.options.get("stop_exploring_after"),
+            self.options.get("refresh_in_background", False),
         )
         compiled = topkast.compile(copy.deepcopy(dense), **{"min_size": 1, **self.case.options, **self.options})
         assert compiled is not None

@@ -45,6 +45,7 @@ class Rules:
     decay: float = 10.0
     l2: float = 0.0
     stop: int | None = None
+    background: bool = False
 
 
 class MaskedWeight(torch.autograd.Function):
@@ -100,6 +101,7 @@ class Oracle:
         self.history: list[Sets] = []
         self.optimizers: list[torch.optim.Optimizer] = []
         self.sets: Sets = {}
+        self.asked: Sets | None = None
         self.before: dict[str, Tensor] = {}
         self._choose()
 
@@ -196,28 +198,38 @@ class Oracle:
         every = self.rules.refresh_every
         stop = self.rules.stop is not None and self.steps >= self.rules.stop and not self.stopped
         if stop or self.steps // every > self.refreshed_at // every:
-            self.refresh()
+            self.refresh() if stop or not self.rules.background else self._swap()
 
     def refresh(self) -> None:
         """Choose A and B again from all of θ."""
         self.stopped = self.rules.stop is not None and self.steps >= self.rules.stop
         self.refreshed_at = self.steps
+        self.asked = None
         self._choose()
         self._clear_state()
 
-    def _choose(self) -> None:
+    def _swap(self) -> None:
+        """The sets that θ gave at the end of the last interval come into force; what θ gives now waits for the next."""
+        self.refreshed_at = self.steps
+        if self.asked is not None:
+            self._choose(self.asked)
+            self._clear_state()
+        self.asked = {name: self._select(name) for name in self.theta}
+
+    def _choose(self, asked: Sets | None = None) -> None:
         if self.leader is not None:
             self.sets = self.leader.history[len(self.history)]
         elif self.rules.explore == "random" and not self.stopped:
             assert self.draw is not None, "random exploration: give draw"
-            self.sets = {name: self._adopt(name, drawn) for name, drawn in self.draw().items()}
+            chosen = asked or {name: self._select(name) for name in self.theta}
+            self.sets = {name: self._adopt(name, drawn, chosen[name][0]) for name, drawn in self.draw().items()}
         else:
-            self.sets = {name: self._select(name) for name in self.theta}
+            self.sets = asked or {name: self._select(name) for name in self.theta}
         self.history.append(self.sets)
 
-    def _adopt(self, name: str, drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _adopt(self, name: str, drawn: tuple[Tensor, Tensor], largest: Tensor) -> tuple[Tensor, Tensor]:
         fwd, bwd = drawn
-        assert torch.equal(self._select(name)[0], fwd), f"{name}: A is not the largest"
+        assert torch.equal(largest, fwd), f"{name}: A is not the largest"
         assert not bool((fwd & ~bwd).any()), f"{name}: A is not inside B"
         held = int(_blocked(bwd, self.plans[name]).any(-1).sum())
         assert held == self._counts(name)[1], f"{name}: B has {held} blocks, not {self._counts(name)[1]}"
