@@ -11,7 +11,7 @@ import functools
 from torch import Tensor
 
 from . import planner
-from .native import products
+from .kernels import launch
 from .reference import activation
 
 
@@ -25,22 +25,23 @@ def setting() -> str:
     return "fused" if found == "measure" and planner.setting() != "measure" else found
 
 
-def pays(problem: planner.Problem) -> bool:
-    """Whether an ``spmm`` is to apply ``problem.act`` itself."""
+def pays(problem: planner.Problem, kernel: str) -> bool:
+    """Whether an ``spmm`` by that kernel is to apply ``problem.act`` itself."""
     if setting() != "measure":
         return setting() == "fused"
-    seconds = planner.remembered(problem.key, functools.partial(measure, problem))
+    seconds = planner.remembered(problem.key, functools.partial(measure, problem, kernel))
     return seconds["fused"] < seconds["apart"]
 
 
-def measure(problem: planner.Problem, seconds: float = 0.3) -> dict[str, float]:
+def measure(problem: planner.Problem, kernel: str, seconds: float = 0.3) -> dict[str, float]:
     """Median seconds of the product with its activation inside, and with PyTorch's after it."""
-    (x,), (values, index, geometry) = planner.draw(problem)
+    (x,), weight = planner.draw(problem)
+    spmm = functools.partial(launch(kernel, "spmm"), x, *weight, None)
 
     def fused() -> Tensor:
-        return products.spmm(x, values, index, geometry, None, act=problem.act)
+        return spmm(act=problem.act)
 
     def apart() -> Tensor:
-        return activation(problem.act, products.spmm(x, values, index, geometry, None))
+        return activation(problem.act, spmm())
 
-    return planner.interleave({"fused": fused, "apart": apart}, seconds)
+    return planner.interleave({"fused": fused, "apart": apart}, seconds, problem.device)

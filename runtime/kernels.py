@@ -20,7 +20,7 @@ from .reference import REFERENCE, ConvArgs
 from .reference import pack as reference_pack
 from .reference import unpack as reference_unpack
 from .triton import products as blocks
-from .triton import transient
+from .triton import single, transient
 
 PRODUCTS = ("spmm", "spmm_t", "sddmm", "conv", "conv_input_grad", "conv_weight_grad")
 
@@ -61,6 +61,7 @@ KERNELS = {
     kernel.name: kernel
     for kernel in [
         Kernel("triton", blocks, lambda product, x, geometry, conv: conv is None and blocks.fits(product, x, geometry)),
+        Kernel("csr", single, lambda product, x, geometry, conv: conv is None and single.fits(product, x, geometry)),
         Kernel("native", NATIVE, _native_fits),
         Kernel("transient", transient.TRANSIENT, lambda product, x, geometry, conv: transient.fits(x)),
         Kernel("dense", densified.DENSE, lambda product, x, geometry, conv: densified.fits(x)),

@@ -29,6 +29,7 @@ from .kernels import DENSE, KERNELS, candidates, launch
 from .layout import Geometry, build_index
 from .record import SITES
 from .reference import ConvArgs
+from .triton import single
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 _CPU = torch.device("cpu")
@@ -113,7 +114,7 @@ def choose(problem: Problem) -> str:
     wanted = setting()
     if wanted in fitting:
         return wanted
-    fitting = _worth_trying(fitting)
+    fitting = _worth_trying(problem, fitting)
     if wanted != "measure" or len(fitting) == 1:
         return fitting[0]
     seconds = _remembered().get(problem.key)
@@ -129,10 +130,14 @@ def _fitting(problem: Problem) -> list[str]:
     return candidates(problem.product, operand, problem.geometry, problem.conv)
 
 
-def _worth_trying(fitting: list[str]) -> list[str]:
-    """Of the dense products only the first, which is the fastest."""
+def _worth_trying(problem: Problem, fitting: list[str]) -> list[str]:
+    """Of the dense products only the first, which is the fastest; of single weights on a GPU only a few."""
     dense = next(name for name in fitting if name in DENSE)
-    return [name for name in fitting if name not in DENSE or name == dense]
+    read = problem.n_bwd if problem.product == "sddmm" else problem.n_fwd
+    slow = {name for name in fitting if name in DENSE} - {dense}
+    if read > single.DENSITY * problem.geometry.units:
+        slow.add("csr")
+    return [name for name in fitting if name not in slow]
 
 
 def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[str, float]:

@@ -75,7 +75,12 @@ class Net(nn.Module):
 
 
 def outcome(
-    setting: str, net: Callable[[], nn.Module], x: Tensor, grad: bool = False, backend: str = "aot_eager"
+    setting: str,
+    net: Callable[[], nn.Module],
+    x: Tensor,
+    grad: bool = False,
+    backend: str = "aot_eager",
+    block: tuple[int, int] = (16, 1),
 ) -> tuple[list[Tensor], dict[str, int], dict[str, int]]:
     """Output and gradients; what was fused, what was refused."""
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +88,7 @@ def outcome(
         torch._dynamo.reset()
         torch.manual_seed(0)
         start = len(LOG)
-        model = topkast.compile(net(), 0.6, 0.3, block=(16, 1), min_size=80, backend=backend, seed=0)
+        model = topkast.compile(net(), 0.6, 0.3, block=block, min_size=80, backend=backend, seed=0)
         with torch.set_grad_enabled(grad):
             out = model(x)
         if grad:
@@ -214,7 +219,7 @@ def test_is_measured(faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TOPKAST_KERNEL", "measure")
     monkeypatch.setenv("TOPKAST_LAYOUT", "rows")
     monkeypatch.setattr(planner, "measure", lambda problem, names: {"native": 1.0, "dense": 2.0})
-    monkeypatch.setattr(epilogues, "measure", lambda problem: {"fused": 2.0, "apart": 2.0, faster: 1.0})
+    monkeypatch.setattr(epilogues, "measure", lambda problem, kernel: {"fused": 2.0, "apart": 2.0, faster: 1.0})
     _, matches, refusals = outcome("measure", lambda: Net(WAYS["relu"][0]), torch.randn(65, 48))
     expected = ({"relu": 1}, {}) if faster == "fused" else ({}, {"relu after the product is faster": 1})
     assert (matches, refusals) == expected
@@ -223,7 +228,7 @@ def test_is_measured(faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_measures_both(monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = Geometry((96, 64), (0, 1), 1, (4, 1))
     problem = planner.Problem("spmm", (((16, 64), (64, 1)),), torch.float32, geometry, 150, 300, 1, act="gelu")
-    found = epilogues.measure(problem, 0.01)
+    found = epilogues.measure(problem, "native", 0.01)
     assert set(found) == {"fused", "apart"} and all(0 < seconds < 1 for seconds in found.values())
     monkeypatch.setenv("TOPKAST_EPILOGUE", "inside")
     with pytest.raises(topkast.ConfigError, match="TOPKAST_EPILOGUE='inside': must be one of measure, apart, fused"):

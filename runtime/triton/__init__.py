@@ -12,7 +12,7 @@ import os
 
 import torch
 
-NAMES = ("triton", "transient")
+NAMES = ("triton", "csr", "transient")
 
 
 @functools.cache

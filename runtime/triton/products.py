@@ -8,30 +8,25 @@ product: two numbers for each block of the whole weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..layout import Geometry, Index
+from ..reference import activation
 from . import interpreted, runs_on
 from .configs import Config, find
 
 SIDES = (16, 128)  # least and greatest side of a block
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu": torch.relu,
-    "gelu": torch.nn.functional.gelu,
-    "silu": torch.nn.functional.silu,
-}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
     """Whether the kernels of this file can run a product with these activations (real or fake)."""
     return (
         product in ("spmm", "spmm_t", "sddmm")
-        and operand.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and operand.dtype in DTYPES
         and all(side % 16 == 0 and SIDES[0] <= side <= SIDES[1] for side in geometry.block)
         and (operand.dim() == 2 or _separable(geometry, int(operand.shape[0])))
         and runs_on(operand.device)
@@ -44,22 +39,23 @@ def _separable(geometry: Geometry, parts: int) -> bool:
 
 
 def spmm(
-    x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, activation: str = "none"
+    x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, widths: object = (), act: str = ""
 ) -> Tensor:
-    """Y = activation(X W_A^T + bias). x: [M, cols] or [E, M, cols] with E weights stacked in the rows, any strides.
+    """Y = act(X W_A^T + bias). x: [M, cols] or [E, M, cols] with E weights stacked in the rows, any strides.
 
     Args:
         bias: broadcast over Y, or None.
-        activation: one of :data:`ACTIVATIONS`; gelu is the exact one.
+        widths: empty: there are no tiles here.
+        act: as :func:`topkast.runtime.reference.activation` means it.
     """
     lists = (index.row_ptr, index.row_fwd, index.cols, index.cols)
-    return _spmm("spmm", x, values, lists, geometry, bias, activation)
+    return _spmm("spmm", x, values, lists, geometry, bias, act)
 
 
 def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides."""
     parts = dy.shape[0] if dy.dim() == 3 else 1
-    return _spmm("spmm_t", dy, values, transpose(index, geometry, parts), geometry, None, "none")
+    return _spmm("spmm_t", dy, values, transpose(index, geometry, parts), geometry, None, "")
 
 
 def transpose(index: Index, geometry: Geometry, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -82,8 +78,7 @@ def transpose(index: Index, geometry: Geometry, parts: int) -> tuple[Tensor, Ten
 
 
 def _spmm(
-    product: str, x: Tensor, values: Tensor, lists: tuple[Tensor, ...], geometry: Geometry, bias: Tensor | None,
-    activation: str,
+    product: str, x: Tensor, values: Tensor, lists: tuple[Tensor, ...], geometry: Geometry, bias: Tensor | None, act: str
 ) -> Tensor:  # fmt: skip
     from .spmm_kernels import spmm_kernel
 
@@ -97,9 +92,9 @@ def _spmm(
     if m:
         chosen = find(product, outer, m, x)
         width = _power(outer)
+        if by_row(bias, y):
+            return activation(act, _spmm(product, x, values, lists, geometry, None, "") + bias)
         b = None if bias is None else bias.expand(y.shape)
-        if bias is not None and b is not None and b.stride(1):  # differs from row to row
-            return ACTIVATIONS[activation](_spmm(product, x, values, lists, geometry, None, "none") + bias)
         with torch.cuda.device_of(x):
             spmm_kernel[(-(-m // chosen.tile) * count, parts)](
                 xs, values.contiguous(), *lists, y if b is None else b, y,
@@ -107,7 +102,7 @@ def _spmm(
                 *xs.stride(), *((0, 0) if b is None else b.stride()[::2]),
                 INNER=inner, OUTER=outer, WIDTH=width, TRANSPOSED=transposed,
                 EXACT=inner % chosen.depth == 0 and inputs % inner == 0 and width == outer,
-                HAS_BIAS=b is not None, ACTIVATION=activation,
+                HAS_BIAS=b is not None, ACTIVATION=act,
                 **arithmetic(x), **launched(chosen), GROUP=chosen.group,
             )  # fmt: skip
     return y.view(*x.shape[:-1], outputs)
@@ -135,6 +130,11 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
             **arithmetic(dy), **launched(chosen),
         )  # fmt: skip
     return grad
+
+
+def by_row(bias: Tensor | None, y: Tensor) -> bool:
+    """Whether a bias differs from row to row of y [E, M, N]: no kernel takes such a one."""
+    return bias is not None and bias.expand(y.shape).stride(1) != 0
 
 
 def _power(side: int) -> int:

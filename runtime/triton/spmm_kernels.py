@@ -47,9 +47,11 @@ def transpose_kernel(
 def activate(y, ACTIVATION: tl.constexpr):
     """The epilogue's activation, in float32."""
     if ACTIVATION == "relu":
-        y = tl.maximum(y, 0.0)
+        y = tl.where(y < 0.0, 0.0, y)  # what is not a number stays so
     elif ACTIVATION == "gelu":
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":  # (1 + tanh(a)) / 2 = 1 / (1 + exp(-2a))
+        y = y / (1.0 + tl.exp(-1.5957691216057308 * y * (1.0 + 0.044715 * y * y)))
     elif ACTIVATION == "silu":
         y = y / (1.0 + tl.exp(-y))
     return y
