@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-from topkast.runtime.triton import configs, move_kernels, sddmm_kernels, sets_kernels, spmm_kernels
+from topkast.runtime.triton import configs, move_kernels, sddmm_kernels, sets_kernels, single_kernels, spmm_kernels
 
 POINTERS = {"bf16": "half", "fp32": "single"}
 
@@ -68,7 +68,25 @@ def others(capability: int) -> dict[str, tuple[Any, int]]:
         (sets_kernels.mask_kernel, {"BINS": 128, "PARTS": 1024, "SIZE": 4096}),
         (sets_kernels.index_kernel, {"SIZE": 1024}),
     ]
-    return {f"{k.__name__} {i}": (build(k, capability, types, given), 0) for i, (k, given) in enumerate(wanted)}
+    built = {f"{k.__name__} {i}": (build(k, capability, types, given), 0) for i, (k, given) in enumerate(wanted)}
+    for pointer in ("*bf16", "*fp32"):
+        built |= {f"{name} {pointer}": (kernel, 0) for name, kernel in single(pointer, capability).items()}
+    return built
+
+
+def single(pointer: str, capability: int) -> dict[str, Any]:
+    """The products on single weights: rows of the index as it lies, columns as a sort gives them."""
+    types = dict.fromkeys(("x", "dy", "values", "bias", "y", "grad"), pointer)
+    types |= dict.fromkeys(("begins", "ends", "slot_of", "row_of", "column_of"), "*i64") | {"cols": "*u16"}
+    kernel, sizes = single_kernels.single_spmm_kernel, {"ROWS": 16, "TILE": 128}
+    forward = {"TRANSPOSED": False, "HAS_BIAS": True, "ACTIVATION": "gelu_tanh", "bias_n": 1, **sizes}
+    backward = {"TRANSPOSED": True, "HAS_BIAS": False, "ACTIVATION": "", "bias_n": 0, **sizes}
+    at_b = {"SLOTS": 16, "DEPTH": 128}
+    return {
+        "single_spmm": build(kernel, capability, types | {"column_of": "*u16", "slot_of": "*u16"}, forward),
+        "single_spmm_t": build(kernel, capability, types, backward),
+        "single_sddmm": build(single_kernels.single_sddmm_kernel, capability, types, at_b),
+    }
 
 
 def main(capability: int, everything: bool) -> dict[str, dict[str, int]]:

@@ -109,12 +109,10 @@ def test_where_functions_are_difficult(act: str, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "shape, perm", [((53, 41), (0, 1)), ((41, 53), (1, 0)), ((1, 300), (0, 1)), ((300, 1), (0, 1))]
-)
-def test_single_weights(shape: tuple[int, int], perm: tuple[int, int], dtype: torch.dtype) -> None:
-    """Every size of tiles, all strides, both widths of columns, empty and full rows, unused slots, hardly any weights."""
-    geometry = Geometry(shape, perm, 1, (1, 1))
+@pytest.mark.parametrize("shape", [(53, 41), (41, 53), (1, 300), (300, 1)], ids=str)
+def test_single_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Sizes of tiles, all strides, both widths of columns, empty and full rows, unused slots, hardly any weights."""
+    geometry = Geometry(shape, (1, 0) if shape == (41, 53) else (0, 1), 1, (1, 1))
     for m, wide, how, bias, share in [
         (1, False, "plain", True, 0.3), (37, True, "cut", False, 0.02), (130, False, "transposed", True, 0.1)
     ]:  # fmt: skip
@@ -134,7 +132,7 @@ def test_fuzz_of_single_weights(m, rows, cols, share_a, share_b, spare, how, dty
 
 
 def test_single_weights_are_tried_where_few_are_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A product reads A, the weight gradient B: where that is more than a hundredth of the weight nothing is measured."""
+    """A product reads A, the weight gradient B: where that is over a hundredth of the weight nothing is measured."""
     monkeypatch.setenv("TOPKAST_CACHE", str(tmp_path))
     monkeypatch.setenv("TOPKAST_KERNEL", "measure")
     weighed: list[tuple[str, list[str]]] = []
@@ -386,7 +384,9 @@ def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script, "90"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert {name.split()[0] for name in found} >= {*configs.PRODUCTS, "transpose_kernel", "mask_kernel"}
+    assert {name.split()[0] for name in found} >= {
+        *configs.PRODUCTS, "transpose_kernel", "mask_kernel", "single_spmm", "single_spmm_t", "single_sddmm"
+    }  # fmt: skip
     for name, facts in found.items():
         assert facts["shared"] <= 227 * 1024, name
         if name.split()[0] in configs.PRODUCTS:

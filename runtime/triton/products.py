@@ -78,7 +78,8 @@ def transpose(index: Index, geometry: Geometry, parts: int) -> tuple[Tensor, Ten
 
 
 def _spmm(
-    product: str, x: Tensor, values: Tensor, lists: tuple[Tensor, ...], geometry: Geometry, bias: Tensor | None, act: str
+    product: str, x: Tensor, values: Tensor, lists: tuple[Tensor, ...], geometry: Geometry, bias: Tensor | None,
+    act: str,
 ) -> Tensor:  # fmt: skip
     from .spmm_kernels import spmm_kernel
 
