@@ -12,7 +12,7 @@ from topkast.runtime.planner import measured
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
-from .report_cost import count_bytes, count_flops, count_model_bytes, count_parameters
+from .report_cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
 
 COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
 
@@ -81,7 +81,11 @@ def report(model: Any) -> Report:
     totals = {
         "parameters": count_parameters(root, found),
         "flops": count_flops(rows, found),
-        "bytes": {"sites": count_bytes(found), "model": count_model_bytes(root, found)},
+        "bytes": {
+            "sites": count_bytes(found),
+            "model": count_model_bytes(root, found),
+            "places": count_places(found),
+        },
         "churn": {key: sum(c[key] for c in last) / len(last) for key in ("new_a", "new_b")} if last else None,
         "ever_active": ever / units,
         "step": max(site.step for site in found.values()),

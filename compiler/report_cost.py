@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -69,6 +70,20 @@ def count_bytes(found: dict[str, Site]) -> dict[str, int]:
         part["sparse"], part["dense"] = sum(part.values()), 2 * numel * size + dense_state
         total = {key: total[key] + part[key] for key in total}
     return total
+
+
+def count_places(found: dict[str, Site]) -> dict[str, dict[str, int]]:
+    """Where the bytes of sparse training lie: "cpu", "cuda:0", or "disk" for a mapped reservoir. Of a GPU also the most
+    that torch's tensors have taken on it since torch.cuda.reset_peak_memory_stats, all of this process's."""
+    places: Counter[str] = Counter()
+    for site in found.values():
+        state = _state(site.optimizers, site.original)
+        for tensor in (site.original, site.original, *state, *site.index, site.ever):  # the gradient is like the values
+            places[str(tensor.device)] += tensor.nbytes
+        on_disk = site.rule.reservoir == "disk"
+        places["disk" if on_disk else str(site.reservoir.device)] += site.reservoir.nbytes
+    gpus = [place for place in places if place.startswith("cuda")]
+    return {"now": dict(places), "peak": {place: torch.cuda.max_memory_allocated(place) for place in gpus}}
 
 
 def count_model_bytes(root: nn.Module, found: dict[str, Site]) -> dict[str, Any]:

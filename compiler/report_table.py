@@ -143,6 +143,10 @@ def _totals(report: Report) -> Table:
     line(f"bytes of sparse weights ({parts})", own["sparse"], own["dense"], _size)
     seen = "" if model["optimizer_seen"] else "; no optimizer step seen yet"
     line(f"bytes of the whole model{seen}", model["sparse"], model["dense"], _size)
+    places = totals["bytes"]["places"]
+    where = [f"{place} {_size(size)}" for place, size in places["now"].items()]
+    peaks = [f"peak of all tensors on {place} {_size(size)}" for place, size in places["peak"].items()]
+    table.add_row("where the sparse weights' bytes lie", ", ".join([*where, *peaks]), "", "")
     table.add_row("weights ever in A", f"{totals['ever_active']:.1%}", "", "")
     if totals["churn"]:
         text = f"{totals['churn']['new_a']:.1%}, {totals['churn']['new_b']:.1%}"

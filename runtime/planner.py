@@ -114,7 +114,7 @@ def choose(problem: Problem) -> str:
     wanted = setting()
     if wanted in fitting:
         return wanted
-    fitting = _worth_trying(problem, fitting)
+    fitting = worth_trying(problem, fitting)
     if wanted != "measure" or len(fitting) == 1:
         return fitting[0]
     seconds = _remembered().get(problem.key)
@@ -130,7 +130,7 @@ def _fitting(problem: Problem) -> list[str]:
     return candidates(problem.product, operand, problem.geometry, problem.conv)
 
 
-def _worth_trying(problem: Problem, fitting: list[str]) -> list[str]:
+def worth_trying(problem: Problem, fitting: list[str]) -> list[str]:
     """Of the dense products only the first, which is the fastest; of single weights on a GPU only a few."""
     dense = next(name for name in fitting if name in DENSE)
     read = problem.n_bwd if problem.product == "sddmm" else problem.n_fwd

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from _peers import masked_dense, masks, mkl_csr, sparselab_step
 from _trained_sets import from_checkpoint
 
 import topkast
+from topkast.runtime.kernels import KERNELS
 from topkast.runtime.layout import index_masks
 from topkast.runtime.reference import weight_grad
 from topkast.runtime.state import sites
@@ -176,7 +179,7 @@ def test_model(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytes
     for way in ways.values():
         assert way["settled / counted"] == way["settled"] / way["counted"]
         assert way["peak of steps"] > 0
-    assert "growth of anonymous memory" in capsys.readouterr().out
+    assert "growth of memory" in capsys.readouterr().out
 
 
 def test_onnx(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -204,12 +207,66 @@ def test_peak_is_seen_though_it_passes() -> None:
         (["kernels", "--threads", "0"], "whole number above 0"),
         (["kernels", "--impl", "magic"], "invalid choice"),
         (["step", "--block", "16"], "ROWSxCOLUMNS"),
+        *((([name, "--device", "tpu"]), "neither cpu nor cuda") for name in ("kernels", "step", "model", "large")),
+        (["step", "--device", "cuda"], "there is no GPU"),
     ],
 )
 def test_bad_arguments_say_what_is_allowed(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         bench.main(words)
     assert message in capsys.readouterr().err
+
+
+class FakeEvent:
+    """An event of a GPU whose only work is a clock's."""
+
+    clock: FakeTime
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = self.clock()
+
+    def synchronize(self) -> None:
+        self.clock.order += "s"
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """What the tools ask a GPU for, answered: events, and the bytes of tensors."""
+    FakeEvent.clock = FakeTime()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 900)
+    return torch.device("cuda")
+
+
+def test_on_a_gpu_events_give_the_times(gpu: torch.device) -> None:
+    clock = FakeEvent.clock
+    dense, sparse = [clock.work("d", lambda i: 2.0)], [clock.work("f", lambda i: 0.5)]
+    pairs = measure(dense, sparse, repeats=2, warmup=0, clock=pytest.fail, device=gpu)
+    assert clock.order == "dsfs" * 2 and pairs.ratio()["median"] == pytest.approx(0.25)
+
+
+def test_on_a_gpu_torch_counts_the_memory(gpu: torch.device) -> None:
+    assert _bench_memory.settled(gpu) == 700
+    with _bench_memory.peak_on(gpu) as peak:
+        pass
+    assert peak.bytes == 900
+
+
+def test_where_single_weights_would_be_slow_they_are_not_the_first_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    always = replace(KERNELS["csr"], fits=lambda product, operand, geometry, conv: True)
+    monkeypatch.setitem(KERNELS, "csr", always)
+    chosen = random_layer((5, 320, 64), (1, 1), 0.995, 0.98).impls(None)
+    assert chosen is not None and (chosen["spmm"], chosen["spmm_t"]) == ("csr", "csr") and chosen["sddmm"] != "csr"
+    assert "csr" not in (random_layer((5, 320, 64), (1, 1), 0.9, 0.8).impls(None) or {}).values()
 
 
 def test_sparselab_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:

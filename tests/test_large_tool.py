@@ -15,7 +15,7 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     found = json.loads(path.read_text())
     assert found["refreshes"] == 1 and len(found["losses"]) == 4 and found["losses"][-1] < found["losses"][0]
     assert found["dense training state"] == 16 * found["parameters"]
-    assert 0.79 < found["reservoir on disk"] / (4 * found["parameters"]) < 0.81 or found["parameters"] < 1e6
+    assert 0.79 < found["reservoir"] / (4 * found["parameters"]) < 0.81 or found["parameters"] < 1e6
     assert found["peak"] == max(found["peak of building"], *found["peak of each step"])
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from builders import CASES
+from standin import DEVICE, Device, move
 from torch import nn
 
 import topkast
+from topkast.compiler.report_cost import count_places
+from topkast.runtime.state import sites
 
 
 def _trained(name: str, steps: int = 3, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -104,3 +107,21 @@ def test_it_warns_of_what_died() -> None:
 def test_a_plain_model_is_refused() -> None:
     with pytest.raises(topkast.ModelError, match="not converted"):
         topkast.report(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("reservoir", ["device", "disk"])
+def test_where_the_bytes_lie(reservoir: str) -> None:
+    """Every byte of sparse training has a place."""
+    model = topkast.sparsify(nn.Linear(64, 96), 0.9, 0.8, min_size=20, reservoir=reservoir)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 64)).sum().backward()
+    optimizer.step()
+    totals = topkast.report(model).totals["bytes"]
+    now = totals["places"]["now"]
+    assert sum(now.values()) == totals["sites"]["sparse"] and totals["places"]["peak"] == {}
+    assert now.get("disk", 0) == (totals["sites"]["reservoir"] if reservoir == "disk" else 0)
+    assert "where the sparse weights' bytes lie" in str(topkast.report(model))
+    with Device():
+        move(model)
+        places = set(count_places(sites(model))["now"]) - {"cpu"}  # the optimizer still has the old values' state
+    assert places == ({str(DEVICE)} if reservoir == "device" else {str(DEVICE), "disk"})

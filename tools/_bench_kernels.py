@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from _arguments import add_device
 from _forward_only import forward_table, measure_forward
 from _layer import PRODUCTS, block_name, impl_names, measure_layer, random_layer
 from _pairs import add_timing, bound, geomean_spread
@@ -26,12 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing(parser, repeats=15)
     parser.add_argument("--impl", choices=impl_names(), help="kernel; unset: the first one that fits a product")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which of the tables")
+    add_device(parser)
     parser.add_argument("--checkpoint", type=Path, help="of topkast.save, whose sets to measure; unset: train some")
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
     found: dict[str, object] = {}
-    for name in args.tables:
+    # What others offer is for the CPU, and sets that training chose are laid out for it.
+    for name in args.tables if args.device.type == "cpu" else [one for one in args.tables if one in ON_GPU]:
         measure_table, tables = TABLES[name]
         found[name] = measure_table(args)
         if name == "step":
@@ -50,7 +53,7 @@ def measure_steps(args: argparse.Namespace) -> list[Cell]:
         for shape in shapes:
             for fwd, bwd in SPARSITIES:
                 for block in blocks:
-                    layer = random_layer(shape, block, fwd, bwd)
+                    layer = random_layer(shape, block, fwd, bwd, args.device)
                     impls = layer.impls(args.impl)
                     for threads in args.threads:
                         found = measure_layer(layer, impls, args.repeats, threads)
@@ -95,6 +98,7 @@ def step_tables(cells: list[Cell]) -> list[Table]:
     return tables
 
 
+ON_GPU = ("step", "forward")
 # name -> how it is measured, and the tables that show it
 TABLES = {
     "step": (measure_steps, step_tables),

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import torch
-from _arguments import block, positive
+from _arguments import add_device, block, positive
 from _layer import block_name
 from _pairs import Spread, add_timing, bound, measure, show
 from _results import CONSOLE, progress
@@ -25,6 +25,7 @@ REFRESHES = 3  # timed; the steps' own interval is far longer than the measureme
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing(parser, repeats=15)
+    add_device(parser)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--block", nargs="+", type=block, default=[(16, 1)], metavar="RxC", help="each is compiled")
     parser.add_argument("--fwd", type=float, default=0.9, help="forward sparsity")
@@ -49,7 +50,7 @@ class Trainer:
         CONSOLE.print(f"compiling {what} (minutes on a small machine)", highlight=False)
         start = time.perf_counter()
         self.step()
-        seconds = time.perf_counter() - start
+        seconds = now(next(self.model.parameters()).device) - start
         CONSOLE.print(f"compiled {what} in {seconds:.0f} s", highlight=False)
         return seconds
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     backend = "aot_eager" if args.quick else "inductor"
     rows = []
     for name in args.model:
-        workload = MODELS[name](args.quick)
+        workload = MODELS[name](args.quick, args.device)
         flops = count_flops(workload)
         for threads in args.threads:
             # Generated code is made for one number of threads.
@@ -102,9 +103,11 @@ def measure_sparse(
     seconds = sparse.first_step(f"topkast {block_name(unit)}")
     with progress() as bar:
         task = bar.add_task(f"{workload.says}, {block_name(unit)}", total=args.repeats + 2)
-        pairs = measure([dense.step], [sparse.step], args.repeats, after=lambda: bar.update(task, advance=1))
+        pairs = measure(
+            [dense.step], [sparse.step], args.repeats, after=lambda: bar.update(task, advance=1), device=args.device
+        )
     ratio, step = pairs.ratio(), pairs.seconds()
-    refresh = time_refresh(model)
+    refresh = time_refresh(model, args.device)
     report = topkast.report(model)
     interval = args.refresh_every * step["sparse"] + refresh
     return {
@@ -123,14 +126,21 @@ def measure_sparse(
     }
 
 
-def time_refresh(model: nn.Module) -> float:
+def time_refresh(model: nn.Module, device: torch.device) -> float:
     """Median seconds in which every site chooses its sets again."""
     times = []
     for _ in range(REFRESHES):
-        start = time.perf_counter()
+        start = now(device)
         topkast.refresh(model)
-        times.append(time.perf_counter() - start)
+        times.append(now(device) - start)
     return statistics.median(times)
+
+
+def now(device: torch.device) -> float:
+    """The time, once a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def with_refresh(ratio: Spread, more: float) -> Spread:

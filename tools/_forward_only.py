@@ -23,7 +23,7 @@ def measure_forward(args: argparse.Namespace) -> list[dict[str, Any]]:
         task = bar.add_task("forward only", total=len(rows) * len(BLOCKS) * len(args.threads))
         for m in rows:
             for block in BLOCKS:
-                layer = random_layer((m, size, size), block, SPARSITY, SPARSITY)
+                layer = random_layer((m, size, size), block, SPARSITY, SPARSITY, args.device)
                 impls = layer.impls(args.impl)
                 forward = {"spmm": impls["spmm"]} if impls else None
                 repeats = args.repeats * max(1, 32 // m)  # few rows are short work: one pair says little

@@ -1,7 +1,8 @@
 """A decoder that dense training does not fit: built on the meta device, made sparse layer by layer, trained with AdamW.
 
 What counts is the process's resident anonymous memory. The reservoir is a mapped file, whose pages the system takes
-back when it needs them. It is in the temporary directory (TMPDIR), so that must be on a disk.
+back when it needs them. It is in the temporary directory (TMPDIR), so that must be on a disk. On a GPU what counts is
+what torch's tensors take there, by torch's counters, and the reservoir is in pinned host memory.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import os
 import shutil
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from _arguments import block, positive
-from _bench_memory import Peak, anonymous
+from _arguments import add_device, block, positive
+from _bench_memory import anonymous, peak_on, settled
+from _bench_step import now
 from _loop import loss_of
 from _results import CONSOLE, progress
 from _text import VOCABULARY, load_text
@@ -35,6 +36,7 @@ IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_device(parser)
     parser.add_argument("--parameters", type=float, default=2.5e9, metavar="N", help="about how many the decoder has")
     parser.add_argument("--steps", type=positive, default=6, help="of AdamW, with a refresh after half of them")
     parser.add_argument("--fwd", type=float, default=0.9, help="share of each weight that is zero in the forward pass")
@@ -55,40 +57,43 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     with torch.device("meta"):
         model: nn.Module = GPT2LMHeadModel(config)
     count = sum(p.numel() for p in model.parameters())
-    folder = check_disk(round(4 * count * args.bwd))
-    x, y = load_text(None, args.sequence).batch(torch.Generator().manual_seed(0), args.batch, args.sequence)
+    on_gpu = args.device.type == "cuda"
+    folder = "host memory" if on_gpu else check_disk(round(4 * count * args.bwd))
+    drawn = load_text(None, args.sequence).batch(torch.Generator().manual_seed(0), args.batch, args.sequence)
+    x, y = (tensor.to(args.device) for tensor in drawn)
     torch.manual_seed(0)
-    before = anonymous()
+    before = _held(args.device)
     with progress() as bar:
         task = bar.add_task(f"{count / 1e6:.0f} million parameters: building", total=args.steps + 1)
-        start = time.perf_counter()
-        with Peak() as building:
+        start = now(args.device)
+        with peak_on(args.device) as building:
             topkast.compile(
                 model,
                 args.fwd,
                 args.bwd,
-                example_inputs={"input_ids": x},
+                example_inputs={"input_ids": x.cpu()},
+                device=args.device,
                 block=args.block,
-                reservoir="disk",
+                reservoir="host" if on_gpu else "disk",
                 refresh_every=max(1, args.steps // 2),
                 min_size=1,
                 backend="aot_eager",  # eager keeps a dense W_A of every layer for backward
             )
-        build, built = time.perf_counter() - start, anonymous()
+        build, built = now(args.device) - start, _held(args.device)
         bar.update(task, advance=1)
         # Fused: the others make copies of their state while they step.
         optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
         model.train()
         losses, seconds, peaks, fresh = [], [], [], []
         for _ in range(args.steps):
-            start, churned = time.perf_counter(), refreshes(model)
-            with Peak() as peak:
+            start, churned = now(args.device), refreshes(model)
+            with peak_on(args.device) as peak:
                 loss = loss_of(model, x, y)
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(loss.item())
-            seconds.append(time.perf_counter() - start)
+            seconds.append(now(args.device) - start)
             peaks.append(peak.bytes)
             fresh.append(refreshes(model) > churned)
             bar.update(task, advance=1, description=f"loss {losses[-1]:.3f}, {peak.bytes / 1e9:.2f} GB")
@@ -110,7 +115,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "peak": peak,
         "peak / dense training state": peak / (STATE * count),
         "high-water mark with mapped files": status("VmHWM"),
-        "reservoir on disk": sum(site.reservoir.nbytes for site in sites(model).values()),
+        "reservoir": sum(site.reservoir.nbytes for site in sites(model).values()),
         "folder": folder,
         "seconds to build": build,
         "seconds of each step": seconds,
@@ -121,6 +126,10 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     }
     CONSOLE.print(_table(found))
     return found
+
+
+def _held(device: torch.device) -> int:
+    return settled(device) if device.type == "cuda" else anonymous()
 
 
 def give_back_at_once() -> None:
@@ -178,7 +187,7 @@ def _table(found: dict[str, Any]) -> Table:
     table = Table(title=f"{found['parameters'] / 1e6:.0f} million parameters, {shape}", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for name in ("dense training state", "before", "peak of building", "built", "peak", "reservoir on disk",
+    for name in ("dense training state", "before", "peak of building", "built", "peak", "reservoir",
                  "high-water mark with mapped files"):  # fmt: skip
         table.add_row(name, f"{found[name] / 1e9:.3f} GB")
     for name in ("seconds to build", "seconds of a step", "seconds of a refresh"):

@@ -11,6 +11,7 @@ import torch
 from _pairs import measure
 from torch import Tensor
 
+from topkast.runtime import planner
 from topkast.runtime.kernels import KERNELS, candidates, launch
 from topkast.runtime.layout import Geometry, Index, build_index
 from topkast.runtime.reference import weight_grad
@@ -54,10 +55,14 @@ class Layer:
         found = {}
         for product in PRODUCTS:
             operand = self.x if product == "spmm" else self.dy
+            layouts = ((tuple(operand.shape), operand.stride()),)
+            n_fwd = int((self.index.row_fwd - self.index.row_ptr[:-1]).sum())
+            sizes = (self.geometry, n_fwd, self.index.cols.numel(), torch.get_num_threads(), operand.device)
+            problem = planner.Problem(product, layouts, operand.dtype, *sizes)
             fitting = candidates(product, operand, self.geometry)
             if wanted not in (None, *fitting):
                 return None
-            found[product] = wanted or fitting[0]
+            found[product] = wanted or planner.worth_trying(problem, fitting)[0]
         return found
 
 
@@ -108,7 +113,7 @@ def measure_layer(layer: Layer, impls: dict[str, str] | None, repeats: int, thre
     if impls is None:
         return facts
     torch.set_num_threads(threads)
-    pairs = measure(layer.dense()[: len(impls)], layer.sparse(impls), repeats)
+    pairs = measure(layer.dense()[: len(impls)], layer.sparse(impls), repeats, device=layer.x.device)
     parts = {PRODUCTS[name]: {"ratio": pairs.ratio(i), "seconds": pairs.seconds(i)} for i, name in enumerate(impls)}
     return facts | {"ratio": pairs.ratio(), "seconds": pairs.seconds(), "products": parts}
 

@@ -10,7 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from _arguments import positive
 from _measure import quartiles
 
@@ -55,6 +57,7 @@ def measure(
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
     after: Callable[[], object] = lambda: None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Pairs:
     """Run both sides in turn and time every part.
 
@@ -64,10 +67,11 @@ def measure(
         warmup: pairs before them that do not.
         clock: gives seconds.
         after: called after each pair, outside what is timed.
+        device: on a GPU events give the times, not ``clock``.
     """
-    pairs = Pairs()
+    pairs, timed = Pairs(), partial(_by_events, device) if device.type == "cuda" else partial(_timed, clock)
     for i in range(warmup + repeats):
-        times = [[_timed(part, clock) for part in side] for side in (dense, sparse)]
+        times = [[timed(part) for part in side] for side in (dense, sparse)]
         if i >= warmup:
             pairs.dense.append(times[0])
             pairs.sparse.append(times[1])
@@ -75,10 +79,20 @@ def measure(
     return pairs
 
 
-def _timed(part: Callable[[], object], clock: Callable[[], float]) -> float:
+def _timed(clock: Callable[[], float], part: Callable[[], object]) -> float:
     start = clock()
     part()
     return clock() - start
+
+
+def _by_events(device: torch.device, part: Callable[[], object]) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        part()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
 
 
 def bound(fwd: float, bwd: float) -> float:

@@ -39,7 +39,7 @@ def machine() -> dict[str, object]:
 
 def write(path: Path, facts: dict[str, object], arguments: dict[str, object], found: dict[str, object]) -> None:
     """One JSON file: machine, arguments and what was found."""
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
+    plain = {key: str(value) if isinstance(value, (Path, torch.device)) else value for key, value in arguments.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": facts, "arguments": plain, **found}, indent=1) + "\n")
     CONSOLE.print(f"wrote {path}", highlight=False, soft_wrap=True)

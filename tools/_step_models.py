@@ -30,7 +30,7 @@ class Workload:
     says: str
 
 
-def gpt2(quick: bool) -> Workload:
+def gpt2(quick: bool, device: torch.device) -> Workload:
     """GPT-2 style over bytes, without dropout, on the standard library's sources."""
     layers, width, heads, batch, length = (2, 64, 2, 2, 16) if quick else (12, 512, 8, 8, 256)
     off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
@@ -45,29 +45,32 @@ def gpt2(quick: bool) -> Workload:
         eos_token_id=0,
         **off,
     )
-    x, y = load_text(None, length).batch(torch.Generator().manual_seed(0), batch, length)
+    drawn = load_text(None, length).batch(torch.Generator().manual_seed(0), batch, length)
+    x, y = (tensor.to(device) for tensor in drawn)
     says = f"GPT-2, {layers} layers of width {width}, {batch} x {length} bytes"
-    return Workload(lambda: _seeded(GPT2LMHeadModel, config), {"input_ids": x}, lambda m: loss_of(m, x, y), says)
+    return Workload(
+        lambda: _seeded(GPT2LMHeadModel, config, device), {"input_ids": x}, lambda m: loss_of(m, x, y), says
+    )
 
 
-def resnet50(quick: bool) -> Workload:
+def resnet50(quick: bool, device: torch.device) -> Workload:
     """ResNet-50, which is what transformers' configuration makes by default, on noise."""
     config = ResNetConfig(embedding_size=16, hidden_sizes=[64, 128], depths=[1, 1]) if quick else ResNetConfig()
     batch, size = (2, 32) if quick else (32, 64)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, size, size, generator=generator)
-    labels = torch.randint(config.num_labels, (batch,), generator=generator)
+    images = torch.randn(batch, 3, size, size, generator=generator).to(device)
+    labels = torch.randint(config.num_labels, (batch,), generator=generator).to(device)
 
     def loss(model: nn.Module) -> Tensor:
         return F.cross_entropy(model(pixel_values=images).logits, labels)
 
     says = f"ResNet{'' if quick else '-50'}, {batch} images of {size} x {size}"
-    return Workload(lambda: _seeded(ResNetForImageClassification, config), {"pixel_values": images}, loss, says)
+    return Workload(lambda: _seeded(ResNetForImageClassification, config, device), {"pixel_values": images}, loss, says)
 
 
-def _seeded(kind: Callable[..., nn.Module], config: object) -> nn.Module:
+def _seeded(kind: Callable[..., nn.Module], config: object, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
-    return kind(config).train()
+    return kind(config).train().to(device)
 
 
 MODELS = {"gpt2": gpt2, "resnet50": resnet50}

@@ -6,7 +6,8 @@
     large    a model that dense training does not fit
     onnx     exported files in ONNX Runtime: latency, size, load time
 
-Each writes one JSON file. `--quick` is a tiny sample that shows that everything runs; its figures mean nothing.
+All but onnx take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample that shows that everything
+runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
 from _results import machine, write
 
 MODULES = {
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("transformers", "torch.onnx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     facts = machine()
+    if getattr(args, "device", torch.device("cpu")).type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(args.device)
     given = {key: value for key, value in vars(args).items() if key not in ("run", "out")}
     write(args.out, facts, given, args.run(args))
     return 0
