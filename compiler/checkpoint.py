@@ -21,6 +21,7 @@ from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
 from .checkpoint_check import check_config, check_optimizer, check_sites, check_tensors
+from .config import Config
 from .pack import pack, read, unpack, write
 
 FORMAT = "topkast"
@@ -89,7 +90,7 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     _check_format(path, header)
     config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
     packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
-    check_config(path, _config(record), config)
+    check_config(path, _config(record), {**asdict(Config()), **config})  # an older file lacks the newer arguments
     check_sites(path, {name: describe(site) for name, site in found.items()}, theirs)
     # The optimizer's tensors and those inside extra state are not the model's.
     prefixes = ("optimizer/", "extra/")

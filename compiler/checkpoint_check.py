@@ -59,9 +59,9 @@ def check_tensors(path: Path, root: nn.Module, record: Record, found: dict[str, 
             prefix = f"{module + '.' if module else ''}parametrizations.{attribute}."
             index = Index(*(state[prefix + field] for field in Index._fields))
             broken = check_index(index, site.geometry)
-            stored = int((index.row_fwd - index.row_ptr[:-1]).sum())
-            if broken is None and (stored != site.n_fwd or int(index.row_ptr[-1]) not in (site.n_fwd, site.n_bwd)):
-                broken = f"it holds {stored} units in A and {int(index.row_ptr[-1])} in B"
+            in_a, in_b = int((index.row_fwd - index.row_ptr[:-1]).sum()), int(index.row_ptr[-1])
+            if broken is None and not site.method.holds(site, in_a, in_b):
+                broken = f"it holds {in_a} units in A and {in_b} in B"
             if broken:
                 wrong.append(f"{name}: {broken}")
     _refuse(path, "an index is broken", wrong)

@@ -22,22 +22,25 @@ from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .errors import ConfigError
 from .follow import carry_state
 from .layout import Geometry, Index, check_index, index_masks, slot_units
+from .methods import METHODS
 from .native import densified
 from .native.theta import assemble, store
 from .record import enrol
 from .reservoir import allocate
-from .sets import build_index, largest
+from .sets import build_index
 
 
 @dataclass(frozen=True)
 class Rule:
     """How a site's sets are chosen and renewed; see :func:`topkast.compile` for each field."""
 
+    method: str = "topkast"
     refresh_every: int = 100
     stop_exploring_after: int | None = None
     explore: str = "topk"
     exploration_l2: float = 0.0
     exploration_decay: float = 10.0
+    drop_fraction: float = 0.3
     balanced: bool = False
     reservoir: str = "device"
     seed: int = 0
@@ -65,14 +68,15 @@ class Site(parametrize.ParametrizationList):
         self.is_tensor, self.unsafe, self.ntensors = True, True, 1
         self.name, self.geometry, self.rule = name, geometry, rule
         self.n_fwd, self.n_bwd = n_fwd, n_bwd
+        self.method = METHODS[rule.method]()
         self.step = self.refreshed_at = 0
         self._start()
         theta = parameter.detach()
-        fwd, bwd = self.choose_sets(theta)
+        fwd, bwd = self.method.start(self, self._score(theta))
         for field, tensor in zip(Index._fields, self._index_of(fwd, bwd), strict=True):
             self.register_buffer(field, tensor)
         self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
-        self._mark(fwd)
+        self._mark(fwd.view(-1))
         outside = geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)
         self._hold(allocate(rule.reservoir, outside * geometry.unit, theta))
         values = theta.new_empty(n_bwd * geometry.unit)
@@ -143,19 +147,24 @@ class Site(parametrize.ParametrizationList):
         """``module.weight = tensor``: take it as θ and choose both sets again."""
         self.load_theta(value)
 
-    def choose_sets(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B, bool [units], from all of θ (paper, section 2.1)."""
-        score = choose.scores(self.geometry.to_blocks(theta))
-        rows = self.geometry.grid[0] if self.rule.balanced else 1
-        score = score.view(rows, -1)
-        fwd = largest(score, self.n_fwd // rows)
-        if self.stopped:
-            return fwd.view(-1), fwd.view(-1)
-        if self.rule.explore == "random":
-            seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{self.step}".encode())
-            drawn = torch.rand(score.shape, generator=torch.Generator().manual_seed(seed)).to(score.device)
-            score = torch.where(fwd, 2.0, drawn)
-        return fwd.view(-1), largest(score, self.n_bwd // rows).view(-1)
+    @property
+    def groups(self) -> int:
+        """Units are counted by block rows if balanced, else all together."""
+        return self.geometry.grid[0] if self.rule.balanced else 1
+
+    def _score(self, theta: Tensor) -> Tensor:
+        """Score of every unit, [groups, units / groups]."""
+        return choose.scores(self.geometry.to_blocks(theta)).view(self.groups, -1)
+
+    def draw(self, like: Tensor, purpose: str = "") -> Tensor:
+        """Random numbers in [0, 1) of that shape and place: the same for one seed, site, step and purpose, on any
+        device."""
+        seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{self.step}{purpose}".encode())
+        return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
+
+    def members(self) -> tuple[Tensor, Tensor]:
+        """(A, B) as they are stored, bool [units], at home."""
+        return index_masks(self._index_at_home(), self.geometry)
 
     def _mark(self, fwd: Tensor) -> None:
         """Remember, a bit a unit, what was ever in A."""
@@ -200,11 +209,8 @@ class Site(parametrize.ParametrizationList):
 
     @property
     def due(self) -> bool:
-        """Whether an optimizer step has carried the site past an interval's end, or past the end of exploration."""
-        every, stop = self.rule.refresh_every, self.rule.stop_exploring_after
-        return self.step // every > self.refreshed_at // every or (
-            stop is not None and self.refreshed_at < stop <= self.step
-        )
+        """Whether an optimizer step has carried the site past a point where its sets are to be renewed."""
+        return self.method.due(self, self.step)
 
     def refresh_if_due(self) -> None:
         """Refresh where it is safe: in a forward that will be differentiated, never while a backward recomputes."""
@@ -214,20 +220,25 @@ class Site(parametrize.ParametrizationList):
     @torch.no_grad()
     def refresh(self) -> None:
         """Choose A and B again from all of θ; optimizer state follows its weight, what enters starts at zero."""
-        self._renew(self.theta())
+        theta = self.theta()
+        fwd, bwd = self.method.renew(self, self._score(theta))
+        if self.method.enters_at_zero:
+            entering = bwd.view(-1) & ~self.members()[1]
+            theta.masked_fill_(self.geometry.from_blocks(entering[:, None].expand(-1, self.geometry.unit)), 0)
+        self._renew(theta, fwd, bwd)
 
     @torch.no_grad()
     def load_theta(self, theta: Tensor) -> None:
         """Replace all of θ, given on any device, and choose both sets from it."""
         if tuple(theta.shape) != self.geometry.shape:
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
-        self._renew(theta.to(self.home, self.original.dtype))
+        theta = theta.to(self.home, self.original.dtype)
+        self._renew(theta, *self.method.start(self, self._score(theta)))
 
-    def _renew(self, theta: Tensor) -> None:
-        """Take θ (at home) apart by the sets that it gives; optimizer state follows."""
-        before = self._index_at_home()
+    def _renew(self, theta: Tensor, fwd: Tensor, bwd: Tensor) -> None:
+        """Take θ (at home) apart by new sets, bool [units]; optimizer state follows."""
+        before, fwd, bwd = self._index_at_home(), fwd.view(-1), bwd.view(-1)
         old_fwd, old_bwd = index_masks(before, self.geometry)
-        fwd, bwd = self.choose_sets(theta)
         index = self._index_of(fwd, bwd)
         values = self.original.detach()
         at_home = values if values.device == self.home else torch.empty_like(values, device=self.home)
