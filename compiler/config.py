@@ -127,9 +127,7 @@ class Config:
                 "the step at which the final sparsity is reached"
             )
         if self.method == "rigl" and _processes() > 1:
-            raise ConfigError(
-                "method='rigl': each process would grow by its own gradient, so sets would part ways"
-            )
+            raise ConfigError("method='rigl': each process would grow by its own gradient, so sets would part ways")
 
     def _pair(self, name: str, fwd: Any, bwd: Any) -> tuple[float, float]:
         method = METHODS[self.method]
