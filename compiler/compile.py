@@ -38,6 +38,8 @@ def compile(
     explore: str = "topk",
     exploration_l2: float = 0.0,
     exploration_decay: float = 10.0,
+    method: str = "topkast",
+    drop_fraction: float = 0.3,
     reservoir: str = "device",
     seed: int | None = None,
     min_size: int = 4096,
@@ -54,7 +56,7 @@ def compile(
         model: any ``torch.nn.Module``, an ``fx.GraphModule`` or an exported program's module among them.
         fwd: share of each weight that is zero in the forward pass, in [0, 1).
         bwd: share that gets no gradient, in [0, fwd]; None means twice the forward density (0.9 gives 0.8), capped at
-            dense.
+            dense. Only for method "topkast"; the others set it: 0 for "magnitude-ste" and "gmp", fwd for the rest.
         example_inputs: what the model is called with (a tuple of positional arguments, a dict of keywords, or one
             tensor), to trace which parameters are weights of which ops. None: the model's own ``dummy_inputs``, else
             symbolic tracing, else the modules' structure; the report says which.
@@ -82,13 +84,21 @@ def compile(
             of exploration and :func:`topkast.refresh` wait for nothing. On a GPU with ``reservoir="device"`` θ is
             copied to the host for it. What fails in a thread is raised as ``RefreshError`` at the next refresh, and
             where the model is saved before it. False: a refresh chooses and applies at once.
-        stop_exploring_after: optimizer steps after which B = A; None: never.
+        stop_exploring_after: optimizer steps after which B = A; None: never. Methods "set" and "rigl": from when on the
+            sets stand still; the share they exchange falls to zero by then. Method "gmp": when ``fwd`` is reached.
         explore: "topk", or "random" for B \\ A drawn at random at each refresh (the paper's ablation).
         exploration_l2: λ of the paper's penalty, added to the gradient once an optimizer step, as SGD does with
             ``weight_decay``: λθ on A, λθ / D_A on B \\ A.
         exploration_decay: c of the decoupled form: after each optimizer step θ ← θ - lr·c·θ on B \\ A.
+        method: how sets are chosen; B = A unless said. "topkast"; "static", drawn at random once; "static-magnitude",
+            the largest at the start; "set", random at the start, then at each refresh the smallest are exchanged for
+            random ones (Mocanu et al. 2018); "rigl", the same for those of the largest gradient, at the end of the
+            step (Evci et al. 2020), of one process, each weight in one product of a backward; "magnitude-ste",
+            "topkast" with a dense B and no penalty; "gmp", dense at first, pruned by size along a cubic (Zhu and Gupta
+            2017), in memory for the dense model. What an argument says that the method does not use is an error.
+        drop_fraction: share of A that "set" and "rigl" exchange at a refresh, in [0, 1); what enters starts at zero.
         reservoir: where θ outside B is kept: "device", "host" (pinned with a GPU) or "disk" (a mapped temporary file).
-        seed: of random exploration; None takes torch's own.
+        seed: of sets that are drawn at random; None takes torch's own.
         min_size: weights with fewer elements stay dense.
         backend: "inductor", "aot_eager" (the same passes, no code generation) or "eager" (converted, not compiled).
         torch_compile_options: ``fullgraph``, ``dynamic``, ``mode``, ``options``, ``disable`` of ``torch.compile``.
@@ -116,6 +126,8 @@ def compile(
         explore=explore,
         exploration_l2=exploration_l2,
         exploration_decay=exploration_decay,
+        method=method,
+        drop_fraction=drop_fraction,
         reservoir=reservoir,
         seed=seed,
         min_size=min_size,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from topkast.runtime.errors import ConfigError
+from topkast.runtime.methods import METHODS
 from topkast.runtime.reservoir import KINDS
 from topkast.runtime.site import Rule
 
@@ -51,6 +52,11 @@ def _globs(name: str, value: Any) -> tuple[str, ...] | None:
     return found
 
 
+def _processes() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 @dataclass(frozen=True)
 class Config:
     """Arguments of :func:`topkast.compile`, validated; see there for what each means."""
@@ -68,6 +74,8 @@ class Config:
     explore: str = "topk"
     exploration_l2: float = 0.0
     exploration_decay: float = 10.0
+    method: str = "topkast"
+    drop_fraction: float = 0.3
     reservoir: str = "device"
     seed: int | None = None
     min_size: int = 4096
@@ -76,7 +84,9 @@ class Config:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name, value in zip(("fwd", "bwd"), pair("", self.fwd, self.bwd), strict=True):
+        _choice("method", self.method, tuple(METHODS))
+        self._check_method()
+        for name, value in zip(("fwd", "bwd"), self._pair("", self.fwd, self.bwd), strict=True):
             put(name, value)
         block = self.block
         if not (isinstance(block, (tuple, list)) and len(block) == 2 and all(type(b) is int and b > 0 for b in block)):
@@ -99,26 +109,55 @@ class Config:
         _choice("explore", self.explore, EXPLORERS)
         _number("exploration_l2", self.exploration_l2, 0)
         _number("exploration_decay", self.exploration_decay, 0)
+        _number("drop_fraction", self.drop_fraction, 0, 1)
         _choice("reservoir", self.reservoir, KINDS)
         if self.seed is not None:
             _number("seed", self.seed, 0, integer=True)
         _number("min_size", self.min_size, 1, integer=True)
 
-    @staticmethod
-    def _entry(glob: Any, value: Any) -> tuple[float, float]:
+    def _check_method(self) -> None:
+        method = METHODS[self.method]
+        optional = {name for other in METHODS.values() for name in other.uses}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in optional and field.name not in method.uses and value != field.default:
+                used = f"it uses {', '.join(method.uses)}" if method.uses else "it uses no argument of that kind"
+                raise ConfigError(f"{field.name}={value!r}: method={self.method!r} does not use it; {used}")
+        if self.method == "gmp" and not self.stop_exploring_after:
+            raise ConfigError(
+                f"stop_exploring_after={self.stop_exploring_after!r}: must be an integer above 0 for method='gmp', "
+                "the step at which the final sparsity is reached"
+            )
+        if self.method == "rigl" and _processes() > 1:
+            raise ConfigError("method='rigl': each process would grow by its own gradient, so sets would part ways")
+
+    def _pair(self, name: str, fwd: Any, bwd: Any) -> tuple[float, float]:
+        method = METHODS[self.method]
+        if "bwd" in method.uses:
+            return pair(name, fwd, bwd)
+        if bwd is not None:
+            raise ConfigError(
+                f"{name}bwd={bwd!r}: must be None, method={self.method!r} chooses the backward set itself"
+            )
+        return pair(name, fwd, fwd if method.bwd is None else method.bwd)
+
+    def _entry(self, glob: Any, value: Any) -> tuple[float, float]:
         if not (isinstance(value, (tuple, list)) and len(value) == 2):
             raise ConfigError(f"distribution[{glob!r}]={value!r}: must be (fwd, bwd)")
-        return pair(f"distribution[{glob!r}] ", *value)
+        return self._pair(f"distribution[{glob!r}] ", *value)
 
     def rule(self) -> Rule:
-        """The part that every site keeps; without a seed, torch's own decides random exploration."""
+        """The part that every site keeps; without a seed, torch's own decides what is drawn at random."""
+        penalised = "exploration_decay" in METHODS[self.method].uses
         return Rule(
+            method=self.method,
             refresh_every=self.refresh_every,
             refresh_in_background=self.refresh_in_background,
             stop_exploring_after=self.stop_exploring_after,
             explore=self.explore,
             exploration_l2=self.exploration_l2,
-            exploration_decay=self.exploration_decay,
+            exploration_decay=self.exploration_decay if penalised else 0.0,
+            drop_fraction=self.drop_fraction,
             balanced=self.balanced,
             reservoir=self.reservoir,
             seed=torch.initial_seed() if self.seed is None else self.seed,

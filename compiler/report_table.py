@@ -49,7 +49,10 @@ def _passes(report: Report) -> Table:
 
 
 def _sites(report: Report) -> Table:
-    table = Table(title=f"sparse weights (traced: {report.how}; backend: {report.backend})", title_justify="left")
+    table = Table(
+        title=f"sparse weights (method: {report.config['method']}; traced: {report.how}; backend: {report.backend})",
+        title_justify="left",
+    )
     for heading in ("weight", "shape", "ops", "A", "B", "block", "new in A, B", "ever", "what ran"):
         table.add_column(heading, justify="right" if heading in ("A", "B", "ever") else "left")
     for row in report.sites:

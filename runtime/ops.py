@@ -15,6 +15,7 @@ Where ``widths`` is not empty, it says of a product's two activations (operand a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from .kernels import unpack as unpack_tiles
 from .kernels import weight as dense_weight
 from .kernels import weight_grad as gather_grad
 from .layout import Geometry, Index
-from .record import note
+from .methods import gradient
+from .record import SITES, note
 from .reference import ConvArgs
 
 _INDEX = "Tensor row_ptr, Tensor row_fwd, Tensor cols, Tensor key"
@@ -75,10 +77,19 @@ def _given(*more: Any) -> tuple[Any, ...]:
     return more if any(map(any, more)) else ()
 
 
+def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:
+    """Show the dense gradient to a method that grows by it."""
+    site = SITES.get(int(key))
+    if site is not None and site.method.watches:
+        site.method.see(site, rows())
+
+
 def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
     row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
     note(key, "read gradient", "reference", why)
-    return gather_grad(grad, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
+    geometry = _geometry(shape, perm, lead, block)
+    _watch(key, lambda: gradient.whole_rows(grad, geometry))
+    return gather_grad(grad, Index(row_ptr, row_fwd, cols), geometry)
 
 
 def spmm(
@@ -98,6 +109,8 @@ def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, im
 def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
     note(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    taken, other = widths or (0, 0)
+    _watch(key, lambda: gradient.product_rows(unpack(dy) if taken else dy, unpack(x) if other else x))
     return launch(impl, "sddmm")(dy, x, index, geometry, *_given(widths))
 
 
@@ -119,6 +132,7 @@ def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, bloc
     args, impl = args[:6], (*args, impl)[6]
     note(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    _watch(key, lambda: gradient.conv_rows(dy, x, geometry, ConvArgs(*args)))
     return launch(impl, "conv_weight_grad")(dy, x, index, geometry, ConvArgs(*args))
 
 

@@ -73,6 +73,8 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
         site.decayed_by = lr * decay if isinstance(lr, (int, float)) else 0.0  # no sync for the sake of a warning
         site.scale_explored(1 - lr * decay)
     site.step += 1
+    if site.method.at_step_end and site.due:
+        site.refresh()
 
 
 @functools.cache

@@ -24,11 +24,12 @@ from .background import Pending, known, prepare
 from .errors import ConfigError
 from .follow import followers
 from .layout import Geometry, Index, check_index, index_masks, slot_units
+from .methods import METHODS
 from .native import densified
 from .native.theta import assemble, follow, store
 from .record import enrol
 from .reservoir import allocate
-from .sets import build_index, largest
+from .sets import build_index
 from .stream import Held, at_home
 
 
@@ -36,12 +37,14 @@ from .stream import Held, at_home
 class Rule:
     """How a site's sets are chosen and renewed; see :func:`topkast.compile` for each field."""
 
+    method: str = "topkast"
     refresh_every: int = 100
     refresh_in_background: bool = False
     stop_exploring_after: int | None = None
     explore: str = "topk"
     exploration_l2: float = 0.0
     exploration_decay: float = 10.0
+    drop_fraction: float = 0.3
     balanced: bool = False
     reservoir: str = "device"
     seed: int = 0
@@ -69,11 +72,12 @@ class Site(parametrize.ParametrizationList):
         self.is_tensor, self.unsafe, self.ntensors = True, True, 1
         self.name, self.geometry, self.rule = name, geometry, rule
         self.n_fwd, self.n_bwd = n_fwd, n_bwd
+        self.method = METHODS[rule.method]()
         self.step = self.refreshed_at = 0
         self.pending: Pending | None = None  # sets that a thread chooses, or has chosen
         self._start()
         theta = parameter.detach()
-        index, fwd, _ = self._chosen(theta, 0)
+        index, fwd, _ = self._indexed(self.method.start(self, self._score(theta), 0))
         for field, tensor in zip(Index._fields, index, strict=True):
             self.register_buffer(field, tensor)
         self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
@@ -129,9 +133,10 @@ class Site(parametrize.ParametrizationList):
     @property
     def stopped(self) -> bool:
         """True once exploration has ended: B = A."""
-        return self._stopped_at(self.step)
+        return self.stopped_at(self.step)
 
-    def _stopped_at(self, step: int) -> bool:
+    def stopped_at(self, step: int) -> bool:
+        """Whether exploration has ended after that many steps."""
         return self.rule.stop_exploring_after is not None and step >= self.rule.stop_exploring_after
 
     def _index_of(self, fwd: Tensor, bwd: Tensor) -> Index:
@@ -151,26 +156,35 @@ class Site(parametrize.ParametrizationList):
         """``module.weight = tensor``: take it as θ and choose both sets again."""
         self.load_theta(value)
 
-    def choose_sets(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """A and B, bool [units], from all of θ (paper, section 2.1), as the rule has them at ``step``."""
-        score = choose.scores(self.geometry.to_blocks(theta))
-        rows = self.geometry.grid[0] if self.rule.balanced else 1
-        score = score.view(rows, -1)
-        fwd = largest(score, self.n_fwd // rows)
-        if self._stopped_at(step):
-            return fwd.view(-1), fwd.view(-1)
-        if self.rule.explore == "random":
-            seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{step}".encode())
-            # On the CPU, whatever the default device is: the same draw wherever the model is.
-            generator = torch.Generator("cpu").manual_seed(seed)
-            drawn = torch.rand(score.shape, generator=generator, device="cpu").to(score.device)
-            score = torch.where(fwd, 2.0, drawn)
-        return fwd.view(-1), largest(score, self.n_bwd // rows).view(-1)
+    @property
+    def groups(self) -> int:
+        """Units are counted by block rows if balanced, else all together."""
+        return self.geometry.grid[0] if self.rule.balanced else 1
 
-    def _chosen(self, theta: Tensor, step: int) -> tuple[Index, Tensor, Tensor]:
-        """The sets that θ gives, as an index and as masks."""
-        fwd, bwd = self.choose_sets(theta, step)
+    def _score(self, theta: Tensor) -> Tensor:
+        """Score of every unit, [groups, units / groups]."""
+        return choose.scores(self.geometry.to_blocks(theta)).view(self.groups, -1)
+
+    def draw(self, like: Tensor, step: int, purpose: str = "") -> Tensor:
+        """Random numbers in [0, 1) of that shape and place: the same for one seed, site, step and purpose, on any
+        device."""
+        seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{step}{purpose}".encode())
+        # On the CPU, whatever the default device is: the same draw wherever the model is.
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.rand(like.shape, generator=generator, device="cpu").to(like.device)
+
+    def members(self) -> tuple[Tensor, Tensor]:
+        """(A, B) as they are stored, bool [units], at home."""
+        return index_masks(self._index_at_home(), self.geometry)
+
+    def _indexed(self, sets: tuple[Tensor, Tensor]) -> tuple[Index, Tensor, Tensor]:
+        """Sets as an index and as masks, bool [units]."""
+        fwd, bwd = (mask.view(-1) for mask in sets)
         return self._index_of(fwd, bwd), fwd, bwd
+
+    def _renewed(self, theta: Tensor, step: int) -> tuple[Index, Tensor, Tensor]:
+        """The sets that a refresh after ``step`` steps gives."""
+        return self._indexed(self.method.renew(self, self._score(theta), step))
 
     @property
     def home(self) -> torch.device:
@@ -209,14 +223,13 @@ class Site(parametrize.ParametrizationList):
 
     @property
     def due(self) -> bool:
-        """Whether an optimizer step has carried the site past an interval's end, or past the end of exploration."""
-        every = self.rule.refresh_every
-        return self.step // every > self.refreshed_at // every or self._stops
+        """Whether an optimizer step has carried the site past a point where its sets are to be renewed."""
+        return self.method.due(self, self.step)
 
     @property
     def _stops(self) -> bool:
         """Whether exploration has ended since the last refresh."""
-        return self.stopped and not self._stopped_at(self.refreshed_at)
+        return self.stopped_at(self.step) and not self.stopped_at(self.refreshed_at)
 
     def refresh_if_due(self) -> None:
         """See :func:`refresh_due`."""
@@ -233,7 +246,8 @@ class Site(parametrize.ParametrizationList):
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
         self._drop()
         theta = theta.to(self.home, self.original.dtype)
-        at_home([self], lambda site, held: site._take(theta, held, *site._chosen(theta, site.step)))
+        sets = self._indexed(self.method.start(self, self._score(theta), self.step))
+        at_home([self], lambda site, held: site._take(theta, held, *sets))
 
     def held(self) -> Held:
         """What a refresh changes, where it lives."""
@@ -250,7 +264,11 @@ class Site(parametrize.ParametrizationList):
         """
         self._drop()
         theta = assemble(held.values, self.reservoir, held.index, self.geometry)
-        return self._take(theta, held, *self._chosen(theta, self.step))
+        index, fwd, bwd = self._renewed(theta, self.step)
+        if self.method.enters_at_zero:
+            entering = bwd & ~index_masks(held.index, self.geometry)[1]
+            theta.masked_fill_(self.geometry.from_blocks(entering[:, None].expand(-1, self.geometry.unit)), 0)
+        return self._take(theta, held, index, fwd, bwd)
 
     def renew_due(self, held: Held) -> bool:
         """What an interval's end asks for: :meth:`renew`, or, in the background, the sets that were asked for at the
@@ -267,7 +285,7 @@ class Site(parametrize.ParametrizationList):
             self._take(theta, held, index, *index_masks(index, self.geometry))
         self.refreshed_at = step = self.step
         parts = held.values, self.reservoir, held.index
-        self.pending = prepare(self.name, step, parts, self.geometry, lambda theta: self._chosen(theta, step)[0])
+        self.pending = prepare(self.name, step, parts, self.geometry, lambda theta: self._renewed(theta, step)[0])
         return asked is not None
 
     def _drop(self) -> None:

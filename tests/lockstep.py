@@ -107,14 +107,17 @@ class Trio:
     optimizers: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        method = self.options.get("method", "topkast")
         dense = (self.build or self.case.model)().to(self.dtype)
         rules = Rules(
             self.options.get("refresh_every", 100),
             self.options.get("explore", "topk"),
-            self.options.get("exploration_decay", 10.0),
+            self.options.get("exploration_decay", 10.0) if method == "topkast" else 0.0,
             self.options.get("exploration_l2", 0.0),
             self.options.get("stop_exploring_after"),
             self.options.get("refresh_in_background", False),
+            method,
+            self.options.get("drop_fraction", 0.3),
         )
         compiled = topkast.compile(copy.deepcopy(dense), **{"min_size": 1, **self.case.options, **self.options})
         assert compiled is not None
@@ -190,10 +193,11 @@ class Trio:
         return steps
 
     def still(self, before: dict[str, Tensor], after: dict[str, Tensor], where: str) -> None:
-        """θ outside B has not moved by one bit in this step."""
-        sets = topkast.masks(self.ours.model)
+        """θ outside B has not moved by one bit in this step; a method that refreshes at its end had another B in it."""
         for key, name in self.oracle.keys.items():
-            outside = ~sets[name][1]
+            outside = ~self.oracle.sets[name][1]
+            if self.oracle.rules.method == "rigl":
+                outside &= ~self.oracle.stepped[name][1]
             assert torch.equal(before[key][outside], after[key][outside]), f"{where}: {key} moved outside B"
 
     def cast(self, system: System, tensor: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""The oracle: Top-KAST with full θ, full optimizer state and explicit masks, in plain PyTorch, slow and obvious.
+"""The oracle: Top-KAST and the methods beside it with full θ, full optimizer state and explicit masks.
+
+Plain PyTorch, slow and obvious.
 
 It shares no code with the package: it is handed a dense model and, for each sparsified parameter, the counts and the
 view as a matrix of blocks (:class:`Plan`), and does the rest itself.
@@ -7,6 +9,7 @@ view as a matrix of blocks (:class:`Plan`), and does the rest itself.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +41,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rules:
-    """When sets are chosen again, and what is done to the explored weights."""
+    """By which method and when sets are chosen again, and what is done to the explored weights."""
 
     refresh_every: int = 100
     explore: str = "topk"
@@ -46,20 +49,23 @@ class Rules:
     l2: float = 0.0
     stop: int | None = None
     background: bool = False
+    method: str = "topkast"
+    drop: float = 0.3
 
 
 class MaskedWeight(torch.autograd.Function):
-    """θ on A forward; the gradient on B backward."""
+    """θ on A forward; the gradient on B backward, all of it also left in ``seen[name]``."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, fwd: Tensor, bwd: Tensor) -> Tensor:
+    def forward(ctx: Any, theta: Tensor, fwd: Tensor, bwd: Tensor, seen: dict[str, Tensor], name: str) -> Tensor:
         # Not save_for_backward: reentrant checkpoints walk this node once for each recomputed segment.
-        ctx.bwd = bwd
+        ctx.bwd, ctx.seen, ctx.name = bwd, seen, name
         return torch.where(fwd, theta, torch.zeros_like(theta))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return torch.where(ctx.bwd, grads[0], torch.zeros_like(grads[0])), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        ctx.seen[ctx.name] = grads[0]
+        return torch.where(ctx.bwd, grads[0], torch.zeros_like(grads[0])), None, None, None, None
 
 
 class Oracle:
@@ -72,8 +78,8 @@ class Oracle:
         dtype: what the copy is cast to.
         leader: another oracle that always runs first and whose sets are taken over instead of chosen. The truth in
             float64 follows the oracle in the dtype under test, so that one flipped near-tie does not count as an error.
-        draw: for ``explore="random"``: gives the sets of the model under test, whose draw nobody can foretell. Their
-            A must be ours, their B of the right size around it.
+        draw: where sets are drawn at random: gives those of the model under test, whose draw nobody can foretell. What
+            is not drawn in them must be ours, and their sizes.
     """
 
     def __init__(
@@ -102,7 +108,9 @@ class Oracle:
         self.optimizers: list[torch.optim.Optimizer] = []
         self.sets: Sets = {}
         self.asked: Sets | None = None
+        self.stepped: Sets = {}  # those of the last step
         self.before: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
         self._choose()
 
     def _release(self) -> None:
@@ -120,10 +128,10 @@ class Oracle:
     # --- the model as a user sees it ---------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.rules.method != "rigl":
             self._refresh_if_due()
         for name, owners in self.owners.items():
-            weight = MaskedWeight.apply(self.theta[name], *self.sets[name])
+            weight = MaskedWeight.apply(self.theta[name], *self.sets[name], self.gradients, name)
             for module, attribute in owners:
                 object.__setattr__(module, attribute, weight)
         return self.model(*args, **kwargs)
@@ -180,6 +188,9 @@ class Oracle:
             rate = lr if isinstance(lr, float) else lr.get(id(theta), 0.0)
             theta.copy_(torch.where(bwd & ~fwd, theta * (1 - rate * self.rules.decay), theta))
         self.steps += 1
+        self.stepped = self.sets
+        if self.rules.method == "rigl":
+            self._refresh_if_due()
 
     def _clear_state(self) -> None:
         """Zero whatever is kept outside B: optimizer state, and a gradient that outlives its step."""
@@ -195,19 +206,34 @@ class Oracle:
     # --- sets --------------------------------------------------------------------------------------------------------
 
     def _refresh_if_due(self) -> None:
-        every = self.rules.refresh_every
-        stop = self.rules.stop is not None and self.steps >= self.rules.stop and not self.stopped
-        if stop or self.steps // every > self.refreshed_at // every:
+        every, end, method = self.rules.refresh_every, self.rules.stop, self.rules.method
+        stop = end is not None and self.steps >= end and not self.stopped
+        due = self.steps // every > self.refreshed_at // every
+        if method in ("topkast", "magnitude-ste"):
+            due = due or stop
+        elif method == "gmp":
+            due = (due or stop) and not self.stopped
+        elif method in ("set", "rigl"):
+            due = due and (end is None or self.steps < end)
+        else:
+            due = False
+        if due:
             self.refresh() if stop or not self.rules.background else self._swap()
 
+    @torch.no_grad()
     def refresh(self) -> None:
         """Choose A and B again from all of θ."""
         self.stopped = self.rules.stop is not None and self.steps >= self.rules.stop
         self.refreshed_at = self.steps
         self.asked = None
+        before = self.sets
         self._choose()
         self._clear_state()
+        if self.rules.method in ("set", "rigl"):
+            for name, theta in self.theta.items():
+                theta[self.sets[name][1] & ~before[name][1]] = 0
 
+    @torch.no_grad()
     def _swap(self) -> None:
         """The sets that θ gave at the end of the last interval come into force; what θ gives now waits for the next."""
         self.refreshed_at = self.steps
@@ -217,43 +243,84 @@ class Oracle:
         self.asked = {name: self._select(name) for name in self.theta}
 
     def _choose(self, asked: Sets | None = None) -> None:
+        start = not self.sets
+        drawn = (self.rules.explore == "random" and not self.stopped) or self.rules.method in ("static", "set")
         if self.leader is not None:
             self.sets = self.leader.history[len(self.history)]
-        elif self.rules.explore == "random" and not self.stopped:
-            assert self.draw is not None, "random exploration: give draw"
-            chosen = asked or {name: self._select(name) for name in self.theta}
-            self.sets = {name: self._adopt(name, drawn, chosen[name][0]) for name, drawn in self.draw().items()}
+        elif drawn or (start and self.rules.method == "rigl"):
+            assert self.draw is not None, "sets are drawn: give draw"
+            self.sets = {name: self._adopt(name, drawn, asked) for name, drawn in self.draw().items()}
+        else:
+            self.sets = asked or {name: self._select(name) for name in self.theta}
+        self.history.append(self.sets)
+
+    def _adopt(self, name: str, drawn: tuple[Tensor, Tensor], asked: Sets | None) -> tuple[Tensor, Tensor]:
         else:
             self.sets = asked or {name: self._select(name) for name in self.theta}
         self.history.append(self.sets)
 
     def _adopt(self, name: str, drawn: tuple[Tensor, Tensor], largest: Tensor) -> tuple[Tensor, Tensor]:
         fwd, bwd = drawn
-        assert torch.equal(largest, fwd), f"{name}: A is not the largest"
+        if self.rules.method == "topkast":
+            largest = (asked[name] if asked else self._select(name))[0]
+            assert torch.equal(largest, fwd), f"{name}: A is not the largest"
+        if self.rules.method == "set" and self.sets:
+            kept = self._mask(self._kept(name)[0], name)
+            assert not bool((kept & ~fwd).any()), f"{name}: a unit was dropped that is not among the smallest"
         assert not bool((fwd & ~bwd).any()), f"{name}: A is not inside B"
-        held = int(_blocked(bwd, self.plans[name]).any(-1).sum())
-        assert held == self._counts(name)[1], f"{name}: B has {held} blocks, not {self._counts(name)[1]}"
+        for label, mask, count in zip("AB", drawn, self._counts(name), strict=True):
+            held = int(_blocked(mask, self.plans[name]).any(-1).sum())
+            assert held == count, f"{name}: {label} has {held} blocks, not {count}"
         return fwd.clone(), bwd.clone()
 
     def _counts(self, name: str) -> tuple[int, int]:
         plan = self.plans[name]
+        if self.rules.method == "gmp":
+            assert self.rules.stop
+            left = (1 - min(1.0, self.steps / self.rules.stop)) ** 3
+            groups = self._score(name, self.theta[name]).shape[0]
+            units, last = self._units(name) // groups, plan.fwd // groups
+            return (groups * (units - round((units - last) * (1 - left))),) * 2
         return plan.fwd, plan.fwd if self.stopped else plan.bwd
 
     def _units(self, name: str) -> int:
         return _blocked(self.theta[name], self.plans[name]).shape[:2].numel()
 
-    def _select(self, name: str) -> tuple[Tensor, Tensor]:
-        plan, theta = self.plans[name], self.theta[name].detach()
-        blocks = _blocked(theta, plan)
+    def _score(self, name: str, dense: Tensor) -> Tensor:
+        """[groups, n]: one group, or a block row each."""
+        blocks = _blocked(dense.detach(), self.plans[name])
         score = blocks[..., 0].abs() if blocks.shape[-1] == 1 else blocks.double().square().sum(-1)
-        groups = score.shape[0] if plan.balanced else 1
-        score = score.reshape(groups, -1)
-        order = torch.argsort(score, dim=1, descending=True, stable=True)
-        masks = []
-        for count in self._counts(name):
-            chosen = torch.zeros_like(score, dtype=torch.bool).scatter_(1, order[:, : count // groups], True)
-            masks.append(_unblocked(chosen.reshape(blocks.shape[:2]), theta, plan))
+        return score if self.plans[name].balanced else score.reshape(1, -1)
+
+    def _mask(self, chosen: Tensor, name: str) -> Tensor:
+        theta, plan = self.theta[name], self.plans[name]
+        return _unblocked(chosen.reshape(_blocked(theta, plan).shape[:2]), theta, plan)
+
+    def _select(self, name: str) -> tuple[Tensor, Tensor]:
+        score = self._score(name, self.theta[name])
+        if self.rules.method == "rigl":
+            kept, count = self._kept(name)
+            gradient = self._score(name, self.gradients[name])
+            fwd = self._mask(kept | _top(gradient.masked_fill(kept, -1), count), name)
+            return fwd, fwd
+        masks = [self._mask(_top(score, count // len(score)), name) for count in self._counts(name)]
         return masks[0], masks[1]
+
+    def _kept(self, name: str) -> tuple[Tensor, int]:
+        """What of A a drop of the smallest leaves, and how many of a group must grow."""
+        score = self._score(name, self.theta[name])
+        share, stop, held = self.rules.drop, self.rules.stop, self.plans[name].fwd // len(score)
+        if stop is not None:
+            share *= 0.5 * (1 + math.cos(math.pi * min(1.0, self.steps / stop)))
+        count = round(share * held)
+        old = _blocked(self.sets[name][0], self.plans[name]).any(-1).reshape(score.shape)
+        return _top(score.masked_fill(~old, -1), held - count), count
+
+
+def _top(score: Tensor, count: int) -> Tensor:
+    """The ``count`` largest of each row; ties go to the lower index."""
+    order = torch.argsort(score, dim=1, descending=True, stable=True)
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
 
 def _blocked(theta: Tensor, plan: Plan) -> Tensor:

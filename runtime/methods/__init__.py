@@ -1,0 +1,17 @@
+"""How sets are chosen and renewed: Top-KAST and its rivals, on one state and the same kernels."""
+
+from __future__ import annotations
+
+from .base import Method
+from .gmp import GMP
+from .magnitude_ste import MagnitudeSTE
+from .rigl import RigL
+from .set import SET
+from .static import Static, StaticMagnitude
+from .topkast import TopKAST
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (TopKAST, Static, StaticMagnitude, SET, RigL, MagnitudeSTE, GMP)
+}
+
+__all__ = ["METHODS", "Method"]

@@ -1,0 +1,64 @@
+"""RigL (Evci et al. 2020): what is dropped grows again where the dense gradient is largest.
+
+The gradient is that of the last backward before a refresh, which therefore comes at the end of its step. It is seen a
+few rows at a time, and of it only the units with the largest scores are kept, as many as are in A: among them are all
+that can grow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..choose import largest
+from ..errors import ModelError
+from .base import Sets
+from .drop_grow import DropGrow
+from .gradient import Rows, best_units
+
+if TYPE_CHECKING:
+    from ..site import Site
+
+
+class RigL(DropGrow):
+    name = "rigl"
+    watches = at_step_end = True
+
+    def __init__(self) -> None:
+        self.backward = -1  # the engine's number of the backward that was seen last
+        self.seen: tuple[Tensor, Tensor] | None = None  # units and their scores
+
+    def see(self, site: Site, rows: Rows) -> None:
+        """One product of a backward has the site's dense gradient, as ``rows(begin, end)`` of its matrix.
+
+        Raises:
+            ModelError: a second product of the same backward. The gradient is their sum, which would have to be held
+                whole.
+        """
+        backward = torch._C._current_graph_task_id()
+        if backward != -1 and backward == self.backward:
+            raise ModelError(
+                f"{site.name}: takes part in several products of one backward; method='rigl' grows by the gradient of "
+                "one, for their sum would have to be held whole: exclude this weight, or use another method"
+            )
+        self.backward = backward
+        if self.due(site, site.step + 1):
+            count = site.n_fwd // site.groups
+            self.seen = best_units(rows, site.geometry, count, site.rule.balanced)
+
+    def renew(self, site: Site, score: Tensor, step: int) -> Sets:
+        if self.seen is None:  # a refresh by hand, or a weight that got no gradient: nothing says where to grow
+            fwd = site.members()[0].view_as(score)
+            return fwd, fwd
+        sets = super().renew(site, score, step)
+        self.seen = None
+        return sets
+
+    def grow(self, site: Site, kept: Tensor, count: int, step: int) -> Tensor:
+        assert self.seen is not None
+        units, scores = (tensor.to(kept.device) for tensor in self.seen)
+        score = torch.full(kept.shape, -1.0, dtype=scores.dtype, device=kept.device)
+        score.view(-1)[units] = scores
+        return largest(score.masked_fill_(kept, -1.0), count)
