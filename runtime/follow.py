@@ -43,14 +43,41 @@ def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -
 def carry_state(site: Site, before: Index, after: Index) -> None:
     """Let every optimizer's state move from the slots of one index to those of another; what enters B gets zero.
 
-    A gradient that waits in ``.grad`` follows too, so that accumulation across a manual refresh stays right.
+    A gradient that waits in ``.grad`` follows too, so that accumulation across a manual refresh stays right. Where no
+    optimizer is known yet, ``before`` is kept for :func:`claim`.
 
     Args:
         before, after: the site's index, old and new, at its home.
     """
-    kept = [site.original.grad] if site.original.grad is not None else []
+    if site.original.grad is not None:
+        _move([site.original.grad], site, before, after)
     for optimizer in site.optimizers:
-        state = optimizer.state.get(site.original, {}).values()
-        kept += [value for value in state if isinstance(value, Tensor) and value.shape == site.original.shape]
+        _move(_state(optimizer, site), site, before, after)
+    if site.optimizers:
+        site.unclaimed = None
+    elif site.unclaimed is None:
+        site.unclaimed = Index(*(tensor.clone() for tensor in before))
+
+
+def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
+    """The optimizer is about to make a step on the site.
+
+    Before its first one nobody knows an optimizer whose state was loaded from a checkpoint. If that checkpoint was
+    written when a refresh was due, the first forward has chosen new sets by now: the state, which belongs to the
+    model's index as it was loaded, moves here.
+    """
+    if optimizer not in site.optimizers:
+        site.optimizers.add(optimizer)
+        if site.unclaimed is not None:
+            _move(_state(optimizer, site), site, site.unclaimed, site.index)
+
+
+def _state(optimizer: torch.optim.Optimizer, site: Site) -> list[Tensor]:
+    state = optimizer.state.get(site.original, {}).values()
+    return [value for value in state if isinstance(value, Tensor) and value.shape == site.original.shape]
+
+
+def _move(kept: Iterable[Tensor], site: Site, before: Index, after: Index) -> None:
+    before, after = (Index(*(tensor.to(site.home) for tensor in index)) for index in (before, after))
     for tensor in kept:
         tensor.copy_(follow(tensor.to(site.home), before, after, site.geometry))

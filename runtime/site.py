@@ -86,6 +86,7 @@ class Site(parametrize.ParametrizationList):
         self.key = enrol(self)
         self.ran: Counter[tuple[str, str, str]] = Counter()
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
+        self.unclaimed: Index | None = None  # see runtime/follow.py
         self.decayed_by = 0.0  # lr * exploration_decay of the last step
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
@@ -225,11 +226,17 @@ class Site(parametrize.ParametrizationList):
 
     def _renew(self, theta: Tensor) -> None:
         """Take θ (at home) apart by the sets that it gives; optimizer state follows."""
-        before = self._index_at_home()
-        old_fwd, old_bwd = index_masks(before, self.geometry)
+        old_fwd, old_bwd = index_masks(self._index_at_home(), self.geometry)
         fwd, bwd = self.choose_sets(theta)
-        index = self._index_of(fwd, bwd)
-        values = self.original.detach()
+        self._lay_out(theta, self._index_of(fwd, bwd))
+        self._mark(fwd)
+        self.refreshed_at = self.step
+        new_fwd, new_bwd = (_share_of_new(new, old) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
+        self.churn = [*self.churn[-99:], (self.step, new_fwd, new_bwd)]
+
+    def _lay_out(self, theta: Tensor, index: Index) -> None:
+        """Take θ apart by an index; both are at home."""
+        before, values = self._index_at_home(), self.original.detach()
         at_home = values if values.device == self.home else torch.empty_like(values, device=self.home)
         store(theta, at_home, self.reservoir, index, self.geometry)
         if at_home is not values:
@@ -237,10 +244,14 @@ class Site(parametrize.ParametrizationList):
         carry_state(self, before, index)
         for mine, new in zip(self.index, index, strict=True):
             mine.copy_(new)
-        self._mark(fwd)
-        self.refreshed_at = self.step
-        new_fwd, new_bwd = (_share_of_new(new, old) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
-        self.churn = [*self.churn[-99:], (self.step, new_fwd, new_bwd)]
+
+    @torch.no_grad()
+    def take_sets(self, other: Site) -> None:
+        """Take the sets of a site of the same counts. θ stays as it is, bit for bit."""
+        index = Index(*(tensor.to(self.home) for tensor in other.index))
+        if not all(map(torch.equal, self._index_at_home(), index)):
+            self._lay_out(self.theta(), index)
+            self.ever.copy_(other.ever)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -265,6 +276,7 @@ class Site(parametrize.ParametrizationList):
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
+        self.unclaimed = None
         self.step, self.refreshed_at = (int(n) for n in found["clock"])
 
 
