@@ -70,7 +70,8 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
         site.late += 1
         site.refresh()
     decay = site.rule.exploration_decay
-    if decay and lr is not None and not site.stopped:
+    # As an optimizer's own weight decay, it leaves alone what is frozen.
+    if decay and lr is not None and not site.stopped and site.original.requires_grad:
         site.decayed_by = lr * decay if isinstance(lr, (int, float)) else 0.0  # no sync for the sake of a warning
         site.scale_explored(1 - lr * decay)
     site.step += 1

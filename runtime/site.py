@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .errors import ConfigError
 from .follow import carry_state
+from .gradient import Read
 from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .native import densified
 from .native.theta import assemble, store
@@ -81,6 +82,7 @@ class Site(parametrize.ParametrizationList):
         with torch.no_grad():
             parameter.set_(values)  # type: ignore[call-overload]
         self.register_parameter("original", parameter)
+        self._own = self._identity()
 
     def _start(self) -> None:
         self.key = enrol(self)
@@ -109,6 +111,7 @@ class Site(parametrize.ParametrizationList):
         if "reservoir" in own:
             kept = self.reservoir
             twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
+        twin._own = twin._identity()
         return twin
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:
@@ -116,6 +119,7 @@ class Site(parametrize.ParametrizationList):
         kept = self.reservoir
         if kept.dtype != self.original.dtype:  # not a buffer unless on the device, but a cast is for all of θ
             self.reservoir = allocate(self.rule.reservoir, kept.numel(), self.original.detach()).copy_(kept)
+        self._own = self._identity()
         return self
 
     @property
@@ -133,12 +137,13 @@ class Site(parametrize.ParametrizationList):
 
     def forward(self) -> Tensor:
         """W_A, dense; its gradient arrives at B only."""
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             self.refresh_if_due()
-        g = self.geometry
-        return torch.ops.topkast.weight(
-            self.original, self.row_ptr, self.row_fwd, self.cols, self.key, g.shape, g.perm, g.lead, g.block
-        )
+        g, given = self.geometry, (self.original, self.row_ptr, self.row_fwd, self.cols, self.key)
+        if compiling:
+            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
+        return Read.apply(*given, g)
 
     def right_inverse(self, value: Tensor) -> None:
         """``module.weight = tensor``: take it as θ and choose both sets again."""
@@ -208,9 +213,16 @@ class Site(parametrize.ParametrizationList):
         )
 
     def refresh_if_due(self) -> None:
-        """Refresh where it is safe: in a forward that will be differentiated, never while a backward recomputes."""
-        if self.due and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+        """Refresh where it is safe: in a forward that will be differentiated, never while a backward recomputes, nor
+        while a transform of ``torch.func`` runs or ``functional_call`` has put other tensors in the place of ours."""
+        if self.due and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and self._undisturbed():
             self.refresh()
+
+    def _undisturbed(self) -> bool:
+        return self._own == self._identity() and not torch._C._are_functorch_transforms_active()
+
+    def _identity(self) -> tuple[int, int]:
+        return id(self.original), id(self.cols)
 
     @torch.no_grad()
     def refresh(self) -> None:
