@@ -17,8 +17,9 @@ def main() -> None:
     model[0].requires_grad_(False)  # a pretrained part, to be used as it is: dense
     topkast.compile(model, fwd=0.9, bwd=0.8, refresh_every=10, min_size=1, backend="eager")
     model[2].requires_grad_(False)  # sparse by now: it stays so, for inference only
-    report = str(topkast.report(model))
-    print("\n".join(line for line in report.splitlines() if "frozen" in line))
+    report = topkast.report(model)
+    print(f"dense: 0.weight, {report.dense['0.weight']}")
+    print("\n".join(f"sparse: {warning}" for warning in report.warnings if "frozen" in warning))
     assert list(topkast.masks(model)) == ["2.weight", "4.weight"]
 
     before = {name: theta.clone() for name, theta in topkast.dense_state_dict(model, values="all").items()}
