@@ -1,7 +1,7 @@
 """A learning-rate schedule: warm up, then a cosine. The decay of explored weights follows it.
 
-After each step θ ← θ - lr · c · θ on B \\ A with the step's own learning rate, as in AdamW: in the last steps lr is 0, and
-nothing moves any more.
+After each step θ ← θ - lr · c · θ on B \\ A with the step's own learning rate, as in AdamW: in the last steps lr is 0,
+and nothing moves any more.
 """
 
 import torch
