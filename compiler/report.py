@@ -150,6 +150,8 @@ def _warnings(name: str, site: Site) -> list[str]:
     found = []
     if not bool(values.isfinite().all()) or not bool(site.reservoir.isfinite().all()):
         found.append(f"{name}: holds NaN or infinite values")
+    if not site.original.requires_grad:
+        found.append(f"{name}: frozen (requires_grad is False): sparse for inference only, it stands still")
     if site.late:
         found.append(
             f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a "

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .errors import OptimizerError
+from .layout import Index
+from .native.theta import follow
 
 if TYPE_CHECKING:
     from .site import Site
@@ -43,6 +45,34 @@ def followers(site: Site) -> list[Tensor]:
     that waits in ``.grad``, so that accumulation across a manual refresh stays right."""
     kept = [site.original.grad] if site.original.grad is not None else []
     for optimizer in site.optimizers:
-        state = optimizer.state.get(site.original, {}).values()
-        kept += [value for value in state if isinstance(value, Tensor) and value.shape == site.original.shape]
+        kept += _state(optimizer, site)
     return kept
+
+
+def leave(site: Site, before: Index) -> None:
+    """The site's values move away from the slots of an index, at home. Where no optimizer is known yet, it is kept for
+    :func:`claim`."""
+    if site.optimizers:
+        site.unclaimed = None
+    elif site.unclaimed is None:
+        site.unclaimed = Index(*(tensor.clone() for tensor in before))
+
+
+def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
+    """The optimizer is about to make a step on the site.
+
+    Before its first one nobody knows an optimizer whose state was loaded from a checkpoint. If that checkpoint was
+    written when a refresh was due, the first forward has chosen new sets by now: the state, which belongs to the
+    model's index as it was loaded, moves here.
+    """
+    if optimizer not in site.optimizers:
+        site.optimizers.add(optimizer)
+        if site.unclaimed is not None:
+            before, after = (Index(*(tensor.to(site.home) for tensor in at)) for at in (site.unclaimed, site.index))
+            for tensor in _state(optimizer, site):
+                tensor.copy_(follow(tensor.to(site.home), before, after, site.geometry))
+
+
+def _state(optimizer: torch.optim.Optimizer, site: Site) -> list[Tensor]:
+    state = optimizer.state.get(site.original, {}).values()
+    return [value for value in state if isinstance(value, Tensor) and value.shape == site.original.shape]

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from .follow import check_elementwise
+from .follow import check_elementwise, claim
 from .record import SITES
 from .site import Site
 from .stream import at_home
+from .wrappers import on_registration
 
 
 def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Site, dict[str, Any]]]:
@@ -39,6 +41,7 @@ def _skipped(optimizer: torch.optim.Optimizer) -> bool:
 @torch.no_grad()
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     for site, _ in _held(optimizer):
+        claim(optimizer, site)
         strength, grad = site.rule.exploration_l2, site.original.grad
         if strength == 0 or grad is None:
             continue
@@ -58,7 +61,6 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     if held:
         check_elementwise(optimizer, [site for site, _ in held])
     for site, group in held:
-        site.optimizers.add(optimizer)
         advance(site, group.get("lr"))
 
 
@@ -69,7 +71,8 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
         site.late += 1
         at_home([site], Site.renew_due)
     decay = site.rule.exploration_decay
-    if decay and lr is not None and not site.stopped:
+    # As an optimizer's own weight decay, it leaves alone what is frozen.
+    if decay and lr is not None and not site.stopped and site.original.requires_grad:
         site.decayed_by = lr * decay if isinstance(lr, (int, float)) else 0.0  # no sync for the sake of a warning
         site.scale_explored(1 - lr * decay)
     site.step += 1
@@ -79,6 +82,7 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
 
 @functools.cache
 def install_hooks() -> None:
-    """Register the two hooks, once in a process."""
+    """Register the two hooks, and the one that sees what a model is put into, once in a process."""
     register_optimizer_step_pre_hook(_before_step)
     register_optimizer_step_post_hook(_after_step)
+    register_module_module_registration_hook(on_registration)

@@ -22,7 +22,8 @@ from torch.nn.utils import parametrize
 from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .background import Pending, known, prepare
 from .errors import ConfigError
-from .follow import followers
+from .follow import followers, leave
+from .gradient import Read
 from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .methods import METHODS
 from .native import densified
@@ -90,11 +91,13 @@ class Site(parametrize.ParametrizationList):
         with torch.no_grad():
             parameter.set_(values)  # type: ignore[call-overload]
         self.register_parameter("original", parameter)
+        self._own = self._identity()
 
     def _start(self) -> None:
         self.key = enrol(self)
         self.ran: Counter[tuple[str, str, str]] = Counter()
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
+        self.unclaimed: Index | None = None  # see runtime/follow.py
         self.decayed_by = 0.0  # lr * exploration_decay of the last step
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
@@ -117,6 +120,7 @@ class Site(parametrize.ParametrizationList):
         if "reservoir" in own:
             kept = self.reservoir
             twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
+        twin._own = twin._identity()
         return twin
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:
@@ -124,6 +128,7 @@ class Site(parametrize.ParametrizationList):
         kept = self.reservoir
         if kept.dtype != self.original.dtype:  # not a buffer unless on the device, but a cast is for all of θ
             self.reservoir = allocate(self.rule.reservoir, kept.numel(), self.original.detach()).copy_(kept)
+        self._own = self._identity()
         return self
 
     @property
@@ -145,12 +150,13 @@ class Site(parametrize.ParametrizationList):
 
     def forward(self) -> Tensor:
         """W_A, dense; its gradient arrives at B only."""
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             self.refresh_if_due()
-        g = self.geometry
-        return torch.ops.topkast.weight(
-            self.original, self.row_ptr, self.row_fwd, self.cols, self.key, g.shape, g.perm, g.lead, g.block
-        )
+        g, given = self.geometry, (self.original, self.row_ptr, self.row_fwd, self.cols, self.key)
+        if compiling:
+            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
+        return Read.apply(*given, g)
 
     def right_inverse(self, value: Tensor) -> None:
         """``module.weight = tensor``: take it as θ and choose both sets again."""
@@ -235,6 +241,13 @@ class Site(parametrize.ParametrizationList):
         """See :func:`refresh_due`."""
         refresh_due([self])
 
+    def undisturbed(self) -> bool:
+        """Whether ``functional_call`` has put no other tensors in the place of ours."""
+        return self._own == self._identity()
+
+    def _identity(self) -> tuple[int, int]:
+        return id(self.original), id(self.cols)
+
     def refresh(self) -> None:
         """Choose A and B again from all of θ; optimizer state follows its weight, what enters starts at zero."""
         refresh([self])
@@ -297,15 +310,34 @@ class Site(parametrize.ParametrizationList):
     def _take(self, theta: Tensor, held: Held, index: Index, fwd: Tensor, bwd: Tensor) -> bool:
         """Take θ (at home) apart by new sets, the same as index and as masks; what is kept for each value follows."""
         old_fwd, old_bwd = index_masks(held.index, self.geometry)
-        store(theta, held.values, self.reservoir, index, self.geometry)
-        for tensor in held.kept:
-            tensor.copy_(follow(tensor, held.index, index, self.geometry))
-        for mine, new in zip(held.index, index, strict=True):
-            mine.copy_(new)
+        self._lay_out(theta, held, index)
         _mark(held.ever, fwd)
         self.refreshed_at = self.step
         new_fwd, new_bwd = (_share_of_new(new, old) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
         self.churn = [*self.churn[-99:], (self.step, new_fwd, new_bwd)]
+        return True
+
+    def _lay_out(self, theta: Tensor, held: Held, index: Index) -> None:
+        """Take θ (at home) apart by an index; what is kept for each value follows."""
+        store(theta, held.values, self.reservoir, index, self.geometry)
+        for tensor in held.kept:
+            tensor.copy_(follow(tensor, held.index, index, self.geometry))
+        leave(self, held.index)
+        for mine, new in zip(held.index, index, strict=True):
+            mine.copy_(new)
+
+    @torch.no_grad()
+    def take_sets(self, other: Site) -> None:
+        """Take the sets of a site of the same counts. θ stays as it is, bit for bit."""
+        self._drop()
+        at_home([self], lambda site, held: site._follow_sets(held, other))
+
+    def _follow_sets(self, held: Held, other: Site) -> bool:
+        index = Index(*(tensor.to(self.home) for tensor in other.index))
+        if all(map(torch.equal, held.index, index)):
+            return False
+        self._lay_out(assemble(held.values, self.reservoir, held.index, self.geometry), held, index)
+        held.ever.copy_(other.ever)
         return True
 
     def _prepared(self) -> dict[str, Tensor]:
@@ -343,6 +375,7 @@ class Site(parametrize.ParametrizationList):
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
+        self.unclaimed = None
         self.step, self.refreshed_at = (int(n) for n in found["clock"])
         if prepared and int(prepared["prepared_row_ptr"][-1]):
             self.pending = known(self.name, self.refreshed_at, Index(*prepared.values()))
@@ -356,9 +389,11 @@ def refresh(sites: Iterable[Site]) -> None:
 
 def refresh_due(sites: Iterable[Site]) -> None:
     """Refresh those that are due, where it is safe: in a forward that will be differentiated, never while a backward
-    recomputes."""
-    if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-        due = [site for site in sites if site.due]
+    recomputes, nor while a transform of ``torch.func`` runs or ``functional_call`` has put other tensors in the place of
+    a site's."""
+    transformed = torch._C._are_functorch_transforms_active()
+    if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and not transformed:
+        due = [site for site in sites if site.due and site.undisturbed()]
         with torch.no_grad():
             at_home(due, Site.renew_due)
 

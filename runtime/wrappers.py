@@ -1,0 +1,29 @@
+"""What a converted model is put into, and what such a wrapper must do besides for its sites.
+
+torch tells of every module that becomes part of another one. So a user's program needs no line of its own for any of
+these.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from .averaged import update_parameters
+from .ranks import equalise
+from .site import Site
+
+
+def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """The hook: ``parent.name = child``."""
+    if name != "module" or child is None or not isinstance(parent, (AveragedModel, DistributedDataParallel)):
+        return
+    if not any(isinstance(module, Site) for module in child.modules()):
+        return
+    if isinstance(parent, AveragedModel):
+        parent.update_parameters = MethodType(update_parameters, parent)  # type: ignore[method-assign]
+    else:
+        equalise(parent, child)
