@@ -15,8 +15,7 @@ from _zoo_entry import Batch, Entry
 from torch import nn
 from torch.testing._internal.common_modules import module_db
 
-
-SAMPLES = 8
+SAMPLES = 5
 
 
 @functools.cache

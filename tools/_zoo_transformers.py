@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 from typing import Any
@@ -33,36 +34,47 @@ SIZES = {
 }
 VALUES = {name: value for value, names in SIZES.items() for name in names.split()}
 
-AUDIO = {"apply_spec_augment": False}  # which masks at random
-
+KINDS = {
+    "encoder": "albert bert canine deberta-v2 distilbert electra esm fnet mobilebert modernbert mpnet roberta roformer",
+    "decoder": "biogpt bloom ctrl diffllama falcon gemma gemma3_text gpt2 gpt_neo gpt_neox gptj llama mistral olmo2 "
+    "opt phi qwen2 xlnet",
+    "encoder-decoder": "bart longt5 marian prophetnet t5",
+    "mixture of experts": "deepseek_v3 gpt_oss mixtral qwen2_moe qwen3_moe switch_transformers",
+    "state space": "bamba mamba mamba2 recurrent_gemma rwkv",
+    "vision": "beit convnext dinov2 efficientnet hiera levit mobilenet_v2 resnet segformer swin videomae vit vit_mae",
+    "audio": "audio-spectrogram-transformer speech_to_text wav2vec2 wav2vec2-bert wavlm whisper",
+    "multimodal": "clip flava idefics3 llava siglip vilt",
+    "other": "patchtst perceiver time_series_transformer",
+}
 # What an architecture needs besides, to be small and whole.
 OWN: dict[str, dict[str, Any]] = {
-    "albert": {}, "bert": {}, "big_bird": {"attention_type": "original_full"}, "biogpt": {}, "bloom": {},
-    "camembert": {}, "canine": {"num_hash_buckets": 64}, "codegen": {"rotary_dim": 4}, "convbert": {}, "ctrl": {},
-    "deberta": {}, "deberta-v2": {}, "distilbert": {"hidden_dim": 48}, "electra": {}, "ernie": {}, "esm": {"vocab_size": 99, "pad_token_id": 0},
-    "fnet": {}, "gpt2": {}, "gpt_bigcode": {},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]}, "gpt_neox": {}, "gptj": {"rotary_dim": 4},
-    "ibert": {}, "layoutlm": {}, "megatron-bert": {}, "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
-    "modernbert": {}, "mpnet": {}, "nomic_bert": {}, "nystromformer": {"num_landmarks": 4, "segment_means_seq_len": 8},
-    "openai-gpt": {}, "opt": {"word_embed_proj_dim": 32}, "rembert": {"input_embedding_size": 32},
-    "roberta": {}, "roformer": {}, "squeezebert": {}, "xglm": {}, "xlnet": {}, "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "llama": {}, "mistral": {}, "gemma": {}, "gemma2": {}, "gemma3_text": {}, "qwen2": {}, "qwen3": {}, "phi": {}, "phi3": {},
-    "olmo2": {}, "falcon": {}, "cohere": {}, "stablelm": {}, "starcoder2": {}, "persimmon": {}, "smollm3": {},
-    "granite": {}, "glm4": {}, "diffllama": {},
-    "bart": {}, "t5": {}, "mt5": {}, "longt5": {}, "marian": {}, "pegasus": {}, "mbart": {}, "blenderbot": {}, "m2m_100": {},
-    "prophetnet": {}, "plbart": {}, "switch_transformers": {"num_experts": 2}, "t5gemma": {},
-    "mixtral": {}, "qwen2_moe": {}, "qwen3_moe": {}, "olmoe": {}, "granitemoe": {}, "deepseek_v3": {"num_key_value_heads": 4},
-    "gpt_oss": {}, "phimoe": {}, "jetmoe": {},
-    "mamba": {}, "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1}, "falcon_mamba": {}, "rwkv": {}, "recurrent_gemma": {},
-    "jamba": {}, "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 16},
-    "vit": {}, "deit": {}, "beit": {}, "dinov2": {}, "swin": {"window_size": 4, "image_size": 128}, "swinv2": {"window_size": 4}, "convnext": {"hidden_sizes": [32, 32, 64, 64]}, "convnextv2": {"hidden_sizes": [32, 32, 64, 64]}, "resnet": {"hidden_sizes": [32, 32, 64, 64]},
-    "regnet": {"hidden_sizes": [32, 32, 64, 64]}, "segformer": {"hidden_sizes": [16, 32, 40, 64]}, "poolformer": {"hidden_sizes": [32, 32, 64, 64]}, "mobilevit": {}, "levit": {}, "pvt": {"hidden_sizes": [16, 32, 40, 64]}, "vit_mae": {},
-    "yolos": {}, "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0, "hidden_dim": 640}, "mobilenet_v2": {}, "focalnet": {}, "hiera": {}, "videomae": {}, "ijepa": {}, "bit": {"hidden_sizes": [32, 32, 64, 64]},
-    "wav2vec2": AUDIO, "hubert": AUDIO, "wavlm": AUDIO, "unispeech": AUDIO, "whisper": {}, "speech_to_text": {},
-    "audio-spectrogram-transformer": {}, "sew": AUDIO, "data2vec-audio": AUDIO, "wav2vec2-bert": AUDIO,
-    "clip": {}, "siglip": {}, "blip": {}, "chinese_clip": {}, "clipseg": {}, "vilt": {}, "flava": {}, "llava": {"image_token_index": 98}, "idefics3": {"image_token_id": 98},
-    "time_series_transformer": {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3], "num_time_features": 2}, "patchtst": {}, "decision_transformer": {}, "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2},
-}  # fmt: skip
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 16},
+    "canine": {"num_hash_buckets": 64},
+    "convnext": {"hidden_sizes": [32, 32, 64, 64]},
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "distilbert": {"hidden_dim": 48},
+    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0, "hidden_dim": 640},
+    "esm": {"vocab_size": 99, "pad_token_id": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 4},
+    "idefics3": {"image_token_id": 98},
+    "llava": {"image_token_index": 98},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
+    "opt": {"word_embed_proj_dim": 32},
+    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2},
+    "resnet": {"hidden_sizes": [32, 32, 64, 64]},
+    "segformer": {"hidden_sizes": [16, 32, 40, 64]},
+    "swin": {"window_size": 4, "image_size": 128},
+    "switch_transformers": {"num_experts": 2},
+    "time_series_transformer": {
+        "prediction_length": 4,
+        "context_length": 8,
+        "lags_sequence": [1, 2, 3],
+        "num_time_features": 2,
+    },
+    **{kind: {"apply_spec_augment": False} for kind in ("wav2vec2", "wav2vec2-bert", "wavlm")},  # it masks at random
+}
 
 
 def _small(config: Any) -> dict[str, Any]:
@@ -90,7 +102,7 @@ def _small(config: Any) -> dict[str, Any]:
 
 
 def configuration(kind: str) -> Any:
-    values = {**_small(AutoConfig.for_model(kind)), **OWN[kind]}
+    values = {**_small(AutoConfig.for_model(kind)), **OWN.get(kind, {})}
     return AutoConfig.for_model(kind, **values)
 
 
@@ -114,8 +126,6 @@ def _tokens(generator: torch.Generator, length: int = 8) -> Tensor:
 
 def _batch(kind: str, generator: torch.Generator) -> Batch:
     """Whatever of the usual arguments the model's forward takes."""
-    import inspect
-
     config = configuration(kind)
     model = AutoModel._model_mapping[type(config)]
     model = model[0] if isinstance(model, (tuple, list)) else model
@@ -218,6 +228,7 @@ OWN_BATCH: dict[str, Any] = {
 
 def entries() -> list[Entry]:
     return [
-        Entry("transformers", kind, kind, functools.partial(_build, kind), functools.partial(_batch, kind))
-        for kind in OWN
+        Entry("transformers", kind, group, functools.partial(_build, kind), functools.partial(_batch, kind))
+        for group, kinds in KINDS.items()
+        for kind in kinds.split()
     ]
