@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import fx
+from torch._dynamo import trace_rules
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.registry import register_backend
 
@@ -17,6 +18,10 @@ from topkast.passes.insert_refresh import insert_refresh
 from topkast.runtime.errors import ConfigError
 
 BACKENDS = ("inductor", "aot_eager", "eager")
+
+# What computes an operator is not to be compiled itself, where Dynamo has left a frame of the model to Python.
+for _part in ("ops", "functional", "kernels", "layout", "native", "record", "reference", "triton"):
+    trace_rules.add(f"topkast.runtime.{_part}")
 
 
 @contextlib.contextmanager

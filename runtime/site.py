@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
+from . import choose, functional, ops  # noqa: F401  (ops defines torch.ops.topkast)
 from .errors import ConfigError
 from .follow import carry_state
 from .layout import Geometry, Index, check_index, index_masks, slot_units
@@ -132,12 +132,13 @@ class Site(parametrize.ParametrizationList):
 
     def forward(self) -> Tensor:
         """W_A, dense; its gradient arrives at B only."""
+        read = torch.ops.topkast.weight
         if not torch.compiler.is_compiling():
             self.refresh_if_due()
+            if torch._C._are_functorch_transforms_active():
+                read = functional.Weight.apply
         g = self.geometry
-        return torch.ops.topkast.weight(
-            self.original, self.row_ptr, self.row_fwd, self.cols, self.key, g.shape, g.perm, g.lead, g.block
-        )
+        return read(self.original, self.row_ptr, self.row_fwd, self.cols, self.key, g.shape, g.perm, g.lead, g.block)
 
     def right_inverse(self, value: Tensor) -> None:
         """``module.weight = tensor``: take it as θ and choose both sets again."""
@@ -207,8 +208,10 @@ class Site(parametrize.ParametrizationList):
         )
 
     def refresh_if_due(self) -> None:
-        """Refresh where it is safe: in a forward that will be differentiated, never while a backward recomputes."""
-        if self.due and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+        """Refresh where it is safe: in a forward that will be differentiated, never while a backward recomputes, nor
+        while ``torch.func.functional_call`` has put other values here."""
+        own = isinstance(self.original, nn.Parameter)
+        if own and self.due and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
             self.refresh()
 
     @torch.no_grad()

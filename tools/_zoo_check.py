@@ -111,7 +111,7 @@ def _compile(state: dict[str, Any]) -> dict[str, Any]:
     torch._dynamo.utils.counters.clear()
     case = Case(entry.name, entry.model, None, (), lambda output, _: loss_of(output))
     start = time.perf_counter()
-    options = {**OPTIONS, "example_inputs": _example(entry)}
+    options = {**OPTIONS, "example_inputs": _example(entry), **entry.options}
     try:
         state["trio"] = Trio(case, options, adamw)
     except topkast.ModelError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class Entry:
         family: what it is counted under; a suite may have several models of one family.
         build: makes it with random weights.
         batch: makes what it is called with.
+        options: of ``topkast.compile``, where its defaults leave nothing to check.
     """
 
     suite: str
@@ -35,6 +36,7 @@ class Entry:
     family: str
     build: Callable[[], nn.Module]
     batch: Callable[[torch.Generator], Batch]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def model(self) -> nn.Module:
         """The same weights every time, without randomness of its own in training mode."""

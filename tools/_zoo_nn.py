@@ -39,7 +39,10 @@ def _of(info: Any) -> Iterator[Entry]:
     for index in sorted({round(i * (count - 1) / (SAMPLES - 1)) for i in range(SAMPLES)}):
         if any(p.ndim > 1 for p in _build(info, index).parameters()):
             build, batch = functools.partial(_build, info, index), functools.partial(_batch, info, index)
-            yield Entry("torch.nn", f"{info.name.removeprefix('nn.')} {index}", info.name, build, batch)
+            name = info.name.removeprefix("nn.")
+            # A convolution by itself is the first one of its model, which stays dense unless it is asked for.
+            options = {"include": "weight"} if name.startswith("Conv") else {}
+            yield Entry("torch.nn", f"{name} {index}", name, build, batch, options)
 
 
 def entries() -> list[Entry]:

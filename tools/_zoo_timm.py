@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from _zoo_entry import Entry, image
 import timm
+from _zoo_entry import Entry, image
 from timm.models import _registry
 from torch import nn
 

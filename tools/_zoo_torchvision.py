@@ -11,11 +11,11 @@ from torchvision.models.detection.backbone_utils import mobilenet_backbone, resn
 
 # model -> side of its images: the smallest that its strides and windows allow
 CLASSIFICATION = {
-    "alexnet": 64, "convnext_tiny": 32, "densenet121": 32, "efficientnet_b0": 32, "efficientnet_v2_s": 32,
-    "googlenet": 32, "inception_v3": 96, "maxvit_t": 224, "mnasnet0_5": 32, "mobilenet_v2": 32,
-    "mobilenet_v3_small": 32, "regnet_x_400mf": 32, "regnet_y_400mf": 32, "resnet18": 32, "resnet50": 32,
-    "resnext50_32x4d": 32, "shufflenet_v2_x0_5": 32, "squeezenet1_1": 32, "swin_t": 32, "swin_v2_t": 32, "vgg11": 32,
-    "vit_b_32": 64, "wide_resnet50_2": 32,
+    "resnet18": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32, "squeezenet1_1": 32, "shufflenet_v2_x0_5": 32,
+    "mnasnet0_5": 32, "regnet_x_400mf": 32, "regnet_y_400mf": 32, "resnext50_32x4d": 32, "resnet50": 32,
+    "efficientnet_b0": 32, "vit_b_32": 64, "swin_t": 32, "swin_v2_t": 32, "convnext_tiny": 32, "googlenet": 32,
+    "densenet121": 32, "efficientnet_v2_s": 32, "wide_resnet50_2": 32, "inception_v3": 96, "maxvit_t": 224,
+    "alexnet": 64, "vgg11": 32,
 }  # fmt: skip
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
 
