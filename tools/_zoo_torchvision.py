@@ -13,7 +13,7 @@ from torchvision.models.detection.backbone_utils import mobilenet_backbone, resn
 CLASSIFICATION = {
     "resnet18": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32, "squeezenet1_1": 32, "shufflenet_v2_x0_5": 32,
     "mnasnet0_5": 32, "regnet_x_400mf": 32, "regnet_y_400mf": 32, "resnext50_32x4d": 32, "resnet50": 32,
-    "efficientnet_b0": 32, "vit_b_32": 64, "swin_t": 32, "swin_v2_t": 32, "convnext_tiny": 32, "googlenet": 32,
+    "efficientnet_b0": 32, "swin_t": 32, "swin_v2_t": 32, "convnext_tiny": 32, "googlenet": 32,
     "densenet121": 32, "efficientnet_v2_s": 32, "wide_resnet50_2": 32, "inception_v3": 96, "maxvit_t": 224,
     "alexnet": 64, "vgg11": 32,
 }  # fmt: skip
@@ -21,8 +21,8 @@ SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilene
 
 
 def _classifier(name: str, size: int) -> nn.Module:
-    options = {"image_size": size} if name.startswith("vit") else {}
-    options |= {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    options |= {"aux_logits": False} if name == "inception_v3" else {}  # they need images of 299
     return getattr(models, name)(weights=None, num_classes=10, **options)
 
 
@@ -39,6 +39,10 @@ def entries() -> list[Entry]:
         Entry("torchvision segmentation", name, name.split("_")[0], functools.partial(_segmenter, name), image(48))
         for name in SEGMENTATION
     ]
+    vit = functools.partial(
+        models.VisionTransformer, image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128
+    )
+    found.append(Entry("torchvision", "VisionTransformer", "vit", vit, image(32)))
     resnet = functools.partial(
         resnet_fpn_backbone, backbone_name="resnet18", weights=None, trainable_layers=5, norm_layer=nn.BatchNorm2d
     )

@@ -222,6 +222,7 @@ OWN_BATCH: dict[str, Any] = {
         "past_values": torch.randn(2, config.context_length, config.num_input_channels, generator=generator)
     },
     "decision_transformer": _decisions,
+    "canine": lambda config, generator: {"input_ids": _tokens(generator, 64)},  # it looks at every fourth one
     "perceiver": lambda config, generator: {"inputs": torch.randn(2, 8, config.d_model, generator=generator)},
 }
 
