@@ -39,7 +39,8 @@ class Weight(torch.autograd.Function):
 def _one_by_one(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         def pick(i: int) -> list[Any]:
-            return [a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)]
+            pairs = zip(args, in_dims, strict=True)  # of a list of numbers the dims are a list too
+            return [a.select(dim, i) if isinstance(dim, int) else a for a, dim in pairs]
 
         return torch.stack([op(*pick(i)) for i in range(info.batch_size)]), 0
 

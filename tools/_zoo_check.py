@@ -51,9 +51,17 @@ def check(entry: Entry, tell: Tell, stages: tuple[str, ...]) -> None:
         tell: takes a dict that is added to the model's record.
         stages: names of :data:`STAGES`, of those that are wanted; what a stage needs of an earlier one, it skips.
     """
-    warnings.simplefilter("ignore")
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    state: dict[str, Any] = {"entry": entry}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the packages
+            _check({"entry": entry}, tell, stages)
+    finally:
+        logging.disable(before)
+
+
+def _check(state: dict[str, Any], tell: Tell, stages: tuple[str, ...]) -> None:
     for name, stage in STAGES.items():
         if name not in stages:
             continue
