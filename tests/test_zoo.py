@@ -18,7 +18,7 @@ from _zoo_check import check, shares
 from _zoo_entry import Entry, floats, loss_of, without_dropout
 from torch import nn
 
-TRANSFORMERS = ("albert", "gpt2", "vit", "convnext", "wavlm", "switch_transformers", "mamba", "clip", "levit", "llama")
+TRANSFORMERS = ("albert", "gpt2", "t5", "vit", "convnext", "wavlm", "mamba", "clip", "llama")
 MODULES = (
     "Linear 1",
     "Conv1d 0",
@@ -107,7 +107,6 @@ def test_a_run_is_resumed_and_limited(tmp_path: Path, monkeypatch: pytest.Monkey
             file.write(entry.name)
         tell({"model": "ok", "seconds": {"model": 0.0}})
         if entry.name == "b":
-            torch.utils.data.get_worker_info()
             while True:  # what the limit of time is for
                 pass
 
