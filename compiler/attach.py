@@ -34,13 +34,16 @@ def _follow_flat_weights(module: nn.Module) -> None:
     """Let a recurrent module read its weights by name: its list of raw parameters would go stale."""
 
     def get(self: nn.Module) -> list[Any]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[union-attr]
+        return [getattr(self, name) for name in self._flat_weights_names]  # type: ignore[union-attr]
 
     def ignore(self: nn.Module, value: Any) -> None:
         """What torch computes for this list is what ``get`` gives."""
 
     module.__dict__.pop("_flat_weights", None)
-    setattr(module.__class__, "_flat_weights", property(get, ignore))  # noqa: B010
+    kind: Any = module.__class__
+    kind._flat_weights = property(get, ignore)
+    # There is no list to keep up to date; looking whether it is would put every W_A into the graph as an output.
+    kind._update_flat_weights = kind._init_flat_weights = lambda self: None
 
 
 def attach(module: nn.Module, attribute: str, site: Site) -> None:

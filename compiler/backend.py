@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import fx
+from torch._dynamo import trace_rules
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.registry import register_backend
 
@@ -17,13 +19,31 @@ from topkast.runtime.errors import ConfigError
 
 BACKENDS = ("inductor", "aot_eager", "eager")
 
+# What computes an operator is not to be compiled itself, where Dynamo has left a frame of the model to Python.
+for _part in ("ops", "functional", "kernels", "layout", "native", "record", "reference", "rows", "triton"):
+    trace_rules.add(f"topkast.runtime.{_part}")
+
+
+@contextlib.contextmanager
+def _traced_to_products(module: fx.GraphModule) -> Iterator[None]:
+    """While a graph with an LSTM is traced: without oneDNN, which would be one opaque operator for a whole layer."""
+    recurrent = any(getattr(node.target, "__name__", "") == "lstm" for node in module.graph.nodes)
+    before = torch._C._get_mkldnn_enabled()
+    # Not torch.backends.mkldnn.flags, which sets its other flags too and warns where one is for other devices.
+    torch._C._set_mkldnn_enabled(before and not recurrent)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
 
 def _inductor(module: fx.GraphModule, inputs: list[Any], mode: str | None, options: dict[str, Any] | None) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
     patches = {**patches, **(options or {}), "joint_custom_pre_pass": passes.JointPass()}
-    return compile_fx(module, inputs, config_patches=patches)
+    with _traced_to_products(module):
+        return compile_fx(module, inputs, config_patches=patches)
 
 
 def _split(joint: fx.GraphModule, inputs: Any, **rest: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -37,12 +57,14 @@ def _plain(module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
 
 
 def _aot_eager(module: fx.GraphModule, inputs: list[Any]) -> Any:
-    return aot_autograd(
+    compiler = aot_autograd(
         fw_compiler=_plain,
         bw_compiler=_plain,
         inference_compiler=lambda graph, _: make_boxed_func(passes.inference(graph).forward),
         partition_fn=_split,
-    )(module, inputs)
+    )
+    with _traced_to_products(module):
+        return compiler(module, inputs)
 
 
 @register_backend(name="topkast")  # the entry point says the same to programs that never import us
@@ -73,6 +95,10 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
         module.compile(backend=topkast_backend, **options)
     elif backend == "aot_eager":
         module.compile(backend=topkast_aot_eager, **options)
+    recurrent = any(isinstance(part, torch.nn.RNNBase) for part in module.modules())
+    if recurrent and module._compiled_call_impl is not None:
+        # Without this Dynamo leaves recurrent modules out of its graphs, and their products dense.
+        module._compiled_call_impl = torch._dynamo.config.patch(allow_rnn=True)(module._compiled_call_impl)
 
 
 def check_backend(backend: str, options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -63,7 +64,12 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
         for name, site in sites(model).items()
     }
     own, keys = root.state_dict(), _keys(record)
-    return {key: dense[keys[key]] if key in keys else own[key] for key in record.keys if key in keys or key in own}
+    found = OrderedDict(
+        (key, dense[keys[key]] if key in keys else own[key]) for key in record.keys if key in keys or key in own
+    )
+    # By its version a module knows how to read what it saved itself.
+    found._metadata = own._metadata  # type: ignore[attr-defined]
+    return found
 
 
 def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:

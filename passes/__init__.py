@@ -21,9 +21,11 @@ from .fuse_matmul import FuseMatmul
 from .keep_transposed import KeepTransposed
 from .recompute_weight import RecomputeWeight
 from .sink_casts import SinkCasts
+from .split_rows import SplitRows
 
 JOINT: list[type[Pass]] = [
     SinkCasts,
+    SplitRows,
     FuseMatmul,
     FuseConvolution,
     ExplainUnfused,

@@ -389,8 +389,8 @@ def refresh(sites: Iterable[Site]) -> None:
 
 def refresh_due(sites: Iterable[Site]) -> None:
     """Refresh those that are due, where it is safe: in a forward that will be differentiated, never while a backward
-    recomputes, nor while a transform of ``torch.func`` runs or ``functional_call`` has put other tensors in the place of
-    a site's."""
+    recomputes, nor while a transform of ``torch.func`` runs or ``functional_call`` has put other tensors in a site's
+    place."""
     transformed = torch._C._are_functorch_transforms_active()
     if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and not transformed:
         due = [site for site in sites if site.due and site.undisturbed()]

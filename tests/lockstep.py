@@ -64,8 +64,8 @@ class Ours:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def __call__(self, *args: Any) -> Any:
-        return self.model(*args)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())

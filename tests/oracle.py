@@ -255,11 +255,6 @@ class Oracle:
         self.history.append(self.sets)
 
     def _adopt(self, name: str, drawn: tuple[Tensor, Tensor], asked: Sets | None) -> tuple[Tensor, Tensor]:
-        else:
-            self.sets = asked or {name: self._select(name) for name in self.theta}
-        self.history.append(self.sets)
-
-    def _adopt(self, name: str, drawn: tuple[Tensor, Tensor], largest: Tensor) -> tuple[Tensor, Tensor]:
         fwd, bwd = drawn
         if self.rules.method == "topkast":
             largest = (asked[name] if asked else self._select(name))[0]

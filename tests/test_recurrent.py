@@ -1,0 +1,58 @@
+"""Recurrent layers: inside the graph, all their products sparse, and no dense weight read beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import topkast
+
+
+class Sequence(nn.Module):
+    """A recurrent layer between two linear ones, so that its input has a gradient too."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.into, self.rnn = nn.Linear(5, 8), kind(8, 12, batch_first=True, **options)
+        width = options.get("proj_size", 12) * (2 if options.get("bidirectional") else 1)
+        self.out = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(self.into(x))[0])
+
+
+KINDS = {
+    "lstm": lambda: Sequence(nn.LSTM, num_layers=2),
+    "projected": lambda: Sequence(nn.LSTM, proj_size=6),
+    "both ways": lambda: Sequence(nn.LSTM, bidirectional=True, bias=False),
+    "gru": lambda: Sequence(nn.GRU),
+    "rnn": lambda: Sequence(nn.RNN, nonlinearity="relu"),
+    "bare": lambda: nn.LSTM(5, 12),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_product_is_sparse(name: str) -> None:
+    sparse = topkast.compile(KINDS[name](), min_size=1, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 4, 5)
+    for _ in range(2):  # what guards read would count at the second call
+        output = sparse(x)
+        (output[0] if isinstance(output, tuple) else output).sum().backward()
+    rows = topkast.report(sparse).sites
+    assert rows
+    for row in rows:
+        assert row["unfused"] == [], row["name"]
+        assert {"forward", "weight gradient"} <= row["fused"].keys(), row["name"]
+    assert torch._C._get_mkldnn_enabled(), "switched off for the trace only"
+    assert not torch._dynamo.config.allow_rnn
+
+
+def test_flat_weights_follow_a_copy_and_a_cast() -> None:
+    sparse = topkast.compile(nn.LSTM(5, 12), min_size=1, backend="eager")
+    x = torch.randn(4, 2, 5)
+    sparse.double()
+    (output, _), (again, _) = sparse(x.double()), topkast.densify(sparse)(x.double())
+    torch.testing.assert_close(output, again)

@@ -1,0 +1,80 @@
+"""Weights that are cut along their rows before they are used: fused in parts, and equal to the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import Case
+from lockstep import Trio, adamw, plain
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import topkast
+
+
+class Packed(nn.Module):
+    """Three projections in one matrix, used in ``how`` many ways; rows 0-8, 8-16 and 16-24."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.packed, self.out = how, nn.Parameter(torch.randn(24, 10) / 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "chunk":
+            q, k, v = self.packed.chunk(3)
+        elif self.how == "split":
+            q, k, v = torch.split(self.packed, 8)
+        elif self.how == "columns":  # no rows: left as it is
+            return self.out(F.linear(x[:, :5], self.packed[:, :5])[:, :8])
+        else:  # one part is not used, another one twice
+            q, k, v = self.packed[:8], self.packed[16:], self.packed[16:]
+        return self.out(F.linear(x, q) * torch.tanh(F.linear(2 * x, k)) + F.linear(x.flip(0), v))
+
+
+OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
+
+
+@pytest.mark.parametrize("block", [(1, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize("how", ["chunk", "split", "slice"])
+def test_parts_are_fused(how: str, block: tuple[int, int]) -> None:
+    trio = Trio(Case(how, lambda: Packed(how), (7, 10), ("packed",)), {**OPTIONS, "block": block}, adamw)
+    assert trio.run(plain) == 5
+    (row,) = [row for row in topkast.report(trio.ours.model).sites if row["name"] == "packed"]
+    assert row["unfused"] == []
+    assert sum(row["fused"]["forward"].values()) == 5 * 3
+
+
+@pytest.mark.parametrize(("how", "block"), [("columns", (1, 1)), ("chunk", (3, 1)), ("chunk", (16, 1))])
+def test_what_is_no_whole_block_rows_stays_dense_and_right(how: str, block: tuple[int, int]) -> None:
+    trio = Trio(Case(how, lambda: Packed(how), (7, 10), ("packed",)), {**OPTIONS, "block": block}, adamw)
+    trio.run(plain)
+    (row,) = [row for row in topkast.report(trio.ours.model).sites if row["name"] == "packed"]
+    assert row["unfused"] and all("cut into pieces" in entry["why"] for entry in row["unfused"])
+
+
+def test_exploration_that_ended_leaves_unused_slots() -> None:
+    options = {**OPTIONS, "stop_exploring_after": 2}
+    Trio(Case("chunk", lambda: Packed("chunk"), (7, 10), ("packed",)), options, adamw).run(plain)
+
+
+def test_cross_attention() -> None:
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.keys, self.attention = nn.Linear(12, 12), nn.MultiheadAttention(12, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, self.keys(x), self.keys(x), need_weights=False)[0]
+
+    trio = Trio(Case("cross", Cross, (2, 5, 12), ("attention.in_proj_weight",)), OPTIONS, adamw)
+    trio.run(plain)
+    assert all(row["unfused"] == [] for row in topkast.report(trio.ours.model).sites)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_inductor() -> None:
+    case = Case("chunk", lambda: Packed("chunk"), (7, 10), ("packed",))
+    trio = Trio(case, {**OPTIONS, "backend": "inductor"}, adamw)
+    trio.run(plain)
+    (row,) = [row for row in topkast.report(trio.ours.model).sites if row["name"] == "packed"]
+    assert row["unfused"] == []

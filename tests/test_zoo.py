@@ -1,0 +1,135 @@
+"""A sample of the model zoo, which together touch every pass; and the zoo's own bookkeeping.
+
+The whole sweep is run by hand: tools/zoo.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import _zoo_run
+import _zoo_table
+import _zoo_transformers
+import pytest
+import torch
+from _zoo_check import check, shares
+from _zoo_entry import Entry, floats, loss_of, without_dropout
+from torch import nn
+
+TRANSFORMERS = ("albert", "gpt2", "t5", "vit", "convnext", "wavlm", "mamba", "clip", "llama")
+MODULES = (
+    "Linear 1",
+    "Conv1d 0",
+    "Conv2d 1",
+    "Conv3d 1",
+    "ConvTranspose2d 0",
+    "LSTM 8",
+    "GRU 0",
+    "GRUCell 0",
+    "Bilinear 0",
+    "TransformerEncoderLayer 0",
+)
+STAGES = ("compile", "oracle", "copies")
+
+
+def asked(entry: Entry, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    check(entry, record.update, stages)
+    return record
+
+
+def sound(record: dict[str, Any]) -> None:
+    assert {stage: record.get(stage) for stage in STAGES} == dict.fromkeys(STAGES, "ok")
+    assert record["sites"] > 0
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers(name: str) -> None:
+    (entry,) = [entry for entry in _zoo_transformers.entries() if entry.name == name]
+    record = asked(entry)
+    sound(record)
+    assert record["share"] == {"forward": 1.0, "backward": 1.0}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name: str) -> None:
+    pytest.importorskip("expecttest")  # torch's own test database needs it
+    suite = pytest.importorskip("_zoo_nn")
+    (entry,) = [entry for entry in suite.entries() if entry.name == name]
+    record = asked(entry)
+    sound(record)
+    fused = 0.0 if name.startswith("Bilinear") else 1.0
+    assert record["share"] == {"forward": fused, "backward": fused}
+
+
+def test_what_is_not_sparse_is_refused_and_what_fails_is_said() -> None:
+    norm = Entry("here", "norm", "norm", lambda: nn.LayerNorm(4), lambda g: ((torch.randn(2, 4, generator=g),), {}))
+    assert asked(norm)["compile"].startswith("refused: model: no weight can be sparse")
+    broken = Entry("here", "broken", "linear", lambda: nn.Linear(4, 2), lambda g: ((torch.randn(2, 3),), {}))
+    assert asked(broken, ("model", "compile"))["model"].startswith("RuntimeError: mat1 and mat2")
+
+
+def test_loss_and_dropout() -> None:
+    x = torch.randn(3, requires_grad=True)
+    output = {"a": (x * 2, torch.ones(2, dtype=torch.int64)), "b": [x * 3, None]}
+    assert len(list(floats(output))) == 2
+    loss_of(output).backward()
+    assert x.grad is not None and bool((x.grad != 0).all())
+    model = without_dropout(nn.Sequential(nn.Dropout(0.5), nn.LSTM(2, 2, num_layers=2, dropout=0.3)))
+    assert model[0].p == 0 and model[1].dropout == 0
+
+
+def test_records_and_table(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.json"
+    good = {
+        "suite": "s", "name": "a", "family": "f", "model": "ok", "compile": "ok", "oracle": "ok", "copies": "ok",
+        "export": "ok", "share": {"forward": 1.0, "backward": 0.5}, "plain": {"breaks": 1, "compile": 2.0},
+        "topkast": {"breaks": 1, "compile": 3.0}, "unfused": {"used by split": 2},
+    }  # fmt: skip
+    bad = {**good, "name": "b", "oracle": "AssertionError: no", "topkast": {"breaks": 2, "compile": 5.0}}
+    none = {"suite": "s", "name": "c", "family": "f", "model": "ok", "compile": "refused: nothing"}
+    _zoo_run.write(path, {(row["suite"], row["name"]): row for row in (good, bad, none)})
+    assert json.loads(path.read_text()) == [good, bad, none]
+    rows = list(_zoo_run.read(path).values())
+    last = _zoo_table.table(rows).splitlines()[-1]
+    assert last == "| s | 3 | 1 | 2 of 2 | 1 of 2 | 1 of 2 | 100.0% | 50.0% | 2 of 2 | 2 of 2 | 2.00 |"
+    said = _zoo_table.failures(rows)
+    assert "- 1: oracle: AssertionError: no (s/b)" in said and "- 2: not fused: used by split (s/a, s/b)" in said
+
+
+def test_a_run_is_resumed_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, calls = tmp_path / "zoo.json", tmp_path / "calls"
+
+    def pretend(entry: Entry, tell: Any, stages: tuple[str, ...]) -> None:
+        with calls.open("a") as file:
+            file.write(entry.name)
+        tell({"model": "ok", "seconds": {"model": 0.0}})
+        if entry.name == "b":
+            while True:  # what the limit of time is for
+                pass
+
+    monkeypatch.setattr("_zoo_check.check", pretend)
+    entries = [Entry("s", name, "f", nn.Identity, lambda g: ((), {})) for name in "ab"]
+    for _ in range(2):
+        found = _zoo_run.run(entries, path, stages=(), jobs=1, seconds=1.0, gigabytes=8)
+    assert calls.read_text() == "ab"
+    assert found["s", "a"]["model"] == "ok" and "died" not in found["s", "a"]
+    assert found["s", "b"]["died"] == "stopped after 1 s"
+
+
+def test_shares_are_weighted_by_work() -> None:
+    import topkast
+
+    model = topkast.sparsify(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), min_size=1)
+    fused, read = {("forward", "dense", ""): 1}, {("read", "reference", "used by add"): 1}
+    found = shares(model, {"0.weight": _counter(fused), "1.weight": _counter(read)},
+                   {"0.weight": _counter(fused), "1.weight": _counter(read)})  # fmt: skip
+    assert found["share"] == {"forward": 0.5} and found["unfused"] == {"used by add": 1}
+
+
+def _counter(counts: dict[tuple[str, str, str], int]) -> Any:
+    from collections import Counter
+
+    return Counter(counts)

@@ -1,0 +1,112 @@
+"""Run entries, one process each, with a limit of time and of memory; the file of results is whole after every model."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Iterable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from _results import CONSOLE
+from _zoo_entry import Entry
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+Key = tuple[str, str]
+
+
+def read(path: Path) -> dict[Key, dict[str, Any]]:
+    """Records by suite and name; none where there is no file."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return {(row["suite"], row["name"]): row for row in rows}
+
+
+def write(path: Path, records: dict[Key, dict[str, Any]]) -> None:
+    """A JSON list with one record a line, in place of the old one at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(records[key], ensure_ascii=False) for key in sorted(records))
+    new = path.with_suffix(".new")
+    new.write_text(f"[\n{lines}\n]\n")
+    os.replace(new, path)
+
+
+def _child(entry: Entry, stages: tuple[str, ...], gigabytes: float, sender: Connection) -> None:
+    """In a process of its own: what it prints is nobody's business, what it finds goes through the pipe."""
+    from _zoo_check import check
+
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    limit = int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    check(entry, sender.send, stages)
+
+
+class Running:
+    """One model's process and its record so far."""
+
+    def __init__(self, entry: Entry, stages: tuple[str, ...], gigabytes: float, seconds: float) -> None:
+        # Forked: the packages are imported once, in the parent.
+        context = multiprocessing.get_context("fork")
+        self.entry, self.start, self.limit = entry, time.monotonic(), seconds
+        self.receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=_child, args=(entry, stages, gigabytes, sender), daemon=True)
+        self.process.start()
+        sender.close()
+        self.record: dict[str, Any] = {"suite": entry.suite, "name": entry.name, "family": entry.family, "seconds": {}}
+
+    def take(self) -> bool:
+        """Read what has come; whether the process is over."""
+        try:
+            while self.receiver.poll():
+                found = self.receiver.recv()
+                self.record["seconds"].update(found.pop("seconds", {}))
+                self.record.update(found)
+        except EOFError:
+            self.process.join()
+            if self.process.exitcode:
+                self.record["died"] = f"exit code {self.process.exitcode}"
+            return True
+        if time.monotonic() - self.start > self.limit:
+            self.process.kill()
+            self.process.join()
+            self.record["died"] = f"stopped after {self.limit:.0f} s"
+            return True
+        return False
+
+
+def run(
+    entries: Iterable[Entry], path: Path, *, stages: tuple[str, ...], jobs: int, seconds: float, gigabytes: float
+) -> dict[Key, dict[str, Any]]:
+    """Run what has no record yet, and return all records.
+
+    Args:
+        entries: the models.
+        path: of the results.
+        stages: see :mod:`_zoo_check`.
+        jobs: processes at a time.
+        seconds, gigabytes: limits of each.
+    """
+    records = read(path)
+    waiting = [entry for entry in entries if (entry.suite, entry.name) not in records]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Drawn by hand: a thread that draws would be lost in the fork.
+    with Progress(*columns, console=CONSOLE, auto_refresh=False) as bar:
+        task = bar.add_task("", total=len(waiting))
+        busy: list[Running] = []
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                busy.append(Running(waiting.pop(0), stages, gigabytes, seconds))
+            bar.update(task, description=", ".join(one.entry.name for one in busy), refresh=True)
+            wait([one.receiver for one in busy], timeout=1.0)
+            for one in [one for one in busy if one.take()]:
+                busy.remove(one)
+                one.record["total"] = round(time.monotonic() - one.start, 1)
+                records[one.entry.suite, one.entry.name] = one.record
+                write(path, records)
+                bar.advance(task)
+    return records

@@ -1,0 +1,77 @@
+"""Models that nobody here wrote, as they are in their packages, through topkast.compile: what works and what does not.
+
+    run    every model in a process of its own; goes on where it stopped, since what has a record is not run again
+    table  the table of the README, and every failure with its cause, from the records
+
+A run needs torchvision, timm, transformers, torch_geometric and diffusers for the suites of these names:
+`pip install -e ".[zoo]"`. Weights are random, sizes as small as an architecture allows, graphs compiled with
+"aot_eager": the passes are all in it, and what Inductor takes to generate code would be most of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# The oracle is the tests', and there is one: masked dense training in plain PyTorch.
+sys.path.append(str(HERE.parent / "tests"))
+# Sets and sums are compared with a dense model's, so products run as dense ones, whichever kernel would be faster.
+os.environ.setdefault("TOPKAST_KERNEL", "dense")
+
+SUITES = {
+    "nn": "_zoo_nn",
+    "torchvision": "_zoo_torchvision",
+    "transformers": "_zoo_transformers",
+    "timm": "_zoo_timm",
+    "others": "_zoo_others",
+}
+STAGES = ("model", "plain compile", "compile", "oracle", "copies", "export")
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    form = argparse.ArgumentDefaultsHelpFormatter
+    run = commands.add_parser("run", formatter_class=form)
+    run.add_argument("suites", nargs="*", default=list(SUITES), choices=[*SUITES], help="which, in this order")
+    run.add_argument("--name", action="append", metavar="GLOB", help="only models whose name matches; several allowed")
+    run.add_argument("--again", action="store_true", help="run also what has a record already")
+    run.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to ask of each model")
+    run.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
+    run.add_argument("--seconds", type=float, default=600, help="limit of a model")
+    run.add_argument("--memory", type=float, default=8, metavar="GB", help="limit of a model")
+    table = commands.add_parser("table", formatter_class=form)
+    for command in (run, table):
+        command.add_argument("--out", type=Path, default=HERE / "results" / "zoo.json", help="the file of records")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(sys.argv[1:] if argv is None else argv)
+    if args.command == "table":
+        from _zoo_table import show
+
+        show(args.out)
+        return 0
+    import torch
+    from _zoo_run import read, run, write
+
+    torch.set_num_threads(1)
+    entries = [entry for suite in args.suites for entry in importlib.import_module(SUITES[suite]).entries()]
+    if args.name:
+        entries = [entry for entry in entries if any(fnmatch.fnmatch(entry.name, glob) for glob in args.name)]
+    if args.again:
+        old = {(entry.suite, entry.name) for entry in entries}
+        write(args.out, {key: record for key, record in read(args.out).items() if key not in old})
+    importlib.import_module("_zoo_check").warm()
+    run(entries, args.out, stages=tuple(args.stages), jobs=args.jobs, seconds=args.seconds, gigabytes=args.memory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
