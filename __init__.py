@@ -6,7 +6,10 @@ from topkast.compiler.checkpoint import load, save
 from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
 from topkast.compiler.densify import densify
+from topkast.compiler.distance import MaskDistance, mask_distance
+from topkast.compiler.dynamics import Dynamics
 from topkast.compiler.export import export
+from topkast.compiler.interchange import interchangeable
 from topkast.compiler.report import report
 from topkast.compiler.sparsify import sparsify
 from topkast.runtime.errors import (
@@ -28,7 +31,9 @@ sys.modules["topkast.onnx"] = onnx
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Dynamics",
     "ExportError",
+    "MaskDistance",
     "ModelError",
     "OptimizerError",
     "TopkastError",
@@ -36,8 +41,10 @@ __all__ = [
     "dense_state_dict",
     "densify",
     "export",
+    "interchangeable",
     "load",
     "load_dense_state_dict",
+    "mask_distance",
     "masks",
     "onnx",
     "refresh",

@@ -27,11 +27,13 @@ from topkast.runtime.errors import ConfigError
 
 @dataclass
 class Traced:
-    """One graph. `root` resolves get_attr and call_module targets; `params` names the nodes that are parameters."""
+    """One graph. `root` resolves get_attr and call_module targets; `params` names the nodes that are parameters, and
+    `buffers`, in a graph of torch.export, those that are buffers."""
 
     root: nn.Module
     graph: fx.Graph
     params: dict[fx.Node, str]
+    buffers: dict[fx.Node, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -156,11 +158,13 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         program = torch.export.export(stand_in, args, kwargs, strict=False)
     parameters = dict(stand_in.named_parameters(remove_duplicate=False))
     inputs = program.graph_signature.inputs_to_parameters
-    params = {}
+    params, buffers = {}, {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and inputs.get(node.name) in parameters:
             params[node] = names[id(parameters[inputs[node.name]])]
-    return [Traced(program.graph_module, program.graph, params)]
+        elif node.op == "placeholder" and node.name in program.graph_signature.inputs_to_buffers:
+            buffers[node] = program.graph_signature.inputs_to_buffers[node.name]
+    return [Traced(program.graph_module, program.graph, params, buffers)]
 
 
 def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
