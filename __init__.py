@@ -2,6 +2,7 @@
 
 import sys
 
+from topkast.compiler.advise import advise
 from topkast.compiler.checkpoint import load, save
 from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
@@ -9,7 +10,7 @@ from topkast.compiler.densify import densify
 from topkast.compiler.distance import MaskDistance, mask_distance
 from topkast.compiler.dynamics import Dynamics
 from topkast.compiler.export import export
-from topkast.compiler.interchange import interchangeable
+from topkast.compiler.interchange import Interchangeable, interchangeable
 from topkast.compiler.report import report
 from topkast.compiler.sparsify import sparsify
 from topkast.runtime.errors import (
@@ -33,10 +34,12 @@ __all__ = [
     "ConfigError",
     "Dynamics",
     "ExportError",
+    "Interchangeable",
     "MaskDistance",
     "ModelError",
     "OptimizerError",
     "TopkastError",
+    "advise",
     "compile",
     "dense_state_dict",
     "densify",

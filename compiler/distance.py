@@ -36,18 +36,16 @@ class MaskDistance:
     permutations: dict[int, np.ndarray] | None = None
 
 
-def mask_distance(
-    a: Any, b: Any, *, match: bool | Interchangeable = False, example_inputs: Any = None
-) -> MaskDistance:
+def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, example_inputs: Any = None) -> MaskDistance:
     """Distance between the sets of two models: the share of their members that the other does not have,
     |X Δ Y| / (|X| + |Y|). Two sets of one density d drawn at random are about 1 - d apart.
 
     Args:
         a, b: models converted by topkast (or wrappers of them), or what :func:`topkast.masks` gave of one, in any mix.
         match: neurons have no order of their own: two models may be the same but for it. True permutes the
-            interchangeable neurons of ``b`` (one permutation for a hidden dimension, for its producers and its consumers
-            alike) so that the two overlap most, in A and B together. It is a local optimum, so the figure is an upper
-            bound; and some overlap is found by chance in any two sets: compare with a control such as shuffled masks.
+            interchangeable neurons of ``b`` (one permutation for a hidden dimension, for its producers and its
+            consumers alike) so that the two overlap most, in A and B together. It is a local optimum, so the figure is
+            an upper bound; and some overlap is found in any two sets: compare with a control such as shuffled masks.
             What :func:`topkast.interchangeable` gave may be passed, to trace once for many distances.
         example_inputs: for ``match=True``, to trace a model with; see :func:`topkast.interchangeable`.
 
@@ -72,7 +70,8 @@ def mask_distance(
             raise ConfigError(f"match: found in another model, without {', '.join(unknown)}")
         permutations = best_match(match, *sets)[0]
         sets[1] = {
-            name: torch.stack([match.permute(name, mask, permutations) for mask in both]) for name, both in sets[1].items()
+            name: torch.stack([match.permute(name, mask, permutations) for mask in both])
+            for name, both in sets[1].items()
         }
     counts = {name: _counts(sets[0][name], sets[1][name]) for name in one}
     forward, backward = (_share(sum(c[:, i] for c in counts.values())) for i in range(2))
@@ -82,7 +81,9 @@ def mask_distance(
 
 def _counts(one: Tensor, two: Tensor) -> np.ndarray:
     """[apart, members of both] by [A, B]."""
-    return np.array([[int(t.count_nonzero()) for t in one ^ two], [int(x.sum() + y.sum()) for x, y in zip(one, two, strict=True)]])
+    return np.array(
+        [[int(t.count_nonzero()) for t in one ^ two], [int(x.sum() + y.sum()) for x, y in zip(one, two, strict=True)]]
+    )
 
 
 def _share(counts: Any) -> float:

@@ -30,7 +30,7 @@ WIDTH, ROUNDS = 8, 4  # numbers in a colour; how far a neuron looks
 
 def match(found: Interchangeable, one: Sets, two: Sets) -> tuple[Found, int]:
     """Permutations of ``two`` (see :meth:`Interchangeable.index`) and the members that it then shares with ``one``."""
-    starts = ({}, _by_colour(found, _colours(found, one), _colours(found, two)))
+    starts: tuple[Found, ...] = ({}, _by_colour(found, _colours(found, one), _colours(found, two)))
     return max((_climb(found, one, two, start) for start in starts), key=lambda end: end[1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_it_records_each_refresh_as_the_masks_say(backend: str, explore: str) ->
     optimizer.step()
     assert [moved.step for moved in dynamics.total] == [3, 6, 9]
     assert list(dynamics.layers) == list(history[0])
-    for i, (before, now) in enumerate(zip(history, history[1:], strict=False)):
+    for i, (before, now) in enumerate(itertools.pairwise(history)):
         sums = torch.zeros(10, dtype=torch.int64)
         for name, sets in now.items():
             counts: list[int] = []

@@ -16,7 +16,9 @@ from topkast.compiler.dynamics import Moved
 SETS = {"a": "A, the forward set", "b": "B, the backward set"}
 
 
-def plot_layers(path: Path, title: str, layers: Mapping[str, Sequence[Moved]], total: Sequence[Moved], what: str) -> None:
+def plot_layers(
+    path: Path, title: str, layers: Mapping[str, Sequence[Moved]], total: Sequence[Moved], what: str
+) -> None:
     """`what`, the first part of a field of Moved, of every layer in colour and of the whole model in black.
 
     A field that exists for A and for B gives two panels.

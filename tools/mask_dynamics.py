@@ -1,9 +1,9 @@
 """Mask dynamics: how the sets of a small GPT-2 move while it trains, and how far two seeds are apart.
 
-Two models from two seeds train on the same text. Plots, per layer over time: churn, distance to the first sets, share of
-the weights that was ever in A. Between the seeds: the distance as it is and after the best matching of interchangeable
-neurons, at the start and at the end, each beside the same for shuffled masks, since a matching finds some overlap in
-any two sets.
+Two models from two seeds train on the same text. Plots, per layer over time: churn, distance to the first sets, share
+of the weights that was ever in A. Between the seeds: the distance as it is and after the best matching of
+interchangeable neurons, at the start and at the end, each beside the same for shuffled masks, since a matching finds
+some overlap in any two sets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import train
@@ -40,11 +39,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return train.arguments(["--out", "build/dynamics", *given])
 
 
-def train_one(args: argparse.Namespace, seed: int, text: Text) -> tuple[topkast.Dynamics, Masks, Masks, torch.nn.Module]:
+def train_one(
+    args: argparse.Namespace, seed: int, text: Text
+) -> tuple[topkast.Dynamics, Masks, Masks, torch.nn.Module]:
     """The recorder, the first and the last sets and the model of one seed."""
     args = argparse.Namespace(**{**vars(args), "seed": seed})
     model = topkast.compile(
-        train.build_model(args), args.fwd, args.bwd, block=args.block, refresh_every=args.refresh_every, backend=args.backend
+        train.build_model(args),
+        args.fwd,
+        args.bwd,
+        block=args.block,
+        refresh_every=args.refresh_every,
+        backend=args.backend,
     )
     side, generator = make_side(f"seed {seed}", model, args), torch.Generator().manual_seed(seed)
     first = topkast.masks(model)
