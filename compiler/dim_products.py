@@ -33,8 +33,8 @@ def add_product(atoms: Atoms, sizes: Sizes, /, self: Dims, beta: Any = 1, alpha:
 @rule("einsum")
 def einsum(atoms: Atoms, sizes: Sizes, /, equation: str, tensors: list[Dims], **_: Any) -> Dims | None:
     left, arrow, right = equation.replace(" ", "").partition("->")
-    if "." in equation:
-        return None
+    if "." in equation or any(equation.count(letter) == 1 for letter in left if letter.isalpha() and arrow):
+        return None  # dots, and what is summed within one operand
     known: dict[str, Dim] = {}
     for term, tensor in zip(left.split(","), tensors, strict=True):
         for letter, dim in zip(term, tensor, strict=True):

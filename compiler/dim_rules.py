@@ -46,8 +46,9 @@ def broadcast(atoms: Atoms, tensors: Iterable[Any]) -> Dims:
     return out
 
 
+@rule("copy")
 def pointwise(atoms: Atoms, sizes: Sizes, /, **arguments: Any) -> Dims:
-    """Every operation that torch tags so."""
+    """Every operation that torch tags so, and assignment."""
     leaves = [leaf for value in arguments.values() for leaf in (value if type(value) is list else [value])]
     return broadcast(atoms, leaves)
 

@@ -15,6 +15,14 @@ from .dims import Atoms, Dim, Segment
 from .optable import IGNORED, op_name
 from .trace import Traced
 
+BAD_FORM = (
+    IndexError,
+    KeyError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)  # what a rule raises for a call it does not know
+
 
 class Walk:
     """The atoms of a graph, and the dimensions of every value in it and of every parameter and buffer."""
@@ -56,7 +64,10 @@ class Walk:
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem and isinstance(self.env.get(node.args[0]), tuple):  # type: ignore[arg-type]
             return self.env[node.args[0]][node.args[1]]  # type: ignore[index]
-        name, sizes, read = op_name(node), _sizes(node.meta.get("val")), self._dims(node)
+        value = node.meta.get("val")
+        name, sizes, read = op_name(node), _sizes(value), self._dims(node)
+        if sizes is None and isinstance(value, Tensor):
+            self.atoms.fix(read, f"the operation {name} gives sizes that depend on values")
         if name in IGNORED or sizes is None:
             return self._fresh(node, "made of sizes alone")
         free = [dim for dim in read if not self.atoms.fixed(dim)]
@@ -81,13 +92,7 @@ class Walk:
             if name.startswith("conv_transpose"):
                 arguments["transposed"] = True
             found = rule(self.atoms, sizes, **arguments)
-        except (
-            IndexError,
-            KeyError,
-            StopIteration,
-            TypeError,
-            ValueError,
-        ):  # a form of the call the rule does not know
+        except BAD_FORM:
             found = None
         many = found if isinstance(found, tuple) else (found,)
         lengths = [None if dims is None else [self.atoms.length(dim) for dim in dims] for dims in many]
@@ -101,14 +106,17 @@ class Walk:
 
         def known(value: Any) -> Any:
             if isinstance(value, fx.Node):
-                return self.env.get(value)
+                if self.env.get(value) is None:
+                    raise ValueError(f"{value} is a number that is not known")
+                return self.env[value]
             return [known(item) for item in value] if isinstance(value, (list, tuple)) else value
 
         return {name: known(value) for name, value in given.items()}
 
     def inner(self, segments: set[Segment], sizes: dict[int, int]) -> dict[int, int]:
         """Atoms that stand right inside of one other free atom in every tensor of the model, and beside it in every
-        value of the graph."""
+        value of the graph; where that one meets itself in another dimension, as in attention between heads, they are
+        compared across its indices."""
         outer: dict[int, set[int | None]] = {}
         for segment in segments:
             for before, atom in zip((None, *segment), segment, strict=False):
@@ -119,9 +127,10 @@ class Walk:
             if atom in sizes and len(before) == 1 and next(iter(before)) in sizes
         }
         for value in _values(self.env):
-            seen = {atom for dim in value for atom in self.atoms.atoms(dim)}
-            for atom in [a for a, around in found.items() if a in seen and around not in seen]:
-                del found[atom]
+            seen = [atom for dim in value for atom in set(self.atoms.atoms(dim))]
+            for atom, around in list(found.items()):
+                if seen.count(around) > 1 or (atom in seen and around not in seen):
+                    del found[atom]
         return {atom: around for atom, around in found.items() if around is not None and around not in found}
 
 

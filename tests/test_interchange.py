@@ -94,6 +94,10 @@ class Written(nn.Module):
         return self.out(self.function(self, self.into(x), x))
 
 
+def _across_heads(q: Tensor) -> Tensor:
+    return (q @ q.transpose(-1, -2)).softmax(-1) @ q
+
+
 WRITTEN = [
     (lambda s, h, x: F.relu(h) + s.also(x), [24]),
     (lambda s, h, x: torch.cat([h, s.also(x)], -1), [24, 24]),
@@ -118,6 +122,8 @@ WRITTEN = [
     ).transpose(1, 2).flatten(2), [8, 4, 4, 3, 2]),
     (lambda s, h, x: torch.stack([h, s.also(x)], 2).flatten(2), [24]),
     (lambda s, h, x: torch.einsum("bth,bsh->bts", h, s.also(x)), [24]),
+    (lambda s, h, x: _across_heads(h.view(3, 4, 4, 6)).flatten(2), [6, 4]),
+    (lambda s, h, x: torch.zeros(3, 4, 24).copy_(h), []),
     # What tells its elements apart is left alone.
     (lambda s, h, x: h.cumsum(-1), []),
     (lambda s, h, x: h.flip(-1), []),
