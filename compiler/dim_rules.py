@@ -53,9 +53,7 @@ def pointwise(atoms: Atoms, sizes: Sizes, /, **arguments: Any) -> Dims:
     return broadcast(atoms, leaves)
 
 
-@rule(
-    "to", "to_copy", "contiguous", "dropout", "alpha_dropout", "type_as", "detach", "alias", "lift_fresh_copy", "copy"
-)
+@rule("to", "to_copy", "contiguous", "dropout", "alpha_dropout", "type_as", "detach", "alias", "lift_fresh_copy")
 def same(atoms: Atoms, sizes: Sizes, /, self: Any = None, input: Any = None, **_: Any) -> Dims:
     return self if self is not None else input
 

@@ -123,7 +123,7 @@ WRITTEN = [
     (lambda s, h, x: torch.stack([h, s.also(x)], 2).flatten(2), [24]),
     (lambda s, h, x: torch.einsum("bth,bsh->bts", h, s.also(x)), [24]),
     (lambda s, h, x: _across_heads(h.view(3, 4, 4, 6)).flatten(2), [6, 4]),
-    (lambda s, h, x: torch.zeros(3, 4, 24).copy_(h), []),
+    (lambda s, h, x: h.new_zeros(3, 4, 24).copy_(h), []),
     # What tells its elements apart is left alone.
     (lambda s, h, x: h.cumsum(-1), []),
     (lambda s, h, x: h.flip(-1), []),
