@@ -121,17 +121,14 @@ class Walk:
         for segment in segments:
             for before, atom in zip((None, *segment), segment, strict=False):
                 outer.setdefault(atom, set()).add(before)
-        found = {
-            atom: next(iter(before))
-            for atom, before in outer.items()
-            if atom in sizes and len(before) == 1 and next(iter(before)) in sizes
-        }
+        only = {atom: next(iter(before)) for atom, before in outer.items() if atom in sizes and len(before) == 1}
+        found = {atom: around for atom, around in only.items() if around is not None and around in sizes}
         for value in _values(self.env):
             seen = [atom for dim in value for atom in set(self.atoms.atoms(dim))]
             for atom, around in list(found.items()):
                 if seen.count(around) > 1 or (atom in seen and around not in seen):
                     del found[atom]
-        return {atom: around for atom, around in found.items() if around is not None and around not in found}
+        return {atom: around for atom, around in found.items() if around not in found}
 
 
 def _values(env: dict[fx.Node, Any]) -> Iterator[Dims]:
