@@ -167,10 +167,24 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     return [Traced(program.graph_module, program.graph, params, buffers)]
 
 
-def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
+def compiled() -> set[int]:
+    """Identities of the code that Dynamo has compiled so far."""
+    from torch._dynamo.convert_frame import input_codes
+
+    return {id(code) for code in (ref() for ref in input_codes.seen) if code is not None}
+
+
+def forget(but: set[int]) -> None:
+    """Take all code out of Dynamo's cache but what :func:`compiled` gave earlier."""
     import torch._dynamo
     from torch._dynamo.convert_frame import input_codes
 
+    for code in [ref() for ref in input_codes.seen]:
+        if code is not None and id(code) not in but:
+            torch._dynamo.eval_frame.remove_from_cache(code)
+
+
+def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
     graphs: list[Traced] = []
 
     def collect(module: fx.GraphModule, _: list[torch.Tensor]) -> Any:
@@ -184,16 +198,14 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         graphs.append(Traced(module, module.graph, params))
         return module.forward
 
-    before = {id(code) for code in (ref() for ref in input_codes.seen) if code is not None}
+    before = compiled()
     try:
         with _quiet(model), torch._dynamo.config.patch(allow_rnn=True):
             torch.compile(_stand_in(model), backend=collect, dynamic=False)(*args, **kwargs)
     finally:
         # What was compiled here belongs to the collecting backend: left in Dynamo's cache it would count as
         # recompilations of the user's own forward.
-        for code in [ref() for ref in input_codes.seen]:
-            if code is not None and id(code) not in before:
-                torch._dynamo.eval_frame.remove_from_cache(code)
+        forget(before)
     if not any(graph.params for graph in graphs):
         raise RuntimeError("Dynamo captured no graph that reads a parameter")
     return graphs

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from topkast.runtime.state import sites
 from .compile import compile, refresh
 from .report_cost import count_model_bytes
 from .sparsify import sparsify
+from .trace import compiled, forget
 
 StepFn = Callable[[nn.Module, torch.optim.Optimizer, int], Any]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -49,6 +50,7 @@ class Runner:
     seed: int
     backend: str
     options: dict[str, Any]  # of topkast.compile, beside those that are tried
+    compiled: set[int] = field(default_factory=compiled)  # what Dynamo's cache holds of the user's
 
     def loss(self, repeat: int, setting: dict[str, Any] | None) -> float:
         """Mean loss of the last third of a run on batches of its own; infinite where it is not finite.
@@ -101,6 +103,7 @@ class Runner:
                     if step >= WARMUP:
                         seconds[i].append(spent)
             refreshes = [self._timed(partial(refresh, sparse)) for _ in range(3)]
+        forget(self.compiled)  # or the copies would count as recompilations, of the next ones and of the user's
         ratio = [s / d for d, s in zip(*seconds, strict=True)]
         size = count_model_bytes(sparse, sites(sparse))
         return Timed(

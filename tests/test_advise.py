@@ -87,6 +87,15 @@ def test_compiled_steps_are_what_is_timed() -> None:
     assert found.why[1].startswith("bwd=0.8: not chosen, there was nothing to compare")
 
 
+def test_many_copies_are_no_recompilations_of_one_another() -> None:
+    from topkast.compiler.trial_run import Runner
+
+    runner = Runner(model(), step_fn, torch.optim.SGD, 4, 0, "aot_eager", {"min_size": 200})
+    with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
+        for rows in (1, 2, 3):
+            runner.time({"fwd": 0.9, "bwd": 0.8, "block": (rows, 1), "refresh_every": 2})
+
+
 class _Rigged:
     """Losses and times by setting, in place of runs."""
 
