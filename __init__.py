@@ -2,11 +2,15 @@
 
 import sys
 
+from topkast.compiler.advise import advise
 from topkast.compiler.checkpoint import load, save
 from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
 from topkast.compiler.densify import densify
+from topkast.compiler.distance import MaskDistance, mask_distance
+from topkast.compiler.dynamics import Dynamics
 from topkast.compiler.export import export
+from topkast.compiler.interchange import Interchangeable, interchangeable
 from topkast.compiler.report import report
 from topkast.compiler.sparsify import sparsify
 from topkast.runtime.errors import (
@@ -29,17 +33,23 @@ sys.modules["topkast.onnx"] = onnx
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Dynamics",
     "ExportError",
+    "Interchangeable",
+    "MaskDistance",
     "ModelError",
     "OptimizerError",
     "RefreshError",
     "TopkastError",
+    "advise",
     "compile",
     "dense_state_dict",
     "densify",
     "export",
+    "interchangeable",
     "load",
     "load_dense_state_dict",
+    "mask_distance",
     "masks",
     "onnx",
     "refresh",

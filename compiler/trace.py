@@ -27,11 +27,13 @@ from topkast.runtime.errors import ConfigError
 
 @dataclass
 class Traced:
-    """One graph. `root` resolves get_attr and call_module targets; `params` names the nodes that are parameters."""
+    """One graph. `root` resolves get_attr and call_module targets; `params` names the nodes that are parameters, and
+    `buffers`, in a graph of torch.export, those that are buffers."""
 
     root: nn.Module
     graph: fx.Graph
     params: dict[fx.Node, str]
+    buffers: dict[fx.Node, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -156,17 +158,33 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         program = torch.export.export(stand_in, args, kwargs, strict=False)
     parameters = dict(stand_in.named_parameters(remove_duplicate=False))
     inputs = program.graph_signature.inputs_to_parameters
-    params = {}
+    params, buffers = {}, {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and inputs.get(node.name) in parameters:
             params[node] = names[id(parameters[inputs[node.name]])]
-    return [Traced(program.graph_module, program.graph, params)]
+        elif node.op == "placeholder" and node.name in program.graph_signature.inputs_to_buffers:
+            buffers[node] = program.graph_signature.inputs_to_buffers[node.name]
+    return [Traced(program.graph_module, program.graph, params, buffers)]
 
 
-def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
+def compiled() -> set[int]:
+    """Identities of the code that Dynamo has compiled so far."""
+    from torch._dynamo.convert_frame import input_codes
+
+    return {id(code) for code in (ref() for ref in input_codes.seen) if code is not None}
+
+
+def forget(but: set[int]) -> None:
+    """Take all code out of Dynamo's cache but what :func:`compiled` gave earlier."""
     import torch._dynamo
     from torch._dynamo.convert_frame import input_codes
 
+    for code in [ref() for ref in input_codes.seen]:
+        if code is not None and id(code) not in but:
+            torch._dynamo.eval_frame.remove_from_cache(code)
+
+
+def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
     graphs: list[Traced] = []
 
     def collect(module: fx.GraphModule, _: list[torch.Tensor]) -> Any:
@@ -180,16 +198,14 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         graphs.append(Traced(module, module.graph, params))
         return module.forward
 
-    before = {id(code) for code in (ref() for ref in input_codes.seen) if code is not None}
+    before = compiled()
     try:
         with _quiet(model), torch._dynamo.config.patch(allow_rnn=True):
             torch.compile(_stand_in(model), backend=collect, dynamic=False)(*args, **kwargs)
     finally:
         # What was compiled here belongs to the collecting backend: left in Dynamo's cache it would count as
         # recompilations of the user's own forward.
-        for code in [ref() for ref in input_codes.seen]:
-            if code is not None and id(code) not in before:
-                torch._dynamo.eval_frame.remove_from_cache(code)
+        forget(before)
     if not any(graph.params for graph in graphs):
         raise RuntimeError("Dynamo captured no graph that reads a parameter")
     return graphs
