@@ -1,0 +1,61 @@
+"""Sessions to be measured side by side, and what one takes of memory, seen from a process of its own.
+
+Run as a script it is that process: it imports ONNX Runtime and nothing of topkast or torch, opens the file, runs it once
+and prints the growth of its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+Feeds = Mapping[str, np.ndarray]
+
+
+def session(path: Path, threads: int, library: Path) -> onnxruntime.InferenceSession:
+    """A session with topkast's kernels, which does not spin while another one runs."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.register_custom_ops_library(str(library))
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def runner(made: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], object]:
+    return lambda: made.run(None, dict(feeds))
+
+
+def memory(path: Path, feeds: Feeds, threads: int, library: Path) -> dict[str, int]:
+    """Growth in bytes of a fresh process that opens ``path`` and runs it once: ``resident`` then, ``peak`` on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "feeds.npz"
+        np.savez(given, **feeds)
+        command = [sys.executable, __file__, str(path), str(given), str(threads), str(library)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _status(key: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def main(path: str, given: str, threads: str, library: str) -> None:
+    with np.load(given) as arrays:
+        feeds = dict(arrays)
+    before = _status("VmRSS")
+    made = session(Path(path), int(threads), Path(library))
+    made.run(None, feeds)
+    print(json.dumps({"resident": _status("VmRSS") - before, "peak": _status("VmHWM") - before}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
