@@ -87,10 +87,10 @@ def measure_models(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
 
 def model_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="whole models at 0.9: sparse / dense")
-    for head in ("model", "format", "threads", "latency", "dense ms", "file", "memory", "peak", "load"):
+    for head in ("model", "format", "threads", "latency", "dense ms", "file", "resident", "held", "load"):
         table.add_column(head, justify="left" if head in ("model", "format") else "right")
     for row in rows:
-        share = {key: row["memory"]["sparse"][key] / row["memory"]["dense"][key] for key in ("resident", "peak")}
+        share = {key: row["memory"]["sparse"][key] / row["memory"]["dense"][key] for key in ("resident", "held")}
         table.add_row(
             row["says"],
             f"{row['format']} {block_name(row['block'])}",
@@ -99,7 +99,7 @@ def model_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['seconds']['dense'] * 1e3:.1f}",
             f"{row['bytes']['sparse'] / row['bytes']['dense']:.2f}",
             f"{share['resident']:.2f}",
-            f"{share['peak']:.2f}",
+            f"{share['held']:.2f}",
             show(row["load"]),
         )
     return table
