@@ -1,7 +1,7 @@
 """Sessions to be measured side by side, and what one takes of memory, seen from a process of its own.
 
-Run as a script it is that process: it imports ONNX Runtime and nothing of topkast or torch, opens the file, runs it once
-and prints the growth of its memory.
+Run as a script it is that process: it imports ONNX Runtime, nothing of topkast or torch, opens the file, runs it once and
+prints the growth of its memory.
 """
 
 from __future__ import annotations

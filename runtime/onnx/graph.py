@@ -53,6 +53,10 @@ class Graph:
         dims = [sizes.get(str(dim), dim) for dim in self._shapes.get(name, ["?", 1])[:-1]]
         return math.prod(int(dim) for dim in dims) if all(isinstance(dim, int) for dim in dims) else None
 
+    def elements(self, name: str) -> int:
+        """How many numbers an activation holds, sizes that the file leaves open taken as one."""
+        return math.prod(dim for dim in self._shapes.get(name, []) if isinstance(dim, int) and dim)
+
     def add(self, name: str, array: Array) -> str:
         """A constant of this name, made unless it is there; its name."""
         if name not in self._added:
