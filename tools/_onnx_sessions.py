@@ -1,7 +1,7 @@
 """Sessions to be measured side by side, and what one takes of memory, seen from a process of its own.
 
-Run as a script it is that process: it imports ONNX Runtime, nothing of topkast or torch, opens the file, runs it once and
-prints the growth of its memory.
+Run as a script it is that process: it imports nothing of topkast or torch, opens the file in ONNX Runtime, runs it once
+and prints the growth of its memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import onnxruntime
 Feeds = Mapping[str, np.ndarray]
 
 
-def session(path: Path, threads: int, library: Path) -> onnxruntime.InferenceSession:
-    """A session with topkast's kernels, which does not spin while another one runs."""
+def session(path: Path, threads: int, library: Path | None) -> onnxruntime.InferenceSession:
+    """A session with topkast's kernels, if it was built, which does not spin while another one runs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.register_custom_ops_library(str(library))
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
