@@ -183,6 +183,16 @@ def test_auto_takes_what_is_faster(
     check_stock(model, rng.standard_normal((3, 1024)).astype(np.float32), matrix, None, f"{unit} {rows}")
 
 
+@pytest.mark.parametrize(
+    "dim, format", [("64*m", "custom"), ("m*64", "custom"), ("m", "compact"), ("m + 64", "compact")]
+)
+def test_auto_reads_products_of_dynamic_sizes(dim: str, format: str) -> None:
+    """Models that lay out their tokens in one row; a size that is not understood is taken for one."""
+    matrix = sparse_matrix(256, 256, (1, 1), 0.08)
+    (site,) = convert(dense_file(matrix, None, (dim,)), Wanted("auto", sizes={"m": 1}))
+    assert site.format == format and ("x of 1 row" in site.why) == (format == "compact")
+
+
 def test_auto_leaves_small_products_alone() -> None:
     (site,) = convert(dense_file(sparse_matrix(96, 128, (4, 1), 0.1), None), Wanted("auto", blocks=[(4, 1)]))
     assert site.format == "compact" and "too small" in site.why
