@@ -62,16 +62,12 @@ def kinds(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     "name, format, precision, unit",
     [
-        ("mlp", "custom", "fp32", (4, 1)),
         ("mlp", "sparse_initializer", "fp16", (1, 1)),
-        ("encoder", "custom", "fp16", (1, 1)),
-        ("encoder", "block", "fp32", (1, 1)),
         ("attention", "custom", "fp32", (2, 1)),
         ("tied", "custom", "fp32", (1, 3)),
         ("twice", "compact", "fp16", (1, 1)),
         ("functional", "custom", "fp32", (1, 1)),
         ("hf_conv1d", "auto", "fp32", (1, 1)),
-        ("gpt2", "custom", "fp32", (4, 1)),
         ("gpt2", "auto", "fp16", (1, 1)),
         ("cnn", "compact", "fp32", (1, 1)),
         ("cnn", "sparse_initializer", "fp32", (1, 1)),
