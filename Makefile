@@ -52,8 +52,9 @@ sanitize: $(READY) $(SANITIZED)
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q tests/test_native.py tests/test_native_conv.py tests/test_onnx_library.py $(ARGS)
 
-# The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, or VERSIONS.
-VERSIONS := 1.17.3 1.20.1
+# The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, the one for GPUs (250 MB; it
+# runs on the CPU), or VERSIONS.
+VERSIONS := 1.17.3 1.20.1 gpu-1.31.1
 onnxruntimes: $(READY)
 	for version in $(VERSIONS); do $(BIN)/python tools/old_onnxruntime.py $$version || exit 1; done
 

@@ -183,11 +183,13 @@ def test_model(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytes
 
 
 def test_onnx(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    found = run(tmp_path, "onnx", "--threads", "1", "--repeats", "1", "--rows", "3", "--model", "gpt2")
+    size = ["--threads", "1", "--repeats", "1", "--rows", "3", "--model", "gpt2", "--kind", "custom-4x1"]
+    found = run(tmp_path, "onnx", *size)
     assert {(cell["format"], cell["written as"]) for cell in found["layer"]} >= {("custom", "custom")}
     assert all(cell["speed"]["median"] > 0 for cell in found["layer"])
-    for row in found["model"]:
-        assert row["bytes"]["sparse"] < row["bytes"]["dense"] and row["max error"] < 1e-3
+    (row,) = found["model"]
+    assert row["memory"]["sparse"]["resident"] > 0 and row["memory"]["dense"]["held"] > 0
+    assert row["bytes"]["sparse"] < row["bytes"]["dense"] and row["max error"] < 1e-3
     assert "whole models" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -123,6 +124,19 @@ class Branch(nn.Module):
         return self.layer(x) if x.sum() > 0 else -self.layer(x)
 
 
+class Numbers(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * float(np.maximum(x.sum().numpy(), 1))
+
+
+class Loop(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        while y.norm() > 1:
+            y = y / 2
+        return y
+
+
 class Fixed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -154,8 +168,12 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         topkast.export(model, path, torch.randn(3, 21))
     with pytest.raises(topkast.ExportError, match=r"folder .* does not exist"):
         topkast.export(model, tmp_path / "none" / "m.onnx", x)
-    with pytest.raises(topkast.ExportError, match=r"could not trace Branch: .*not branch"):
-        topkast.export(topkast.sparsify(Branch(), min_size=500), path, x)
+    for kind in (Branch, Numbers, Loop):
+        advice = (
+            rf"could not trace {kind.__name__}: .*not branch on values .*torch\.where.*numpy arrays or Python numbers"
+        )
+        with pytest.raises(topkast.ExportError, match=advice):
+            topkast.export(topkast.sparsify(kind(), min_size=500), path, x)
     monkeypatch.setattr(parity, "ROUNDINGS", 0)
     monkeypatch.setattr(parity, "NOISE", 0)
     with pytest.raises(topkast.ExportError, match="does not agree with PyTorch: output 'output' is off by"):

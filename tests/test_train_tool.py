@@ -112,6 +112,11 @@ def test_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sparse["bytes"]["gradient"] < dense["bytes"]["gradient"]
     assert sparse["weight FLOPs per token"]["training"] < dense["weight FLOPs per token"]["training"]
     assert summary["export"]["max error on text"] < 1e-4
+    assert summary["export"]["bytes"]["sparse"] < summary["export"]["bytes"]["dense"]
+    assert all(summary["export"]["run"]["seconds"][side] > 0 for side in ("dense", "sparse"))
+    for name in ("model.onnx", "dense.onnx"):
+        assert (tmp_path / name).stat().st_size == summary["export"]["bytes"]["sparse" if name[0] == "m" else "dense"]
     for name in ("loss.png", "churn.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert "dense beside sparse" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dense beside sparse" in said and "the exports in ONNX Runtime" in said

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from _text import VOCABULARY
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTModel,
+)
 
 import topkast
 
@@ -59,17 +68,39 @@ def bert(quick: bool) -> tuple[nn.Module, Tensor, str]:
     return BertModel(config, add_pooling_layer=False), tokens, f"BERT-base's shape, {layers} x {width}, 1 x {length}"
 
 
-MODELS: dict[str, Callable[[bool], tuple[nn.Module, Tensor, str]]] = {"gpt2": gpt2, "bert": bert}
+def resnet50(quick: bool) -> tuple[nn.Module, Tensor, str]:
+    """ResNet-50, which is what transformers' configuration makes by default."""
+    size = 32 if quick else 224
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[64, 128], depths=[1, 1]) if quick else ResNetConfig()
+    says = f"ResNet{'' if quick else '-50'}, one image of {size} x {size}"
+    return ResNetForImageClassification(config), torch.randn(1, 3, size, size), says
+
+
+def vit(quick: bool) -> tuple[nn.Module, Tensor, str]:
+    """ViT-B/16, which is what transformers' configuration makes by default."""
+    size = 32 if quick else 224
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    config = ViTConfig(image_size=size, **small) if quick else ViTConfig()
+    says = f"ViT{'' if quick else '-B/16'}, one image of {size} x {size}"
+    return ViTModel(config, add_pooling_layer=False), torch.randn(1, 3, size, size), says
+
+
+MODELS: dict[str, Callable[[bool], tuple[nn.Module, Tensor, str]]] = {
+    "gpt2": gpt2,
+    "bert": bert,
+    "resnet50": resnet50,
+    "vit": vit,
+}
 
 
 def export_both(name: str, folder: Path, block: tuple[int, int], format: str, quick: bool) -> Both:
     """Sparsify at 0.9 (untrained, only zeros matter) and export; block rows are equal where the format wants it."""
     torch.manual_seed(0)
-    model, tokens, says = MODELS[name](quick)
+    model, given, says = MODELS[name](quick)
     model = topkast.sparsify(model.eval(), SPARSITY, SPARSITY, block=block, balanced=format == "block")
     results = [
-        topkast.export(model, folder / f"{name}-{kind}.onnx", (tokens,), format=kind, verify=kind == format)
+        topkast.export(model, folder / f"{name}-{kind}.onnx", (given,), format=kind, verify=kind == format)
         for kind in ("dense", format)
     ]
-    feeds = {next(iter(results[0].inputs)): tokens.numpy()}
+    feeds = {next(iter(results[0].inputs)): given.numpy()}
     return Both(results[0].path, results[1].path, feeds, says, results[1].max_error)

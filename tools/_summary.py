@@ -1,4 +1,4 @@
-"""What the demo tells at its end: the numbers as JSON, the comparison as a table, the export in three lines."""
+"""What the demo tells at its end: the numbers as JSON, the comparison as a table, the exports as another."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from _loop import NATS_TO_BITS, Side
 from _measure import memory, quartiles, weight_flops
+from _pairs import show
 from _text import Text
 from rich.table import Table
 
@@ -91,10 +92,25 @@ def footnote(summary: dict) -> str:
     )
 
 
+def export_table(exported: dict) -> Table:
+    """The exported file beside the dense one, in ONNX Runtime."""
+    rows = Table(title="the exports in ONNX Runtime")
+    rows.add_column("")
+    for head in ("dense", "sparse", "sparse / dense"):
+        rows.add_column(head, justify="right")
+    size, run = exported["bytes"], exported["run"]
+    seconds = [f"{run['seconds'][side] * 1e3:.2f}" for side in ("dense", "sparse")]
+    rows.add_row(f"one batch, ms (median of {run['pairs']} pairs)", *seconds, show(run["ratio"]))
+    share = f"{size['sparse'] / size['dense']:.3f}"
+    rows.add_row("file, MB", *(f"{size[side] / 1e6:.2f}" for side in ("dense", "sparse")), share)
+    return rows
+
+
 def describe_export(exported: dict) -> str:
-    """Three lines on the exported file: size, parity and what it scores."""
+    """How the exported file stores its weights, its parity and what it scores."""
+    formats = ", ".join(f"{count} {format}" for format, count in exported["formats"].items())
     return (
-        f"exported {exported['path']}: {exported['bytes']:,} bytes in {exported['seconds']:.1f} s\n"
+        f"exported {exported['path']}, its weights {formats}, in {exported['seconds']:.1f} s\n"
         f"parity with PyTorch: max error {exported['max error at export']:.2e} on random inputs "
         f"(checked by the export), {exported['max error on text']:.2e} on validation text, "
         f"logits up to {exported['largest logit']:.1f}\n"

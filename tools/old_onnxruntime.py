@@ -1,9 +1,10 @@
 """Run the tests of the ONNX Runtime library and of exported files on another version of ONNX Runtime.
 
     python tools/old_onnxruntime.py 1.17.3
+    python tools/old_onnxruntime.py gpu-1.31.1
 
-That version is installed into a folder of its own, build/onnxruntime/<version>, which Python then sees first; the
-environment itself stays as it is.
+The second is of onnxruntime-gpu, 250 MB, which runs on the CPU where there is no GPU. The version is installed into a
+folder of its own, build/onnxruntime/<version>, which Python then sees first; the environment itself stays as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/test_onnx_library.py", "tests/test_onnx_formats.py")
+TESTS = ("tests/test_onnx_library.py", "tests/test_onnx_formats.py", "tests/test_onnx_session.py")
 BEFORE_NUMPY_2 = (1, 19)  # older ones were built against numpy 1
 
 
@@ -23,8 +24,9 @@ def install(version: str) -> Path:
     """The folder that holds ONNX Runtime of this version, and the numpy it needs."""
     folder = ROOT / "build" / "onnxruntime" / version
     if not (folder / "onnxruntime").is_dir():
-        packages = [f"onnxruntime=={version}"]
-        if tuple(map(int, version.split(".")[:2])) < BEFORE_NUMPY_2:
+        number = version.removeprefix("gpu-")
+        packages = [f"onnxruntime{'-gpu' if number != version else ''}=={number}"]
+        if tuple(map(int, number.split(".")[:2])) < BEFORE_NUMPY_2:
             packages.append("numpy<2")
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-input", "--no-deps", "--target", str(folder)]
         subprocess.run([*pip, *packages], check=True)
@@ -33,7 +35,7 @@ def install(version: str) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("version", help="of onnxruntime, 1.17 or later")
+    parser.add_argument("version", help="of onnxruntime, 1.17 or later; with gpu- before it, of onnxruntime-gpu")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest")
     args = parser.parse_args(argv)
     environment = os.environ | {"PYTHONPATH": str(install(args.version)), "OMP_NUM_THREADS": "1"}

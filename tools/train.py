@@ -1,4 +1,4 @@
-"""The main job: train a GPT-2 from transformers on real text, dense beside sparse, then export the sparse one.
+"""The main job: train a GPT-2 from transformers on real text, dense beside sparse, then export it and time the export.
 
 Both models start from the same weights, see the same batches and are compiled by the same backend. Every step is timed
 as a pair, dense and sparse on one batch, the order changing from pair to pair, so that a busy machine slows both alike.
@@ -19,7 +19,7 @@ from _arguments import block, positive
 from _export import run_exported
 from _loop import Side, make_side, train
 from _plots import plot_churn, plot_loss
-from _summary import describe_export, footnote, summarise, table
+from _summary import describe_export, export_table, footnote, summarise, table
 from _text import VOCABULARY, TextError, load_text
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=max(1, (os.cpu_count() or 1) // 2),
         help="CPU threads; more than are idle wait for one another",
     )
-    add("--out", type=Path, default=Path("build/demo"), help="folder for plots, model.onnx and summary.json")
+    add("--out", type=Path, default=Path("build/demo"), help="folder for plots, ONNX files and summary.json")
     args = parser.parse_args(argv)
     if not 0 <= args.bwd <= args.fwd < 1:
         parser.error(f"--fwd {args.fwd} --bwd {args.bwd}: 0 <= bwd <= fwd < 1 is needed")
@@ -137,10 +137,11 @@ def main(argv: list[str] | None = None) -> int:
     plot_churn(args.out / "churn.png", f"mask churn, refresh every {args.refresh_every} steps", turnover)
 
     x, y = text.validation_batches(1, args.batch, args.length)[0]
-    summary["export"] = run_exported(sides[1].model, args.out / "model.onnx", x.to(args.device), y)
+    summary["export"] = run_exported(sides[1].model, args.out / "model.onnx", x.to(args.device), y, args.threads)
     console.print(describe_export(summary["export"]), highlight=False, soft_wrap=True)
+    console.print(export_table(summary["export"]))
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    console.print(f"wrote loss.png, churn.png, model.onnx and summary.json in {args.out}", highlight=False)
+    console.print(f"wrote loss.png, churn.png, model.onnx, dense.onnx and summary.json in {args.out}", highlight=False)
     return 0
 
 

@@ -50,8 +50,12 @@ class Graph:
 
     def rows(self, name: str, sizes: Mapping[str, int]) -> int | None:
         """The product of an activation's leading dimensions, dynamic ones of these sizes; None where one is unknown."""
-        dims = [sizes.get(str(dim), dim) for dim in self._shapes.get(name, ["?", 1])[:-1]]
-        return math.prod(int(dim) for dim in dims) if all(isinstance(dim, int) for dim in dims) else None
+        dims = [_size(dim, sizes) for dim in self._shapes.get(name, ["?", 1])[:-1]]
+        return None if None in dims else math.prod(dim or 0 for dim in dims)
+
+    def elements(self, name: str) -> int:
+        """How many numbers an activation holds, sizes that the file leaves open taken as one."""
+        return math.prod(dim for dim in self._shapes.get(name, []) if isinstance(dim, int) and dim)
 
     def add(self, name: str, array: Array) -> str:
         """A constant of this name, made unless it is there; its name."""
@@ -99,6 +103,12 @@ class Graph:
         values = [value for value in proto.value_info if value.name in known]
         del proto.value_info[:]
         proto.value_info.extend(values)
+
+
+def _size(dim: str | int, sizes: Mapping[str, int]) -> int | None:
+    """A dimension as a number; a dynamic one may be a product, as in ``128*batch`` for tokens laid out in one row."""
+    factors = [sizes.get(factor, int(factor) if factor.isdecimal() else None) for factor in str(dim).split("*")]
+    return None if None in factors else math.prod(factor or 0 for factor in factors)
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -6,13 +6,12 @@ ONNX Runtime is imported only when a session is made.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from . import metadata
+from . import providers as placement
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -56,8 +55,9 @@ def session(
         path: of the file, or its bytes.
         sess_options: options to use; the library is registered in them, which may happen once: do not use the same
             ones for two sessions. None: ONNX Runtime's defaults.
-        providers: as ``InferenceSession`` takes them. None: the CPU. Our operators run on the CPU under any of them,
-            and what they read and give is copied to and from the other device: a warning says so.
+        providers: as ``InferenceSession`` takes them. None: the CPU. A CUDA provider runs files of the formats "block",
+            "compact" and "dense". Nodes of "custom" run on the CPU beside any provider; a warning names them and says
+            what is copied for them. Another says where a provider that was asked for could not be started.
 
     Raises:
         ConfigError: the library was not built.
@@ -67,16 +67,7 @@ def session(
 
     options = onnxruntime.SessionOptions() if sess_options is None else sess_options
     options.register_custom_ops_library(str(library_path()))
-    made = onnxruntime.InferenceSession(
-        path if isinstance(path, bytes) else os.fspath(path), options, providers=providers or ["CPUExecutionProvider"]
-    )
-    others = [name for name in made.get_providers() if name != "CPUExecutionProvider"]
-    sites = metadata.sites(made.get_modelmeta().custom_metadata_map)
-    count = sum(site.format == "custom" for site in sites)
-    if others and count:
-        warnings.warn(
-            f"{count} products run topkast's kernels on the CPU, not on {others[0]}: their activations are copied "
-            'there and back in each run. Export with format="block" or "compact" for that provider',
-            stacklevel=2,
-        )
+    asked, file = providers or ["CPUExecutionProvider"], path if isinstance(path, bytes) else os.fspath(path)
+    made = onnxruntime.InferenceSession(file, options, providers=asked)
+    placement.check(asked, made, file)
     return made

@@ -1,0 +1,78 @@
+"""Where the nodes of a session run, when they are to run elsewhere than on the CPU; what is not as asked is said."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .graph import Graph
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+# Those with a memory of their own; the others work on the CPU's, and nothing is copied for them.
+DEVICES = {
+    f"{name}ExecutionProvider"
+    for name in ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "Dml", "CANN", "WebGpu", "JS")
+}
+NAMED = 3  # nodes that a warning names
+
+
+def refused(asked: Sequence[Any], made: onnxruntime.InferenceSession) -> str | None:
+    """What to say of providers that this ONNX Runtime has but could not start; of others it warns itself."""
+    import onnxruntime
+
+    names = [name if isinstance(name, str) else name[0] for name in asked]
+    missing = [n for n in names if n in onnxruntime.get_available_providers() and n not in made.get_providers()]
+    if not missing:
+        return None
+    return f"{', '.join(missing)} could not be started, so the file runs on {', '.join(made.get_providers())}"
+
+
+def device(made: onnxruntime.InferenceSession) -> str | None:
+    """The first provider with a memory of its own, None where everything is in the CPU's."""
+    return next((name for name in made.get_providers() if name in DEVICES), None)
+
+
+def cost(model: onnx.ModelProto, provider: str) -> str | None:
+    """What our nodes cost beside ``provider``, which cannot run them; None where there are none.
+
+    Args:
+        model: need not hold its weights.
+        provider: of the nodes around them.
+    """
+    graph = Graph(model)
+    nodes = [node for node in graph.nodes if node.domain == "topkast"]
+    if not nodes:
+        return None
+    read = [name for node in nodes for name in node.input if name and name not in graph.constants]
+    size = 4 * sum(map(graph.elements, [*read, *(name for node in nodes for name in node.output)]))
+    more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
+    return (
+        f"{', '.join(node.name for node in nodes[:NAMED])}{more}: topkast's kernels run on the CPU, not on {provider}; "
+        f"up to {size:,} bytes of activations are copied in each run (a size that the file leaves open counts as one). "
+        'Export with format="block" for that provider; or open the file with onnxruntime.InferenceSession, which '
+        "computes these products there at dense speed"
+    )
+
+
+def check(asked: Sequence[Any], made: onnxruntime.InferenceSession, file: str | bytes) -> None:
+    """Warn where a session does not run as asked.
+
+    Args:
+        asked: the providers, as ``InferenceSession`` takes them.
+        made: the session.
+        file: its path or its bytes.
+    """
+    provider = device(made)
+    for said in (refused(asked, made), provider and cost(_load(file), provider)):
+        if said:
+            warnings.warn(said, stacklevel=3)
+
+
+def _load(file: str | bytes) -> onnx.ModelProto:
+    import onnx
+
+    return onnx.load_from_string(file) if isinstance(file, bytes) else onnx.load(file, load_external_data=False)
