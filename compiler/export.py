@@ -119,7 +119,9 @@ def export(
                     (name, t.shape[axis]) for t, dims in zip(tensors, axes, strict=True) for axis, name in dims.items()
                 ]
                 wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
-                written, found = write(program, file, inputs.names, output_names, opset, named, "model.", wanted)
+                written, found, shrunk = write(
+                    program, file, inputs.names, output_names, opset, named, "model.", wanted
+                )
                 save(written, file)
             except Exception as error:
                 raise ExportError(
@@ -133,7 +135,7 @@ def export(
             if custom and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
             checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library)
-            annotate(file, format, precision, found, checked.max_error)
+            annotate(file, format, precision, found, shrunk, checked.max_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights beside it first
                 os.replace(part, path.parent / part.name)
@@ -150,5 +152,6 @@ def export(
         checked.inputs,
         checked.outputs,
         found,
+        shrunk,
         notes + checked.notes,
     )
