@@ -8,6 +8,9 @@ from .blocks import Array
 from .graph import Graph
 from .units import At, Axes, Units
 
+FLATTENED = "it is flattened with another axis"
+SPLIT = "Reshape splits it, or joins it with an axis of no fixed size"
+
 
 def _transpose(units: Units, at: At) -> str | None:
     (x,) = units.inputs(at)
@@ -102,7 +105,7 @@ def _flatten(units: Units, at: At) -> str | None:
     (x,) = units.inputs(at)
     axis = at.given.get("axis", 1)
     axis = axis + len(x) if axis < 0 else axis
-    units.give(at.node.output[0], [merge(units, part) for part in (x[:axis], x[axis:])])
+    units.give(at.node.output[0], [merge(units, part) for part in (x[:axis], x[axis:])], FLATTENED)
     return None
 
 
@@ -116,7 +119,7 @@ def merge(units: Units, axes: Axes) -> Array | None:
     ]
     for axis, labels in enumerate(axes):
         if 0 in sizes or axis not in free[-1:]:
-            units.need(labels, "it is flattened with another axis")
+            units.need(labels, FLATTENED)
     if 0 in sizes or not free:
         return None
     chosen = free[-1]
@@ -153,8 +156,8 @@ def _reshape(units: Units, at: At) -> str | None:
         joined = [merge(units, middle)]
     else:
         for labels in middle:
-            units.need(labels, "Reshape splits it or joins it with an axis of no fixed size")
-    units.give(at.node.output[0], [*x[:first], *joined, *x[len(x) - last :]])
+            units.need(labels, SPLIT)
+    units.give(at.node.output[0], [*x[:first], *joined, *x[len(x) - last :]], FLATTENED if joins else SPLIT)
     return None
 
 

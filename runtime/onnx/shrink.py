@@ -83,8 +83,8 @@ def _needed(units: Units, parts: Array, known: Mapping[str, Known], foldable: Ma
             uneven = x.mask if x is not None and not linear.even and len(x.mask) == len(reads) else constant
             grows |= mark(linear.cols[reads & uneven], f"it is constant, but not at the border that {weight} sees")
             grows |= mark(linear.cols[reads], f"{weight} reads it, or units that go with it")
-        # No tensor may become empty.
-        for labels in () if grows else units.every_axis():
+        # No tensor may become empty; what is in a part of a tensor is in the tensor too, so smaller ones choose first.
+        for labels in () if grows else sorted(units.every_axis(), key=len):
             if len(labels) and not needed[parts[labels]].any():
                 grows |= mark(labels[:1], "one of its axis must stay")
     return reasons

@@ -39,7 +39,8 @@ def read_units(graph: Graph, block_of: Callable[[Array], Block] | None) -> Units
     """
     units = Units(graph)
     for value in graph.model.graph.input:
-        units.need_all(value.name, "it is an input")
+        if (dims := graph.shape(value.name)) is not None:
+            units.give(value.name, [None] * len(dims), "it is an input")
     for index, node in enumerate(graph.nodes):
         at = At(graph, index, node)
         standard = node.domain in ("", "ai.onnx")
@@ -78,7 +79,7 @@ def _opaque(units: Units, at: At, why: str) -> None:
     for name in filter(None, at.node.output):
         dims = units.graph.shape(name)
         if dims is not None:
-            units.give(name, [None] * len(dims))
+            units.give(name, [None] * len(dims), f"it comes from {at.node.op_type}")
 
 
 def _elementwise(units: Units, at: At) -> str | None:

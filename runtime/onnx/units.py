@@ -115,13 +115,11 @@ class Units:
         return labels
 
     def of(self, operand: Operand) -> Axes | None:
-        """The axes of a value; None where its shape is not known."""
+        """The axes of a constant or of a value that has been labelled; None where its shape is not known."""
         if operand not in self.axes:
             name = operand if isinstance(operand, str) else operand[0]
             if name in self.graph.constants:
                 self.axes[operand] = [self.fresh(size) for size in self.graph.constants[name].dims]
-            elif (dims := self.graph.shape(name)) is not None:
-                self.axes[operand] = [self._unknown(size) for size in dims]
             else:
                 return None
         return self.axes[operand]
@@ -130,15 +128,15 @@ class Units:
         """The axes of each input that a node has; all of them are known."""
         return [self.of(at.operand(i)) or [] for i in range(len(at.node.input)) if at.has(i)]
 
-    def give(self, name: str, axes: Sequence[Array | None]) -> None:
-        """Label a value; an axis without labels whose size the file gives gets some of its own."""
+    def give(self, name: str, axes: Sequence[Array | None], why: str = "its axis is of no known units") -> None:
+        """Label a value; an axis without labels whose size the file gives gets some of its own, which stay."""
         sizes = self.graph.shape(name) or [0] * len(axes)
         self.axes[name] = [
-            self._unknown(size) if labels is None else labels for labels, size in zip(axes, sizes, strict=True)
+            self._unknown(size, why) if labels is None else labels for labels, size in zip(axes, sizes, strict=True)
         ]
 
-    def _unknown(self, size: int | str) -> Array | None:
-        return self.fresh(size, "its axis is of no known units") if isinstance(size, int) and size else None
+    def _unknown(self, size: int | str, why: str) -> Array | None:
+        return self.fresh(size, why) if isinstance(size, int) and size else None
 
     def need(self, labels: Array | None, why: str) -> None:
         for label in () if labels is None else labels.tolist():
