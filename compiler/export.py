@@ -40,7 +40,9 @@ def export(
 
     The file appears only once it has passed: onnx.checker, and with ``verify`` runs in ONNX Runtime, with topkast's
     library and without, on the example inputs and on random ones of other batch sizes, whose results must agree with
-    PyTorch's (see :func:`topkast.compiler.parity.compare` for the bound). The model itself is not touched. A later
+    PyTorch's (see :func:`topkast.compiler.parity.compare` for the bound). Units that are dead, because their row of W_A
+    is all zero or nothing reads them, are taken out of all tensors they are in, where that is exact; the result says
+    which stayed and why. The model itself is not touched. A later
     forward that is differentiated may refresh the sets, after which the model is not the one in the file: compare under
     ``no_grad``.
 

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     console.print(table(record))
-    if record["shrunk"]:
+    if record.get("shrunk"):
         console.print(shrunk_table(record))
     console.print(summary(args.file, record, bytes_of_file), markup=False, highlight=False, soft_wrap=True)
     return 0
