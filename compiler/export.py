@@ -40,7 +40,9 @@ def export(
 
     The file appears only once it has passed: onnx.checker, and with ``verify`` runs in ONNX Runtime, with topkast's
     library and without, on the example inputs and on random ones of other batch sizes, whose results must agree with
-    PyTorch's (see :func:`topkast.compiler.parity.compare` for the bound). The model itself is not touched. A later
+    PyTorch's (see :func:`topkast.compiler.parity.compare` for the bound). Units that are dead, because their row of W_A
+    is all zero or nothing reads them, are taken out of all tensors they are in, where that is exact; the result says
+    which stayed and why. The model itself is not touched. A later
     forward that is differentiated may refresh the sets, after which the model is not the one in the file: compare under
     ``no_grad``.
 
@@ -119,7 +121,9 @@ def export(
                     (name, t.shape[axis]) for t, dims in zip(tensors, axes, strict=True) for axis, name in dims.items()
                 ]
                 wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
-                written, found = write(program, file, inputs.names, output_names, opset, named, "model.", wanted)
+                written, found, shrunk = write(
+                    program, file, inputs.names, output_names, opset, named, "model.", wanted
+                )
                 save(written, file)
             except Exception as error:
                 raise ExportError(
@@ -133,7 +137,7 @@ def export(
             if custom and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
             checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library)
-            annotate(file, format, precision, found, checked.max_error)
+            annotate(file, format, precision, found, shrunk, checked.max_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights beside it first
                 os.replace(part, path.parent / part.name)
@@ -150,5 +154,6 @@ def export(
         checked.inputs,
         checked.outputs,
         found,
+        shrunk,
         notes + checked.notes,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from topkast.runtime.onnx.metadata import SiteResult
+    from topkast.runtime.onnx.metadata import Shrunk, SiteResult
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ExportResult:
         opset: version of the standard operators.
         inputs, outputs: name -> shape; a dynamic dimension is given by its name.
         sites: how each weight of two dimensions or more is stored, and why.
+        shrunk: units taken out, or why not, for each weight that has dead ones.
         notes: what the user should know.
     """
 
@@ -38,6 +39,7 @@ class ExportResult:
     inputs: dict[str, list[int | str]]
     outputs: dict[str, list[int | str]]
     sites: list[SiteResult]
+    shrunk: list[Shrunk]
     notes: list[str]
 
     def __str__(self) -> str:
@@ -53,6 +55,16 @@ class ExportResult:
                 f"  {count} weight{'s' * (count > 1)} {format}: {why}"
                 for (format, why), count in Counter((site.format, site.why) for site in self.sites).items()
             ),
+            *(f"  {line}" for line in dead_units(self.shrunk)),
             *(f"  note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
+
+
+def dead_units(shrunk: list[Shrunk]) -> list[str]:
+    """A line for each weight with dead units."""
+    return [
+        f"{one.name} [{one.shape[0]} x {one.shape[1]}]: {one.dead_rows} rows and {one.dead_columns} columns dead, "
+        f"{one.rows} and {one.columns} taken out" + "".join(f"; {why}" for why in one.kept)
+        for one in shrunk
+    ]

@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     console.print(table(record))
+    if record.get("shrunk"):
+        console.print(shrunk_table(record))
     console.print(summary(args.file, record, bytes_of_file), markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -68,6 +70,17 @@ def table(record: dict[str, Any]) -> Table:
             f"{site['bytes'] / max(1, site['dense_bytes']):.0%}",
             site["why"],
         )
+    return found
+
+
+def shrunk_table(record: dict[str, Any]) -> Table:
+    """One row a weight with dead units."""
+    found = Table(title="dead units: found, and taken out of all tensors they are in")
+    for head in ("weight", "units before", "dead rows", "dead columns", "rows out", "columns out", "the others stay"):
+        found.add_column(head, justify="left" if head in ("weight", "the others stay") else "right")
+    for one in record["shrunk"]:
+        counts = [f"{one[key]:,}" for key in ("dead_rows", "dead_columns", "rows", "columns")]
+        found.add_row(one["name"], " x ".join(map(str, one["shape"])), *counts, "; ".join(one["kept"]))
     return found
 
 

@@ -44,6 +44,10 @@ class Graph:
         """A constant's values."""
         return numpy_helper.to_array(self.constants[name])
 
+    def shape(self, name: str) -> list[int | str] | None:
+        """An activation's dimensions, those of unknown size by their name or as 0; None where the file does not say."""
+        return self._shapes.get(name)
+
     def rank(self, name: str) -> int | None:
         """How many dimensions an activation has, None where the file does not say."""
         return len(self._shapes[name]) if name in self._shapes else None

@@ -39,8 +39,35 @@ class SiteResult:
     dense_bytes: int
 
 
+@dataclass(frozen=True)
+class Shrunk:
+    """Units of a weight that are dead, and what became of them.
+
+    Args:
+        name: of the parameter, or of the constant in the file where it is no whole parameter.
+        shape: (output units, input units) before.
+        dead_rows: output units that do not depend on the model's input: they read nothing, or constants.
+        dead_columns: input units that no row reads, or that are constant.
+        rows, columns: units taken out. A unit goes only from all tensors it is in, so more or fewer than are dead here.
+        kept: why dead ones stayed: "count rows: reason" or "count columns: reason".
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dead_rows: int
+    dead_columns: int
+    rows: int
+    columns: int
+    kept: list[str]
+
+
 def write(
-    model: onnx.ModelProto, format: str, precision: str, sites: Iterable[SiteResult], max_error: float | None
+    model: onnx.ModelProto,
+    format: str,
+    precision: str,
+    sites: Iterable[SiteResult],
+    shrunk: Iterable[Shrunk],
+    max_error: float | None,
 ) -> None:
     """Put the record into ``model``; ``max_error`` is the parity found, None if it was not looked for."""
     record = {
@@ -49,6 +76,7 @@ def write(
         "precision": precision,
         "max_error": max_error,
         "sites": [asdict(site) for site in sites],
+        "shrunk": [asdict(weight) for weight in shrunk],
     }
     model.metadata_props.add(key=KEY, value=json.dumps(record))
 

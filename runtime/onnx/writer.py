@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import warnings
@@ -14,7 +15,8 @@ import torch
 
 from . import metadata
 from .convert import Wanted, convert
-from .metadata import SiteResult
+from .metadata import Shrunk, SiteResult
+from .shrink import shrink
 from .tidy import tidy
 
 INLINE_LIMIT = 2_000_000_000  # protobuf holds less than 2 GiB: beyond this the weights go to a file beside
@@ -45,8 +47,8 @@ def write(
     axes: Mapping[str, Mapping[int, str]],
     prefix: str,
     wanted: Wanted,
-) -> tuple[onnx.ModelProto, list[SiteResult]]:
-    """An ONNX model of ``program``, and how each of its weights is stored.
+) -> tuple[onnx.ModelProto, list[SiteResult], list[Shrunk]]:
+    """An ONNX model of ``program``, how each of its weights is stored, and which units were taken out.
 
     Args:
         program: takes and returns tensors only.
@@ -76,7 +78,8 @@ def write(
     for file in path.parent.iterdir():
         file.unlink()
     tidy(model, prefix, axes)
-    return model, convert(model, wanted)
+    shrunk, names = shrink(model, wanted.blocks, wanted.names)
+    return model, convert(model, dataclasses.replace(wanted, names=names)), shrunk
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -94,10 +97,17 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     onnx.checker.check_model(str(path))
 
 
-def annotate(path: Path, format: str, precision: str, sites: Iterable[SiteResult], max_error: float | None) -> None:
+def annotate(
+    path: Path,
+    format: str,
+    precision: str,
+    sites: Iterable[SiteResult],
+    shrunk: Iterable[Shrunk],
+    max_error: float | None,
+) -> None:
     """Note in the file at ``path`` what is in it, see :mod:`topkast.runtime.onnx.metadata`."""
     model = onnx.load(str(path), load_external_data=False)
-    metadata.write(model, format, precision, sites, max_error)
+    metadata.write(model, format, precision, sites, shrunk, max_error)
     onnx.save(model, str(path))
 
 
