@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import block
 from .blocks import Blocks
+from .products import Convolution
 
 MANY_ROWS = 16  # rows of x from which the kernels' vectors are full
 # Multiplications of the dense product, for x of many rows and of few: with less, what a node costs beside them decides.
@@ -38,6 +39,17 @@ def format_of(weight: Blocks, rows: int | None) -> tuple[str, str]:
     if weight.density <= limit:
         return "custom", f"{unit}: faster with topkast's library, as fast as dense without"
     return "dense", f"{unit} are faster only up to a density of {limit:.0%}, with {about}"
+
+
+def conv_format_of(weight: Blocks, conv: Convolution, y: list[list[int | None] | None]) -> tuple[str, str]:
+    """(format, why) of a convolution: "custom" or "dense".
+
+    Args:
+        weight: as it would be stored.
+        conv: the convolution.
+        y: dimensions of its results in the examples, None where the file does not say.
+    """
+    return "custom", "blocks"
 
 
 def _limit(limits: dict[int, float], size: int) -> float:

@@ -31,6 +31,7 @@ class Graph:
             for node in graph.node:
                 for name in node.input:
                     self.users.setdefault(name, []).append(node)
+        self.producers = {name: node for node in self.nodes for name in node.output}
         self._shapes = {
             value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
             for value in [*proto.input, *proto.value_info, *proto.output]
@@ -50,8 +51,15 @@ class Graph:
 
     def rows(self, name: str, sizes: Mapping[str, int]) -> int | None:
         """The product of an activation's leading dimensions, dynamic ones of these sizes; None where one is unknown."""
-        dims = [sizes.get(str(dim), dim) for dim in self._shapes.get(name, ["?", 1])[:-1]]
-        return math.prod(int(dim) for dim in dims) if all(isinstance(dim, int) for dim in dims) else None
+        dims = self.dims(name, sizes)
+        return None if dims is None or None in dims[:-1] else math.prod(dim or 0 for dim in dims[:-1])
+
+    def dims(self, name: str, sizes: Mapping[str, int]) -> list[int | None] | None:
+        """An activation's dimensions, dynamic ones of these sizes; None where the file does not say."""
+        if name not in self._shapes:
+            return None
+        dims = [sizes.get(str(dim), dim) for dim in self._shapes[name]]
+        return [dim if isinstance(dim, int) else None for dim in dims]
 
     def add(self, name: str, array: Array) -> str:
         """A constant of this name, made unless it is there; its name."""
@@ -77,6 +85,11 @@ class Graph:
         for node in old:
             self._instead[node.output[0]] = []
         self._instead[old[-1].output[0]] = new
+
+    def remove(self, nodes: Iterable[NodeProto]) -> None:
+        """Take nodes out, whose results nothing needs, or another node gives."""
+        for node in nodes:
+            self._instead.setdefault(node.output[0], [])
 
     def compute(self, name: str, nodes: Iterable[NodeProto]) -> None:
         """Let ``nodes``, which need constants only, give the constant ``name`` its value."""
