@@ -81,7 +81,12 @@ def files(folder: Path, layer: Layer, unit: tuple[int, int], sparsity: float) ->
     weight, bias = matrix.reshape(out, channels, kernel, kernel), np.linspace(-1, 1, out, dtype=np.float32)
     constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
     shape = {"strides": [stride] * 2, "pads": [kernel // 2] * 4}
-    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["h"], **shape), helper.make_node("Relu", ["h"], ["y"])]
+    # Behind a node, as in a model: x then lies where ONNX Runtime puts it, not where the caller has it.
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"]),
+        helper.make_node("Conv", ["n", "w", "b"], ["h"], **shape),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
     side = math.ceil(size / stride)
     x, y = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", count, length, length])

@@ -16,7 +16,8 @@ struct Positions {
     Positions(const tk_matrix& w, const tk_conv& conv);
     // Offsets, and runs of at most `longest` vectors of `lanes` positions.
     void cut(int64_t lanes, int64_t longest);
-    int64_t floats() const { return conv.channels * pitch + 16; }  // of packed images; the last vector may read past them
+    // Of packed images; the last vector may read past them.
+    int64_t floats() const { return (in_place ? 0 : conv.channels * pitch) + 16; }
 
     // Positions q0.. of one task, in whole vectors, and those of them that are outputs.
     struct Run {
@@ -34,6 +35,7 @@ struct Positions {
     int64_t size[3], image;          // of an image on a plane, and its positions
     int64_t images, plane;           // how many lie on it, and their positions
     int64_t pitch;                   // floats from channel to channel
+    bool in_place;                   // the images are such planes themselves: nothing is packed
     std::vector<int32_t> offset;     // [columns of the matrix]
     std::vector<Run> runs;           // of a plane full of images
     std::vector<Piece> pieces;
