@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/test_onnx_library.py", "tests/test_onnx_formats.py")
+TESTS = ("tests/test_onnx_library.py", "tests/test_onnx_conv.py", "tests/test_onnx_formats.py")
 BEFORE_NUMPY_2 = (1, 19)  # older ones were built against numpy 1
 
 

@@ -73,6 +73,7 @@ public:
         conv.batch = x.dims[0];
         for (size_t d = 0; d < DIMS; ++d) {
             conv.in[d] = d < DIMS - dims_ ? 1 : x.dims[2 + d - (DIMS - dims_)];
+            require(conv.in[d] <= INT32_MAX, "x is too large");
             const int64_t reach = (conv.kernel[d] - 1) * conv.dilation[d];
             const int64_t room = conv.in[d] + conv.padding[d] + behind_[d] - reach - 1;
             require(room >= 0, "an image of " + text(conv.in[d]) + " is smaller than the kernel");
