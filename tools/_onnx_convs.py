@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnx
 import onnxruntime
 from _layer import block_name
 from _onnx_files import random_matrix
-from _pairs import geomean, show, spread
+from _pairs import add_timing, geomean, show, spread
 from _results import CONSOLE, progress
 from onnx import TensorProto, helper, numpy_helper
 from rich.table import Table
@@ -42,8 +43,21 @@ LAYERS = [
     (2048, 512, 1, 1, 7),
 ]
 Layer = tuple[int, int, int, int, int]
-BLOCKS = [(1, 1), (16, 1)]
+BLOCKS = [(1, 1), (4, 1), (16, 1)]
 BATCHES = [1, 8, 32]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_timing(parser, repeats=7)
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.8, 0.9, 0.95, 0.98])
+
+
+def run(args: argparse.Namespace) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as folder:
+        cells = measure(args, Path(folder))
+    for threads in args.threads:
+        show_table(cells, threads)
+    return {"onnxruntime": onnxruntime.__version__, "convolutions": cells}
 
 
 def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

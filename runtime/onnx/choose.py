@@ -20,7 +20,7 @@ CUSTOM = {True: {1: 0.22}, False: {1: 0.11, 4: 0.22}}
 # Rows or columns of a block, the fewer -> the density up to which standard operators win, padding included.
 STANDARD = {32: 0.22}
 
-# Convolutions, by ``tools/bench.py onnx --tables conv`` on ResNet-50's at batches of 1, 8 and 32. Multiplications of the
+# Convolutions, by ``tools/bench.py convs``: ResNet-50's at batches of 1, 8 and 32. Multiplications of the
 # smallest that was measured; and columns of the weight -> the density up to which our kernels win: single weights (less
 # than four rows a block), those of one image, and blocks. With fewer columns, memory decides, of which neither has more.
 CONV_LEAST_WORK = 2**23
