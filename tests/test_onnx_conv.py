@@ -99,7 +99,13 @@ def test_fuzz(data: st.DataObject) -> None:
 def test_images_of_many_positions(block: tuple[int, int], kernel: int, size: int, batch: int) -> None:
     """Several runs an image, in place and packed, the last run one that is not full."""
     matrix, bias = sparse_matrix(70, 20 * kernel**2, block, 0.3), np.ones(70, np.float32)
-    window = {"kernel_shape": [kernel] * 2, "strides": [1, 1], "pads": [kernel // 2] * 4, "dilations": [1, 1], "group": 1}
+    window = {
+        "kernel_shape": [kernel] * 2,
+        "strides": [1, 1],
+        "pads": [kernel // 2] * 4,
+        "dilations": [1, 1],
+        "group": 1,
+    }
     given = parts(encode(matrix, block), bias)
     model = node_file("SparseConvRelu", given, rows=70, columns=matrix.shape[1], block=list(block), **window)
     x = torch.randn(batch, 20, size, size)
