@@ -20,9 +20,9 @@ CUSTOM = {True: {1: 0.22}, False: {1: 0.11, 4: 0.22}}
 # Rows or columns of a block, the fewer -> the density up to which standard operators win, padding included.
 STANDARD = {32: 0.22}
 
-# Convolutions, by ``tools/bench.py convs``: ResNet-50's at batches of 1, 8 and 32. Multiplications of the
-# smallest that was measured; and columns of the weight -> the density up to which our kernels win: single weights (less
-# than four rows a block), those of one image, and blocks. With fewer columns, memory decides, of which neither has more.
+# Convolutions, by ``tools/bench.py convs``: ResNet-50's at batches of 1 and 8, single weights and blocks of 16 x 1.
+# Multiplications of the smallest that was measured; and columns of the weight -> the density up to which our kernels win:
+# with less than 16 rows a block, the same for one image, and with more. With few columns memory decides.
 CONV_LEAST_WORK = 2**23
 CONV = {128: 0.11, 256: 0.22}
 CONV_ALONE = {64: 0.11}
@@ -68,8 +68,8 @@ def conv_format_of(weight: Blocks, conv: Convolution, y: list[list[int | None] |
     if positions * rows * columns < CONV_LEAST_WORK:
         return "dense", "the convolution is too small for a sparse one to be faster"
     batches = [dims[0] or 1 for dims in y if dims]
-    limits = CONV if r < 4 else CONV_BLOCKS
-    if r < 4 and max(batches, default=1) == 1:
+    limits = CONV if r < 16 else CONV_BLOCKS
+    if r < 16 and max(batches, default=1) == 1:
         limits = limits | CONV_ALONE
     limit = _limit(limits, columns)
     if weight.density <= limit:
