@@ -21,7 +21,7 @@ CUSTOM = {True: {1: 0.22}, False: {1: 0.11, 4: 0.22}}
 STANDARD = {32: 0.22}
 
 # Convolutions, by ``tools/bench.py convs``: ResNet-50's at batches of 1 and 8, single weights and blocks of 16 x 1.
-# Multiplications of the smallest that was measured; and columns of the weight -> the density up to which our kernels win:
+# Multiplications of the smallest that was measured; and columns of the weight -> the density up to which ours win:
 # with less than 16 rows a block, the same for one image, and with more. With few columns memory decides.
 CONV_LEAST_WORK = 2**23
 CONV = {128: 0.11, 256: 0.22}
