@@ -69,6 +69,8 @@ def kinds(path: Path) -> set[str]:
         ("functional", "custom", "fp32", (1, 1)),
         ("hf_conv1d", "auto", "fp32", (1, 1)),
         ("gpt2", "auto", "fp16", (1, 1)),
+        ("cnn", "custom", "fp16", (4, 1)),
+        ("cnn", "block", "fp32", (1, 1)),
         ("cnn", "compact", "fp32", (1, 1)),
         ("cnn", "sparse_initializer", "fp32", (1, 1)),
         ("cnn", "auto", "fp32", (1, 1)),
@@ -96,9 +98,11 @@ def test_models(name: str, format: str, precision: str, unit: tuple[int, int], t
     sites = [site for site in result.sites if site.density < 0.5]
     assert sites and all(site.why for site in result.sites)
     assert (result.path.stat().st_size, result.bytes) == (result.bytes, result.path.stat().st_size)
-    products = {"mlp", "encoder", "attention", "tied", "functional", "gpt2"}
+    products = {"cnn", "mlp", "encoder", "attention", "tied", "functional", "gpt2"}
     if format == "custom":
-        assert ("SparseMatMul" in kinds(result.path)) == (name != "experts")
+        ours = {kind for kind in kinds(result.path) if kind.startswith("Sparse")}
+        assert bool(ours) == (name != "experts")
+        assert any(kind.startswith("SparseConv") for kind in ours) == (name == "cnn")
         wanted = {"custom"} if name in products else {"dense"} if name == "experts" else {"custom", "dense"}
         assert {site.format for site in sites} == wanted, "an LSTM's weights stay dense, its head does not"
     if format in ("compact", "sparse_initializer"):
@@ -244,17 +248,18 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
 def test_the_file_says_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = topkast.sparsify(CASES["cnn"].model(), 0.9, min_size=100)
     result = topkast.export(model, tmp_path / "m.onnx", torch.randn(2, 3, 16, 16), format="custom", precision="fp16")
-    assert "used by Conv" in str(result) and "1 weight custom" in str(result)
+    assert "weights custom" in str(result)
     record = metadata.read(stock(result.path).get_modelmeta().custom_metadata_map)
     assert record is not None and record["format"] == "custom" and record["precision"] == "fp16"
     assert record["version"] == topkast.__version__ and record["max_error"] == result.max_error
     assert metadata.sites({metadata.KEY: json.dumps(record)}) == result.sites
-    (linear,) = [site for site in result.sites if site.format == "custom"]
+    (linear,) = [site for site in result.sites if site.format == "custom" and len(site.shape) == 2]
+    assert any(site.format == "custom" and len(site.shape) == 4 for site in result.sites)
     assert linear.name == "9.weight" or linear.name == "10.weight"
     assert linear.density == pytest.approx(0.1, abs=0.01)
     assert main(["inspect", str(result.path)]) == 0
     said = capsys.readouterr().out
-    assert linear.name in said and "used by Conv" in said and f"{result.bytes:,} bytes" in said
+    assert linear.name in said and "custom" in said and f"{result.bytes:,} bytes" in said
 
 
 def test_inspect_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

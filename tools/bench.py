@@ -5,6 +5,7 @@
     model    resident memory of a 100-million-parameter model while it trains
     large    a model that dense training does not fit
     onnx     exported files in ONNX Runtime: latency, size, load time
+    convs    ResNet-50's convolutions in ONNX Runtime, node by node
 
 All but onnx take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample that shows that everything
 runs; its figures mean nothing.
@@ -27,6 +28,7 @@ MODULES = {
     "model": "_bench_memory",
     "large": "_large",
     "onnx": "_bench_onnx",
+    "convs": "_onnx_convs",
 }
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/test_onnx_library.py", "tests/test_onnx_formats.py", "tests/test_onnx_session.py")
+TESTS = tuple(f"tests/test_onnx_{name}.py" for name in ("library", "conv", "formats", "session"))
 BEFORE_NUMPY_2 = (1, 19)  # older ones were built against numpy 1
 
 

@@ -1,6 +1,7 @@
 // The kernels of one instruction set.
 #pragma once
 #include "conv.h"
+#include "positions.h"
 #include "topkast.h"
 
 namespace topkast {
@@ -14,6 +15,7 @@ struct Isa {
     void (*conv_forward)(const tk_parallel*, ConvPlan&, const tk_image&, const float*, const tk_image&, float*);
     void (*conv_input_grad)(const tk_parallel*, ConvPlan&, const tk_image&, const tk_image&, float*);
     void (*conv_weight_grad)(const tk_parallel*, ConvPlan&, const tk_image&, const tk_image&, float*, float*);
+    void (*conv_positions)(const tk_parallel*, Positions&, const float*, const float*, int32_t, float*, float*);
 };
 
 const Isa& isa();  // the one in use

@@ -29,6 +29,7 @@ static inline V one_plus_erf(V x) {
 static inline V activated(int32_t act, V x) {
     switch (act) {
         case TK_RELU: return x < 0.0f ? V{} : x;
+        case TK_RELU6: return x < 0.0f ? V{} : x > 6.0f ? splat(6.0f) : x;
         case TK_GELU: return 0.5f * x * one_plus_erf(x * 0.707106781f);
         case TK_GELU_TANH:  // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u)
             return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * (x * x * x))));
@@ -45,6 +46,7 @@ static void activate_all(float* data, int64_t count) {
 static void activate(int32_t act, float* data, int64_t count) {
     switch (act) {
         case TK_RELU: return activate_all<TK_RELU>(data, count);
+        case TK_RELU6: return activate_all<TK_RELU6>(data, count);
         case TK_GELU: return activate_all<TK_GELU>(data, count);
         case TK_GELU_TANH: return activate_all<TK_GELU_TANH>(data, count);
         case TK_SILU: return activate_all<TK_SILU>(data, count);

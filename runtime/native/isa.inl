@@ -9,6 +9,7 @@
 #include "sddmm.inl"
 #include "images.inl"
 #include "conv.inl"
+#include "positions.inl"
 
 // Vectors of batch in a tile, where there are rows enough to fill it.
 template <int RB>
@@ -90,4 +91,4 @@ static void pack(const tk_parallel* p, const tk_view* from, tk_view* to) {
     });
 }
 
-const Isa isa = {width, pack, spmm, spmm_t, sddmm, conv_forward, conv_input_grad, conv_weight_grad};
+const Isa isa = {width, pack, spmm, spmm_t, sddmm, conv_forward, conv_input_grad, conv_weight_grad, conv_positions};

@@ -51,7 +51,7 @@ int64_t tk_width(const tk_matrix* w);
 // Rows to tiles and back; one of the two has a width.
 void tk_pack(const tk_parallel* p, const tk_view* from, tk_view* to);
 
-enum { TK_NONE, TK_RELU, TK_GELU, TK_GELU_TANH, TK_SILU };
+enum { TK_NONE, TK_RELU, TK_GELU, TK_GELU_TANH, TK_SILU, TK_RELU6 };
 
 // Y = act(X W_A^T + bias) (bias may be null).
 void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, int32_t act, tk_view* y,
@@ -86,6 +86,12 @@ void tk_conv_input_grad(const tk_parallel* p, const tk_matrix* w, const tk_conv*
                         const tk_image* dx, float* work);
 void tk_conv_weight_grad(const tk_parallel* p, const tk_matrix* w, const tk_conv* conv, const tk_image* dy,
                          const tk_image* x, float* grad, float* work);
+// Y = act(X * W_A + bias) for few images, as inference has them: not transposed, x and y [batch][channels][positions],
+// contiguous, y not empty; with groups, a block lies in one of them. `padding` is what lies before an image; what lies
+// behind follows from `out`. The floats of scratch must be less than 2^31.
+int64_t tk_conv_positions_workspace(const tk_matrix* w, const tk_conv* conv);
+void tk_conv_positions(const tk_parallel* p, const tk_matrix* w, const tk_conv* conv, const float* x, const float* bias,
+                       int32_t act, float* y, float* work);
 
 // W_A as a dense matrix [rows, columns], contiguous; and a dense gradient, in any strides, sampled at B.
 void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense);

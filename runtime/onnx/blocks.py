@@ -63,15 +63,17 @@ def encode(matrix: Array, block: Block) -> Blocks:
     return Blocks((rows, columns), np.ascontiguousarray(grid[at_row, :, at_col, :]), row_ptr, at_col.astype(np.int64))
 
 
-def fitting(matrix: Array, blocks: Iterable[Block], most: int) -> Blocks:
+def fitting(matrix: Array, blocks: Iterable[Block], most: int, within: int | None = None) -> Blocks:
     """``matrix`` in that of ``blocks``, either way round, or in single weights, which stores the least.
 
     Args:
         matrix: float32, 2-D.
         blocks: those the model was trained with; a matrix may be cut from one, transposed, or none of them.
         most: rows or columns of a block; larger ones are cut into equal parts.
+        within: rows of a group, whose border no block may cross; None: there are no groups.
     """
     tried = {(1, 1)} | {(_part(r, most), _part(c, most)) for block in blocks for r, c in (block, block[::-1])}
+    tried = {block for block in tried if within is None or within % block[0] == 0}
     # Each slot costs an index of two bytes beside its values of four.
     return min((encode(matrix, block) for block in sorted(tried)), key=lambda b: b.values.size * 4 + len(b.cols) * 2)
 

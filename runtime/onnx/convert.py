@@ -78,8 +78,7 @@ class _Weight:
         self.half = wanted.half and bool((self.array.astype(np.float16).astype(np.float32) == self.array).all())
         self.label = name
         if users:
-            matrix = self.array.T if users[0].transposed else self.array
-            self.label = wanted.names.get(digest(matrix), name)
+            self.label = wanted.names.get(digest(self._matrix(users[0].transposed)), name)
 
     def store(self) -> SiteResult:
         if self.nonzeros > FULL * self.array.size:
@@ -101,7 +100,7 @@ class _Weight:
         if format == "sparse_initializer":
             size, unit = sparse_initializer.size(self.nonzeros, self.half), (1, 1)
         else:
-            weight = self._fitting(self.array.reshape(self.array.shape[0], -1))
+            weight = self._fitting(self._matrix(False))
             size, unit = compact.size(weight, self.half), weight.block
         if size >= self.array.nbytes // (2 if self.half else 1):
             return self._dense(f'{why}; as "{format}" it would take {size:,} bytes, no less')
@@ -113,22 +112,17 @@ class _Weight:
 
     def _products(self) -> SiteResult:
         users = self.graph.users.get(self.name, [])
-        others = sorted({user.op_type for user in users} - {"MatMul", "Gemm"})
+        others = sorted({user.op_type for user in users} - {"MatMul", "Gemm", "Conv"})
         if others or len(self.users) < len(users):
             return self._left(f"used by {' and '.join(others) or 'a product of another form'}, not only as x W^T")
         # A tied weight may be used both ways round.
         ways = {
-            transposed: self._fitting(self.array.T if transposed else self.array)
+            transposed: self._fitting(self._matrix(transposed))
             for transposed in dict.fromkeys(product.transposed for product in self.users)
         }
         weight = next(iter(ways.values()))
         rows = {product.y: self.graph.rows(product.x, self.wanted.sizes) for product in self.users}
-        format, why = self.wanted.format, "as asked"
-        if format == "auto":
-            format, why = choose.format_of(weight, min((count or 1) for count in rows.values()))
-        if format == "block":
-            why = next(filter(None, map(block.refusal, ways.values())), why)
-            format = "block" if why == "as asked" or self.wanted.format == "auto" else "dense"
+        format, why = self._choice(ways, min((count or 1) for count in rows.values()))
         if format == "dense":
             return self._left(why)
         before = self.graph.added_bytes()
@@ -139,12 +133,33 @@ class _Weight:
             self.graph.replace(product.nodes, nodes)
         return self._result(format, why, weight.block, self.graph.added_bytes() - before)
 
+    def _choice(self, ways: dict[bool, Blocks], rows: int) -> tuple[str, str]:
+        """(format, why) of a weight that only products use, whose x has so many rows."""
+        format, why, weight = self.wanted.format, "as asked", next(iter(ways.values()))
+        conv, refused = self.users[0].conv, next(filter(None, map(custom.refusal, self.users)), None)
+        if format == "auto" and conv is not None:
+            y = [self.graph.dims(product.y, self.wanted.sizes) for product in self.users]
+            format, why = choose.conv_format_of(weight, conv, y)
+        elif format == "auto":
+            format, why = choose.format_of(weight, rows)
+        if format == "block":
+            refused = next(filter(None, map(block.refusal, ways.values())), None)
+            if conv is not None:
+                refused = "standard operators have no sparse convolution that is faster than a dense one"
+        return (format, why) if refused is None else ("dense", refused)
+
     def _left(self, why: str) -> SiteResult:
         """Where no faster way fits: dense, and in "auto" at least small."""
         return self._constant("compact", why) if self.wanted.format == "auto" else self._dense(why)
 
+    def _matrix(self, transposed: bool) -> Array:
+        """[out, in], the weight of a convolution too."""
+        return self.array.T if transposed else self.array.reshape(self.array.shape[0], -1)
+
     def _fitting(self, matrix: Array) -> Blocks:
-        return fitting(matrix, self.wanted.blocks, custom.MAX_BLOCK)
+        conv = self.users[0].conv if self.users else None
+        within = len(matrix) // conv.group if conv is not None and conv.group > 1 else None
+        return fitting(matrix, self.wanted.blocks, custom.MAX_BLOCK, within)
 
     def _result(self, format: str, why: str, unit: Block | None, size: int) -> SiteResult:
         dims = tuple(self.array.shape)

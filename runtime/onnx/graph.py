@@ -31,6 +31,7 @@ class Graph:
             for node in graph.node:
                 for name in node.input:
                     self.users.setdefault(name, []).append(node)
+        self.producers = {name: node for node in self.nodes for name in node.output}
         self._shapes = {
             value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
             for value in [*proto.input, *proto.value_info, *proto.output]
@@ -54,8 +55,12 @@ class Graph:
 
     def rows(self, name: str, sizes: Mapping[str, int]) -> int | None:
         """The product of an activation's leading dimensions, dynamic ones of these sizes; None where one is unknown."""
-        dims = [_size(dim, sizes) for dim in self._shapes.get(name, ["?", 1])[:-1]]
-        return None if None in dims else math.prod(dim or 0 for dim in dims)
+        dims = self.dims(name, sizes)
+        return None if dims is None or None in dims[:-1] else math.prod(dim or 0 for dim in dims[:-1])
+
+    def dims(self, name: str, sizes: Mapping[str, int]) -> list[int | None] | None:
+        """An activation's dimensions, dynamic ones of these sizes; None where the file does not say."""
+        return [_size(dim, sizes) for dim in self._shapes[name]] if name in self._shapes else None
 
     def elements(self, name: str) -> int:
         """How many numbers an activation holds, sizes that the file leaves open taken as one."""
@@ -85,6 +90,11 @@ class Graph:
         for node in old:
             self._instead[node.output[0]] = []
         self._instead[old[-1].output[0]] = new
+
+    def remove(self, nodes: Iterable[NodeProto]) -> None:
+        """Take nodes out, whose results nothing needs, or another node gives."""
+        for node in nodes:
+            self._instead.setdefault(node.output[0], [])
 
     def compute(self, name: str, nodes: Iterable[NodeProto]) -> None:
         """Let ``nodes``, which need constants only, give the constant ``name`` its value."""

@@ -1,13 +1,29 @@
-"""The products x W^T (+ bias) of an ONNX graph whose weight is a constant matrix, however they are written."""
+"""The products x W^T (+ bias) and the convolutions of an ONNX graph whose weight is a constant, however written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from onnx import NodeProto, TensorProto, helper
 
 from .graph import Graph
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What a convolution is beside a product.
+
+    Args:
+        attributes: all of the operator Conv's but auto_pad.
+        channels: of a group.
+        group: how many groups.
+    """
+
+    attributes: dict[str, Any]
+    channels: int
+    group: int
 
 
 @dataclass(frozen=True)
@@ -16,10 +32,11 @@ class Product:
 
     Args:
         nodes: what computes it, in order; the last one's output is ``y``.
-        x, y: names of the activations [..., in] and [..., out].
+        x, y: names of the activations [..., in] and [..., out]; of a convolution [batch, channels, ...].
         weight: name of the constant.
         transposed: whether that is [in, out] instead of [out, in].
         bias: name of a constant [out], or None.
+        conv: None for a matrix.
     """
 
     nodes: tuple[NodeProto, ...]
@@ -28,11 +45,12 @@ class Product:
     weight: str
     transposed: bool
     bias: str | None
+    conv: Convolution | None = None
 
 
 def products(graph: Graph) -> Iterator[Product]:
     """All of them, in the graph's order."""
-    find = {"MatMul": _matmul, "Gemm": _gemm}
+    find = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
     for node in graph.nodes:
         found = find[node.op_type](graph, node) if node.domain == "" and node.op_type in find else None
         if found is not None:
@@ -61,6 +79,25 @@ def _gemm(graph: Graph, node: NodeProto) -> Product | None:
     if bias is not None and not (given.get("beta", 1.0) == 1.0 and _is_vector(graph, bias, out)):
         return None
     return Product((node,), x, node.output[0], weight, transposed, bias)
+
+
+def _conv(graph: Graph, node: NodeProto) -> Product | None:
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    x, weight, *rest = node.input
+    tensor = graph.constants.get(weight)
+    if tensor is None or tensor.data_type != TensorProto.FLOAT or given.pop("auto_pad", b"NOTSET") != b"NOTSET":
+        return None
+    out, channels, *kernel = tensor.dims
+    bias = rest[0] if rest and rest[0] else None
+    if not 1 <= len(kernel) <= 3 or not (bias is None or _is_vector(graph, bias, out)):
+        return None
+    ones = [1] * len(kernel)
+    defaults = {"kernel_shape": kernel, "strides": ones, "pads": [0, 0] * len(kernel), "dilations": ones, "group": 1}
+    attributes = defaults | given
+    if min(attributes["pads"]) < 0:
+        return None
+    conv = Convolution(attributes, channels, attributes["group"])
+    return Product((node,), x, node.output[0], weight, False, bias, conv)
 
 
 def _is_matrix(graph: Graph, name: str) -> bool:

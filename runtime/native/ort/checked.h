@@ -23,7 +23,7 @@ struct Geometry {
 inline std::string text(int64_t number) { return std::to_string(number); }
 
 inline void require(bool holds, const std::string& message) {
-    if (!holds) throw std::invalid_argument("topkast.SparseMatMul: " + message);
+    if (!holds) throw std::invalid_argument("topkast: " + message);
 }
 
 inline void check(const Geometry& g) {

@@ -1,13 +1,23 @@
 // The operators of the domain "topkast", and what they have in common.
 #pragma once
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "tensor.h"
 
 namespace topkast {
 namespace ort {
 
-extern const CustomOp sparse_matmul;
+// An operator, and what its kernels are told of it.
+struct Operator : CustomOp {
+    Operator(const CustomOp& op, std::string label, int32_t act) : CustomOp(op), label(std::move(label)), act(act) {}
+    std::string label;
+    int32_t act;  // of topkast.h
+};
+
+const std::vector<Operator>& sparse_matmul();
+const std::vector<Operator>& sparse_conv();
 
 // What ONNX Runtime holds of a node.
 template <class Kernel>
@@ -32,6 +42,7 @@ inline CustomOp plain_operator() {
     const auto zero = [](const CustomOp*) { return 0; };
     CustomOp op{};
     op.version = VERSION;
+    op.name = [](const CustomOp* op) { return static_cast<const Operator*>(op)->label.c_str(); };
     op.provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
     op.outputs = [](const CustomOp*) { return size_t{1}; };
     op.output_kind = op.input_memory = [](const CustomOp*, size_t) { return 0; };

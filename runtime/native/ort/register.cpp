@@ -12,7 +12,8 @@ extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(Sess
         // Sessions keep the pointer and never say when the last of them is gone: a domain is not freed.
         Domain* domain = nullptr;
         must(api.create_domain("topkast", &domain));
-        must(api.add_op(domain, &sparse_matmul));
+        for (const auto* family : {&sparse_matmul(), &sparse_conv()})
+            for (const Operator& op : *family) must(api.add_op(domain, &op));
         must(api.add_domain(options, domain));
     });
 }
