@@ -79,7 +79,8 @@ class FuseEpilogue(Pass):
             return
         for node in list(graph.nodes):
             if node.target is topkast.spmm.default:
-                dtypes: tuple[torch.dtype, ...] = FUSING.get(node.kwargs["impl"], ())  # type: ignore[arg-type]
+                impl: Any = node.kwargs["impl"]
+                dtypes: tuple[torch.dtype, ...] = FUSING.get(impl, ())
                 if node.meta["val"].dtype in dtypes:
                     self._activation(graph, self._bias(graph, node))
 
