@@ -98,14 +98,14 @@ def _sizes(part: Part) -> tuple[list[int], list[int], int, list[int]]:
 
 def _pieces(node: fx.Node) -> list[Stretch]:
     """The pieces that ``node`` cuts its argument into, if it does."""
+    if node.target not in (aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default):
+        return []
     value = node.args[0].meta["val"]  # type: ignore[union-attr]
     if node.target is aten.slice.Tensor:
         dim, low, high, step = (*node.args[1:], *(0, 0, None, 1)[len(node.args) - 1 :])
         dim = dim % value.dim()  # type: ignore[operator]
         low, high, _ = slice(low, high).indices(value.shape[dim])
         return [(node, dim, low, high)] if step == 1 else []
-    if node.target not in (aten.split.Tensor, aten.split_with_sizes.default):
-        return []
     dim = (node.args[2] if len(node.args) > 2 else 0) % value.dim()  # type: ignore[operator]
     sizes = [piece.shape[dim] for piece in node.meta["val"]]
     return _one_after_another([(getitems(node).get(i), size) for i, size in enumerate(sizes)], dim)

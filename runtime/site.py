@@ -132,7 +132,7 @@ class Site(parametrize.ParametrizationList):
 
     def forward(self) -> Tensor:
         """W_A, dense; its gradient arrives at B only."""
-        read = torch.ops.topkast.weight
+        read: Any = torch.ops.topkast.weight
         if not torch.compiler.is_compiling():
             self.refresh_if_due()
             if torch._C._are_functorch_transforms_active():
