@@ -52,6 +52,7 @@ def test_what_is_no_whole_block_rows_stays_dense_and_right(how: str, block: tupl
     assert {entry["product"] for entry in row["unfused"]} == {"read", "read gradient"}
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo reads it of what crosses the break
 def test_a_weight_that_leaves_the_graph() -> None:
     """Between two graphs that break apart: nobody cuts it."""
 
