@@ -94,7 +94,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
         wrong += [f"missing: {key}" for key in record.keys if key not in state_dict]
         wrong += [f"unexpected: {key}" for key in state_dict if key not in record.keys]
     thetas: dict[str, Tensor] = {}
-    rest: dict[str, Any] = {}
+    rest = OrderedDict[str, Any]()
     for key in record.keys:
         if key not in state_dict:
             continue
@@ -109,6 +109,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
                 wrong.append(f"{key}: {_shape(value)}, expected shape {tuple(own[key].shape)}")
     if wrong:
         raise CheckpointError("state_dict does not fit the model, nothing was loaded: " + "; ".join(wrong))
+    rest._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]
     root.load_state_dict(rest, strict=False)
     for name, theta in thetas.items():
         found[name].load_theta(theta)

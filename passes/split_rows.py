@@ -10,6 +10,7 @@ import itertools
 import math
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -98,15 +99,16 @@ def _sizes(part: Part) -> tuple[list[int], list[int], int, list[int]]:
 
 def _pieces(node: fx.Node) -> list[Stretch]:
     """The pieces that ``node`` cuts its argument into, if it does."""
-    value = node.args[0].meta["val"]  # type: ignore[union-attr]
+    args: Any = node.args
+    if node.target not in (aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default):
+        return []
+    value = args[0].meta["val"]
     if node.target is aten.slice.Tensor:
-        dim, low, high, step = (*node.args[1:], *(0, 0, None, 1)[len(node.args) - 1 :])
-        dim = dim % value.dim()  # type: ignore[operator]
+        dim, low, high, step = (*args[1:], *(0, 0, None, 1)[len(args) - 1 :])
+        dim = dim % value.dim()
         low, high, _ = slice(low, high).indices(value.shape[dim])
         return [(node, dim, low, high)] if step == 1 else []
-    if node.target not in (aten.split.Tensor, aten.split_with_sizes.default):
-        return []
-    dim = (node.args[2] if len(node.args) > 2 else 0) % value.dim()  # type: ignore[operator]
+    dim = (args[2] if len(args) > 2 else 0) % value.dim()
     sizes = [piece.shape[dim] for piece in node.meta["val"]]
     return _one_after_another([(getitems(node).get(i), size) for i, size in enumerate(sizes)], dim)
 
@@ -115,14 +117,15 @@ def _joined(node: object) -> list[Stretch]:
     """The gradients that ``node`` puts one after another, or the one that it puts among zeros."""
     if not isinstance(node, fx.Node):
         return []
+    args: Any = node.args
     if node.target is aten.cat.default:
-        dim = (node.args[1] if len(node.args) > 1 else 0) % node.meta["val"].dim()  # type: ignore[operator]
-        parts = list(node.args[0])  # type: ignore[arg-type]
+        dim = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
+        parts = list(args[0])
         return _one_after_another([(part, part.meta["val"].shape[dim]) for part in parts], dim)
-    if node.target is aten.slice_backward.default and node.args[5] == 1:
-        gradient, sizes, dim, low, high = node.args[:5]
-        low, high, _ = slice(low, high).indices(sizes[dim])  # type: ignore[index]
-        return [(gradient, dim % len(sizes), low, high)]  # type: ignore[list-item, operator, arg-type]
+    if node.target is aten.slice_backward.default and args[5] == 1:
+        gradient, sizes, dim, low, high = args[:5]
+        low, high, _ = slice(low, high).indices(sizes[dim])
+        return [(gradient, dim % len(sizes), low, high)]
     return []
 
 

@@ -149,3 +149,20 @@ def test_bad_state_dicts_change_nothing() -> None:
     assert torch.equal(model.first.bias, before["first.bias"] + 1)
     with pytest.raises(topkast.ConfigError, match="values='dense'"):
         topkast.dense_state_dict(model, "dense")  # type: ignore[arg-type]
+
+
+def test_versions_of_modules_travel() -> None:
+    """A module reads what it saved by the version it wrote beside it, as torch's own batch norm does."""
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+            assert local_metadata.get("version") == 2
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    model = topkast.sparsify(nn.Sequential(Versioned(8, 8), nn.Linear(8, 4)), min_size=1)
+    dense = topkast.dense_state_dict(model, values="all")
+    nn.Sequential(Versioned(8, 8), nn.Linear(8, 4)).load_state_dict(dense)
+    topkast.load_dense_state_dict(model, dense)
+    topkast.load_dense_state_dict(model, dict(dense))

@@ -49,7 +49,25 @@ def test_what_is_no_whole_block_rows_stays_dense_and_right(how: str, block: tupl
     trio = Trio(Case(how, lambda: Packed(how), (7, 10), ("packed",)), {**OPTIONS, "block": block}, adamw)
     trio.run(plain)
     (row,) = [row for row in topkast.report(trio.ours.model).sites if row["name"] == "packed"]
-    assert row["unfused"] and all("cut into pieces" in entry["why"] for entry in row["unfused"])
+    assert {entry["product"] for entry in row["unfused"]} == {"read", "read gradient"}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo reads it of what crosses the break
+def test_a_weight_that_leaves_the_graph() -> None:
+    """Between two graphs that break apart: nobody cuts it."""
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.layer.weight
+            torch._dynamo.graph_break()
+            return F.linear(x, weight, self.layer.bias)
+
+    trio = Trio(Case("broken", Broken, (4, 6), ("layer.weight",)), OPTIONS, adamw)
+    trio.run(plain)
 
 
 def test_exploration_that_ended_leaves_unused_slots() -> None:

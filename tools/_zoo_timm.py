@@ -39,7 +39,7 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "skresnet18": (64, {"layers": [1, 1, 1, 1]}),
     "efficientvit_b0": (64, {"depths": [1, 1, 1, 1]}),
     "ese_vovnet19b_slim": (64, {}),
-    "poolformer_s12": (64, {"depths": (1, 1, 1, 1)}),
+    "poolformer_s12": (64, {}),
     "tresnet_m": (64, {"layers": [1, 1, 1, 1]}),
     "resnest14d": (64, {"layers": [1, 1, 1, 1]}),
     "vit_relpos_small_patch16_224": (224, {"depth": 2}),
