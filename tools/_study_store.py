@@ -35,9 +35,12 @@ def read(path: Path) -> Results:
 
 
 def _append(path: Path, run: Run, result: dict[str, Any]) -> None:
-    cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    if path.exists():  # what a stopped process left of a line goes
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
     with path.open("a") as file:
-        file.write(("\n" if cut else "") + json.dumps({"run": asdict(run), "result": result}) + "\n")
+        file.write(json.dumps({"run": asdict(run), "result": result}) + "\n")
 
 
 def _prepare(threads: int) -> None:

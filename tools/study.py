@@ -18,6 +18,7 @@ from _arguments import positive
 from _study_run import Run, StudyError, read_grid
 from _study_store import complete, read
 from rich.console import Console
+from rich.markup import escape
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "study" / "runs.jsonl"
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "run":
             failed = complete([run for _, run in grid], args.results, args.workers, args.data, console)
             for line in failed:
-                console.print(f"[red]failed:[/] {line}", highlight=False, soft_wrap=True)
+                console.print(f"[red]failed:[/] {escape(line)}", highlight=False, soft_wrap=True)
             return 1 if failed else 0
         # What draws and counts needs packages that training does not.
         from _study_table import rows, tables
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             for written in plot(found, {arm: density(run) for arm, run in grid}, args.out):
                 console.print(f"wrote {written}", highlight=False)
     except StudyError as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     return 0
 
