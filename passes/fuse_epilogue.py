@@ -13,6 +13,7 @@ fused product computes in float32 and rounds once, at the end.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx

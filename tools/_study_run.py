@@ -68,7 +68,7 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         """The arguments of ``topkast.compile``."""
-        used = {name: getattr(self, name) for name in METHODS[self.method].uses}
+        used = {name: getattr(self, name) for name in METHODS[self.method].uses if name in OPTIONAL}
         if used.get("stop_exploring_after") is not None:
             used["stop_exploring_after"] = round(used["stop_exploring_after"] * self.steps)
         rows, columns = self.block.split("x")
@@ -78,7 +78,8 @@ class Run:
         }  # fmt: skip
 
 
-OPTIONAL = sorted({name for method in METHODS.values() for name in method.uses})
+# When sets are chosen in the background is not studied.
+OPTIONAL = sorted({name for method in METHODS.values() for name in method.uses} & {field.name for field in fields(Run)})
 
 
 def canonical(run: Run) -> Run:
