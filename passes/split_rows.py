@@ -105,7 +105,7 @@ def _pieces(node: fx.Node) -> list[Stretch]:
     value = args[0].meta["val"]
     if node.target is aten.slice.Tensor:
         given: list[Any] = list(args[1:])
-        dim, low, high, step = (*given, *(0, 0, None, 1)[len(given) :])
+        dim, low, high, step = given + [0, 0, None, 1][len(given) :]
         dim = dim % value.dim()
         low, high, _ = slice(low, high).indices(value.shape[dim])
         return [(node, dim, low, high)] if step == 1 else []
