@@ -50,7 +50,7 @@ sanitize: $(READY) $(SANITIZED)
 	TOPKAST_NATIVE=build/sanitized/_kernels.so TOPKAST_ORT=build/sanitized/libtopkast_ort.so \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -q tests/test_native.py tests/test_native_conv.py tests/test_onnx_library.py tests/test_onnx_conv.py $(ARGS)
+		$(BIN)/python -m pytest -q $(patsubst %,tests/test_%.py,native native_conv onnx_library onnx_conv) $(ARGS)
 
 # The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, the one for GPUs (250 MB; it
 # runs on the CPU), or VERSIONS.

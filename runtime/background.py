@@ -75,15 +75,20 @@ def prepare(
         geometry: of the weight.
         choose: from θ, dense, in host memory, to the index of its sets.
     """
-    values, reservoir, index = parts
-    values, index = values.to("cpu", copy=True), Index(*(tensor.to("cpu", copy=True) for tensor in index))
-    reservoir = reservoir.to("cpu")
+    future: Future[Index] = Future()
+    try:
+        values, reservoir, index = parts
+        values, index = values.to("cpu", copy=True), Index(*(tensor.to("cpu", copy=True) for tensor in index))
+        reservoir = reservoir.to("cpu")
 
-    def work() -> Index:
-        with torch.no_grad():
-            return choose(assemble(values, reservoir, index, geometry))
+        def work() -> Index:
+            with torch.no_grad():
+                return choose(assemble(values, reservoir, index, geometry))
 
-    return Pending(name, step, _pool().submit(work))
+        future = _pool().submit(work)
+    except Exception as error:  # raised at the next refresh: the one that asks is under way
+        future.set_exception(error)
+    return Pending(name, step, future)
 
 
 @functools.cache

@@ -19,9 +19,9 @@ def allocate(kind: str, numel: int, like: Tensor) -> Tensor:
             directory, gone with the process).
         like: gives dtype, and for "device" the place.
     """
-    if kind == "device" or numel == 0:
+    if kind == "device":
         return like.new_zeros(numel)
-    if kind == "host":
+    if kind == "host" or numel == 0:  # no file can be mapped without bytes
         return torch.zeros(numel, dtype=like.dtype, device="cpu", pin_memory=torch.cuda.is_available())
     handle, path = tempfile.mkstemp(prefix="topkast-", suffix=".reservoir")
     try:

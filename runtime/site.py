@@ -257,7 +257,8 @@ class Site(parametrize.ParametrizationList):
         """Replace all of θ, given on any device, and choose both sets from it."""
         if tuple(theta.shape) != self.geometry.shape:
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
-        self._drop()
+        self.forget()
+        self.method.forget()
         theta = theta.to(self.home, self.original.dtype)
         sets = self._indexed(self.method.start(self, self._score(theta), self.step))
         at_home([self], lambda site, held: site._take(theta, held, *sets))
@@ -275,7 +276,7 @@ class Site(parametrize.ParametrizationList):
         Returns:
             True: they were changed.
         """
-        self._drop()
+        self.forget()
         theta = assemble(held.values, self.reservoir, held.index, self.geometry)
         index, fwd, bwd = self._renewed(theta, self.step)
         if self.method.enters_at_zero:
@@ -301,7 +302,7 @@ class Site(parametrize.ParametrizationList):
         self.pending = prepare(self.name, step, parts, self.geometry, lambda theta: self._renewed(theta, step)[0])
         return asked is not None
 
-    def _drop(self) -> None:
+    def forget(self) -> None:
         """Let go of sets that a thread chooses: they are of another θ than is to come."""
         if self.pending is not None:
             self.pending.wait()
@@ -329,7 +330,7 @@ class Site(parametrize.ParametrizationList):
     @torch.no_grad()
     def take_sets(self, other: Site) -> None:
         """Take the sets of a site of the same counts. θ stays as it is, bit for bit."""
-        self._drop()
+        self.forget()
         at_home([self], lambda site, held: site._follow_sets(held, other))
 
     def _follow_sets(self, held: Held, other: Site) -> bool:
@@ -340,7 +341,7 @@ class Site(parametrize.ParametrizationList):
         held.ever.copy_(other.ever)
         return True
 
-    def _prepared(self) -> dict[str, Tensor]:
+    def prepared(self) -> dict[str, Tensor]:
         """State of a thread's choice, waited for: its index, or zeros where there is none; under names of its own."""
         if not self.rule.refresh_in_background:
             return {}
@@ -353,11 +354,12 @@ class Site(parametrize.ParametrizationList):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "reservoir"] = self.reservoir
         destination[prefix + "clock"] = torch.tensor([self.step, self.refreshed_at], device="cpu")
-        destination.update({prefix + name: tensor for name, tensor in self._prepared().items()})
+        destination.update({prefix + name: tensor for name, tensor in self.prepared().items()})
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        self._drop()
-        prepared = self._prepared()
+        asked, self.pending = self.pending, None
+        prepared = self.prepared()  # room of its own
+        self.pending = asked
         mine = {name: getattr(self, name) for name in ("original", *Index._fields, "ever", "reservoir")} | prepared
         found = {name: state_dict.get(prefix + name) for name in (*mine, "clock")}
         missing += [prefix + name for name, tensor in found.items() if tensor is None]
@@ -372,10 +374,12 @@ class Site(parametrize.ParametrizationList):
             if wrong:
                 errors.append(f"{prefix}: the {kind}index is broken: {wrong}")
                 return
+        self.forget()
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
         self.unclaimed = None
+        self.method.forget()
         self.step, self.refreshed_at = (int(n) for n in found["clock"])
         if prepared and int(prepared["prepared_row_ptr"][-1]):
             self.pending = known(self.name, self.refreshed_at, Index(*prepared.values()))

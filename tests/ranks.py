@@ -35,6 +35,7 @@ SCENARIOS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "tied": ("tied", {"backend": "eager"}, {}),
     "accumulated": ("mlp", {"backend": "eager"}, {}),
     "resumed": ("mlp", {"backend": "eager"}, {}),
+    "pending": ("mlp", {"backend": "eager", "refresh_in_background": True, "reservoir": "host"}, {}),
     # Dynamo splits the graph where a bucket is full: here after every weight.
     "buckets": ("mlp", {"backend": "aot_eager"}, {"bucket_cap_mb": 1e-4}),
 }
@@ -63,6 +64,11 @@ def train(name: str, rank: int) -> list[dict[str, Any]]:
     if name == "resumed" and rank == 0:  # a checkpoint that only one rank reads
         for site in sites_of(model).values():
             site.step = site.refreshed_at = 3
+    if name == "pending" and rank == 0:  # and with it sets that a thread has been asked for
+        for site in sites_of(model).values():
+            site.step = 2
+            site.refresh_if_due()
+            assert site.pending is not None
     parallel = DistributedDataParallel(model, **SCENARIOS[name][2])
     own = [path for path in parallel.named_module_buffers if "parametrizations" in path]
     assert own == [], f"sent in every forward: {own}"
@@ -94,14 +100,15 @@ def run(rank: int, folder: str) -> None:
         torch._dynamo.reset()
         torch.manual_seed(rank)
         found[name] = train(name, rank)
-    found["refused"] = refused(rank)
+    found["refused"] = refused(topkast.sparsify(CASES["mlp"].model(), fwd=0.8 + 0.1 * rank, bwd=0.5, min_size=1))
+    with mock.patch("topkast.compiler.config._processes", return_value=1):  # converted before the processes met
+        found["rigl"] = refused(topkast.sparsify(CASES["mlp"].model(seed=0), fwd=0.8, min_size=1, method="rigl"))
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def refused(rank: int) -> str:
-    """What is said when the ranks' models do not fit."""
-    model = topkast.sparsify(CASES["mlp"].model(), fwd=0.8 + 0.1 * rank, bwd=0.5, min_size=1)
+def refused(model: nn.Module) -> str:
+    """What is said of a model that ranks cannot train together."""
     try:
         DistributedDataParallel(model)
     except topkast.ModelError as error:

@@ -171,6 +171,7 @@ X = np.ones((1, 4, 6, 6), np.float32)
         ("smaller than the kernel", {}, {"dilations": [2**31 - 1, 1]}, X),
         ("2\\^31 floats or more", {}, {"pads": [2**31 - 1] * 4}, X),
         ("2\\^31 floats or more", {}, {"pads": [2**31 - 1] * 4, "dilations": [2**31 - 1] * 2}, X),
+        ("2\\^31 floats or more", {}, {"pads": [2**31 - 1] * 4}, np.ones((0, 4, 6, 6), np.float32)),
         ("bias must be float", {"bias": np.zeros(7, np.float32)}, {}, X),
     ],
 )

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 from builders import CASES
-from onnx import numpy_helper
-from products import dense_file, run, sparse_matrix
+from onnx import TensorProto, helper, numpy_helper
+from products import dense_file, run, session, sparse_matrix
 from test_onnx_library import check
 from torch import Tensor, nn
 
@@ -208,6 +208,41 @@ def test_what_block_refuses() -> None:
     ]:
         (site,) = convert(dense_file(matrix, None), Wanted("block", False, [unit]))
         assert site.format == "dense" and why in site.why
+
+
+def test_constants_that_no_product_reads() -> None:
+    """Of no element, or used by no node: they stay, and nothing else changes."""
+    for format in ("auto", "custom", "block", "compact"):
+        model = dense_file(sparse_matrix(64, 48, (16, 16), 0.3), None)
+        for name, array in (("empty", np.zeros((0, 4), np.float32)), ("alone", np.eye(4, dtype=np.float32))):
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        sites = {site.name: site for site in convert(model, Wanted(format))}
+        assert sites["empty"].format == "dense"
+        assert "no node uses it" in sites["alone"].why or format == "compact"
+
+
+def test_an_add_inside_a_branch_stays_there() -> None:
+    """The product is the main graph's, the sum is not."""
+    matrix = sparse_matrix(16, 24, (1, 1), 0.2)
+    model = dense_file(matrix, None)
+    model.graph.node[0].output[0] = "h"
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(16, np.float32), "b"))
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [node], name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)]
+        )
+        for name, node in (
+            ("then", helper.make_node("Add", ["h", "b"], ["then_y"])),
+            ("else", helper.make_node("Identity", ["b"], ["else_y"])),
+        )
+    }
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    model.graph.node.append(helper.make_node("If", ["flag"], ["y"], **branches))
+    convert(model, Wanted("custom"))
+    assert [node.op_type for node in model.graph.node] == ["SparseMatMul", "If"]
+    x = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
+    (y,) = session(model).run(None, {"x": x, "flag": np.array(True)})
+    np.testing.assert_allclose(y, x @ matrix.T + 1, rtol=1e-5, atol=1e-5)
 
 
 def test_gaps_wider_than_a_byte() -> None:

@@ -53,6 +53,47 @@ def test_what_a_dead_row_emits_goes_into_the_next_bias() -> None:
         assert not any(one.kept for one in found)
 
 
+def test_names_that_are_taken_stay_what_they_are(tmp_path: Path) -> None:
+    """torch names a value after its op, so a bias that is made for it could have a module's name."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.linear_1 = nn.Linear(7, 12), nn.Linear(12, 5, bias=False), nn.Linear(5, 5)
+            with torch.no_grad():
+                self.a.weight[:4] = 0
+                self.a.bias[:4] = 1
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear_1(self.b(self.a(x).relu()).relu())
+
+    model, x = Named(), torch.randn(3, 7)
+    path = topkast.export(model, tmp_path / "m.onnx", x, format="dense").path
+    (y,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+    assert_budget(torch.from_numpy(y), model(x), model.double()(x.double()), "y")
+    assert [3, 7] not in dims(onnx.load(path)).values() and [8, 7] in dims(onnx.load(path)).values()
+
+
+def test_what_has_no_linear_rule_is_no_obstacle() -> None:
+    """A convolution by a weight that is computed, beside units that go."""
+    net = Net(7)
+    y = net.linear(net.add("Relu", net.linear("x", 7, 12, dead_rows=[0, 3])), 12, 5)
+    model = net.model(y)
+    kernel = onnx.numpy_helper.from_array(np.ones((2, 1, 3), np.float32), "kernel")
+    model.graph.initializer.append(kernel)
+    model.graph.node.append(onnx.helper.make_node("Relu", ["kernel"], ["computed"]))
+    model.graph.node.append(onnx.helper.make_node("Unsqueeze", [y, "one"], ["image"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    model.graph.node.append(onnx.helper.make_node("Conv", ["image", "computed"], ["z"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None))
+    x = np.random.default_rng(0).standard_normal((2, 7)).astype(np.float32)
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(["z"], {"x": x})[0]
+    found, _ = shrink(model)
+    assert sum(one.rows for one in found) == 2
+    after = onnxruntime.InferenceSession(model.SerializeToString()).run(["z"], {"x": x})[0]
+    torch.testing.assert_close(torch.from_numpy(after), torch.from_numpy(before))
+
+
 def test_products_and_their_biases_as_nodes_of_their_own() -> None:
     for bias in (True, False):
         net = Net(4, 7)

@@ -14,9 +14,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exported import ZOO, Exported, first
 from products import session
 from torch import Tensor, nn
-from zoo import ZOO, Exported, first
 
 import topkast
 from topkast.compiler import parity

@@ -29,7 +29,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
 def test_equals_the_oracle(name: str, found: Found) -> None:
     mine, other = (rank[name] for rank in found)
     case, options, _ = SCENARIOS[name]
-    rules = Rules(SPARSE["refresh_every"], options.get("explore", "topk"))
+    background = "refresh_in_background" in options
+    rules = Rules(SPARSE["refresh_every"], options.get("explore", "topk"), background=background)
     drawn = iter([mine[0]["sets"], *(state["sets"] for state in mine[2::2])])
     oracle = Oracle(CASES[case].model(seed=0), plans_of(model_of(name, 0)), rules, draw=lambda: next(drawn))
     truth = Oracle(CASES[case].model(seed=0), oracle.plans, rules, dtype=torch.float64, leader=oracle)
@@ -37,6 +38,10 @@ def test_equals_the_oracle(name: str, found: Found) -> None:
     if name == "resumed":
         for system in systems:
             system.steps = system.refreshed_at = 3
+    if name == "pending":
+        for system in systems:
+            system.steps = 2
+            system._refresh_if_due()
     optimizers = [sgd(system.parameters()) for system in systems]
     for system, optimizer in zip(systems, optimizers, strict=True):
         system.watch(optimizer)
@@ -65,3 +70,4 @@ def test_equals_the_oracle(name: str, found: Found) -> None:
 def test_models_that_do_not_fit_are_refused_on_every_rank(found: Found) -> None:
     for rank in found:
         assert "rank 1 was converted with other arguments" in rank["refused"]
+        assert "method='rigl': each process would grow by its own gradient" in rank["rigl"]

@@ -48,6 +48,9 @@ class Method(ABC):
         """Whether sets of ``fwd`` and ``bwd`` units are possible, for a checkpoint from outside."""
         return fwd == site.n_fwd and bwd in (site.n_fwd, site.n_bwd)
 
+    def forget(self) -> None:  # noqa: B027 (most methods remember nothing)
+        """θ is another than the one that gradients were seen of."""
+
     def see(self, site: Site, rows: Rows) -> None:  # noqa: B027 (most methods do not look)
         """A product of a backward can give the dense gradient; called only where ``watches`` is set."""
 

@@ -28,6 +28,9 @@ class RigL(DropGrow):
 
     def __init__(self) -> None:
         self.backward = -1  # the engine's number of the backward that was seen last
+        self.forget()
+
+    def forget(self) -> None:
         self.seen: tuple[Tensor, Tensor] | None = None  # units and their scores
 
     def see(self, site: Site, rows: Rows) -> None:
@@ -53,7 +56,7 @@ class RigL(DropGrow):
             fwd = site.members()[0].view_as(score)
             return fwd, fwd
         sets = super().renew(site, score, step)
-        self.seen = None
+        self.forget()
         return sets
 
     def grow(self, site: Site, kept: Tensor, count: int, step: int) -> Tensor:

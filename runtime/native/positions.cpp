@@ -2,6 +2,7 @@
 #include "positions.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "dispatch.h"
 
@@ -18,7 +19,10 @@ Positions::Positions(const tk_matrix& w, const tk_conv& conv)
     int64_t planes = 1;
     in_place = true;
     for (int d = 0; d < 3; ++d) {
-        for (int64_t k = 0; k < conv.kernel[d]; ++k) places[d].push_back(k * conv.dilation[d] % conv.stride[d]);
+        // After that many taps the places come again.
+        const int64_t period = conv.stride[d] / std::gcd(conv.stride[d], conv.dilation[d]);
+        for (int64_t k = 0; k < std::min(conv.kernel[d], period); ++k)
+            places[d].push_back(k * conv.dilation[d] % conv.stride[d]);
         std::sort(places[d].begin(), places[d].end());
         places[d].erase(std::unique(places[d].begin(), places[d].end()), places[d].end());
         planes *= static_cast<int64_t>(places[d].size());

@@ -80,7 +80,8 @@ def _matches(graph: Graph, expression: Any, name: str, x: str) -> Iterator[list[
 
 
 def _equals(graph: Graph, name: str, value: float) -> bool:
-    if name not in graph.constants or math.prod(graph.constants[name].dims) != 1:
+    # One of more dims would add to those of x.
+    if name not in graph.constants or list(graph.constants[name].dims) not in ([], [1]):
         return False
     return math.isclose(graph.array(name).item(), value, rel_tol=1e-6)
 

@@ -25,6 +25,12 @@ MOVES = {
 # These mix numbers with zeros at a border, or may, and leave units alone that are zero.
 ZERO_AT_BORDERS = {"AveragePool", "Pad", "Resize"}
 
+# What ONNX Runtime and numpy both have.
+PLAIN = {
+    getattr(onnx.TensorProto, kind)
+    for kind in ("BOOL", "DOUBLE", "FLOAT", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32")
+}
+
 
 @dataclass(frozen=True)
 class Known:
@@ -83,7 +89,8 @@ def _emitted(units: Units, linear: Linear, numbers: Array) -> Known | None:
 def _followed(units: Units, at: At, found: Mapping[str, Known]) -> dict[str, Known]:
     kind, name = at.node.op_type, at.node.output[0]
     known: Known | None = None
-    if any(output not in units.axes for output in at.node.output if output):
+    training = (kind == "Dropout" and at.has(2)) or at.given.get("training_mode")
+    if training or any(output not in units.axes for output in at.node.output if output):
         return {}
     if kind in ELEMENTWISE:
         known = _elementwise(units, at, found)
@@ -107,8 +114,10 @@ def _pads_with_zero(at: At) -> bool:
 
 def _moved(units: Units, name: str, x: Known, output: str) -> Known | None:
     """The same constants under the same labels, along the one axis of ``output`` that has them."""
-    labels = units.axes[name][x.axis]
-    if labels is None:
+    axes = units.axes[name]
+    labels = axes[x.axis]
+    others = [other for axis, other in enumerate(axes) if axis != x.axis % len(axes) and other is not None]
+    if labels is None or any(np.isin(other, labels).any() for other in others):
         return None
     by_label: dict[int, Array | None] = {}
     for label, mask, number in zip(labels.tolist(), x.mask, x.numbers, strict=True):
@@ -131,16 +140,18 @@ def _moved(units: Units, name: str, x: Known, output: str) -> Known | None:
 def _concat(units: Units, at: At, found: Mapping[str, Known]) -> Known | None:
     rank = len(units.axes[at.node.output[0]])
     axis = at.given["axis"] % rank - rank
-    sizes = [units.axes[at.operand(i)][axis] for i in range(len(at.node.input))]
+    operands = [units.of(at.operand(i)) for i in range(len(at.node.input))]
+    sizes = [None if axes is None else axes[axis] for axes in operands]
     if any(labels is None for labels in sizes):
         return None
+    dtype = next(found[name].numbers.dtype for name in at.node.input if name in found)
     masks, numbers = [], []
     for name, labels in zip(at.node.input, sizes, strict=True):
         assert labels is not None
         x = found.get(name)
         alike = x is not None and x.axis == axis
         masks.append(x.mask if x is not None and alike else np.zeros(len(labels), bool))
-        numbers.append(x.numbers if x is not None and alike else np.zeros(len(labels), np.float32))
+        numbers.append(x.numbers if x is not None and alike else np.zeros(len(labels), dtype))
     return Known(axis, np.concatenate(masks), np.concatenate(numbers))
 
 
@@ -156,6 +167,8 @@ def _batch_norm(units: Units, at: At, found: Mapping[str, Known]) -> Known | Non
 
 def _elementwise(units: Units, at: At, found: Mapping[str, Known]) -> Known | None:
     """Where all operands are constant; and a product with a constant zero."""
+    if at.node.op_type == "Cast" and at.given["to"] not in PLAIN:
+        return None
     axes = {found[name].axis for name in at.node.input if name in found}
     if len(axes) != 1:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -81,7 +82,7 @@ class _Weight:
             self.label = wanted.names.get(digest(self._matrix(users[0].transposed)), name)
 
     def store(self) -> SiteResult:
-        if self.nonzeros > FULL * self.array.size:
+        if self.nonzeros >= FULL * self.array.size:  # an empty one too
             return self._dense("it has no zeros")
         if self.wanted.format == "dense":
             return self._dense("as asked")
@@ -113,6 +114,8 @@ class _Weight:
     def _products(self) -> SiteResult:
         users = self.graph.users.get(self.name, [])
         others = sorted({user.op_type for user in users} - {"MatMul", "Gemm", "Conv"})
+        if not users:
+            return self._left("no node uses it")
         if others or len(self.users) < len(users):
             return self._left(f"used by {' and '.join(others) or 'a product of another form'}, not only as x W^T")
         # A tied weight may be used both ways round.
@@ -157,8 +160,8 @@ class _Weight:
         return self.array.T if transposed else self.array.reshape(self.array.shape[0], -1)
 
     def _fitting(self, matrix: Array) -> Blocks:
-        conv = self.users[0].conv if self.users else None
-        within = len(matrix) // conv.group if conv is not None and conv.group > 1 else None
+        groups = math.lcm(*(product.conv.group for product in self.users if product.conv is not None))
+        within = len(matrix) // groups if groups > 1 else None
         return fitting(matrix, self.wanted.blocks, custom.MAX_BLOCK, within)
 
     def _result(self, format: str, why: str, unit: Block | None, size: int) -> SiteResult:

@@ -32,13 +32,14 @@ def _matmul(units: Units, at: At) -> str | None:
 
 def _gemm(units: Units, at: At) -> str | None:
     x, weight = (units.of(at.operand(i)) or [] for i in (0, 1))
-    if not _weight(at, range(2, 3)) or at.given.get("transA") or at.given.get("alpha", 1.0) != 1.0:
+    scaled = any(at.given.get(factor, 1.0) != 1.0 for factor in ("alpha", "beta"))
+    if not _weight(at, range(2, 3)) or at.given.get("transA") or scaled:
         return "Gemm is not of the form x W^T + bias"
     turned = not at.given.get("transB")
     rows = weight[1 if turned else 0]
     if at.has(2):
         bias = at.constant(2)
-        if bias is None or at.given.get("beta", 1.0) != 1.0 or rows is None or bias.shape != (len(rows),):
+        if bias is None or rows is None or bias.shape != (len(rows),):
             return "Gemm adds something else than a constant vector"
     return _product(units, at, x, weight[::-1] if turned else weight, 2, lambda a: (a.T if turned else a)[..., None])
 

@@ -62,7 +62,8 @@ def _matmul(graph: Graph, node: NodeProto) -> Product | None:
     if not _is_matrix(graph, weight):
         return None
     users = graph.users.get(y, [])
-    if len(users) == 1 and users[0].op_type == "Add" and y not in graph.outputs:
+    outside = len(users) == 1 and graph.producers.get(users[0].output[0]) is users[0]  # in no inner graph
+    if outside and users[0].op_type == "Add" and not users[0].domain and y not in graph.outputs:
         other = [name for name in users[0].input if name != y]
         if other and _is_vector(graph, other[0], graph.constants[weight].dims[1]):
             return Product((node, users[0]), x, users[0].output[0], weight, True, other[0])

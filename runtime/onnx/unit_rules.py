@@ -126,7 +126,8 @@ def _over_space(units: Units, at: At) -> str | None:
     kept = [0, 1]
     if kind == "Resize":
         scales = at.constant(2)
-        if at.has(3) or scales is None or "axes" in at.given:
+        crops = at.given.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+        if at.has(3) or scales is None or "axes" in at.given or crops:
             return "Resize is not by constant factors of every axis"
         kept = [axis for axis, scale in enumerate(scales.reshape(-1)) if scale == 1]
     elif kind == "Pad":
@@ -143,8 +144,8 @@ def _over_space(units: Units, at: At) -> str | None:
 
 def _reduce(units: Units, at: At) -> str | None:
     (x, *_), axes = units.inputs(at), at.given.get("axes", at.ints(1))
-    if axes is None:
-        if at.has(1) or at.given.get("noop_with_empty_axes"):
+    if axes is None or not len(axes):  # no axes: all of them
+        if (axes is None and at.has(1)) or at.given.get("noop_with_empty_axes"):
             return f"the axes of {at.node.op_type} are not constant"
         axes = range(len(x))
     gone = {axis % len(x) for axis in axes}

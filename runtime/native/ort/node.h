@@ -39,8 +39,8 @@ public:
     Pool(const Api& api, const Context* context) : api_(api), context_(context) {}
     // At most so many threads work at once; ONNX Runtime does not say how many it has. Asking takes microseconds.
     tk_parallel parallel() {
-        static const int32_t processors = static_cast<int32_t>(std::thread::hardware_concurrency());
-        return {run, this, processors};
+        static const int32_t known = static_cast<int32_t>(std::thread::hardware_concurrency());  // 0: not known
+        return {run, this, known < 1 ? 1 : known};
     }
     void done() const { must(failed_); }
 
@@ -73,10 +73,12 @@ class Workspace {
 public:
     Workspace(const Api& api, const Context* context, const MemoryInfo* memory, int64_t floats) : api_(api) {
         must(api.allocator(context, memory, &allocator_));
-        data_ = allocator_->alloc(allocator_, sizeof(float) * static_cast<size_t>(floats));
-        if (!data_) {
+        try {
+            data_ = allocator_->alloc(allocator_, sizeof(float) * static_cast<size_t>(floats));
+            if (!data_) throw std::bad_alloc();
+        } catch (...) {  // ONNX Runtime's arena throws where there is no memory
             api_.release_allocator(allocator_);
-            throw std::bad_alloc();
+            throw;
         }
     }
     Workspace(const Workspace&) = delete;

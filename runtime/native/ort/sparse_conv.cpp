@@ -80,7 +80,7 @@ public:
             conv.out[d] = room / conv.stride[d] + 1;
             if (d >= DIMS - dims_) out.push_back(conv.out[d]);
         }
-        if (conv.batch > 0) require_room(conv);
+        require_room(conv);  // of an empty batch too: its other dimensions are as large
         Weight fresh;
         const tk_matrix& w = weight(context, fresh);
         const float* added = bias(context);
