@@ -79,7 +79,7 @@ class FuseEpilogue(Pass):
             return
         for node in list(graph.nodes):
             if node.target is topkast.spmm.default:
-                dtypes: tuple[torch.dtype, ...] = FUSING.get(node.kwargs["impl"], ())  # type: ignore[arg-type]
+                dtypes: tuple[torch.dtype, ...] = FUSING.get(str(node.kwargs["impl"]), ())
                 if node.meta["val"].dtype in dtypes:
                     self._activation(graph, self._bias(graph, node))
 

@@ -93,7 +93,7 @@ def _spmm(
     if m:
         chosen = find(product, outer, m, x)
         width = _power(outer)
-        if by_row(bias, y):
+        if bias is not None and by_row(bias, y):
             return activation(act, _spmm(product, x, values, lists, geometry, None, "") + bias)
         b = None if bias is None else bias.expand(y.shape)
         with torch.cuda.device_of(x):
@@ -133,9 +133,9 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
     return grad
 
 
-def by_row(bias: Tensor | None, y: Tensor) -> bool:
+def by_row(bias: Tensor, y: Tensor) -> bool:
     """Whether a bias differs from row to row of y [E, M, N]: no kernel takes such a one."""
-    return bias is not None and bias.expand(y.shape).stride(1) != 0
+    return bias.expand(y.shape).stride(1) != 0
 
 
 def _power(side: int) -> int:

@@ -76,7 +76,7 @@ def _spmm(
     xs = x if x.dim() == 3 else x[None]
     parts, m, inputs = xs.shape
     y = x.new_empty(parts, m, outputs)
-    if by_row(bias, y):
+    if bias is not None and by_row(bias, y):
         return activation(act, _spmm(x, values, lists, outputs, transposed, None, "") + bias)
     b = None if bias is None else bias.expand(y.shape)
     tile, rows = min(128, max(16, 1 << (m - 1).bit_length())), 16
