@@ -119,7 +119,7 @@ def test_single_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
         check(m, geometry, sets(geometry, share, 2 * share, 2, wide), dtype, how, bias, "csr")
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(deadline=None, max_examples=8, derandomize=True)
 @given(
     st.integers(0, 70), st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1), st.integers(0, 3),
     st.sampled_from(["plain", "transposed", "cut"]), st.sampled_from(DTYPES), st.booleans(),
@@ -317,7 +317,7 @@ def test_the_planner_weighs_them_on_their_device(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name, kernel, block", [
     ("mlp", "triton", (16, 16)), ("experts", "transient", (1, 1)),
-    ("cnn", "transient", (4, 1)), ("hf_conv1d", "triton", (16, 16)), ("mlp", "csr", (1, 1)), ("experts", "csr", (1, 1)),
+    ("cnn", "transient", (4, 1)), ("hf_conv1d", "triton", (16, 16)), ("mlp", "csr", (1, 1)),
 ])  # fmt: skip
 def test_training_takes_the_kernels(
     name: str, kernel: str, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
