@@ -13,7 +13,6 @@ fused product computes in float32 and rounds once, at the end.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -80,8 +79,7 @@ class FuseEpilogue(Pass):
             return
         for node in list(graph.nodes):
             if node.target is topkast.spmm.default:
-                impl: Any = node.kwargs["impl"]
-                dtypes: tuple[torch.dtype, ...] = FUSING.get(impl, ())
+                dtypes: tuple[torch.dtype, ...] = FUSING.get(str(node.kwargs["impl"]), ())
                 if node.meta["val"].dtype in dtypes:
                     self._activation(graph, self._bias(graph, node))
 

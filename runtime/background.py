@@ -7,6 +7,7 @@ waits for the thread first.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,3 +96,7 @@ def prepare(
 def _pool() -> ThreadPoolExecutor:
     """One thread, so that one θ is dense at a time; it works on as many as torch is set to."""
     return ThreadPoolExecutor(1, thread_name_prefix="topkast")
+
+
+if hasattr(os, "register_at_fork"):  # where processes fork, a child has the pool, but not its thread
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -274,6 +275,14 @@ def test_a_backend_that_is_not_ours_asks_too() -> None:
     model = torch.compile(sparse(), backend="aot_eager")
     steps(model, 6)
     assert all(len(site.churn) >= 1 for site in sites_of(model).values())
+
+
+def test_a_forked_process_has_a_thread_of_its_own() -> None:
+    steps(sparse(), 3)  # this process has one
+    child = multiprocessing.get_context("fork").Process(target=lambda: steps(sparse(), 5))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_is_a_yes_or_no() -> None:

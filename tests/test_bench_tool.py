@@ -210,13 +210,19 @@ def test_peak_is_seen_though_it_passes() -> None:
         (["kernels", "--impl", "magic"], "invalid choice"),
         (["step", "--block", "16"], "ROWSxCOLUMNS"),
         *((([name, "--device", "tpu"]), "neither cpu nor cuda") for name in ("kernels", "step", "model", "large")),
-        (["step", "--device", "cuda"], "there is no GPU"),
     ],
 )
 def test_bad_arguments_say_what_is_allowed(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         bench.main(words)
     assert message in capsys.readouterr().err
+
+
+def test_a_gpu_must_be_there(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["step", "--device", "cuda"])
+    assert "there is no GPU that this torch can use" in capsys.readouterr().err
 
 
 class FakeEvent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ def run(dry: bool, add: Add) -> None:
             add({"dense": str(error)[:200]})
         clear(where)
     add(_train(size, where, 4 if dry else 8))
+    clear(where)
+    # A quarter of its layers says what a refresh costs when threads choose the sets, and takes a quarter of the time.
+    add(_in_background(replace(size, layers=max(1, size.layers // 4)), where, 2 if dry else 8))
 
 
 def run_headline(dry: bool, add: Add) -> None:
@@ -48,6 +52,29 @@ def count(size: Size) -> int:
     """Parameters of a decoder of this size."""
     with torch.device("meta"):
         return sum(p.numel() for p in Decoder(size).parameters())
+
+
+def _in_background(size: Size, where: torch.device, every: int) -> dict[str, Any]:
+    """Seconds of plain steps, of the one that asks for sets, and of the one where they come into force."""
+    model = build(size, where, (16, 16) if where.type == "cpu" else (128, 128), "host", every, background=True)
+    trainer, seconds = Trainer(model, size, where), []
+    for _ in range(2 * every + 1):
+        begin = clock(where)
+        trainer.step()
+        seconds.append(clock(where) - begin)
+    plain = [s for i, s in enumerate(seconds[1:], 1) if i % every]
+    asks, applies, step = seconds[every], seconds[2 * every], statistics.median(plain)
+    if topkast.report(model).totals["churn"] is None:
+        raise RuntimeError("no sets came into force")
+    return {
+        "parameters": count(size),
+        "in the background": True,
+        "seconds of a step": step,
+        "seconds of all steps": seconds,
+        "a step that asks / a plain one": asks / step,
+        "a step that asks and applies / a plain one": applies / step,
+        "share of time at 1 in 100": max(0.0, (applies - step) / (applies + 99 * step)),
+    }
 
 
 def _train(size: Size, where: torch.device, steps: int) -> dict[str, Any]:
@@ -75,7 +102,7 @@ def _train(size: Size, where: torch.device, steps: int) -> dict[str, Any]:
         "bytes": trainer.bytes,
         "seconds to build": built,
         "seconds of all steps": seconds,
-        "seconds of a refresh": refresh,
+        "seconds of a refresh, streamed": refresh,
         "share of time at 1 in 100": refresh / (refresh + 100 * step),
         "losses": losses,
         "kernels": ran(model),

@@ -64,12 +64,14 @@ class Decoder(nn.Module):
         return F.linear(self.norm(x) / x.shape[-1] ** 0.5, self.embedding.weight)
 
 
-def build(size: Size, where: torch.device, block: tuple[int, int] | None, reservoir: str, every: int) -> Decoder:
+def build(
+    size: Size, where: torch.device, block: tuple[int, int] | None, reservoir: str, every: int, background: bool = False
+) -> Decoder:
     """The model, compiled block by block, which compiles one for all.
 
     Args:
         block: of the sparse weights, at 0.9/0.8; None: a dense model. A sparse one is built on the meta device.
-        reservoir, every: as ``topkast.sparsify`` has them.
+        reservoir, every, background: as ``topkast.sparsify`` has them.
     """
     torch.manual_seed(0)
     backend = "aot_eager" if where.type == "cpu" else "inductor"
@@ -81,6 +83,7 @@ def build(size: Size, where: torch.device, block: tuple[int, int] | None, reserv
         topkast.sparsify(
             model, 0.9, 0.8, example_inputs=torch.zeros(1, 8, dtype=torch.long), block=block, device=where,
             exclude=["embedding*", "positions*"], reservoir=reservoir, refresh_every=every,
+            refresh_in_background=background,
         )  # fmt: skip
     for one in model.blocks:
         if block is None:

@@ -1,4 +1,4 @@
-"""Tables 1 and 4: the products of one layer, of a training step and of inference on few rows.
+"""Tables 1 and 4: the products of one layer, of a training step and of inference on few rows; and single weights.
 
 Each beside the dense products (cuBLAS, which torch.compile calls for them too), the masked dense ones, and what PyTorch
 itself has for blocks, ``torch.sparse._triton_ops.bsr_dense_addmm``.
@@ -49,6 +49,17 @@ def run_products(dry: bool, add: Add) -> None:
             )
 
 
+def run_single(dry: bool, add: Add) -> None:
+    """The same on single weights, of which hardly any are left: the kernel that walks them, and the transient one."""
+    shapes = [(32, 64)] if dry else [(8192, 4096), (256, 4096), (16, 4096)]
+    sparsities = [(0.99, 0.98)] if dry else [(0.99, 0.98), (0.995, 0.99), (0.999, 0.998)]
+    for (m, side), (fwd, bwd), dtype in itertools.product(shapes, sparsities, (torch.bfloat16, torch.float32)):
+        layer = random_layer((m, side, side), (1, 1), fwd, bwd, device(dry)).to(dtype)
+        ways = {"dense": layer.dense(), "csr": _ours(layer, "csr"), "transient": _ours(layer, "transient")}
+        row: dict[str, Any] = {"m": m, "k": side, "n": side, "fwd": fwd, "bwd": bwd, "dtype": str(dtype)}
+        add(row | {"bound": bound(fwd, bwd)} | _measured(ways, device(dry)))
+
+
 def run_decode(dry: bool, add: Add) -> None:
     """The forward product on 1, 16 and 256 rows, with bias and GELU, at 0.9, in bfloat16."""
     sides, blocks = ([64], [(16, 16)]) if dry else ([4096, 8192], [(128, 128), (64, 64), (32, 32), (16, 16)])
@@ -58,7 +69,8 @@ def run_decode(dry: bool, add: Add) -> None:
         weight = layer.values, layer.index, layer.geometry
         runs = {
             "dense": lambda layer=layer, b=bias: F.gelu(F.linear(layer.x, layer.weight, b)),
-            "triton": lambda x=layer.x, w=weight, b=bias: BLOCKS.spmm(x, *w, b, "gelu"),
+            "triton": lambda x=layer.x, w=weight, b=bias: BLOCKS.spmm(x, *w, b, act="gelu"),
+            "triton, GELU apart": lambda x=layer.x, w=weight, b=bias: F.gelu(BLOCKS.spmm(x, *w, b)),
             "transient": lambda x=layer.x, w=weight, b=bias: F.gelu(TRANSIENT.spmm(x, *w, b)),
         }
         stock = _bsr(layer)

@@ -19,10 +19,11 @@ from _results import CONSOLE, machine, write
 PARTS = {
     "hardware": ("_gpu_hardware", "run", 40, True),
     "correct": ("_gpu_correct", "run", 150, True),
-    "products": ("_gpu_products", "run_products", 110, True),
+    "products": ("_gpu_products", "run_products", 100, True),
+    "single": ("_gpu_products", "run_single", 30, True),
     "steps": ("_gpu_steps", "run", 160, True),
     "decode": ("_gpu_products", "run_decode", 50, True),
-    "large": ("_gpu_large", "run", 90, True),
+    "large": ("_gpu_large", "run", 100, True),
     "headline": ("_gpu_large", "run_headline", 560, False),
 }
 TOTAL = 530  # seconds, of all parts together
