@@ -10,7 +10,7 @@ import torch
 
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.optimizers import advance
-from topkast.runtime.site import refresh as refresh_sites
+from topkast.runtime.renew import refresh as refresh_sites
 from topkast.runtime.state import sites
 
 from .backend import check_backend, compile_module

@@ -12,7 +12,7 @@ import torch
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.methods import METHODS
 from topkast.runtime.reservoir import KINDS
-from topkast.runtime.site import Rule
+from topkast.runtime.rule import Rule
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
 EXPLORERS = ("topk", "random")

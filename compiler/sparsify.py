@@ -11,7 +11,8 @@ from torch import nn
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
-from topkast.runtime.site import Site, refresh_due
+from topkast.runtime.renew import refresh_due
+from topkast.runtime.site import Site
 from topkast.runtime.state import Record, sites
 
 from .attach import attach

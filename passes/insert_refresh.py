@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from topkast.runtime.record import SITES
-from topkast.runtime.site import refresh_due
+from topkast.runtime.renew import refresh_due
 
 
 def key_positions(module: fx.GraphModule, examples: Sequence[Any]) -> list[int]:

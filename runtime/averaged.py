@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from .errors import ModelError
+from .renew import take_sets
 from .site import Site
 
 
@@ -33,7 +34,7 @@ def update_parameters(self: AveragedModel, model: nn.Module) -> None:
             "the same; make the AveragedModel after topkast.compile, of the model that it is updated with"
         )
     for site, other in zip(mine, theirs, strict=True):
-        site.take_sets(other)
+        take_sets(site, other)
         # Its clock is the model's, but no refresh is ever due: forwards with gradients leave an average alone.
         site.step = site.refreshed_at = other.step
     with _theta_alone([*mine, *theirs]):

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from .follow import check_elementwise, claim
 from .record import SITES
+from .renew import renew_due
 from .site import Site
 from .stream import at_home
 from .wrappers import on_registration
@@ -69,7 +70,7 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
     if site.due:
         # A whole step went by without its refresh: the forward was compiled by a backend that is not ours.
         site.late += 1
-        at_home([site], Site.renew_due)
+        at_home([site], renew_due)
     decay = site.rule.exploration_decay
     # As an optimizer's own weight decay, it leaves alone what is frozen.
     if decay and lr is not None and not site.stopped and site.original.requires_grad:

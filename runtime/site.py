@@ -11,8 +11,6 @@ import copy
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,35 +18,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
-from .background import Pending, known, prepare
+from .background import Pending, known
 from .errors import ConfigError
-from .follow import followers, leave
+from .follow import followers
 from .gradient import Read
 from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .methods import METHODS
 from .native import densified
-from .native.theta import assemble, follow, store
+from .native.theta import assemble, store
 from .record import enrol
+from .renew import mark, refresh, refresh_due, take
 from .reservoir import allocate
+from .rule import Rule
 from .sets import build_index
 from .stream import Held, at_home
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a site's sets are chosen and renewed; see :func:`topkast.compile` for each field."""
-
-    method: str = "topkast"
-    refresh_every: int = 100
-    refresh_in_background: bool = False
-    stop_exploring_after: int | None = None
-    explore: str = "topk"
-    exploration_l2: float = 0.0
-    exploration_decay: float = 10.0
-    drop_fraction: float = 0.3
-    balanced: bool = False
-    reservoir: str = "device"
-    seed: int = 0
 
 
 class Site(parametrize.ParametrizationList):
@@ -82,7 +65,7 @@ class Site(parametrize.ParametrizationList):
         for field, tensor in zip(Index._fields, index, strict=True):
             self.register_buffer(field, tensor)
         self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
-        _mark(self.ever, fwd)
+        mark(self.ever, fwd)
         outside = geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)
         self._hold(allocate(rule.reservoir, outside * geometry.unit, theta))
         values = theta.new_empty(n_bwd * geometry.unit)
@@ -188,7 +171,7 @@ class Site(parametrize.ParametrizationList):
         fwd, bwd = (mask.view(-1) for mask in sets)
         return self._index_of(fwd, bwd), fwd, bwd
 
-    def _renewed(self, theta: Tensor, step: int) -> tuple[Index, Tensor, Tensor]:
+    def renewed(self, theta: Tensor, step: int) -> tuple[Index, Tensor, Tensor]:
         """The sets that a refresh after ``step`` steps gives."""
         return self._indexed(self.method.renew(self, self._score(theta), step))
 
@@ -233,7 +216,7 @@ class Site(parametrize.ParametrizationList):
         return self.method.due(self, self.step)
 
     @property
-    def _stops(self) -> bool:
+    def stops(self) -> bool:
         """Whether exploration has ended since the last refresh."""
         return self.stopped_at(self.step) and not self.stopped_at(self.refreshed_at)
 
@@ -261,85 +244,17 @@ class Site(parametrize.ParametrizationList):
         self.method.forget()
         theta = theta.to(self.home, self.original.dtype)
         sets = self._indexed(self.method.start(self, self._score(theta), self.step))
-        at_home([self], lambda site, held: site._take(theta, held, *sets))
+        at_home([self], lambda site, held: take(site, theta, held, *sets))
 
     def held(self) -> Held:
         """What a refresh changes, where it lives."""
         return Held(self.original.detach(), self.index, self.ever, followers(self))
-
-    def renew(self, held: Held) -> bool:
-        """Choose both sets from θ as it is now.
-
-        Args:
-            held: the site's parts at home, changed in place.
-
-        Returns:
-            True: they were changed.
-        """
-        self.forget()
-        theta = assemble(held.values, self.reservoir, held.index, self.geometry)
-        index, fwd, bwd = self._renewed(theta, self.step)
-        if self.method.enters_at_zero:
-            entering = bwd & ~index_masks(held.index, self.geometry)[1]
-            theta.masked_fill_(self.geometry.from_blocks(entering[:, None].expand(-1, self.geometry.unit)), 0)
-        return self._take(theta, held, index, fwd, bwd)
-
-    def renew_due(self, held: Held) -> bool:
-        """What an interval's end asks for: :meth:`renew`, or, in the background, the sets that were asked for at the
-        end before, and a thread for the next. Exploration ends at once, whatever a thread has chosen before.
-
-        Args, Returns: as :meth:`renew`.
-        """
-        if not self.rule.refresh_in_background or self._stops:
-            return self.renew(held)
-        asked, self.pending = self.pending, None
-        if asked is not None:
-            index = Index(*(tensor.to(self.home) for tensor in asked.result()))
-            theta = assemble(held.values, self.reservoir, held.index, self.geometry)
-            self._take(theta, held, index, *index_masks(index, self.geometry))
-        self.refreshed_at = step = self.step
-        parts = held.values, self.reservoir, held.index
-        self.pending = prepare(self.name, step, parts, self.geometry, lambda theta: self._renewed(theta, step)[0])
-        return asked is not None
 
     def forget(self) -> None:
         """Let go of sets that a thread chooses: they are of another θ than is to come."""
         if self.pending is not None:
             self.pending.wait()
             self.pending = None
-
-    def _take(self, theta: Tensor, held: Held, index: Index, fwd: Tensor, bwd: Tensor) -> bool:
-        """Take θ (at home) apart by new sets, the same as index and as masks; what is kept for each value follows."""
-        old_fwd, old_bwd = index_masks(held.index, self.geometry)
-        self._lay_out(theta, held, index)
-        _mark(held.ever, fwd)
-        self.refreshed_at = self.step
-        new_fwd, new_bwd = (_share_of_new(new, old) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
-        self.churn = [*self.churn[-99:], (self.step, new_fwd, new_bwd)]
-        return True
-
-    def _lay_out(self, theta: Tensor, held: Held, index: Index) -> None:
-        """Take θ (at home) apart by an index; what is kept for each value follows."""
-        store(theta, held.values, self.reservoir, index, self.geometry)
-        for tensor in held.kept:
-            tensor.copy_(follow(tensor, held.index, index, self.geometry))
-        leave(self, held.index)
-        for mine, new in zip(held.index, index, strict=True):
-            mine.copy_(new)
-
-    @torch.no_grad()
-    def take_sets(self, other: Site) -> None:
-        """Take the sets of a site of the same counts. θ stays as it is, bit for bit."""
-        self.forget()
-        at_home([self], lambda site, held: site._follow_sets(held, other))
-
-    def _follow_sets(self, held: Held, other: Site) -> bool:
-        index = Index(*(tensor.to(self.home) for tensor in other.index))
-        if all(map(torch.equal, held.index, index)):
-            return False
-        self._lay_out(assemble(held.values, self.reservoir, held.index, self.geometry), held, index)
-        held.ever.copy_(other.ever)
-        return True
 
     def prepared(self) -> dict[str, Tensor]:
         """State of a thread's choice, waited for: its index, or zeros where there is none; under names of its own."""
@@ -383,32 +298,3 @@ class Site(parametrize.ParametrizationList):
         self.step, self.refreshed_at = (int(n) for n in found["clock"])
         if prepared and int(prepared["prepared_row_ptr"][-1]):
             self.pending = known(self.name, self.refreshed_at, Index(*prepared.values()))
-
-
-@torch.no_grad()
-def refresh(sites: Iterable[Site]) -> None:
-    """Choose A and B of these again, now."""
-    at_home(sites, Site.renew)
-
-
-def refresh_due(sites: Iterable[Site]) -> None:
-    """Refresh those that are due, where it is safe: in a forward that will be differentiated, never while a backward
-    recomputes, nor while a transform of ``torch.func`` runs or ``functional_call`` has put other tensors in a site's
-    place."""
-    transformed = torch._C._are_functorch_transforms_active()
-    if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and not transformed:
-        due = [site for site in sites if site.due and site.undisturbed()]
-        with torch.no_grad():
-            at_home(due, Site.renew_due)
-
-
-def _mark(ever: Tensor, fwd: Tensor) -> None:
-    """Remember, a bit a unit, what was ever in A; both in one place."""
-    bits = nn.functional.pad(fwd, (0, -fwd.numel() % 8)).view(-1, 8).to(torch.uint8)
-    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
-    ever |= (bits * weights).sum(1, dtype=torch.uint8)
-
-
-def _share_of_new(new: Tensor, old: Tensor) -> float:
-    # Not sum(), which widens every bool to int64 first.
-    return int((new & ~old).count_nonzero()) / int(new.count_nonzero())

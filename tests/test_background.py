@@ -121,14 +121,14 @@ class Gate:
     """Lets a thread choose no set before it is opened; the main thread goes through."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.open, choose, main = threading.Event(), Site._renewed, threading.get_ident()
+        self.open, choose, main = threading.Event(), Site.renewed, threading.get_ident()
 
         def wait(site: Site, theta: Tensor, step: int) -> Any:
             if threading.get_ident() != main:
                 assert self.open.wait(60)
             return choose(site, theta, step)
 
-        monkeypatch.setattr(Site, "_renewed", wait)
+        monkeypatch.setattr(Site, "renewed", wait)
 
 
 def test_training_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,14 +168,14 @@ def test_a_cast_made_meanwhile_keeps_the_sets_to_come() -> None:
 
 
 def test_an_error_is_raised_at_the_next_refresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model, choose = sparse(), Site._renewed
+    model, choose = sparse(), Site.renewed
 
     def fail(site: Site, theta: Tensor, step: int) -> Any:
         if step == 2 and site.name == "2.weight":
             raise MemoryError("no room")
         return choose(site, theta, step)
 
-    monkeypatch.setattr(Site, "_renewed", fail)
+    monkeypatch.setattr(Site, "renewed", fail)
     steps(model, 4)
     message = r"2\.weight: its sets of step 2, chosen in the background, failed with MemoryError: no room"
     with pytest.raises(topkast.RefreshError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -273,25 +274,32 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 NATIVE_CASES = ["mlp", "encoder", "tied", "experts", "hf_conv1d", "cnn", "conv1d", "conv3d", "conv_transpose"]
 
 
-@pytest.mark.parametrize("name", NATIVE_CASES)
-def test_training_takes_the_native_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wiring: the same sets, and the same weights up to float32's closeness, as on dense products (which equal the
-    oracle, see test_exact_models). The products themselves are held to the budget above."""
+def check_training(
+    name: str, kernel: str, plain: str, fwd: float, bwd: float, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> None:
+    """A model trains by one kernel as by another: the same sets, and the same weights up to float32's closeness."""
     found = {}
-    for kernel in ("dense", "native"):
-        monkeypatch.setenv("TOPKAST_KERNEL", kernel)
+    for each in (plain, kernel):
+        monkeypatch.setenv("TOPKAST_KERNEL", each)
         torch.manual_seed(0)
         torch._dynamo.reset()
         case = CASES[name]
-        model = topkast.compile(case.model(), 0.8, 0.6, refresh_every=2, backend="aot_eager", min_size=20)
+        model = topkast.compile(case.model(), fwd, bwd, refresh_every=2, backend="aot_eager", min_size=20, **options)
         optimizer = adamw(list(model.parameters()))
         for args, target in case.batches(5):
             optimizer.zero_grad()
             case.loss(model(*args), target).backward()
             optimizer.step()
         ran = {kernel for row in topkast.report(model).sites for ran in row["fused"].values() for kernel in ran}
-        assert ran == {kernel}
-        found[kernel] = topkast.dense_state_dict(model, "all"), topkast.masks(model)
-    torch.testing.assert_close(found["native"][0], found["dense"][0])
-    for site, pair in found["native"][1].items():
-        assert all(torch.equal(a, b) for a, b in zip(pair, found["dense"][1][site], strict=True)), site
+        assert ran == {each}
+        found[each] = topkast.dense_state_dict(model, "all"), topkast.masks(model)
+    torch.testing.assert_close(found[kernel][0], found[plain][0])
+    for site, pair in found[kernel][1].items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, found[plain][1][site], strict=True)), site
+
+
+@pytest.mark.parametrize("name", NATIVE_CASES)
+def test_training_takes_the_native_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wiring: dense products equal the oracle, see test_exact_models; the products themselves are held to the
+    budget above."""
+    check_training(name, "native", "dense", 0.8, 0.6, monkeypatch)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.runtime import stream
+from topkast.runtime.renew import renew
 from topkast.runtime.site import Site
 from topkast.runtime.state import sites
 
@@ -124,7 +125,7 @@ def test_the_next_layer_comes_down_while_one_is_worked_on(engine: Engine) -> Non
     def change(site: Site, parts: stream.Held) -> bool:
         engine.log.append(names[id(site)])
         engine.queue.append(lambda: None)  # it has its place in the log, and is nothing to make
-        return site.renew(parts)
+        return renew(site, parts)
 
     with torch.no_grad():
         stream.at_home(sites(model).values(), change)
@@ -142,7 +143,7 @@ def test_a_refresh_that_fails_leaves_no_copy_behind(engine: Engine) -> None:
         if site.name == "2.weight":
             parts.values.zero_()
             raise ValueError("no")
-        return site.renew(parts)
+        return renew(site, parts)
 
     with torch.no_grad(), pytest.raises(ValueError, match="no"):
         stream.at_home(sites(model).values(), change)

@@ -17,14 +17,11 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from builders import CASES
 from hypothesis import given, settings
-from lockstep import adamw
-from test_native import check, sets, within
+from test_native import check, check_training, sets, within
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import topkast
 from topkast.runtime import choose, layout, planner
 from topkast.runtime import triton as package
 from topkast.runtime.kernels import KERNELS, candidates
@@ -323,25 +320,7 @@ def test_training_takes_the_kernels(
     name: str, kernel: str, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wiring, sets and index of the refreshes included: as on plain dense products, which equal the oracle."""
-    found = {}
-    for each in ("reference", kernel):
-        monkeypatch.setenv("TOPKAST_KERNEL", each)
-        torch.manual_seed(0)
-        torch._dynamo.reset()
-        case = CASES[name]
-        options = {"block": block, "refresh_every": 2, "backend": "aot_eager", "min_size": 20}
-        model = topkast.compile(case.model(), 0.7, 0.4, **options)
-        optimizer = adamw(list(model.parameters()))
-        for args, target in case.batches(5):
-            optimizer.zero_grad()
-            case.loss(model(*args), target).backward()
-            optimizer.step()
-        ran = {kernel for row in topkast.report(model).sites for ran in row["fused"].values() for kernel in ran}
-        assert ran == {each}
-        found[each] = topkast.dense_state_dict(model, "all"), topkast.masks(model)
-    torch.testing.assert_close(found[kernel][0], found["reference"][0])
-    for site, pair in found[kernel][1].items():
-        assert all(torch.equal(a, b) for a, b in zip(pair, found["reference"][1][site], strict=True)), site
+    check_training(name, kernel, "reference", 0.7, 0.4, monkeypatch, block=block)
 
 
 @pytest.mark.parametrize("run, side", [(products, 16), (single, 1)], ids=["blocks", "single"])
