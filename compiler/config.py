@@ -73,7 +73,7 @@ class Config:
     stop_exploring_after: int | None = None
     explore: str = "topk"
     exploration_l2: float = 0.0
-    exploration_decay: float = 10.0
+    exploration_decay: float = 30.0
     method: str = "topkast"
     drop_fraction: float = 0.3
     reservoir: str = "device"

@@ -9,6 +9,7 @@ from topkast.passes import summary
 from topkast.runtime import native
 from topkast.runtime.layout import slot_units
 from topkast.runtime.planner import measured
+from topkast.runtime.rule import MOST_DECAY
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
@@ -157,10 +158,10 @@ def _warnings(name: str, site: Site) -> list[str]:
             f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a "
             'backend that is not ours; use torch.compile(model, backend="topkast")'
         )
-    if site.decayed_by > 1:
+    if site.decayed_by > MOST_DECAY:
         found.append(
-            f"{name}: exploration_decay * lr = {site.decayed_by:.3g} is above 1, so every step turns the sign of "
-            "explored weights; choose a smaller exploration_decay"
+            f"{name}: exploration_decay * lr = {site.decayed_by:.3g} would take more than a step may: explored weights "
+            f"decayed by {MOST_DECAY:g}"
         )
     rows = site.row_fwd.numel()
     empty = int((site.row_fwd == site.row_ptr[:-1]).sum())

@@ -45,7 +45,7 @@ class Rules:
 
     refresh_every: int = 100
     explore: str = "topk"
-    decay: float = 10.0
+    decay: float = 30.0
     l2: float = 0.0
     stop: int | None = None
     background: bool = False
@@ -186,7 +186,7 @@ class Oracle:
         for name, theta in self.theta.items():
             fwd, bwd = self.sets[name]
             rate = lr if isinstance(lr, float) else lr.get(id(theta), 0.0)
-            theta.copy_(torch.where(bwd & ~fwd, theta * (1 - rate * self.rules.decay), theta))
+            theta.copy_(torch.where(bwd & ~fwd, theta * (1 - min(rate * self.rules.decay, 0.25)), theta))
         self.steps += 1
         self.stepped = self.sets
         if self.rules.method == "rigl":

@@ -164,9 +164,9 @@ def test_exploration_that_never_starts():
         train(model, 3)
 
 
-def test_decay_that_overshoots_is_reported():
+def test_decay_that_is_cut_is_reported():
     model = small(mlp())
-    train(model, 1, lr=0.05)
+    train(model, 1, lr=0.008)
     assert not any("exploration_decay" in warning for warning in topkast.report(model).warnings)
     train(model, 1, lr=0.2)
     assert any("exploration_decay" in warning for warning in topkast.report(model).warnings)

@@ -49,9 +49,7 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_equals_the_oracle(name: str) -> None:
     """θ, W_A, the sets and every state tensor, after each of seven steps with three refreshes between them."""
-    # The decay of explored weights is lr × 10 a step: nothing for an optimizer whose lr is not a step's length.
-    options = {**SPARSE, "exploration_decay": 0.0} if name == "adadelta" else SPARSE
-    trio = Trio(CASES["mlp"], options, OPTIMIZERS[name])
+    trio = Trio(CASES["mlp"], SPARSE, OPTIMIZERS[name])
     trio.run(partial(plain, steps=7))
     churn = [share for site in sites_of(trio.ours.model).values() for *_, share in site.churn]
     assert any(churn), "B never changed: nothing followed anything"

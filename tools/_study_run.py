@@ -54,7 +54,7 @@ class Run:
     stop_exploring_after: float | None = None
     explore: str | None = "topk"
     exploration_l2: float | None = 0.0
-    exploration_decay: float | None = 10.0
+    exploration_decay: float | None = 30.0
     drop_fraction: float | None = 0.3
     activations: float | None = 0.2
     optimizer: str = "adamw"
