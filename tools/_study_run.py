@@ -1,18 +1,13 @@
-"""What one run is, and how a declared grid becomes a list of them.
-
-A grid is a TOML file: ``[base]`` holds values for every run, ``[axes]`` lists of values of which each combination is
-run, ``[arms.NAME]`` what is compared, ``[tasks.NAME]`` values for one task. Later ones win: base, task, axes, arm.
-"""
+"""What one run is: its fields, those that its method uses, and the arguments of ``topkast.compile`` they make."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import tomllib
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
+from topkast.compiler.config import pair
+from topkast.runtime.errors import ConfigError
 from topkast.runtime.methods import METHODS
 
 # Beside the methods of topkast.compile: the dense model, a dense one with as many parameters as the sparse one works
@@ -83,48 +78,22 @@ OPTIONAL = sorted({name for method in METHODS.values() for name in method.uses} 
 
 
 def canonical(run: Run) -> Run:
-    """The run without what its method does not use; StudyError for what cannot be."""
+    """The run without what its method does not use, and B's sparsity in figures; StudyError for what cannot be."""
     if run.method not in METHODS and run.method not in BASELINES:
         raise StudyError(f"method={run.method!r}: must be one of {', '.join([*METHODS, *BASELINES])}")
     if run.optimizer not in OPTIMIZERS:
         raise StudyError(f"optimizer={run.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}")
     uses = METHODS[run.method].uses if run.method in METHODS else ()
-    unused = {name: None for name in OPTIONAL if name not in uses}
+    unused: dict[str, Any] = {name: None for name in OPTIONAL if name not in uses}
     if run.method not in ("meprop", "swat"):
         unused["activations"] = None
     if run.method in ("dense", "meprop"):
         unused["fwd"] = None
     if run.method in BASELINES:
-        unused |= {"block": "1x1", "distribution": "uniform"}  # type: ignore[dict-item]
+        unused |= {"block": "1x1", "distribution": "uniform"}
+    if "bwd" in uses:
+        try:
+            unused["bwd"] = pair("", run.fwd, run.bwd)[1]
+        except ConfigError as error:
+            raise StudyError(str(error)) from error
     return replace(run, **unused)
-
-
-def read_grid(path: Path) -> list[tuple[str, Run]]:
-    """(arm, run) of every combination, in the order of the file.
-
-    Raises:
-        StudyError: no such file, not TOML, or a field or value that is not there.
-    """
-    try:
-        declared = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise StudyError(f"{path}: {error}") from error
-    base, axes, arms, tasks = (declared.get(name, {}) for name in ("base", "axes", "arms", "tasks"))
-    if unknown := declared.keys() - {"base", "axes", "arms", "tasks"}:
-        raise StudyError(f"{path}: unknown tables {', '.join(sorted(unknown))}; allowed: base, axes, arms, tasks")
-    if not arms:
-        raise StudyError(f"{path}: no [arms.NAME], so there is nothing to compare")
-    found = []
-    for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        of_task = tasks.get(point.get("task", base.get("task")), {})
-        for arm, own in arms.items():
-            given = {**base, **of_task, **point, **own}
-            allowed = [field.name for field in fields(Run)]
-            if unknown := given.keys() - set(allowed):
-                raise StudyError(f"{path}: unknown {', '.join(sorted(unknown))}; a run has {', '.join(allowed)}")
-            try:
-                found.append((arm, canonical(Run(**given))))
-            except TypeError as error:
-                raise StudyError(f"{path}: {arm}: {error}") from error
-    return found
