@@ -1,8 +1,13 @@
-"""How long a step of a run takes with the real kernels, beside the compiled dense model, in pairs."""
+"""How long a step of a run takes with the real kernels, beside the compiled dense model, in pairs.
+
+Seconds are the CPU's, of one thread: on an idle machine they are those of the clock on the wall, and on one that others
+use too they do not hold the others' time.
+"""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -63,7 +68,7 @@ def measure_run(run: Run, repeats: int, backend: str, data: Path | None = None) 
     for place, share in course(run):
         if run.method != "small-dense":
             _move(model, round(place * STEPS))
-        pairs = measure([dense], [step], repeats)
+        pairs = measure([dense], [step], repeats, clock=time.process_time)
         found.append((share, pairs.ratio(), pairs.seconds()))
     return {
         "ratio": {name: sum(share * ratio[name] for share, ratio, _ in found) for name in SPREAD},
@@ -106,6 +111,6 @@ def _refresh(step: Callable[[], object], model: nn.Module, repeats: int) -> floa
             site.refreshed_at = -2 * STEPS
 
     _move(model, 0)
-    pairs = measure([step], [due, step], repeats)
+    pairs = measure([step], [due, step], repeats, clock=time.process_time)
     more = [with_it[1] - without[0] for without, with_it in zip(pairs.dense, pairs.sparse, strict=True)]
     return max(0.0, statistics.median(more))

@@ -49,7 +49,8 @@ def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
         for panel, cost in zip(panels, PANELS, strict=True):
             for number, arm in enumerate(arms):
                 _line(panel, [row for row in here if row.arm == arm and cost in row.costs], cost, number)
-            panel.set(xlabel=PANELS[cost], xscale="log")
+            places = {row.costs[cost] for row in here if cost in row.costs}
+            panel.set(xlabel=PANELS[cost], xscale="log" if len(places) > 1 else "linear")
             panel.grid(alpha=0.3)
         panels[0].set_ylabel(f"{task}: {task_of(task).quality}")
         panels[0].legend(fontsize="x-small")
@@ -64,12 +65,13 @@ def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
 
 def _line(panel: plt.Axes, own: Sequence[Row], cost: str, number: int) -> None:
     """One arm, its points in the order of what they cost."""
+    if not own:
+        return
     points = sorted(own, key=lambda row: row.costs[cost])
     means = [estimate(list(row.qualities.values())) for row in points]
     halves = [0.0 if m.count == 1 else m.half for m in means]
     look = {"fmt": "osD^v<>PX*"[number // 10 % 10] + "-", "color": f"C{number % 10}", "markersize": 4}
-    label = own[0].arm if own else "_nothing"
-    panel.errorbar([row.costs[cost] for row in points], [m.mean for m in means], halves, label=label, **look)
+    panel.errorbar([row.costs[cost] for row in points], [m.mean for m in means], halves, label=own[0].arm, **look)
 
 
 def _mean(rows: Sequence[Row], arm: str) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _study_grid import read_grid
-from _study_rows import Row, estimate, rows
+from _study_rows import Row, compared, estimate, rows
 from _study_run import StudyError
 from _study_store import Results
 from _study_table import Sheet, sheets
@@ -26,7 +26,7 @@ dash: not measured.
 
 
 def tables(folder: Path, held: Results, times: Times) -> str:
-    """TABLES.md: each grid of ``folder`` with a result, under its own first lines, and what has none."""
+    """TABLES.md: each grid of ``folder`` with something to compare, under its own first lines; and the others."""
     parts, without = [HEAD], []
     for path in sorted(folder.glob("*.toml")):
         try:
@@ -34,19 +34,14 @@ def tables(folder: Path, held: Results, times: Times) -> str:
         except StudyError as error:
             without.append(f"`{path.stem}` ({str(error).removeprefix(f'{path}: ')})")
             continue
-        if not any(row.costs for row in found):
+        if not (found := compared(found)):
             without.append(f"`{path.stem}`")
             continue
-        parts += [f"\n## {path.stem}\n\n{about(path)}\n", *(f"\n{sheet.markdown()}" for sheet in _ran(found))]
+        made = [f"\n{sheet.markdown()}" for sheet in sheets(found, "topkast")]
+        parts += [f"\n## {path.stem}\n\n{about(path)}\n", *made]
     if without:
         parts.append(f"\n## Not run\n\n{', '.join(without)}\n")
     return "".join(parts)
-
-
-def _ran(found: Sequence[Row]) -> list[Sheet]:
-    """The tables of the places where something was run."""
-    places = {row.where for row in found if row.costs}
-    return sheets([row for row in found if row.where in places], "topkast")
 
 
 def about(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +93,12 @@ def rows(grid: Sequence[Point], held: Results, times: Times) -> list[Row]:
         best.rates = max(1, sum(bool(row.costs) for row in each))
         found.append(best)
     return found
+
+
+def compared(found: Sequence[Row]) -> list[Row]:
+    """The rows of the places where at least two arms have a result."""
+    ran = Counter(row.where for row in found if row.costs)
+    return [row for row in found if ran[row.where] > 1]
 
 
 def _row(points: Sequence[Point], held: Results, times: Times) -> Row:

@@ -87,7 +87,7 @@ def report(args: argparse.Namespace, console: Console) -> None:
     """Every table and picture that is kept in the repository."""
     from _study_plot import plot
     from _study_report import tables, with_summary
-    from _study_rows import rows
+    from _study_rows import compared, rows
 
     held, times = read(args.results), read_times(args.times)
     (FOLDER / "TABLES.md").write_text(tables(HERE / "grids", held, times), encoding="utf-8")
@@ -100,7 +100,7 @@ def report(args: argparse.Namespace, console: Console) -> None:
         except StudyError as error:
             console.print(f"[yellow]left out:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             continue
-        if written := plot(found, path.stem, FOLDER / f"{path.stem}.png"):
+        if written := plot(compared(found), path.stem, FOLDER / f"{path.stem}.png"):
             console.print(f"wrote {written}", highlight=False, soft_wrap=True)
 
 
