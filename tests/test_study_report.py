@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from _study_run import Run, StudyError, canonical
 from _study_store import read
 from _study_table import sheets
 from _study_times import Times, key_of, read_times
+from _study_topology import WAYS, topology
 
 COMMON: dict[str, Any] = {"task": "digits", "steps": 1, "batch": 1, "lr": 0.1}
 README = Path(study.HERE).parent / "README.md"
@@ -96,7 +98,8 @@ def test_only_what_can_be_compared_is_reported() -> None:
 def test_what_is_in_the_repository_is_what_the_results_give() -> None:
     """`python tools/study.py report` mends it."""
     held, times = read(study.FOLDER / "runs.jsonl"), read_times(study.FOLDER / "times.json")
-    assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == tables(study.HERE / "grids", held, times)
+    made = tables(study.HERE / "grids", held, times, study.FOLDER / "topology")
+    assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
     rivals = rows(read_grid(study.grid_path("rivals"), times), held, times)
     readme = README.read_text(encoding="utf-8")
     assert with_summary(readme, rivals) == readme
@@ -107,6 +110,23 @@ def test_a_readme_without_its_marks_is_refused() -> None:
     for text in ("", f"{MARKS[1]}\n{MARKS[0]}\n", f"{MARKS[0]}\n{MARKS[0]}\n{MARKS[1]}\n"):
         with pytest.raises(StudyError, match=r"README.md: must have the lines"):
             with_summary(text, [])
+
+
+def test_topology_over_pairs_of_seeds(tmp_path: Path) -> None:
+    assert topology(tmp_path) == ""
+    arguments = dict.fromkeys(("model", "steps", "fwd", "bwd", "block", "refresh_every"), "1")
+    for seed, matched in ((0, 0.5), (2, 0.7)):
+        ways = {way: {"forward": 0.9} for way in WAYS} | {"matched": {"forward": matched}}
+        found = {"arguments": arguments | {"seed": str(seed)}, "between seeds": {"start": ways, "end": ways}}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(found))
+    end = topology(tmp_path).splitlines()[-1]
+    assert end.startswith("| end | 0.900 ± 0.000 [0.900, 0.900] | 0.600 ± 0.141 [") and "| -0.300 ± 0.141 [" in end
+    (tmp_path / "4.json").write_text(json.dumps(found | {"arguments": arguments | {"model": "2"}}))
+    with pytest.raises(StudyError, match=r"4.json: other arguments than 0.json's"):
+        topology(tmp_path)
+    (tmp_path / "4.json").write_text("{}")
+    with pytest.raises(StudyError, match=r"a file that tools/mask_dynamics.py did not write"):
+        topology(tmp_path)
 
 
 def test_a_grid_says_what_it_is_about() -> None:

@@ -12,6 +12,7 @@ from _study_store import Results
 from _study_table import Sheet, sheets
 from _study_tasks import task_of
 from _study_times import Times
+from _study_topology import topology
 
 MARKS = "<!-- study: made by `python tools/study.py report` -->", "<!-- study: end -->"
 HEAD = """# Tables of the study
@@ -25,8 +26,9 @@ dash: not measured.
 """
 
 
-def tables(folder: Path, held: Results, times: Times) -> str:
-    """TABLES.md: each grid of ``folder`` with something to compare, under its own first lines; and the others."""
+def tables(folder: Path, held: Results, times: Times, pairs: Path) -> str:
+    """TABLES.md: each grid of ``folder`` with something to compare, under its own first lines; the table of the files
+    in ``pairs``; and the grids without."""
     parts, without = [HEAD], []
     for path in sorted(folder.glob("*.toml")):
         try:
@@ -39,6 +41,7 @@ def tables(folder: Path, held: Results, times: Times) -> str:
             continue
         made = [f"\n{sheet.markdown()}" for sheet in sheets(found, "topkast")]
         parts += [f"\n## {path.stem}\n\n{about(path)}\n", *made]
+    parts.append(topology(pairs))
     if without:
         parts.append(f"\n## Not run\n\n{', '.join(without)}\n")
     return "".join(parts)

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from topkast.compiler.config import pair
+from topkast.compiler.config import Config, pair
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.methods import METHODS
 
@@ -27,8 +27,8 @@ class Run:
     Args:
         task: a name of :data:`_study_tasks.TASKS`.
         method: of ``topkast.compile``, or one of :data:`BASELINES`.
-        fwd ... drop_fraction: as ``topkast.compile`` has them; ``stop_exploring_after`` is a share of the steps. What a
-            method does not use is None, so that no two runs differ by it.
+        fwd ... drop_fraction: as ``topkast.compile`` has them, with its defaults; ``stop_exploring_after`` is a share
+            of the steps. What a method does not use is None, so that no two runs differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         lr: peak of the schedule (warm-up over a tenth of the steps, then a cosine to a twentieth).
@@ -41,16 +41,16 @@ class Run:
     batch: int
     lr: float
     seed: int = 0
-    fwd: float | None = 0.9
+    fwd: float | None = Config.fwd
     bwd: float | None = None
     block: str = "1x1"
-    distribution: str = "uniform"
-    refresh_every: int | None = 100
-    stop_exploring_after: float | None = None
-    explore: str | None = "topk"
-    exploration_l2: float | None = 0.0
-    exploration_decay: float | None = 10.0
-    drop_fraction: float | None = 0.3
+    distribution: str = Config.distribution
+    refresh_every: int | None = Config.refresh_every
+    stop_exploring_after: float | None = Config.stop_exploring_after
+    explore: str | None = Config.explore
+    exploration_l2: float | None = Config.exploration_l2
+    exploration_decay: float | None = Config.exploration_decay
+    drop_fraction: float | None = Config.drop_fraction
     activations: float | None = 0.2
     optimizer: str = "adamw"
     weight_decay: float = 0.01
@@ -63,18 +63,17 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         """The arguments of ``topkast.compile``."""
-        used = {name: getattr(self, name) for name in METHODS[self.method].uses if name in OPTIONAL}
-        if used.get("stop_exploring_after") is not None:
-            used["stop_exploring_after"] = round(used["stop_exploring_after"] * self.steps)
+        used = {name: getattr(self, name) for name in [*COMPILED, "backend"] if getattr(self, name) is not None}
+        if self.stop_exploring_after is not None:
+            used["stop_exploring_after"] = round(self.stop_exploring_after * self.steps)
         rows, columns = self.block.split("x")
-        return {
-            "fwd": self.fwd, "block": (int(rows), int(columns)), "distribution": self.distribution,
-            "method": self.method, "seed": self.seed, "backend": self.backend, **used,
-        }  # fmt: skip
+        return used | {"block": (int(rows), int(columns))}
 
 
-# When sets are chosen in the background is not studied.
-OPTIONAL = sorted({name for method in METHODS.values() for name in method.uses} & {field.name for field in fields(Run)})
+# Arguments of topkast.compile, and those of them that not every method uses. When sets are chosen in the background is
+# not studied. An argument that is to be studied needs a field of Run and nothing else.
+COMPILED = sorted({field.name for field in fields(Run)} & {field.name for field in fields(Config)})
+OPTIONAL = sorted({name for method in METHODS.values() for name in method.uses} & set(COMPILED))
 
 
 def canonical(run: Run) -> Run:
@@ -90,7 +89,8 @@ def canonical(run: Run) -> Run:
     if run.method in ("dense", "meprop"):
         unused["fwd"] = None
     if run.method in BASELINES:
-        unused |= {"block": "1x1", "distribution": "uniform"}
+        kept = {"method", "seed", "fwd", *OPTIONAL}
+        unused |= {field.name: field.default for field in fields(Run) if field.name in set(COMPILED) - kept}
     if "bwd" in uses:
         try:
             unused["bwd"] = pair("", run.fwd, run.bwd)[1]

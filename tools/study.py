@@ -90,7 +90,8 @@ def report(args: argparse.Namespace, console: Console) -> None:
     from _study_rows import compared, rows
 
     held, times = read(args.results), read_times(args.times)
-    (FOLDER / "TABLES.md").write_text(tables(HERE / "grids", held, times), encoding="utf-8")
+    text = tables(HERE / "grids", held, times, FOLDER / "topology")
+    (FOLDER / "TABLES.md").write_text(text, encoding="utf-8")
     readme = HERE.parent / "README.md"
     rivals = rows(read_grid(grid_path("rivals"), times), held, times)
     readme.write_text(with_summary(readme.read_text(encoding="utf-8"), rivals), encoding="utf-8")
