@@ -85,7 +85,7 @@ def test_the_tool_writes_plots_and_figures(tmp_path: Path, capsys: pytest.Captur
     assert mask_dynamics.main([*size, "--backend", "eager", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "dynamics.json").read_text())
     assert [moved["step"] for moved in found["seeds"]["0"]["total"]] == [2, 4]
-    apart = found["between seeds"]
+    apart = json.loads((tmp_path / "between_seeds.json").read_text())["between seeds"]
     for end in ("start", "end"):
         assert apart[end]["matched"]["forward"] <= apart[end]["as they are"]["forward"]
         assert apart[end]["shuffled, matched"]["forward"] <= apart[end]["shuffled"]["forward"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from _study_run import StudyError
 from _text import Text, load_text
 from torch import Tensor
@@ -60,6 +61,17 @@ def digits() -> Images:
     images = torch.from_numpy(found.images).float()[:, None] / 8 - 1
     classes = torch.from_numpy(found.target).long()
     return images[::2], classes[::2], images[1::2], classes[1::2]
+
+
+@functools.cache
+def large_digits() -> Images:
+    """The same digits as 3 x 32 x 32, which is what models for photographs take."""
+    images, classes, tests, wanted = digits()
+    return _enlarged(images), classes, _enlarged(tests), wanted
+
+
+def _enlarged(images: Tensor) -> Tensor:
+    return F.interpolate(images, size=32, mode="bilinear", align_corners=False).expand(-1, 3, -1, -1)
 
 
 @functools.cache

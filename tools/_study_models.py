@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from _study_run import StudyError
 from torch import Tensor, nn
 
 
@@ -74,6 +75,33 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)).mean((2, 3)))
+
+
+def torchvision_resnet(width: int) -> nn.Module:
+    """torchvision's ResNet of one basic block a stage, without the max pooling, for 3 x 32 x 32 and ten classes.
+
+    Raises:
+        StudyError: torchvision is not installed.
+    """
+    import _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
+
+    try:
+        from torchvision.models.resnet import BasicBlock, ResNet
+    except ImportError as error:
+        raise StudyError(f"task digits-resnet: needs torchvision, pip install torchvision ({error})") from error
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+    model.maxpool = nn.Identity()  # or the last stage would see one pixel
+    if width != 64:  # its own width is fixed, its stages are not
+        model.conv1, model.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
+        model.inplanes = width
+        for stage in range(4):
+            layers = model._make_layer(BasicBlock, width << stage, 1, stride=2 if stage else 1)
+            setattr(model, f"layer{stage + 1}", layers)
+        model.fc = nn.Linear(width << 3, 10)
+    for layer in model.modules():  # as torchvision does it
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return model
 
 
 def width_for(build: Callable[[int], nn.Module], parameters: int, step: int, most: int) -> int:

@@ -1,7 +1,8 @@
-"""Quality against what it costs: one picture a task, one panel a cost."""
+"""Quality against what it costs: one picture a grid, a row of panels a task, one panel a cost."""
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,58 +12,66 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from _study_table import Row, estimate
-from _study_tasks import TASKS
+from _study_rows import Row, estimate
+from _study_tasks import task_of
+from PIL import Image
 
 PANELS = {
     "density": "forward density",
-    "flops": "weight FLOPs of a step, share of dense",
-    "cpu_seconds": "CPU seconds of a step, measured",
+    "flops": "weight FLOPs, in dense runs",
+    "time": "measured time, s",
     "bytes": "bytes of training state",
 }
+COLOURS = 48  # enough for lines and letters, and a third of the bytes
 
 
-def _place(row: Row, cost: str, densities: dict[str, float]) -> float:
-    if cost != "density":
-        return row.costs[cost]
-    fwd = row.where.get("fwd")
-    return densities[row.arm] if fwd is None else 1 - fwd
-
-
-def plot(found: Sequence[Row], densities: dict[str, float], folder: Path) -> list[Path]:
-    """Draw every task's arms, mean and 95 % interval over seeds, into ``folder``/TASK.png.
+def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
+    """Draw every task's arms, mean and 95 % interval over seeds, into the PNG ``path``.
 
     Args:
-        found: the rows; those without a result are left out.
-        densities: arm -> forward density where the rows' points do not say it.
-        folder: is made if it is not there.
+        found: the rows; those without a result are left out, and a panel leaves out those without its cost.
+        name: of the grid, for the title.
+        path: its folder is made if it is not there.
+
+    Returns:
+        The path, or None where there is nothing to draw.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in found:
         if row.qualities:
-            by_task[row.where["task"]].append(row)
-    written = []
-    for task, here in by_task.items():
-        figure, axes = plt.subplots(1, len(PANELS), figsize=(4.4 * len(PANELS), 5), layout="constrained", sharey=True)
-        arms = sorted({row.arm for row in here}, key=lambda arm: _mean(here, arm))
-        for panel, cost in zip(axes, PANELS, strict=True):
+            by_task[row.task].append(row)
+    if not by_task:
+        return None
+    size = 3.4 * len(PANELS) + 1.6, 3.4 * len(by_task) + 0.4
+    figure, axes = plt.subplots(len(by_task), len(PANELS), figsize=size, layout="constrained", squeeze=False)
+    for panels, (task, here) in zip(axes, by_task.items(), strict=True):
+        arms = sorted(dict.fromkeys(row.arm for row in here), key=lambda arm: _mean(here, arm))
+        for panel, cost in zip(panels, PANELS, strict=True):
             for number, arm in enumerate(arms):
-                own = [(_place(row, cost, densities), row) for row in here if row.arm == arm]
-                points = sorted(own, key=lambda point: point[0])
-                means = [estimate(list(row.qualities.values())) for _, row in points]
-                halves = [0.0 if m.count == 1 else m.half for m in means]
-                look = {"fmt": "osD^v<>PX*"[number // 10 % 10] + "-", "color": f"C{number % 10}", "label": arm}
-                panel.errorbar([place for place, _ in points], [m.mean for m in means], halves, **look)
-            panel.set(xlabel=PANELS[cost], xscale="log")
+                _line(panel, [row for row in here if row.arm == arm and cost in row.costs], cost, number)
+            places = {row.costs[cost] for row in here if cost in row.costs}
+            panel.set(xlabel=PANELS[cost], xscale="log" if len(places) > 1 else "linear")
             panel.grid(alpha=0.3)
-        axes[0].set_ylabel(TASKS[task].quality)
-        axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.suptitle(f"{task}: mean over seeds, 95 % interval")
-        written.append(folder / f"{task}.png")
-        figure.savefig(written[-1], dpi=110)
-        plt.close(figure)
-    return written
+        panels[0].set_ylabel(f"{task}: {task_of(task).quality}")
+        panels[0].legend(fontsize="x-small")
+    figure.suptitle(f"{name}: mean over seeds, 95 % interval")
+    held = io.BytesIO()
+    figure.savefig(held, dpi=75)
+    plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(held).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path
+
+
+def _line(panel: plt.Axes, own: Sequence[Row], cost: str, number: int) -> None:
+    """One arm, its points in the order of what they cost."""
+    if not own:
+        return
+    points = sorted(own, key=lambda row: row.costs[cost])
+    means = [estimate(list(row.qualities.values())) for row in points]
+    halves = [0.0 if m.count == 1 else m.half for m in means]
+    look = {"fmt": "osD^v<>PX*"[number // 10 % 10] + "-", "color": f"C{number % 10}", "markersize": 4}
+    panel.errorbar([row.costs[cost] for row in points], [m.mean for m in means], halves, label=own[0].arm, **look)
 
 
 def _mean(rows: Sequence[Row], arm: str) -> float:

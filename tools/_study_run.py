@@ -1,18 +1,13 @@
-"""What one run is, and how a declared grid becomes a list of them.
-
-A grid is a TOML file: ``[base]`` holds values for every run, ``[axes]`` lists of values of which each combination is
-run, ``[arms.NAME]`` what is compared, ``[tasks.NAME]`` values for one task. Later ones win: base, task, axes, arm.
-"""
+"""What one run is: its fields, those that its method uses, and the arguments of ``topkast.compile`` they make."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import tomllib
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
+from topkast.compiler.config import Config, pair
+from topkast.runtime.errors import ConfigError
 from topkast.runtime.methods import METHODS
 
 # Beside the methods of topkast.compile: the dense model, a dense one with as many parameters as the sparse one works
@@ -32,8 +27,8 @@ class Run:
     Args:
         task: a name of :data:`_study_tasks.TASKS`.
         method: of ``topkast.compile``, or one of :data:`BASELINES`.
-        fwd ... drop_fraction: as ``topkast.compile`` has them; ``stop_exploring_after`` is a share of the steps. What a
-            method does not use is None, so that no two runs differ by it.
+        fwd ... drop_fraction: as ``topkast.compile`` has them, with its defaults; ``stop_exploring_after`` is a share
+            of the steps. What a method does not use is None, so that no two runs differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         lr: peak of the schedule (warm-up over a tenth of the steps, then a cosine to a twentieth).
@@ -46,16 +41,16 @@ class Run:
     batch: int
     lr: float
     seed: int = 0
-    fwd: float | None = 0.9
+    fwd: float | None = Config.fwd
     bwd: float | None = None
     block: str = "1x1"
-    distribution: str = "uniform"
-    refresh_every: int | None = 100
-    stop_exploring_after: float | None = None
-    explore: str | None = "topk"
-    exploration_l2: float | None = 0.0
-    exploration_decay: float | None = 30.0
-    drop_fraction: float | None = 0.3
+    distribution: str = Config.distribution
+    refresh_every: int | None = Config.refresh_every
+    stop_exploring_after: float | None = Config.stop_exploring_after
+    explore: str | None = Config.explore
+    exploration_l2: float | None = Config.exploration_l2
+    exploration_decay: float | None = Config.exploration_decay
+    drop_fraction: float | None = Config.drop_fraction
     activations: float | None = 0.2
     optimizer: str = "adamw"
     weight_decay: float = 0.01
@@ -68,63 +63,37 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         """The arguments of ``topkast.compile``."""
-        used = {name: getattr(self, name) for name in METHODS[self.method].uses if name in OPTIONAL}
-        if used.get("stop_exploring_after") is not None:
-            used["stop_exploring_after"] = round(used["stop_exploring_after"] * self.steps)
+        used = {name: getattr(self, name) for name in [*COMPILED, "backend"] if getattr(self, name) is not None}
+        if self.stop_exploring_after is not None:
+            used["stop_exploring_after"] = round(self.stop_exploring_after * self.steps)
         rows, columns = self.block.split("x")
-        return {
-            "fwd": self.fwd, "block": (int(rows), int(columns)), "distribution": self.distribution,
-            "method": self.method, "seed": self.seed, "backend": self.backend, **used,
-        }  # fmt: skip
+        return used | {"block": (int(rows), int(columns))}
 
 
-# When sets are chosen in the background is not studied.
-OPTIONAL = sorted({name for method in METHODS.values() for name in method.uses} & {field.name for field in fields(Run)})
+# Arguments of topkast.compile, and those of them that not every method uses. When sets are chosen in the background is
+# not studied. An argument that is to be studied needs a field of Run and nothing else.
+COMPILED = sorted({field.name for field in fields(Run)} & {field.name for field in fields(Config)})
+OPTIONAL = sorted({name for method in METHODS.values() for name in method.uses} & set(COMPILED))
 
 
 def canonical(run: Run) -> Run:
-    """The run without what its method does not use; StudyError for what cannot be."""
+    """The run without what its method does not use, and B's sparsity in figures; StudyError for what cannot be."""
     if run.method not in METHODS and run.method not in BASELINES:
         raise StudyError(f"method={run.method!r}: must be one of {', '.join([*METHODS, *BASELINES])}")
     if run.optimizer not in OPTIMIZERS:
         raise StudyError(f"optimizer={run.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}")
     uses = METHODS[run.method].uses if run.method in METHODS else ()
-    unused = {name: None for name in OPTIONAL if name not in uses}
+    unused: dict[str, Any] = {name: None for name in OPTIONAL if name not in uses}
     if run.method not in ("meprop", "swat"):
         unused["activations"] = None
     if run.method in ("dense", "meprop"):
         unused["fwd"] = None
     if run.method in BASELINES:
-        unused |= {"block": "1x1", "distribution": "uniform"}  # type: ignore[dict-item]
+        kept = {"method", "seed", "fwd", *OPTIONAL}
+        unused |= {field.name: field.default for field in fields(Run) if field.name in set(COMPILED) - kept}
+    if "bwd" in uses:
+        try:
+            unused["bwd"] = pair("", run.fwd, run.bwd)[1]
+        except ConfigError as error:
+            raise StudyError(str(error)) from error
     return replace(run, **unused)
-
-
-def read_grid(path: Path) -> list[tuple[str, Run]]:
-    """(arm, run) of every combination, in the order of the file.
-
-    Raises:
-        StudyError: no such file, not TOML, or a field or value that is not there.
-    """
-    try:
-        declared = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise StudyError(f"{path}: {error}") from error
-    base, axes, arms, tasks = (declared.get(name, {}) for name in ("base", "axes", "arms", "tasks"))
-    if unknown := declared.keys() - {"base", "axes", "arms", "tasks"}:
-        raise StudyError(f"{path}: unknown tables {', '.join(sorted(unknown))}; allowed: base, axes, arms, tasks")
-    if not arms:
-        raise StudyError(f"{path}: no [arms.NAME], so there is nothing to compare")
-    found = []
-    for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        of_task = tasks.get(point.get("task", base.get("task")), {})
-        for arm, own in arms.items():
-            given = {**base, **of_task, **point, **own}
-            allowed = [field.name for field in fields(Run)]
-            if unknown := given.keys() - set(allowed):
-                raise StudyError(f"{path}: unknown {', '.join(sorted(unknown))}; a run has {', '.join(allowed)}")
-            try:
-                found.append((arm, canonical(Run(**given))))
-            except TypeError as error:
-                raise StudyError(f"{path}: {arm}: {error}") from error
-    return found

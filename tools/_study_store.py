@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _study_run import Run, StudyError
+from _study_run import Run, StudyError, canonical
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -26,8 +26,8 @@ def read(path: Path) -> Results:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            found[Run(**entry["run"]).key] = entry["result"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            found[canonical(Run(**entry["run"])).key] = entry["result"]
+        except (json.JSONDecodeError, KeyError, TypeError, StudyError) as error:
             if number == len(lines):
                 continue
             raise StudyError(f"{path}: line {number} is not a run of this study: {error}") from error

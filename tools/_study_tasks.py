@@ -12,7 +12,8 @@ from typing import Any
 import _study_data as data
 import torch
 import torch.nn.functional as F
-from _study_models import ByteModel, ConvNet
+from _study_models import ByteModel, ConvNet, torchvision_resnet
+from _study_run import StudyError
 from _text import Text
 from torch import Tensor, nn
 
@@ -78,8 +79,9 @@ def _image_score(model: nn.Module, images: data.Images) -> tuple[float, float]:
     return 100 * wrong / len(images[3]), nats / len(images[3])
 
 
-def _text_task(load: Callable[[Path | None], Any]) -> Task:
-    return Task("bits per byte", partial(ByteModel, length=LENGTH), 128, 4, load, _text_batch, _text_score)
+def _text_task(load: Callable[[Path | None], Any], width: int = 128, layers: int = 2) -> Task:
+    build = partial(ByteModel, layers=layers, length=LENGTH)
+    return Task("bits per byte", build, width, 4, load, _text_batch, _text_score)
 
 
 def _image_task(load: Callable[[Path | None], Any], width: int, crop: int, *shape: Any) -> Task:
@@ -91,9 +93,20 @@ def _image_task(load: Callable[[Path | None], Any], width: int, crop: int, *shap
 
 TASKS = {
     "bytes": _text_task(lambda path: data.standard_library(LENGTH)),
+    "bytes-large": _text_task(lambda path: data.standard_library(LENGTH), width=256, layers=4),
     "enwik8": _text_task(data.enwik8),
     "wikitext103": _text_task(data.wikitext103),
     "digits": _image_task(lambda path: data.digits(), 32, 0, 1, 10, (1, 2)),
+    "digits-resnet": Task(
+        "test error, %", torchvision_resnet, 32, 1, lambda path: data.large_digits(), _image_batch, _image_score
+    ),
     "cifar10": _image_task(partial(data.cifar, 10), 32, 4, 3, 10, (1, 2, 1, 2, 1)),
     "cifar100": _image_task(partial(data.cifar, 100), 32, 4, 3, 100, (1, 2, 1, 2, 1)),
 }
+
+
+def task_of(name: str) -> Task:
+    """The task of that name; StudyError for none."""
+    if name not in TASKS:
+        raise StudyError(f"task={name!r}: must be one of {', '.join(TASKS)}")
+    return TASKS[name]

@@ -12,9 +12,9 @@ import torch
 from _measure import memory
 from _study_models import width_for
 from _study_references import layers_of, meprop, swat
-from _study_run import Run, StudyError
-from _study_tasks import TASKS, Task, loss_of
-from torch import nn
+from _study_run import Run
+from _study_tasks import Task, loss_of, task_of
+from torch import Tensor, nn
 
 import topkast
 
@@ -41,6 +41,23 @@ def prepare(run: Run, task: Task) -> nn.Module:
         assert run.fwd is not None and run.activations is not None
         return swat(model, run.fwd, run.activations)
     return topkast.compile(model, **run.options())
+
+
+def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    """That of the run, at its peak rate."""
+    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    own = {"momentum": 0.9} if run.optimizer == "sgd" else {}
+    return kinds[run.optimizer](model.parameters(), lr=run.lr, weight_decay=run.weight_decay, **own)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    """One step; returns its loss."""
+    optimizer.zero_grad()
+    loss = loss_of(model, x, y)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach()
 
 
 def schedule(step: int, steps: int) -> float:
@@ -77,17 +94,14 @@ def train(run: Run, data_path: Path | None = None) -> dict[str, Any]:
     Returns:
         quality (in the task's unit), nats, training loss (mean of the last tenth of the steps), both None where a loss
         was not finite; flops (mean share of the dense model's over the steps), bytes (values, gradient, optimizer
-        state, index and reservoir), parameters (trainable), seconds and cpu_seconds (median of a step).
+        state, index and reservoir), parameters (trainable), seconds and cpu_seconds (median of a step; in eager mode
+        that is the time of masked dense products and says nothing of the kernels, see _study_clock.py).
     """
-    if run.task not in TASKS:
-        raise StudyError(f"task={run.task!r}: must be one of {', '.join(TASKS)}")
-    task = TASKS[run.task]
+    task = task_of(run.task)
     data = task.load(data_path)
     dense = sum(layer.weight.numel() for layer in layers_of(task.build(task.width)))
     model = prepare(run, task)
-    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    own = {"momentum": 0.9} if run.optimizer == "sgd" else {}
-    optimizer = kinds[run.optimizer](model.parameters(), lr=run.lr, weight_decay=run.weight_decay, **own)
+    optimizer = make_optimizer(run, model)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, run.steps))
     generator = torch.Generator().manual_seed(run.seed)
     losses, shares, wall, cpu = [], [], [], []
@@ -95,12 +109,7 @@ def train(run: Run, data_path: Path | None = None) -> dict[str, Any]:
     for step in range(run.steps):
         x, y = task.batch(data, generator, run.batch)
         start = time.perf_counter(), time.process_time()
-        optimizer.zero_grad()
-        loss = loss_of(model, x, y)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+        losses.append(train_step(model, optimizer, x, y).item())
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
         scheduler.step()

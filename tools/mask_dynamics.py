@@ -4,6 +4,9 @@ Two models from two seeds train on the same text. Plots, per layer over time: ch
 of the weights that was ever in A. Between the seeds: the distance as it is and after the best matching of
 interchangeable neurons, at the start and at the end, each beside the same for shuffled masks, since a matching finds
 some overlap in any two sets.
+
+`python tools/study.py report` makes a table with intervals of the `between_seeds.json` of several runs (`--seed 0`,
+`--seed 2`, ...) that were put into tools/results/study/topology/ under any names.
 """
 
 from __future__ import annotations
@@ -104,13 +107,16 @@ def main(argv: list[str] | None = None) -> int:
     bars = {when: {way: d.forward for way, d in ways.items()} for when, ways in apart.items()}
     plot_bars(args.out / "between_seeds.png", f"{args.model}: distance of A between two seeds", bars)
     CONSOLE.print(table(apart))
-    facts = {
-        "arguments": {key: str(value) for key, value in vars(args).items()},
-        "seeds": {str(seed): dynamics.to_dict() for seed, (dynamics, *_) in runs.items()},
-        "between seeds": {when: {way: _plain(d) for way, d in ways.items()} for when, ways in apart.items()},
+    distances = {when: {way: _plain(d) for way, d in ways.items()} for when, ways in apart.items()}
+    files = {
+        "dynamics": {"seeds": {str(seed): dynamics.to_dict() for seed, (dynamics, *_) in runs.items()}},
+        "between_seeds": {"between seeds": distances},
     }
-    (args.out / "dynamics.json").write_text(json.dumps(facts, indent=1) + "\n")
-    CONSOLE.print(f"wrote dynamics.json and {', '.join(f'{n}.png' for n in PLOTS)}, between_seeds.png in {args.out}")
+    for name, found_there in files.items():
+        facts = {"arguments": {key: str(value) for key, value in vars(args).items()}, **found_there}
+        (args.out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    pictures = ", ".join(f"{name}.png" for name in [*PLOTS, "between_seeds"])
+    CONSOLE.print(f"wrote dynamics.json, between_seeds.json, {pictures} in {args.out}")
     return 0
 
 

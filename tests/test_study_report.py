@@ -1,0 +1,134 @@
+"""The study's figures: estimates, rows at their best rate, tables, and the report that is kept in the repository."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import study
+from _study_grid import Point, read_grid
+from _study_report import MARKS, about, summary, tables, with_summary
+from _study_rows import Row, compared, estimate, rows
+from _study_run import Run, StudyError, canonical
+from _study_store import read
+from _study_table import sheets
+from _study_times import Times, key_of, read_times
+from _study_topology import WAYS, topology
+
+COMMON: dict[str, Any] = {"task": "digits", "steps": 1, "batch": 1, "lr": 0.1}
+README = Path(study.HERE).parent / "README.md"
+
+
+def test_estimate() -> None:
+    """Against the textbook: n = 4, t = 3.182."""
+    found = estimate([1.0, 2.0, 3.0, 4.0])
+    assert (found.mean, found.count) == (2.5, 4)
+    assert found.deviation == pytest.approx(math.sqrt(5 / 3))
+    assert found.half == pytest.approx(3.182446 * found.deviation / 2, rel=1e-6)
+    assert math.isnan(estimate([1.0]).half) and str(estimate([1.0])) == "1.000"
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """An arm that is better by 1 on every seed is so without doubt, however far the seeds lie apart."""
+    grid, held = [], {}
+    for seed in range(3):
+        for arm, method, shift in (("a", "dense", 0.0), ("b", "static", -1.0)):
+            run = canonical(Run(method=method, seed=seed, **COMMON))
+            grid.append(Point(arm, (), run, 1))
+            held[run.key] = result(10.0 * seed + shift)
+    first, second = rows(grid, held, Times())
+    gap = second.against(first)
+    assert gap is not None and (gap.mean, gap.deviation, gap.half) == (-1.0, 0.0, 0.0)
+
+
+def result(quality: float | None) -> dict[str, Any]:
+    return {"quality": quality, "flops": 0.5, "bytes": 2e6}
+
+
+def two_rates(qualities: dict[float, list[float | None]], times: Times) -> Row:
+    """The row of one arm whose runs end so at each rate."""
+    grid, held = [], {}
+    for lr, ends in qualities.items():
+        for seed, end in enumerate(ends):
+            run = canonical(Run(method="topkast", seed=seed, **COMMON | {"lr": lr, "steps": 10}))
+            grid.append(Point("topkast", (), run, 5))
+            held[run.key] = result(end)
+    (row,) = rows(grid, held, times)
+    return row
+
+
+def test_an_arm_is_shown_at_its_best_rate() -> None:
+    row = two_rates({0.1: [3.0, 4.0], 0.2: [2.0, 3.0], 0.4: [1.0, None]}, Times())
+    assert (row.lr, row.rates, row.qualities, row.diverged) == (0.2, 3, {0: 2.0, 1: 3.0}, 0)
+    assert row.costs == {"density": pytest.approx(0.1), "flops": 1.0, "bytes": 2e6}  # 10 steps, in dense runs of 5
+    (sheet,) = sheets([row], "topkast")
+    assert "at the rate with its best mean" in sheet.title and sheet.lines[0][1] == "0.2 of 3"
+    assert (
+        sheet.markdown().splitlines()[4].startswith("| topkast | 0.2 of 3 | 10 | 2 | 2.500 ± 0.707 [-3.853, 8.853] |")
+    )
+
+
+def test_measured_time_is_a_cost_where_it_is_known() -> None:
+    run = canonical(Run(method="topkast", **COMMON))
+    entry = {"ratio": {"median": 0.5}, "seconds": {"dense": 2.0}, "refresh": 0.0}
+    row = two_rates({0.1: [1.0]}, Times({}, {key_of(run): entry}))
+    assert row.costs["time"] == 10 * 0.5 * 2.0
+    assert sheets([row], "topkast")[0].lines[0][-1] == "10.00"
+
+
+def test_only_what_can_be_compared_is_reported() -> None:
+    runs = {arm: canonical(Run(method=arm, **COMMON)) for arm in ("dense", "topkast", "static")}
+    grid = [Point(arm, (), run, 1) for arm, run in runs.items()]
+    held = {runs["dense"].key: result(1.0)}
+    assert compared(rows(grid, held, Times())) == []
+    held[runs["static"].key] = result(None)
+    found = compared(rows(grid, held, Times()))
+    assert [row.arm for row in found] == ["dense", "topkast", "static"]
+    lines = summary(found).lines
+    assert lines == [
+        ["dense", "1.00, n = 1", "1.00", "1.00"],
+        ["topkast", "not run", "-", "-"],
+        ["static", "diverged", "1.00", "1.00"],
+    ]
+
+
+def test_what_is_in_the_repository_is_what_the_results_give() -> None:
+    """`python tools/study.py report` mends it."""
+    held, times = read(study.FOLDER / "runs.jsonl"), read_times(study.FOLDER / "times.json")
+    made = tables(study.HERE / "grids", held, times, study.FOLDER / "topology")
+    assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
+    rivals = rows(read_grid(study.grid_path("rivals"), times), held, times)
+    readme = README.read_text(encoding="utf-8")
+    assert with_summary(readme, rivals) == readme
+    assert "| topkast |" in readme.split(MARKS[0])[1].split(MARKS[1])[0]
+
+
+def test_a_readme_without_its_marks_is_refused() -> None:
+    for text in ("", f"{MARKS[1]}\n{MARKS[0]}\n", f"{MARKS[0]}\n{MARKS[0]}\n{MARKS[1]}\n"):
+        with pytest.raises(StudyError, match=r"README.md: must have the lines"):
+            with_summary(text, [])
+
+
+def test_topology_over_pairs_of_seeds(tmp_path: Path) -> None:
+    assert topology(tmp_path) == ""
+    arguments = dict.fromkeys(("model", "steps", "fwd", "bwd", "block", "refresh_every"), "1")
+    for seed, matched in ((0, 0.5), (2, 0.7)):
+        ways = {way: {"forward": 0.9} for way in WAYS} | {"matched": {"forward": matched}}
+        found = {"arguments": arguments | {"seed": str(seed)}, "between seeds": {"start": ways, "end": ways}}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(found))
+    end = topology(tmp_path).splitlines()[-1]
+    assert end.startswith("| end | 0.900 ± 0.000 [0.900, 0.900] | 0.600 ± 0.141 [") and "| -0.300 ± 0.141 [" in end
+    (tmp_path / "4.json").write_text(json.dumps(found | {"arguments": arguments | {"model": "2"}}))
+    with pytest.raises(StudyError, match=r"4.json: other arguments than 0.json's"):
+        topology(tmp_path)
+    (tmp_path / "4.json").write_text("{}")
+    with pytest.raises(StudyError, match=r"a file that tools/mask_dynamics.py did not write"):
+        topology(tmp_path)
+
+
+def test_a_grid_says_what_it_is_about() -> None:
+    for path in (study.HERE / "grids").glob("*.toml"):
+        assert about(path).strip().endswith((".", "?")), path
