@@ -30,6 +30,7 @@ class Run:
         fwd ... drop_fraction: as ``topkast.compile`` has them, with its defaults; ``stop_exploring_after`` is a share
             of the steps. What a method does not use is None, so that no two runs differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
+        initial: "variance" multiplies W_A at the start by ‖θ‖ / ‖W_A‖; None leaves it as it is.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         lr: peak of the schedule (warm-up over a tenth of the steps, then a cosine to a twentieth).
         seed: of the weights, the batches and the sets.
@@ -52,6 +53,7 @@ class Run:
     exploration_decay: float | None = Config.exploration_decay
     drop_fraction: float | None = Config.drop_fraction
     activations: float | None = 0.2
+    initial: str | None = None
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     backend: str = "eager"
