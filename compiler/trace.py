@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_map_only
 
 from topkast.runtime.errors import ConfigError
 
+from .traceable import masks_as_given
+
 
 @dataclass
 class Traced:
@@ -118,7 +120,8 @@ def _quiet(model: nn.Module) -> Iterator[None]:
     """Gradients on (the fast inference paths of torch.nn hide the weights), the RNG left as it was, and silence: a
     trace that fails prints its whole graph, but a failure here only means that the next way is tried."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), warnings.catch_warnings():
+    rng = torch.random.fork_rng(devices=devices)
+    with rng, torch.enable_grad(), masks_as_given(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
         try:
