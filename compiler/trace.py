@@ -201,14 +201,17 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         graphs.append(Traced(module, module.graph, params))
         return module.forward
 
-    before = compiled()
+    counters, before = torch._dynamo.utils.counters, compiled()
+    counted = copy.deepcopy(counters)
     try:
         with _quiet(model), torch._dynamo.config.patch(allow_rnn=True):
             torch.compile(_stand_in(model), backend=collect, dynamic=False)(*args, **kwargs)
     finally:
         # What was compiled here belongs to the collecting backend: left in Dynamo's cache it would count as
-        # recompilations of the user's own forward.
+        # recompilations of the user's own forward, and its breaks as theirs.
         forget(before)
+        counters.clear()
+        counters.update(counted)
     if not any(graph.params for graph in graphs):
         raise RuntimeError("Dynamo captured no graph that reads a parameter")
     return graphs

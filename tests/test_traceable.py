@@ -54,3 +54,19 @@ def test_a_weight_read_outside_of_a_graph_is_no_graph() -> None:
     torch.compile(model, backend=lambda g, _: graphs.append(g) or g.forward)(torch.ones(2, 6)).sum().backward()
     assert graphs == []
     assert torch.equal(reads(), model.layer.weight) and len(graphs) == 1  # inside of a graph it is part of it
+
+
+def test_breaks_met_while_weights_are_chosen_are_not_counted() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return y if y.sum().item() > 1e9 else 2 * y
+
+    torch._dynamo.utils.counters.clear()
+    model = topkast.sparsify(Broken(), min_size=1, example_inputs=(torch.ones(2, 6),))
+    assert topkast.report(model).how == "Dynamo with example_inputs"
+    assert not torch._dynamo.utils.counters["graph_break"]
