@@ -18,7 +18,7 @@ from topkast.passes.insert_refresh import insert_refresh
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.site import Site
 
-from .traceable import has_masks, masks_as_given, within
+from .traceable import hides, in_the_open, within
 
 BACKENDS = ("inductor", "aot_eager", "eager")
 
@@ -106,8 +106,8 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
     if recurrent and module._compiled_call_impl is not None:
         # Without this Dynamo leaves recurrent modules out of its graphs, and their products dense.
         module._compiled_call_impl = torch._dynamo.config.patch(allow_rnn=True)(module._compiled_call_impl)
-    if has_masks(module) and module._compiled_call_impl is not None:
-        module._compiled_call_impl = within(masks_as_given, module._compiled_call_impl)
+    if hides(module) and module._compiled_call_impl is not None:
+        module._compiled_call_impl = within(in_the_open, module._compiled_call_impl)
 
 
 def check_backend(backend: str, options: dict[str, Any]) -> None:

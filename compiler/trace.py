@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from topkast.runtime.errors import ConfigError
 
-from .traceable import masks_as_given
+from .traceable import in_the_open
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _quiet(model: nn.Module) -> Iterator[None]:
     trace that fails prints its whole graph, but a failure here only means that the next way is tried."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     rng = torch.random.fork_rng(devices=devices)
-    with rng, torch.enable_grad(), masks_as_given(), warnings.catch_warnings():
+    with rng, torch.enable_grad(), in_the_open(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
         try:

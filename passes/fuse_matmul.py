@@ -42,6 +42,10 @@ def side_of(where: Tensor, matrix: Tensor) -> str | None:
     return None
 
 
+def _is_one(where: Tensor) -> bool:
+    return torch.equal(where, where[:1].expand_as(where))
+
+
 class FuseMatmul(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
@@ -64,6 +68,9 @@ class FuseMatmul(Pass):
         weight, where = operand
         if any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
             return self.refused("scaled by alpha or beta", weight)
+        # One matrix for all of a batch, as matmul has it where the activations lie in another order: a larger product.
+        shared = node.target is aten.bmm.default and not swapped and len(where) > 1 and _is_one(where)
+        where = where[0] if shared else where
         g = geometry(weight)
         # W y = (y^T W^T)^T: a weight on the left is the other product on transposed activations.
         side = side_of(where.mT if swapped else where, as_matrix(positions(g.shape), g))
@@ -71,11 +78,15 @@ class FuseMatmul(Pass):
             return self.refused("the weight's rows and columns are mixed before the product", weight)
         with graph.inserting_before(node):
             x = transposed(graph, right) if swapped else left  # type: ignore[arg-type]
+            if shared:
+                x = emit(graph, aten.reshape.default, x, [-1, where.shape[0]], like=node)
             fused_bias = bias if side == "transpose" and not swapped else None
             if side == "transpose":
                 new = emit(graph, topkast.spmm.default, x, *weight.args[:9], fused_bias, like=node)
             else:
                 new = emit(graph, topkast.spmm_t.default, x, *weight.args[:9], like=node)
+            if shared:
+                new = emit(graph, aten.view.default, new, [node.meta["val"].shape[0], -1, where.shape[1]], like=node)
             if swapped:
                 new = transposed(graph, new)
             if bias is not None and fused_bias is None:
