@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,6 +49,37 @@ def _follow_flat_weights(module: nn.Module) -> None:
     kind._update_flat_weights = kind._init_flat_weights = lambda self: None
 
 
+@contextlib.contextmanager
+def _unseen(module: nn.Module) -> Iterator[dict[str, Site]]:
+    """A module's sites by attribute. Reading them inside neither refreshes, as it is no forward, nor is counted."""
+    chains: Any = module.parametrizations
+    sites = {name: site for name, site in chains.items() if isinstance(site, Site)}
+    counted = {name: Counter(site.ran) for name, site in sites.items()}
+    with torch.no_grad():
+        yield sites
+    for name, site in sites.items():
+        site.ran = counted[name]
+
+
+def _leave_state_to_sites(kind: Any) -> None:
+    """Code of a class that saves and loads ``self.weight`` itself leaves that to the site."""
+
+    def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _unseen(self) as sites:
+            found = super(kind, self).state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for name in sites:
+            found.pop(prefix + name, None)
+        return found
+
+    def load(self: nn.Module, state: Any, prefix: str, version: Any, strict: bool, missing: Any, *rest: Any) -> None:
+        with _unseen(self) as sites:
+            super(kind, self)._load_from_state_dict(state, prefix, version, strict, missing, *rest)
+        missing[:] = [key for key in missing if key not in {prefix + name for name in sites}]
+
+    kind.state_dict, kind._load_from_state_dict = state_dict, load
+
+
 def attach(module: nn.Module, attribute: str, site: Site) -> None:
     """``module.attribute`` becomes what ``site`` gives; several modules may share one site.
 
@@ -65,5 +99,7 @@ def attach(module: nn.Module, attribute: str, site: Site) -> None:
             setattr(module.__class__, "__deepcopy__", copy_module)  # noqa: B010
         if isinstance(module, nn.RNNBase):
             _follow_flat_weights(module)
+    if "state_dict" not in vars(module.__class__):
+        _leave_state_to_sites(module.__class__)
     parametrize._inject_property(module, attribute)
     module.parametrizations[attribute] = site  # type: ignore[index, operator, assignment]

@@ -16,6 +16,9 @@ from torch._dynamo.backends.registry import register_backend
 from topkast import passes
 from topkast.passes.insert_refresh import insert_refresh
 from topkast.runtime.errors import ConfigError
+from topkast.runtime.site import Site
+
+from .traceable import hides, in_the_open, within
 
 BACKENDS = ("inductor", "aot_eager", "eager")
 
@@ -24,6 +27,8 @@ for _part in (
     *("choose", "gradient", "kernels", "layout", "methods", "native", "ops", "record", "reference", "rows", "triton"),
 ):
     trace_rules.add(f"topkast.runtime.{_part}")
+# Read outside of any graph, a weight is no graph of its own: it would be one for each site, none of which can fuse.
+torch._dynamo.eval_frame.skip_code(Site.forward.__code__)
 
 
 @contextlib.contextmanager
@@ -101,6 +106,8 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
     if recurrent and module._compiled_call_impl is not None:
         # Without this Dynamo leaves recurrent modules out of its graphs, and their products dense.
         module._compiled_call_impl = torch._dynamo.config.patch(allow_rnn=True)(module._compiled_call_impl)
+    if hides(module) and module._compiled_call_impl is not None:
+        module._compiled_call_impl = within(in_the_open, module._compiled_call_impl)
 
 
 def check_backend(backend: str, options: dict[str, Any]) -> None:

@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_map_only
 
 from topkast.runtime.errors import ConfigError
 
+from .traceable import in_the_open
+
 
 @dataclass
 class Traced:
@@ -118,7 +120,8 @@ def _quiet(model: nn.Module) -> Iterator[None]:
     """Gradients on (the fast inference paths of torch.nn hide the weights), the RNG left as it was, and silence: a
     trace that fails prints its whole graph, but a failure here only means that the next way is tried."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), warnings.catch_warnings():
+    rng = torch.random.fork_rng(devices=devices)
+    with rng, torch.enable_grad(), in_the_open(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
         try:
@@ -198,14 +201,17 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         graphs.append(Traced(module, module.graph, params))
         return module.forward
 
-    before = compiled()
+    counters, before = torch._dynamo.utils.counters, compiled()
+    counted = copy.deepcopy(counters)
     try:
         with _quiet(model), torch._dynamo.config.patch(allow_rnn=True):
             torch.compile(_stand_in(model), backend=collect, dynamic=False)(*args, **kwargs)
     finally:
         # What was compiled here belongs to the collecting backend: left in Dynamo's cache it would count as
-        # recompilations of the user's own forward.
+        # recompilations of the user's own forward, and its breaks as theirs.
         forget(before)
+        counters.clear()
+        counters.update(counted)
     if not any(graph.params for graph in graphs):
         raise RuntimeError("Dynamo captured no graph that reads a parameter")
     return graphs

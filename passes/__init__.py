@@ -19,13 +19,17 @@ from .fuse_convolution import FuseConvolution
 from .fuse_epilogue import FuseEpilogue
 from .fuse_matmul import FuseMatmul
 from .keep_transposed import KeepTransposed
+from .order_dims import OrderDims
 from .recompute_weight import RecomputeWeight
 from .sink_casts import SinkCasts
+from .spell_bilinear import SpellBilinear
 from .split_rows import SplitRows
 
 JOINT: list[type[Pass]] = [
+    SpellBilinear,
     SinkCasts,
     SplitRows,
+    OrderDims,
     FuseMatmul,
     FuseConvolution,
     ExplainUnfused,

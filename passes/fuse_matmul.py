@@ -29,7 +29,7 @@ from .nodes import (
 PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
 
 
-def _side(where: Tensor, matrix: Tensor) -> str | None:
+def side_of(where: Tensor, matrix: Tensor) -> str | None:
     """Whether ``where`` ([..., a, b], positions of W) is W's matrix, or its transpose; batches stack in the rows."""
     if where.dim() == 3:
         if matrix.shape[0] % where.shape[0]:
@@ -40,6 +40,10 @@ def _side(where: Tensor, matrix: Tensor) -> str | None:
     if where.shape == matrix.shape and torch.equal(where, matrix):
         return "matrix"
     return None
+
+
+def _is_one(where: Tensor) -> bool:
+    return torch.equal(where, where[:1].expand_as(where))
 
 
 class FuseMatmul(Pass):
@@ -64,18 +68,25 @@ class FuseMatmul(Pass):
         weight, where = operand
         if any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
             return self.refused("scaled by alpha or beta", weight)
+        # One matrix for all of a batch, as matmul has it where the activations lie in another order: a larger product.
+        shared = node.target is aten.bmm.default and not swapped and len(where) > 1 and _is_one(where)
+        where = where[0] if shared else where
         g = geometry(weight)
         # W y = (y^T W^T)^T: a weight on the left is the other product on transposed activations.
-        side = _side(where.mT if swapped else where, as_matrix(positions(g.shape), g))
+        side = side_of(where.mT if swapped else where, as_matrix(positions(g.shape), g))
         if side is None:
             return self.refused("the weight's rows and columns are mixed before the product", weight)
         with graph.inserting_before(node):
             x = transposed(graph, right) if swapped else left  # type: ignore[arg-type]
+            if shared:
+                x = emit(graph, aten.reshape.default, x, [-1, where.shape[0]], like=node)
             fused_bias = bias if side == "transpose" and not swapped else None
             if side == "transpose":
                 new = emit(graph, topkast.spmm.default, x, *weight.args[:9], fused_bias, like=node)
             else:
                 new = emit(graph, topkast.spmm_t.default, x, *weight.args[:9], like=node)
+            if shared:
+                new = emit(graph, aten.view.default, new, [node.meta["val"].shape[0], -1, where.shape[1]], like=node)
             if swapped:
                 new = transposed(graph, new)
             if bias is not None and fused_bias is None:
@@ -94,7 +105,7 @@ class FuseMatmul(Pass):
             return self.refused("a gradient of symbolic shape", node)
         where = positions(tuple(shape))
         came = replay(chain, where)
-        side = None if came is None else _side(where, as_matrix(came, g))
+        side = None if came is None else side_of(where, as_matrix(came, g))
         if side is None:
             return self.refused("the gradient's rows and columns are mixed after the product", node)
         a, b = found.args  # dW = a b

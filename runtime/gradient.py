@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from . import ops  # noqa: F401  (defines torch.ops.topkast)
+from .errors import ModelError
 from .layout import Geometry
+from .record import SITES
 
 
 class Read(torch.autograd.Function):
@@ -81,6 +83,8 @@ def _one_by_one(name: str) -> None:
     operator = getattr(torch.ops.topkast, name)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        if name == "weight_grad":
+            _refuse_watched(args[4])
         results = [
             operator(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
             for i in range(info.batch_size)
@@ -88,6 +92,17 @@ def _one_by_one(name: str) -> None:
         return torch.stack(results), 0
 
     torch.library.register_vmap(f"topkast::{name}", rule)
+
+
+def _refuse_watched(key: Tensor) -> None:
+    """A method that grows by a backward's one gradient cannot tell what a program makes of a batch of them."""
+    site = SITES.get(int(key))
+    if site is not None and site.method.watches:
+        raise ModelError(
+            f"{site.name}: torch.func.vmap takes its gradient for each element apart, and method={site.method.name!r} "
+            "grows by the one of a whole backward: take torch.func.grad of the whole batch's loss, or, if the "
+            "gradients are not for training, any of topkast.densify(model); else use another method"
+        )
 
 
 for _name in ("weight", "weight_grad"):

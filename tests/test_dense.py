@@ -166,3 +166,40 @@ def test_versions_of_modules_travel() -> None:
     nn.Sequential(Versioned(8, 8), nn.Linear(8, 4)).load_state_dict(dense)
     topkast.load_dense_state_dict(model, dense)
     topkast.load_dense_state_dict(model, dict(dense))
+
+
+class SavesItself(nn.Linear):
+    """As the linear layers of torch_geometric do: its state is saved and loaded by code that reads ``weight``."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
+        destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if prefix + "weight" not in state_dict:
+            rest[2].append(prefix + "weight")  # type: ignore[attr-defined]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def test_a_layer_with_state_dict_code_of_its_own() -> None:
+    """Looking at the state chooses no sets and is no read; it holds nothing twice."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(SavesItself(12, 16), nn.ReLU(), SavesItself(16, 4))
+    model = topkast.compile(copy.deepcopy(dense), 0.8, 0.5, min_size=1, refresh_every=1, backend="aot_eager")
+    assert [key for key in model.state_dict() if key.endswith("weight")] == []
+    theta = topkast.dense_state_dict(model, "all")
+    assert list(theta) == list(dense.state_dict())
+    assert all(torch.equal(theta[key], value) for key, value in dense.state_dict().items())
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    model(torch.randn(3, 12)).square().sum().backward()
+    optimizer.step()
+    before = topkast.masks(model)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    after = topkast.masks(model)
+    assert all(torch.equal(one, two) for name in before for one, two in zip(before[name], after[name], strict=True))
+    assert [row["unfused"] for row in topkast.report(model).sites] == [[], []]
+    twin = topkast.sparsify(copy.deepcopy(dense), 0.8, 0.5, min_size=1)
+    twin.load_state_dict(state)
+    assert torch.equal(_output(twin, (torch.ones(2, 12),)), _output(copy.deepcopy(model), (torch.ones(2, 12),)))
+    topkast.load_dense_state_dict(twin, theta)
+    assert all(torch.equal(topkast.dense_state_dict(twin, "all")[key], value) for key, value in theta.items())

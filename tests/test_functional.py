@@ -60,6 +60,20 @@ def test_one_gradient_for_each_sample() -> None:
             torch.testing.assert_close(each[name][i], one)
 
 
+def test_rigl_grows_by_no_gradient_of_a_single_element() -> None:
+    """Under vmap it says so. Of the whole batch, and forward, all is as with any other method."""
+    torch.manual_seed(3)
+    model = topkast.sparsify(CASES["mlp"].model(), 0.8, method="rigl", min_size=1).double()
+    parameters, x, y = parts(model)
+    loss = loss_of(model)
+    for transform in (vmap(grad(loss), in_dims=(None, 0, 0)), jacrev(lambda p, x, y: loss(p, x, y).expand(2))):
+        with pytest.raises(topkast.ModelError, match=r"vmap takes its gradient.*method='rigl'"):
+            transform(parameters, x, y)
+    found, expected = grad(loss)(parameters, x, y), backward(model, x, y)
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    torch.testing.assert_close(vmap(lambda a: functional_call(model, parameters, (a,)))(x), model(x))
+
+
 def test_forward_mode_is_the_slope_of_the_output() -> None:
     """Outside A a weight has no effect, and no tangent. In float64 central differences are good to about 1e-9."""
     model = made()
