@@ -29,7 +29,7 @@ from .nodes import (
 PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
 
 
-def _side(where: Tensor, matrix: Tensor) -> str | None:
+def side_of(where: Tensor, matrix: Tensor) -> str | None:
     """Whether ``where`` ([..., a, b], positions of W) is W's matrix, or its transpose; batches stack in the rows."""
     if where.dim() == 3:
         if matrix.shape[0] % where.shape[0]:
@@ -66,7 +66,7 @@ class FuseMatmul(Pass):
             return self.refused("scaled by alpha or beta", weight)
         g = geometry(weight)
         # W y = (y^T W^T)^T: a weight on the left is the other product on transposed activations.
-        side = _side(where.mT if swapped else where, as_matrix(positions(g.shape), g))
+        side = side_of(where.mT if swapped else where, as_matrix(positions(g.shape), g))
         if side is None:
             return self.refused("the weight's rows and columns are mixed before the product", weight)
         with graph.inserting_before(node):
@@ -94,7 +94,7 @@ class FuseMatmul(Pass):
             return self.refused("a gradient of symbolic shape", node)
         where = positions(tuple(shape))
         came = replay(chain, where)
-        side = None if came is None else _side(where, as_matrix(came, g))
+        side = None if came is None else side_of(where, as_matrix(came, g))
         if side is None:
             return self.refused("the gradient's rows and columns are mixed after the product", node)
         a, b = found.args  # dW = a b
