@@ -58,7 +58,7 @@ class FuseGrouped(Pass):
             elif _name(node) == FORWARD:
                 self._product(graph, node, (*node.args, False))  # type: ignore[arg-type]
             elif _name(node) == BACKWARD and (dx := getitems(node).get(0)) is not None:
-                x, weight, ends, dy = node.args
+                _, weight, ends, dy = node.args
                 self._product(graph, dx, (dy, weight, ends, True))  # type: ignore[arg-type]
 
     def _product(self, graph: fx.Graph, node: fx.Node, operands: Operands) -> None:

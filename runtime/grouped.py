@@ -7,9 +7,6 @@ differentiable: they stand in graphs that passes rewrote, where they close over 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -45,7 +42,7 @@ def grouped_spmm_t(dy, ends, values, row_ptr, row_fwd, cols, key, shape, perm, l
 
 
 def grouped_sddmm(dy, x, ends, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
-    """dY^T X of every run at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols], ends: int [E]."""
+    """dY^T X of every run at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols]."""
     note(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     _watch(key, lambda: _rows(dy, x, ends, geometry))

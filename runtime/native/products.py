@@ -89,7 +89,7 @@ def matrix(
 
 def _separable(geometry: Geometry, parts: int) -> bool:
     """Whether stacked weights share no block row."""
-    return parts == 1 or geometry.rows % parts == 0 and (geometry.rows // parts) % geometry.block[0] == 0
+    return parts == 1 or geometry.rows % (parts * geometry.block[0]) == 0
 
 
 def width(geometry: Geometry) -> int:
