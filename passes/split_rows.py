@@ -1,8 +1,8 @@
 """A weight that is cut along its rows before it is used becomes several weights, each of which can fuse.
 
 Packed projections (queries, keys and values in one matrix) are used like this wherever attention looks at something
-else than its own input: ``split``, ``chunk`` or a slice in the forward, ``cat`` or ``slice_backward`` in the backward. A
-loop over experts takes one matrix after another out of a tensor of them: ``select`` or ``unbind``, in the backward
+else than its own input: ``split``, ``chunk`` or a slice in the forward, ``cat`` or ``slice_backward`` in the backward.
+A loop over experts takes one matrix after another out of a tensor of them: ``select`` or ``unbind``, in the backward
 ``select_backward`` or ``stack``.
 """
 
