@@ -6,6 +6,9 @@ which that one does not take in a compiled graph. Only on the CPU: on a GPU ``_g
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -30,7 +33,7 @@ from .nodes import (
 FORWARD, BACKWARD = "transformers::grouped_mm_fallback", "transformers::grouped_mm_fallback_backward"
 GPU = "a grouped product on a GPU: no sparse kernel"
 
-Operands = tuple[fx.Node, fx.Node, fx.Node, bool]  # left, right, ends of the runs, whether right is to be transposed
+Operands = tuple[fx.Node, fx.Node, fx.Node, bool]  # two factors, the ends of runs, whether one is to be transposed
 
 
 def _name(node: fx.Node) -> str:
@@ -46,6 +49,18 @@ def _grouped_mm(node: fx.Node) -> Operands | None:
     return None if others or ends is None else (node.args[0], node.args[1], ends, False)  # type: ignore[return-value]
 
 
+def _factors(node: fx.Node) -> Operands | None:
+    """(a, b, ends, whether a is to be transposed) of a gradient dW = a b, [n, M] by [M, k], run by run."""
+    found = _grouped_mm(node)
+    if found is not None:
+        return found if all(one.meta["val"].dim() == 2 for one in found[:2]) else None
+    product: Any = node.args[0] if node.target is operator.getitem else None
+    if product is None or _name(product) != BACKWARD or node.args[1] != 1:
+        return None
+    x, _, ends, dy = product.args
+    return x, dy, ends, True
+
+
 class FuseGrouped(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
@@ -56,10 +71,10 @@ class FuseGrouped(Pass):
             if found is not None:
                 self._product(graph, node, found)
             elif _name(node) == FORWARD:
-                self._product(graph, node, (*node.args, False))  # type: ignore[arg-type]
+                self._product(graph, node, (*node.args, False))
             elif _name(node) == BACKWARD and (dx := getitems(node).get(0)) is not None:
                 _, weight, ends, dy = node.args
-                self._product(graph, dx, (dy, weight, ends, True))  # type: ignore[arg-type]
+                self._product(graph, dx, (dy, weight, ends, True))
 
     def _product(self, graph: fx.Graph, node: fx.Node, operands: Operands) -> None:
         """Y = X W or, where the weight is on the left, Y = W X = (Xᵀ Wᵀ)ᵀ."""
@@ -90,29 +105,22 @@ class FuseGrouped(Pass):
 
     def _gradient(self, graph: fx.Graph, node: fx.Node) -> None:
         found, chain = source(node.args[0])
-        if found is None:
+        operands = None if found is None else _factors(found)
+        if found is None or operands is None:
             return
-        product = _grouped_mm(found)
-        if product is not None:
-            a, b, ends, _ = product  # dW = a b, summed over the rows of a run: [n, M] [M, k]
-            if a.meta["val"].dim() != 2 or b.meta["val"].dim() != 2:
-                return
-        elif found.args and isinstance(inner := found.args[0], fx.Node) and _name(inner) == BACKWARD:
-            if found.args[1] != 1:
-                return
-            x, _, ends, b = inner.args  # type: ignore[assignment]
-            a = x  # transposed below
-        else:
-            return
+        a, b, ends, turned = operands
         if node.meta["val"].device.type != "cpu":
             return self.refused(GPU, node)
-        g, where = geometry(node), positions(tuple(found.meta["val"].shape))
+        shape = found.meta["val"].shape
+        if not all(isinstance(size, int) for size in shape):
+            return self.refused("a gradient of symbolic shape", node)
+        g, where = geometry(node), positions(tuple(shape))
         came = replay(chain, where)
         way = None if came is None else side_of(where, as_matrix(came, g))
         if way is None:
             return self.refused("the gradient's rows and columns are mixed after the product", node)
         with graph.inserting_before(node):
-            rows = transposed(graph, a) if product is not None else a
+            rows = a if turned else transposed(graph, a)
             dy, x = (rows, b) if way == "matrix" else (b, rows)  # dW = dYᵀ X, or its transpose Xᵀ dY
             new = emit(graph, topkast.grouped_sddmm.default, dy, x, ends, *node.args[1:9], like=node)
         node.replace_all_uses_with(new)

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
+import onnxscript
 import torch
 from onnx import helper, numpy_helper
-from onnxscript import opset18 as op
+
+op: Any = onnxscript.opset18  # its methods are typed for tensors, while values of a graph are what they get here
 
 
 def translations() -> dict[Any, Any]:
     """What ``torch.onnx.export`` is to be told."""
-    table = {torch.ops.aten._grouped_mm.default: _grouped_mm}
+    table: dict[Any, Any] = {torch.ops.aten._grouped_mm.default: _grouped_mm}
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):  # where transformers has been imported
         table[torch.ops.transformers.grouped_mm_fallback.default] = _products
     return table
@@ -26,13 +28,13 @@ def translations() -> dict[Any, Any]:
 
 def _grouped_mm(
     x: onnx_ir.Value, weight: onnx_ir.Value, offs: Any = None, bias: Any = None, out_dtype: Any = None
-) -> onnx_ir.Value:
+) -> Any:
     if offs is None or bias is not None or out_dtype is not None or len(x.shape or ()) != 2:
         raise NotImplementedError("_grouped_mm of another form than [M, K] x [E, K, N] with offs")
     return _products(x, weight, offs)
 
 
-def _products(x: onnx_ir.Value, weight: onnx_ir.Value, ends: onnx_ir.Value) -> onnx_ir.Value:
+def _products(x: onnx_ir.Value, weight: onnx_ir.Value, ends: Any) -> Any:
     """x [M, K] by weight [E, K, N], rows ``ends[e - 1]:ends[e]`` by the e-th; the rows after that are zero."""
     assert weight.shape is not None
     experts, _, n = (int(size) for size in weight.shape)  # type: ignore[arg-type]
