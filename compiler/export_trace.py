@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,13 +39,32 @@ def trace(
 
 def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
+        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
     except Exception as error:
         raise ExportError(
             f"torch.export could not trace {type(flat.model).__name__}: {first_line(error)}; let its forward not "
             "branch on values of tensors (torch.where, torch.cond), not make numpy arrays or Python numbers of them, "
             "and return tensors"
         ) from error
+    _drop_checks(program.graph)
+    return program
+
+
+def _drop_checks(graph: torch.fx.Graph) -> None:
+    """Take out what raises an error on bad input, and what is computed for that alone: a file cannot raise it."""
+    checks, feeding = set[Any](), set[torch.fx.Node]()
+    for name in ("_assert_scalar", "_assert_async", "_assert_tensor_metadata"):
+        packet = getattr(torch.ops.aten, name)
+        checks |= {getattr(packet, overload) for overload in packet.overloads()}
+    for node in reversed(list(graph.nodes)):
+        called = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
+        if node.target in checks or (node in feeding and not node.users and (called or node.target in _PURE)):
+            feeding.update(node.all_input_nodes)
+            graph.erase_node(node)
+
+
+# What compares the sizes that checks are about.
+_PURE = {getattr(operator, name) for name in ("eq", "ne", "le", "lt", "ge", "gt", "and_", "or_", "not_")}
 
 
 def _axes(shapes: list[Any]) -> list[dict[int, str]]:

@@ -35,9 +35,11 @@ def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tup
     names, blocks = dict[str, str](), set[tuple[int, int]]()
     for name, site, weight in _weights(plain, model):
         blocks.add(site.geometry.block)
-        if weight.dim() == 2 and weight.dtype == torch.float32:
-            names[digest(weight.detach().numpy())] = name
-            names.setdefault(digest(weight.detach().numpy().T), f"{name}.T")
+        if weight.dim() in (2, 3) and weight.dtype == torch.float32:
+            stacked = weight.dim() == 3  # one weight an expert, in a file one by one
+            for e, matrix in enumerate(weight.detach().numpy() if stacked else [weight.detach().numpy()]):
+                names[digest(matrix)] = f"{name}.{e}" if stacked else name
+                names.setdefault(digest(matrix.T), f"{name}.{e}" if stacked else f"{name}.T")
     return names, blocks
 
 

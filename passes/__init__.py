@@ -17,6 +17,7 @@ from .choose_kernel import ChooseKernel
 from .explain_unfused import ExplainUnfused
 from .fuse_convolution import FuseConvolution
 from .fuse_epilogue import FuseEpilogue
+from .fuse_grouped import FuseGrouped
 from .fuse_matmul import FuseMatmul
 from .keep_transposed import KeepTransposed
 from .order_dims import OrderDims
@@ -31,6 +32,7 @@ JOINT: list[type[Pass]] = [
     SplitRows,
     OrderDims,
     FuseMatmul,
+    FuseGrouped,
     FuseConvolution,
     ExplainUnfused,
     RecomputeWeight,

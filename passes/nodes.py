@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from topkast.runtime import ops  # noqa: F401  (defines torch.ops.topkast)
+from topkast.runtime import grouped, ops  # noqa: F401  (define torch.ops.topkast)
 from topkast.runtime.layout import Geometry
 
 aten, topkast = torch.ops.aten, torch.ops.topkast

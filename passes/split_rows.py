@@ -2,6 +2,8 @@
 
 Packed projections (queries, keys and values in one matrix) are used like this wherever attention looks at something
 else than its own input: ``split``, ``chunk`` or a slice in the forward, ``cat`` or ``slice_backward`` in the backward.
+A loop over experts takes one matrix after another out of a tensor of them: ``select`` or ``unbind``, in the backward
+``select_backward`` or ``stack``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ from topkast.runtime.layout import Geometry
 from .base import Pass
 from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, geometry, getitems, topkast
 
+CUTS = {
+    *(aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default),
+    *(aten.select.int, aten.unbind.int),
+}
 Stretch = tuple[fx.Node, int, int, int]  # the piece of a weight or of its gradient; a dimension, from where, to where
 
 
@@ -64,19 +70,23 @@ class SplitRows(Pass):
         with graph.inserting_before(piece):
             own = emit(graph, topkast.rows_values.default, values, row_ptr, cols, part.start, part.slots, like=weight)
             new = emit(graph, WEIGHT, own, *_index(graph, weight, part), key, *_sizes(part), like=weight)
+            if piece.meta["val"].dim() < new.meta["val"].dim():  # one row of the first dimension, or one expert
+                new = emit(graph, aten.squeeze.dim, new, dim, like=piece)
         piece.replace_all_uses_with(new)
         self.matched("part of a weight")
 
     def _join(self, graph: fx.Graph, node: fx.Node, stretches: list[Stretch]) -> None:
         """The gradient of a whole is the sum of what its parts' gradients are at all slots."""
-        found = [(gradient, part_of(node, *rest)) for gradient, *rest in stretches]
-        if not all(part for _, part in found):
+        found = [(gradient, part_of(node, *rest), rest[0]) for gradient, *rest in stretches]
+        if not all(part for _, part, _ in found):
             return
         total: fx.Node | None = None
-        for gradient, part in found:
+        for gradient, part, dim in found:
             assert part is not None
             row_ptr, _, cols, key = node.args[1:5]
             with graph.inserting_before(node):
+                if gradient.meta["val"].dim() < len(part.geometry.shape):
+                    gradient = emit(graph, aten.unsqueeze.default, gradient, dim, like=node)
                 own = emit(graph, WEIGHT_GRAD, gradient, *_index(graph, node, part), key, *_sizes(part), like=node)
                 limits = (part.start, part.stop, part.slots)
                 one = emit(graph, topkast.rows_grad.default, own, row_ptr, cols, *limits, like=node)
@@ -100,9 +110,15 @@ def _sizes(part: Part) -> tuple[list[int], list[int], int, list[int]]:
 def _pieces(node: fx.Node) -> list[Stretch]:
     """The pieces that ``node`` cuts its argument into, if it does."""
     args: Any = node.args
-    if node.target not in (aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default):
+    if node.target not in CUTS:
         return []
     value = args[0].meta["val"]
+    if node.target is aten.select.int and isinstance(args[2], int):
+        dim = args[1] % value.dim()
+        return [(node, dim, at := args[2] % value.shape[dim], at + 1)]
+    if node.target is aten.unbind.int:
+        dim = (args[1] if len(args) > 1 else 0) % value.dim()
+        return [(piece, dim, at, at + 1) for at, piece in getitems(node).items()]
     if node.target is aten.slice.Tensor:
         given: list[Any] = list(args[1:])
         dim, low, high, step = given + [0, 0, None, 1][len(given) :]
@@ -123,10 +139,17 @@ def _joined(node: object) -> list[Stretch]:
         dim = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
         parts = list(args[0])
         return _one_after_another([(part, part.meta["val"].shape[dim]) for part in parts], dim)
+    if node.target is aten.stack.default:
+        dim = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
+        return [(part, dim, at, at + 1) for at, part in enumerate(args[0])]
     if node.target is aten.slice_backward.default and args[5] == 1:
         gradient, sizes, dim, low, high = args[:5]
         low, high, _ = slice(low, high).indices(sizes[dim])
         return [(gradient, dim % len(sizes), low, high)]
+    if node.target is aten.select_backward.default and isinstance(args[3], int):
+        gradient, sizes, dim, at = args
+        dim, at = dim % len(sizes), at % sizes[dim]
+        return [(gradient, dim, at, at + 1)]
     return []
 
 

@@ -15,14 +15,18 @@ from typing import Any
 from torch import Tensor
 
 from .layout import Geometry, Index
-from .native import convolution, densified, library, products
+from .native import convolution, densified, grouped, library, products
 from .reference import REFERENCE, ConvArgs
 from .reference import pack as reference_pack
 from .reference import unpack as reference_unpack
 from .triton import products as blocks
 from .triton import single, transient
 
-PRODUCTS = ("spmm", "spmm_t", "sddmm", "conv", "conv_input_grad", "conv_weight_grad")
+PRODUCTS = (
+    *("spmm", "spmm_t", "sddmm"),
+    *("grouped_spmm", "grouped_spmm_t", "grouped_sddmm"),
+    *("conv", "conv_input_grad", "conv_weight_grad"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ NATIVE = SimpleNamespace(
     spmm=products.spmm,
     spmm_t=products.spmm_t,
     sddmm=products.sddmm,
+    grouped_spmm=grouped.grouped_spmm,
+    grouped_spmm_t=grouped.grouped_spmm_t,
+    grouped_sddmm=grouped.grouped_sddmm,
     conv=convolution.conv,
     conv_input_grad=convolution.conv_input_grad,
     conv_weight_grad=convolution.conv_weight_grad,

@@ -133,7 +133,7 @@ def _fitting(problem: Problem) -> list[str]:
 def worth_trying(problem: Problem, fitting: list[str]) -> list[str]:
     """Of the dense products only the first, which is the fastest; of single weights on a GPU only a few."""
     dense = next(name for name in fitting if name in DENSE)
-    read = problem.n_bwd if problem.product == "sddmm" else problem.n_fwd
+    read = problem.n_bwd if problem.product.endswith("sddmm") else problem.n_fwd
     slow = {name for name in fitting if name in DENSE} - {dense}
     if read > single.DENSITY * problem.geometry.units:
         slow.add("csr")
@@ -157,7 +157,8 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
 
 
 def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """Random activations and a random weight, (values, index, geometry) as far as the product takes them."""
+    """Random activations (and where runs of them end) and a random weight, (values, index, geometry) as far as the
+    product takes them."""
     geometry, device = problem.geometry, problem.device
     generator = torch.Generator(device).manual_seed(0)
     drawn = torch.rand(geometry.grid, generator=generator, device=device)
@@ -166,7 +167,10 @@ def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
     operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
     count = index.cols.numel() * geometry.unit
     values = torch.randn(count, generator=generator, device=device).to(problem.dtype)
-    of_weight = problem.product in ("sddmm", "conv_weight_grad")
+    if problem.product.startswith("grouped"):  # rows dealt out evenly
+        weights = geometry.permuted[0]
+        operands.append(torch.arange(1, weights + 1, device=device) * operands[0].shape[0] // weights)
+    of_weight = problem.product in ("sddmm", "grouped_sddmm", "conv_weight_grad")
     return operands, (index, geometry) if of_weight else (values, index, geometry)
 
 

@@ -6,7 +6,7 @@ Each function takes the weight as (values, index, geometry). What a faster kerne
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -100,6 +100,22 @@ class DenseProducts:
         dense = product.reshape(geometry.permuted).permute(geometry.inverse)
         return self.weight_grad(dense, index, geometry)
 
+    def grouped_spmm(self, x: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+        """Y = X W_A^T, each row by its own weight. x: [M, cols]; see :mod:`topkast.runtime.grouped`."""
+        return _grouped(x, self.matrix(values, index, geometry).unflatten(0, (ends.numel(), -1)).mT, ends)
+
+    def grouped_spmm_t(self, dy: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+        """dX = dY W_A, each row by its own weight. dy: [M, rows / E]."""
+        return _grouped(dy, self.matrix(values, index, geometry).unflatten(0, (ends.numel(), -1)), ends)
+
+    def grouped_sddmm(self, dy: Tensor, x: Tensor, ends: Tensor, index: Index, geometry: Geometry) -> Tensor:
+        """dY^T X of every run of rows at its weight's part of B. dy: [M, rows / E], x: [M, cols]."""
+        product = dy.new_zeros(ends.numel(), dy.shape[1], x.shape[1])
+        for part, begin, end in runs(ends):
+            torch.mm(dy[begin:end].mT, x[begin:end], out=product[part])
+        dense = product.reshape(geometry.permuted).permute(geometry.inverse)
+        return self.weight_grad(dense, index, geometry)
+
     def conv(
         self, x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None, args: ConvArgs
     ) -> Tensor:
@@ -126,3 +142,20 @@ REFERENCE = DenseProducts(weight, weight_grad)
 def _batched(found: Tensor, like: Tensor) -> Tensor:
     """[rows, cols] -> [batch, rows / batch, cols] where the activations have a batch dim (one weight each)."""
     return found.unflatten(0, (like.shape[0], -1)) if like.dim() == 3 else found
+
+
+def runs(ends: Tensor) -> Iterator[tuple[int, int, int]]:
+    """(e, first row, last row + 1) of every weight that has rows; a GPU is waited for."""
+    begin = 0
+    for part, end in enumerate(ends.tolist()):
+        if end > begin:
+            yield part, begin, end
+        begin = end
+
+
+def _grouped(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """[M, K] by [E, K, N], a run of rows each."""
+    y = x.new_zeros(x.shape[0], weights.shape[2])
+    for part, begin, end in runs(ends):
+        torch.mm(x[begin:end], weights[part], out=y[begin:end])
+    return y

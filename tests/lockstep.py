@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from budget import assert_budget, tally
 from builders import Case
+from exact import Truth
 from oracle import Oracle, Plan, Rules, Sets
 from torch import Tensor, nn
 
@@ -126,7 +127,7 @@ class Trio:
         missing = set(self.case.sites) - plans.keys()
         assert not missing, f"not sparsified: {sorted(missing)}: {topkast.report(compiled)}"
         self.oracle = Oracle(dense, plans, rules, draw=lambda: topkast.masks(compiled))
-        self.truth = Oracle(dense, plans, rules, dtype=torch.float64, leader=self.oracle)
+        self.truth = Truth(dense, plans, rules, dtype=torch.float64, leader=self.oracle)
         self.systems: list[System] = [self.ours, self.oracle, self.truth]
         for system in self.systems:
             optimizer = self.make_optimizer(system.parameters()) if self.make_optimizer else None

@@ -181,3 +181,19 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
     result = topkast.export(model, path, x, verify=False)
     assert result.max_error is None and "not verified" in str(result)
+
+
+def test_checks_on_values_are_left_out(tmp_path: Path) -> None:
+    """A file cannot raise an error, and ONNX has no operator for what asks whether to."""
+
+    class Checked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch._check(torch._is_all_true(x.abs() < 100).item())
+            return self.layer(x)
+
+    model = topkast.sparsify(Checked(), min_size=1, example_inputs=(torch.randn(3, 6),))
+    assert topkast.export(model, tmp_path / "m.onnx", (torch.randn(3, 6),), format="dense").notes == []

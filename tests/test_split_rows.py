@@ -31,6 +31,20 @@ class Packed(nn.Module):
         return self.out(F.linear(x, q) * torch.tanh(F.linear(2 * x, k)) + F.linear(x.flip(0), v))
 
 
+class Loop(nn.Module):
+    """Three experts in one tensor, one after the other, each on all rows and weighted by a gate."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.gate = how, nn.Linear(10, 3)
+        self.experts, self.out = nn.Parameter(torch.randn(3, 8, 10) / 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x).softmax(-1)
+        weights = self.experts.unbind() if self.how == "unbind" else [self.experts[e] for e in (0, 1, -1)]
+        return self.out(sum(gate[:, e, None] * F.linear(x, w) for e, w in enumerate(weights)))
+
+
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
 
 
@@ -42,6 +56,16 @@ def test_parts_are_fused(how: str, block: tuple[int, int]) -> None:
     (row,) = [row for row in topkast.report(trio.ours.model).sites if row["name"] == "packed"]
     assert row["unfused"] == []
     assert sum(row["fused"]["forward"].values()) == 5 * 3
+
+
+@pytest.mark.parametrize(("how", "block"), [("select", (1, 1)), ("unbind", (4, 2))])
+def test_experts_in_a_loop_are_fused(how: str, block: tuple[int, int]) -> None:
+    options = {**OPTIONS, "block": block, "example_inputs": torch.randn(7, 10)}
+    trio = Trio(Case(how, lambda: Loop(how), (7, 10), ("experts",)), options, adamw)
+    trio.run(plain)
+    (row,) = [row for row in topkast.report(trio.ours.model).sites if row["name"] == "experts"]
+    assert row["unfused"] == []
+    assert sum(row["fused"]["weight gradient"].values()) == 5 * 3
 
 
 @pytest.mark.parametrize(("how", "block"), [("columns", (1, 1)), ("chunk", (3, 1)), ("chunk", (16, 1))])

@@ -21,13 +21,14 @@ _scratch = threading.local()
 
 def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
     """Whether the kernels of this file can run a product with these activations (real or fake)."""
+    parts = geometry.permuted[0] if product.startswith("grouped") else operand.shape[0] if operand.dim() == 3 else 1
     return (
-        product in ("spmm", "spmm_t", "sddmm")
+        product in ("spmm", "spmm_t", "sddmm", "grouped_spmm", "grouped_spmm_t", "grouped_sddmm")
         and operand.device.type == "cpu"
         and operand.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and max(geometry.block) <= MAX_BLOCK
         and geometry.units < 2**31
-        and (operand.dim() == 2 or _separable(geometry, int(operand.shape[0])))
+        and _separable(geometry, int(parts))
         and library() is not None
     )
 
@@ -88,7 +89,7 @@ def matrix(
 
 def _separable(geometry: Geometry, parts: int) -> bool:
     """Whether stacked weights share no block row."""
-    return geometry.rows % parts == 0 and (geometry.rows // parts) % geometry.block[0] == 0
+    return parts == 1 or geometry.rows % (parts * geometry.block[0]) == 0
 
 
 def width(geometry: Geometry) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from . import metadata
 from .convert import Wanted, convert
+from .grouped import translations, unstack
 from .metadata import Shrunk, SiteResult
 from .shrink import shrink
 from .tidy import tidy
@@ -71,6 +72,7 @@ def write(
             opset_version=opset,
             dynamo=True,
             verbose=False,
+            custom_translation_table=translations(),
         )
         assert written is not None
         written.save(str(path), external_data=weights > INLINE_LIMIT)
@@ -78,6 +80,7 @@ def write(
     for file in path.parent.iterdir():
         file.unlink()
     tidy(model, prefix, axes)
+    unstack(model)
     shrunk, names = shrink(model, wanted.blocks, wanted.names)
     return model, convert(model, dataclasses.replace(wanted, names=names)), shrunk
 
