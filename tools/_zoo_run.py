@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -17,6 +20,30 @@ from _zoo_entry import Entry
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Key = tuple[str, str]
+ROOT = Path(__file__).parent.parent
+
+
+def state_of_the_code() -> str:
+    """A digest of what a record depends on: the sources of compiler, passes and runtime."""
+    digest = hashlib.sha256()
+    files = [file for part in ("compiler", "passes", "runtime") for file in (ROOT / part).rglob("*")]
+    kinds = (".py", ".cpp", ".h", ".inl", ".json")
+    for file in sorted(file for file in files if file.suffix in kinds):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def versions(suite: str) -> dict[str, str]:
+    """Of the code, of torch, and of the package that a suite is named after."""
+    package = suite.split()[0]
+    names = ("torch", *(() if package == "torch.nn" else (package,)))
+    found = {"code": state_of_the_code()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a suite of the tests
+            continue
+    return {**found, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
 
 
 def read(path: Path) -> dict[Key, dict[str, Any]]:
@@ -91,7 +118,7 @@ def run(
         jobs: processes at a time.
         seconds, gigabytes: limits of each.
     """
-    records = read(path)
+    records, known = read(path), dict[str, dict[str, str]]()
     waiting = [entry for entry in entries if (entry.suite, entry.name) not in records]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Drawn by hand: a thread that draws would be lost in the fork.
@@ -106,6 +133,7 @@ def run(
             for one in [one for one in busy if one.take()]:
                 busy.remove(one)
                 one.record["total"] = round(time.monotonic() - one.start, 1)
+                one.record["versions"] = known.setdefault(one.entry.suite, versions(one.entry.suite))
                 records[one.entry.suite, one.entry.name] = one.record
                 write(path, records)
                 bar.advance(task)
