@@ -14,7 +14,6 @@ from _zoo_entry import Entry, loss_of, tensors
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from topkast.compiler.export_trace import trace
 from topkast.compiler.flatten import Flat, Inputs, without_cache
 from topkast.compiler.parity import compare
 
@@ -99,19 +98,21 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def _exported(entry: Entry) -> None:
-    """torch.export, torch.onnx.export and ONNX Runtime, compared as topkast's file is."""
+    """torch.export with fixed sizes, torch.onnx.export and ONNX Runtime, compared as topkast's file is."""
     model = entry.model().eval()
     without_cache(model)
     inputs = Inputs(model, entry.example())
     flat = Flat(model, inputs)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
-        program, given, _ = trace(flat, inputs, None, [])
+        program = torch.export.export(flat, tuple(inputs.tensors), strict=False)
         names = list(flat.named(*inputs.tensors))
-        torch.onnx.export(
-            program, path, dynamo=True, verbose=False, opset_version=18, input_names=inputs.names, output_names=names
+        file = torch.onnx.export(
+            program, dynamo=True, verbose=False, opset_version=18, input_names=inputs.names, output_names=names
         )
-        compare(flat, path, inputs.names, given, True, True)
+        assert file is not None
+        file.save(str(path))
+        compare(flat, path, inputs.names, inputs.tensors, False, True)
 
 
 DENSE: dict[str, list[Callable[[Entry], Any]]] = {"compile": [compiled], "copies": [_copied], "export": [_exported]}

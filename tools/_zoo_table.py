@@ -44,7 +44,7 @@ def put(path: Path, readme: Path) -> None:
     if any(text.count(mark) != 1 for mark in MARKS) or text.index(MARKS[0]) > text.index(MARKS[1]):
         raise ValueError(f"{readme}: needs the lines {' and '.join(map(repr, MARKS))}, in this order")
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    new = f"{before}{MARKS[0]}\n{section(list(read(path).values()))}\n{MARKS[1]}{after}"
+    new = f"{before}{MARKS[0]}\n\n{section(list(read(path).values()))}\n\n{MARKS[1]}{after}"
     readme.write_text(new, encoding="utf-8")
 
 
