@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topkast.runtime.errors import ExportError
 
+from .export_attention import keep_empty_rows, masks_unread
 from .flatten import Flat, Inputs
 
 
@@ -38,13 +39,17 @@ def trace(
 
 def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
+        with masks_unread():
+            program = torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
     except Exception as error:
         raise ExportError(
             f"torch.export could not trace {type(flat.model).__name__}: {first_line(error)}; let its forward not "
             "branch on values of tensors (torch.where, torch.cond), not make numpy arrays or Python numbers of them, "
             "and return tensors"
         ) from error
+    keep_empty_rows(program.graph)
+    program.graph_module.recompile()
+    return program
 
 
 def _axes(shapes: list[Any]) -> list[dict[int, str]]:
