@@ -4,7 +4,7 @@
     table   the table of the README, and every failure with its cause, from the records
     readme  writes that table into the README, between its two marks
 
-A run needs torchvision, timm, transformers, torch_geometric and diffusers for the suites of these names:
+A run needs torchvision, timm, transformers, torch_geometric, diffusers and peft for the suites of these names:
 `pip install -e ".[zoo]"`. Weights are random, sizes as small as an architecture allows, graphs compiled with
 "aot_eager": the passes are all in it, and what Inductor takes to generate code would be most of the time. For six
 models that time is measured, beside plain torch.compile's.
@@ -31,6 +31,7 @@ SUITES = {
     "transformers": "_zoo_transformers",
     "timm": "_zoo_timm",
     "others": "_zoo_others",
+    "adapted": "_zoo_adapted",
 }
 STAGES = ("model", "plain compile", "compile", "oracle", "copies", "export", "inductor")
 
@@ -45,7 +46,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--again", action="store_true", help="run also what has a record already")
     run.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to ask of each model")
     run.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
-    run.add_argument("--seconds", type=float, default=600, help="limit of a model")
+    run.add_argument("--seconds", type=float, default=600, help="limit of a model's computing")
     run.add_argument("--memory", type=float, default=16, metavar="GB", help="limit of a model")
     readme = commands.add_parser("readme", formatter_class=form)
     readme.add_argument("--file", type=Path, default=HERE.parent / "README.md", help="the README")
