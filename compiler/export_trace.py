@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topkast.runtime.errors import ExportError
 
+from .export_attention import keep_empty_rows, masks_unread
 from .flatten import Flat, Inputs
 
 
@@ -39,7 +40,8 @@ def trace(
 
 def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.export.ExportedProgram:
     try:
-        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
+        with masks_unread():
+            program = torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
     except Exception as error:
         raise ExportError(
             f"torch.export could not trace {type(flat.model).__name__}: {first_line(error)}; let its forward not "
@@ -47,6 +49,8 @@ def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.exp
             "and return tensors"
         ) from error
     _drop_checks(program.graph)
+    keep_empty_rows(program.graph)
+    program.graph_module.recompile()
     return program
 
 

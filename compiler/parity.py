@@ -123,11 +123,12 @@ def _draws(session: Session, names: list[str], tensors: list[Tensor], sizes_free
 def _random(like: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
     if like.numel() == 0:
         return like.new_empty(shape)
-    if like.is_floating_point():
+    if like.is_floating_point() and bool(like.isfinite().all()):
         spread = like.double().std() if like.numel() > 1 else like.double().abs().sum()
         return (torch.randn(shape, generator=generator) * spread + like.double().mean()).to(like.dtype)
-    # Integers within the examples' range; of flags any mixture could be meaningless, so their own values are drawn.
-    if like.dtype == torch.bool:
+    # Integers within the examples' range; of flags, and of masks of zeros and -inf, any mixture could be meaningless,
+    # so their own values are drawn.
+    if like.dtype == torch.bool or like.is_floating_point():
         return like.reshape(-1)[torch.randint(like.numel(), shape, generator=generator)]
     low, high = int(like.min()), int(like.max())
     return torch.randint(low, high + 1, shape, generator=generator).to(like.dtype)

@@ -1,7 +1,12 @@
-"""Every comparison's error budget: 2 × plain PyTorch's error in the same dtype against float64, plus one rounding."""
+"""Every comparison's error budget: 2 × plain PyTorch's error in the same dtype against float64, plus one rounding.
+
+Where plain PyTorch is run in several ways that round differently, its error is the largest of theirs: one way alone may
+be right to the last bit by luck, in a bias of few numbers above all, and no other program can then be.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,18 +22,34 @@ def tally(steps: int, worst: float, where: str) -> None:
         TALLY.update(worst=worst, where=where)
 
 
-def assert_budget(ours: Tensor, oracle: Tensor, truth: Tensor, where: str) -> None:
-    """Promise 1 for one tensor, in the max norm; integers and bools must be equal."""
+def assert_budget(
+    ours: Tensor, oracle: Tensor, truth: Tensor, where: str, twins: Sequence[Tensor] = (), least: float = 0.0
+) -> float:
+    """Promise 1 for one tensor, in the max norm; integers and bools must be equal.
+
+    Args:
+        ours: what is tested.
+        oracle: plain PyTorch's in the same dtype.
+        truth: plain PyTorch's in float64.
+        where: for the message.
+        twins: further results of plain PyTorch in the same dtype, rounded in other places.
+        least: plain PyTorch's largest error in this tensor before. What accumulates keeps an error once made, and two
+            that cancel in one step are no measure of it.
+
+    Returns:
+        Plain PyTorch's largest error, ``least`` among them.
+    """
     assert ours.shape == oracle.shape, f"{where}: shape {tuple(ours.shape)}, not {tuple(oracle.shape)}"
     assert ours.dtype == oracle.dtype, f"{where}: {ours.dtype}, not {oracle.dtype}"
     if not ours.is_floating_point() or ours.numel() == 0:
         assert torch.equal(ours, oracle), f"{where}: differs"
-        return
+        return least
     assert bool(ours.isfinite().all()), f"{where}: not finite"
     exact = truth.double()
     error = (ours.double() - exact).abs().max().item()
-    reference = (oracle.double() - exact).abs().max().item()
+    reference = max(least, *((one.double() - exact).abs().max().item() for one in (oracle, *twins)))
     budget = 2 * reference + torch.finfo(oracle.dtype).eps * exact.abs().max().item()
     share = 0.0 if error == 0 else error / budget if budget else float("inf")
     tally(0, share, where)
     assert share <= 1, f"{where}: error {error:.3g} is {share:.2f} of its budget (the oracle's: {reference:.3g})"
+    return reference

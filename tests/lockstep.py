@@ -1,7 +1,7 @@
 """A topkast model, the oracle and the truth in float64, trained side by side and compared after every step.
 
 A training loop is a generator: it gets a system, its optimizer and the case, and yields after each optimizer step.
-Three copies of it run in lockstep.
+Copies of it run in lockstep, one a system.
 """
 
 from __future__ import annotations
@@ -91,13 +91,17 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass
 class Trio:
-    """One case, three systems.
+    """One case, three systems or more.
 
     Args:
         case: what is trained.
         options: of ``topkast.compile``; those the oracle needs are read from here too.
         make_optimizer: from a list of parameters; ``None`` for a loop without one.
         dtype: of the model under test.
+        ways: further oracles that round in other places, by name: each is done to an oracle's model. The budget is
+            then twice the largest error among all of plain PyTorch's, in all steps so far (see :mod:`budget`).
+        ties: whether the oracle takes over sets that are exactly what the rule makes of our own θ, where rounding has
+            put two scores in another order than in its θ (see :class:`oracle.Oracle`).
     """
 
     case: Case
@@ -105,7 +109,11 @@ class Trio:
     make_optimizer: MakeOptimizer | None
     dtype: torch.dtype = torch.float32
     build: Callable[[], nn.Module] | None = None
+    ways: dict[str, Callable[[nn.Module], Any]] = field(default_factory=dict)
+    ties: bool = False
     optimizers: list[Any] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)  # plain PyTorch's largest, where there are further ways
+    before: dict[str, Tensor] = field(default_factory=dict)  # our θ after the last step
 
     def __post_init__(self) -> None:
         method = self.options.get("method", "topkast")
@@ -126,35 +134,50 @@ class Trio:
         plans = plans_of(compiled)
         missing = set(self.case.sites) - plans.keys()
         assert not missing, f"not sparsified: {sorted(missing)}: {topkast.report(compiled)}"
-        self.oracle = Oracle(dense, plans, rules, draw=lambda: topkast.masks(compiled))
+        witness = self._witness if self.ties else None
+        self.oracle = Oracle(dense, plans, rules, draw=lambda: topkast.masks(compiled), witness=witness)
         self.truth = Truth(dense, plans, rules, dtype=torch.float64, leader=self.oracle)
-        self.systems: list[System] = [self.ours, self.oracle, self.truth]
+        self.twins = {name: Oracle(dense, plans, rules, leader=self.oracle) for name in self.ways}
+        for name, change in self.ways.items():
+            change(self.twins[name].model)
+        self.systems: list[System] = [self.ours, self.oracle, self.truth, *self.twins.values()]
         for system in self.systems:
             optimizer = self.make_optimizer(system.parameters()) if self.make_optimizer else None
             if optimizer is not None:
                 system.watch(optimizer)
             self.optimizers.append(optimizer)
 
+    def _witness(self) -> tuple[Sets, dict[str, Tensor]]:
+        """Our sets, and the θ they were chosen from: that before the step we have just taken."""
+        return topkast.masks(self.ours.model), {name: self.before[key] for key, name in self.oracle.keys.items()}
+
+    def _within(self, where: str, what: str, ours: Tensor, oracle: Tensor, truth: Tensor, *twins: Tensor) -> None:
+        error = assert_budget(ours, oracle, truth, f"{where}: {what}", twins, self.errors.get(what, 0.0))
+        if self.ways:
+            self.errors[what] = error
+
     def compare(self, where: str, bitwise: bool = False) -> None:
         """Sets exact; θ, W_A, buffers and dense parameters within budget, or equal bit for bit."""
         assert_sets(topkast.masks(self.ours.model), self.oracle.sets, where)
         for values in ("all", "forward"):
-            ours, oracle, truth = (system.state(values) for system in self.systems)
+            ours, oracle, truth, *twins = (system.state(values) for system in self.systems)
             assert ours.keys() == oracle.keys(), f"{where}: keys differ: {sorted(ours.keys() ^ oracle.keys())}"
             for key in ours:
                 if bitwise:
                     assert torch.equal(ours[key], oracle[key]), f"{where}: {key} ({values}) is not equal bit for bit"
                 else:
-                    assert_budget(ours[key], oracle[key], truth[key], f"{where}: {key} ({values})")
+                    theirs = [one[key] for one in (oracle, truth, *twins)]
+                    self._within(where, f"{key} ({values})", ours[key], *theirs)
 
     def compare_state(self, where: str, bitwise: bool = False) -> None:
         """Optimizer state: what has the parameter's shape follows its index, the rest is the same."""
-        mine, other, exact = self.optimizers
+        mine, other, exact, *rest = self.optimizers
         sets = topkast.masks(self.ours.model)
         compared = 0
         for name, site in sites_of(self.ours.model).items():
             state = mine.state[site.original]
             theirs, truths = other.state[self.oracle.theta[name]], exact.state[self.truth.theta[name]]
+            twins = [one.state[twin.theta[name]] for one, twin in zip(rest, self.twins.values(), strict=True)]
             assert state.keys() == theirs.keys(), f"{where}: state of {name}: {sorted(state)}, not {sorted(theirs)}"
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == site.original.shape:
@@ -162,7 +185,8 @@ class Trio:
                     if bitwise:
                         assert torch.equal(dense, theirs[key]), f"{where}: {key} of {name}"
                     else:
-                        assert_budget(dense, theirs[key], truths[key], f"{where}: {key} of {name}")
+                        others = [twin[key] for twin in twins]
+                        self._within(where, f"{key} of {name}", dense, theirs[key], truths[key], *others)
                     compared += 1
                 elif isinstance(value, Tensor):
                     assert torch.equal(value, theirs[key]), f"{where}: {key} of {name}"
@@ -172,23 +196,23 @@ class Trio:
         assert compared or not kept, f"{where}: no state tensor compared"
 
     def run(self, loop: Callable[..., Iterator[Tensor | None]], bitwise: bool = False) -> int:
-        """Run ``loop`` of all three in lockstep; compare after each step. Returns the number of steps."""
+        """Run ``loop`` of all systems in lockstep; compare after each step. Returns the number of steps."""
         loops = [loop(system, opt, self) for system, opt in zip(self.systems, self.optimizers, strict=True)]
         steps = 0
-        before = self.ours.state("all")
+        self.before = self.ours.state("all")
         for outputs in zip(*loops, strict=True):
             steps += 1
             where = f"{self.case.name} step {steps}"
             if outputs[0] is not None:
-                assert_budget(*outputs, f"{where}: output")
+                self._within(where, "output", *outputs)
             self.compare(where, bitwise)
             if self.make_optimizer is not None:
                 self.compare_state(where, bitwise)
             after = self.ours.state("all")
-            self.still(before, after, where)
-            before = after
+            self.still(self.before, after, where)
+            self.before = after
             tally(1, 0.0, where)
-        assert [system.steps for system in self.systems[1:]] == [self.oracle.steps] * 2
+        assert {system.steps for system in self.systems[1:]} == {self.oracle.steps}
         counted = {site.step for site in sites_of(self.ours.model).values()}
         assert counted == {self.oracle.steps}, f"{self.case.name}: counted {counted} steps, not {self.oracle.steps}"
         return steps

@@ -80,6 +80,9 @@ class Oracle:
             float64 follows the oracle in the dtype under test, so that one flipped near-tie does not count as an error.
         draw: where sets are drawn at random: gives those of the model under test, whose draw nobody can foretell. What
             is not drawn in them must be ours, and their sizes.
+        witness: gives the sets of the model under test and its θ when it chose them. Where its sets are not ours, they
+            must be exactly what the rule makes of its θ, which is compared with ours after every step; then the two
+            differ by a near-tie that rounding has decided, and ours become the same, so that both go on alike.
     """
 
     def __init__(
@@ -90,9 +93,11 @@ class Oracle:
         dtype: torch.dtype | None = None,
         leader: Oracle | None = None,
         draw: Callable[[], Sets] | None = None,
+        witness: Callable[[], tuple[Sets, dict[str, Tensor]]] | None = None,
     ) -> None:
         self.model = copy.deepcopy(model).to(dtype)
         self.plans, self.rules, self.leader, self.draw = plans, rules, leader, draw
+        self.witness = witness
         self.theta: dict[str, nn.Parameter] = {}
         self.dense: dict[str, nn.Parameter] = {}
         self.owners: dict[str, list[tuple[nn.Module, str]]] = {}
@@ -102,7 +107,7 @@ class Oracle:
         if missing := plans.keys() - self.theta.keys():
             raise KeyError(f"no such parameters: {sorted(missing)}")
         self._release()
-        self.steps = self.refreshed_at = 0
+        self.steps = self.refreshed_at = self.ties = 0
         self.stopped = False
         self.history: list[Sets] = []
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -252,7 +257,17 @@ class Oracle:
             self.sets = {name: self._adopt(name, drawn, asked) for name, drawn in self.draw().items()}
         else:
             self.sets = asked or {name: self._select(name) for name in self.theta}
+            if self.witness is not None and not start:
+                self._settle(*self.witness())
         self.history.append(self.sets)
+
+    def _settle(self, sets: Sets, theta: dict[str, Tensor]) -> None:
+        for name, mine in self.sets.items():
+            if not all(map(torch.equal, mine, sets[name])):
+                score = self._score(name, theta[name])
+                if all(map(torch.equal, self._by_size(name, score), sets[name])):
+                    self.sets[name] = sets[name]
+                    self.ties += 1
 
     def _adopt(self, name: str, drawn: tuple[Tensor, Tensor], asked: Sets | None) -> tuple[Tensor, Tensor]:
         fwd, bwd = drawn
@@ -298,6 +313,9 @@ class Oracle:
             gradient = self._score(name, self.gradients[name])
             fwd = self._mask(kept | _top(gradient.masked_fill(kept, -1), count), name)
             return fwd, fwd
+        return self._by_size(name, score)
+
+    def _by_size(self, name: str, score: Tensor) -> tuple[Tensor, Tensor]:
         masks = [self._mask(_top(score, count // len(score)), name) for count in self._counts(name)]
         return masks[0], masks[1]
 

@@ -197,3 +197,36 @@ def test_checks_on_values_are_left_out(tmp_path: Path) -> None:
 
     model = topkast.sparsify(Checked(), min_size=1, example_inputs=(torch.randn(3, 6),))
     assert topkast.export(model, tmp_path / "m.onnx", (torch.randn(3, 6),), format="dense").notes == []
+
+
+class Masked(nn.Module):
+    """A decoder layer or an encoder, given a mask by name."""
+
+    def __init__(self, inner: nn.Module, name: str, targets: bool) -> None:
+        super().__init__()
+        self.inner, self.name, self.targets = inner, name, targets
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.inner(*((x, x) if self.targets else (x,)), **{self.name: mask})
+
+
+@pytest.mark.parametrize("kind", ["padding", "rows", "causal"])
+def test_masks_of_torch_transformers(kind: str, tmp_path: Path) -> None:
+    """Queries that see nothing are given zeros, not NaN, and nn.TransformerEncoder does not ask whether its mask is
+    causal."""
+    x, seen = torch.randn(5, 8), torch.tensor([0.0, 0.0, -torch.inf, 0.0, 0.0])
+    if kind == "causal":
+        layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False)
+        model, masks = Masked(layers, "mask", False), [nn.Transformer.generate_square_subsequent_mask(5)]
+    elif kind == "padding":
+        model = Masked(nn.TransformerDecoderLayer(8, 2, 16), "tgt_key_padding_mask", True)
+        masks = [seen != 0, torch.ones(5, dtype=torch.bool)]
+    else:
+        model = Masked(nn.TransformerDecoderLayer(8, 2, 16), "tgt_mask", True)
+        masks = [seen.expand(5, 5).clone(), torch.zeros(5, 5).index_fill(0, torch.tensor(1), -torch.inf)]
+    sparse = topkast.sparsify(model, 0.5, min_size=1, example_inputs=(x, masks[0]))
+    result = topkast.export(sparse, tmp_path / "m.onnx", (x, masks[0]))
+    for mask in masks:
+        wanted = _reference(sparse, x, mask)
+        assert bool(wanted.isfinite().all())
+        torch.testing.assert_close(_run(result.path, x, mask)[0], wanted, rtol=1e-4, atol=1e-5)

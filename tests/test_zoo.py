@@ -9,14 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import _zoo_dense
 import _zoo_nn
 import _zoo_run
 import _zoo_table
 import _zoo_transformers
 import pytest
 import torch
-from _zoo_check import check, shares
+from _zoo_check import check
 from _zoo_entry import Entry, floats, loss_of, without_dropout
+from _zoo_oracle import shares
 from torch import nn
 
 TRANSFORMERS = ("albert", "gpt2", "t5", "vit", "convnext", "wavlm", "mamba", "clip", "llama")
@@ -80,22 +82,92 @@ def test_loss_and_dropout() -> None:
     assert model[0].p == 0 and model[1].dropout == 0
 
 
+GOOD = {
+    "suite": "s", "name": "a", "family": "f", "model": "ok", "compile": "ok", "oracle": "ok", "copies": "ok",
+    "export": "ok", "share": {"forward": 1.0, "backward": 0.5}, "plain": {"breaks": 1, "compile": 2.0},
+    "topkast": {"breaks": 1, "compile": 3.0}, "unfused": {"used by split": 2},
+    "versions": {"code": "aa", "torch": "2", "date": "2026-01-02"},
+    "seconds with Inductor": {"plain": 9.0, "topkast": 8.5},
+}  # fmt: skip
+
+
 def test_records_and_table(tmp_path: Path) -> None:
     path = tmp_path / "zoo.json"
-    good = {
-        "suite": "s", "name": "a", "family": "f", "model": "ok", "compile": "ok", "oracle": "ok", "copies": "ok",
-        "export": "ok", "share": {"forward": 1.0, "backward": 0.5}, "plain": {"breaks": 1, "compile": 2.0},
-        "topkast": {"breaks": 1, "compile": 3.0}, "unfused": {"used by split": 2},
-    }  # fmt: skip
-    bad = {**good, "name": "b", "oracle": "AssertionError: no", "topkast": {"breaks": 2, "compile": 5.0}}
+    bad = {**GOOD, "name": "b", "oracle": "AssertionError: no", "topkast": {"breaks": 2, "compile": 5.0}}
+    theirs = {**GOOD, "name": "d", "export": "ExportError: no", "not ours": {"export": "ValueError: nor this"}}
     none = {"suite": "s", "name": "c", "family": "f", "model": "ok", "compile": "refused: nothing"}
-    _zoo_run.write(path, {(row["suite"], row["name"]): row for row in (good, bad, none)})
-    assert json.loads(path.read_text()) == [good, bad, none]
+    _zoo_run.write(path, {(row["suite"], row["name"]): row for row in (GOOD, bad, theirs, none)})
+    assert json.loads(path.read_text()) == [GOOD, bad, none, theirs]
     rows = list(_zoo_run.read(path).values())
     last = _zoo_table.table(rows).splitlines()[-1]
-    assert last == "| s | 3 | 1 | 2 of 2 | 1 of 2 | 1 of 2 | 100.0% | 50.0% | 2 of 2 | 2 of 2 | 2.00 |"
+    assert last == "| s | 3 (1 left out) | 3 of 3 | 2 of 3 | 100.0%, 50.0% | 2 of 3 | 3 of 3 | 2 of 2 (1 not ours) |"
+    assert "a 8.5 s (9.0 s)" in _zoo_table.times(rows)
+    assert _zoo_table.origin([GOOD]) == "1 records of 2026-01-02, torch 2, code aa."
+    assert "several states of the code: 3 of aa, 1 of not recorded." in _zoo_table.origin(rows)
     said = _zoo_table.failures(rows)
-    assert "- 1: oracle: AssertionError: no (s/b)" in said and "- 2: not fused: used by split (s/a, s/b)" in said
+    assert "- 1: oracle: AssertionError: no (s/b)" in said and "- 3: not fused: used by split (s/a, s/b, s/d)" in said
+    assert "- 1: not ours, the dense model fails in the same stage: export: ValueError: nor this (s/d)" in said
+
+
+def test_the_table_is_put_between_its_marks(tmp_path: Path) -> None:
+    path, readme = tmp_path / "zoo.json", tmp_path / "README.md"
+    _zoo_run.write(path, {("s", "a"): GOOD})
+    first, last = _zoo_table.MARKS
+    readme.write_text(f"before\n{first}\nold\n{last}\nafter\n")
+    for _ in range(2):
+        _zoo_table.put(path, readme)
+        assert readme.read_text() == f"before\n{first}\n\n{_zoo_table.section([GOOD])}\n\n{last}\nafter\n"
+    readme.write_text(f"{last}\n{first}\n")
+    with pytest.raises(ValueError, match="needs the lines"):
+        _zoo_table.put(path, readme)
+
+
+def test_the_readme_has_the_records_table() -> None:
+    root = Path(__file__).parent.parent
+    records = list(_zoo_run.read(root / "tools" / "results" / "zoo.json").values())
+    assert len(records) > 200
+    assert f"{_zoo_table.MARKS[0]}\n\n{_zoo_table.section(records)}\n\n{_zoo_table.MARKS[1]}" in (
+        root / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_the_state_of_the_code_changes_with_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "passes").mkdir()
+    (tmp_path / "passes" / "a.py").write_text("1")
+    monkeypatch.setattr(_zoo_run, "ROOT", tmp_path)
+    before = _zoo_run.state_of_the_code()
+    assert before == _zoo_run.state_of_the_code()
+    (tmp_path / "passes" / "a.py").write_text("2")
+    assert before != _zoo_run.state_of_the_code()
+
+
+class Noisy(nn.Module):
+    """What it computes depends on how often it was called, which is no part of its state."""
+
+    calls = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    @torch.compiler.disable
+    def count(self) -> int:
+        Noisy.calls += 1
+        return Noisy.calls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.count()
+
+
+def test_what_the_dense_model_fails_in_too_is_not_ours() -> None:
+    noisy = Entry("here", "noisy", "linear", Noisy, lambda g: ((torch.randn(2, 4, generator=g),), {}))
+    record = asked(noisy, ("compile", "copies"))
+    assert record["copies"].startswith("AssertionError") and "something else" in record["not ours"]["copies"]
+    assert "in each run" in str(_zoo_dense.fails("oracle", noisy, AssertionError("ours")))
+    # A linear layer fails in none of it, whatever is said of ours.
+    steady = Entry("here", "steady", "linear", lambda: nn.Linear(4, 3), noisy.batch)
+    for stage in ("compile", "oracle", "copies", "export"):
+        assert _zoo_dense.fails(stage, steady, RuntimeError("ours")) is None
 
 
 def test_a_run_is_resumed_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

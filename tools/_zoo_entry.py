@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,17 @@ class Entry:
         torch.manual_seed(0)
         return without_dropout(self.build()).train()
 
+    def at(self, step: int) -> Batch:
+        """The batch of a step: the same for every program."""
+        return self.batch(torch.Generator().manual_seed(step))
+
+    def example(self) -> Any:
+        """The first batch as topkast takes it: a tuple of positional arguments, or a dict of keywords."""
+        args, kwargs = self.at(1)
+        if args and kwargs:
+            kwargs = {**inspect.signature(self.model().forward).bind(*args).arguments, **kwargs}
+        return kwargs or args
+
 
 def without_dropout(model: nn.Module) -> nn.Module:
     """Set every rate of dropout and stochastic depth to zero: two programs that draw in another order differ."""
@@ -67,24 +79,24 @@ def image(size: int, channels: int = 3, batch: int = 2) -> Callable[[torch.Gener
 def floats(output: Any) -> Iterator[Tensor]:
     """The floating-point tensors of whatever a model returns, in order, each once."""
     seen: set[int] = set()
-    for tensor in _tensors(output):
+    for tensor in tensors(output):
         if tensor.is_floating_point() and tensor.requires_grad and id(tensor) not in seen:
             seen.add(id(tensor))
             yield tensor
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, dict):
         for value in output.values():
-            yield from _tensors(value)
+            yield from tensors(value)
     elif isinstance(output, (tuple, list)):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors(value)
     elif hasattr(output, "__dataclass_fields__"):
         for name in output.__dataclass_fields__:
-            yield from _tensors(getattr(output, name))
+            yield from tensors(getattr(output, name))
 
 
 def loss_of(output: Any) -> Tensor:

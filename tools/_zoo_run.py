@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import resource
+import signal
 import time
 from collections.abc import Iterable
 from multiprocessing.connection import Connection, wait
@@ -17,6 +22,31 @@ from _zoo_entry import Entry
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Key = tuple[str, str]
+PATIENCE = 20  # clock seconds for one of computing, before a model is given up that may wait for ever
+ROOT = Path(__file__).parent.parent
+
+
+def state_of_the_code() -> str:
+    """A digest of what a record depends on: the sources of compiler, passes and runtime."""
+    digest = hashlib.sha256()
+    files = [file for part in ("compiler", "passes", "runtime") for file in (ROOT / part).rglob("*")]
+    kinds = (".py", ".cpp", ".h", ".inl", ".json")
+    for file in sorted(file for file in files if file.suffix in kinds):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def versions(suite: str) -> dict[str, str]:
+    """Of the code, of torch, and of the package that a suite is named after."""
+    package = suite.split()[0]
+    names = ("torch", *(() if package == "torch.nn" else (package,)))
+    found = {"code": state_of_the_code()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a suite of the tests
+            continue
+    return {**found, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
 
 
 def read(path: Path) -> dict[Key, dict[str, Any]]:
@@ -34,7 +64,7 @@ def write(path: Path, records: dict[Key, dict[str, Any]]) -> None:
     os.replace(new, path)
 
 
-def _child(entry: Entry, stages: tuple[str, ...], gigabytes: float, sender: Connection) -> None:
+def _child(entry: Entry, stages: tuple[str, ...], gigabytes: float, seconds: float, sender: Connection) -> None:
     """In a process of its own: what it prints is nobody's business, what it finds goes through the pipe."""
     from _zoo_check import check
 
@@ -43,6 +73,8 @@ def _child(entry: Entry, stages: tuple[str, ...], gigabytes: float, sender: Conn
     os.dup2(silence, 2)
     limit = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    # Its own time, not the clock's: on a busy machine a sweep would lose its largest models.
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
     check(entry, sender.send, stages)
 
 
@@ -54,7 +86,7 @@ class Running:
         context = multiprocessing.get_context("fork")
         self.entry, self.start, self.limit = entry, time.monotonic(), seconds
         self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_child, args=(entry, stages, gigabytes, sender), daemon=True)
+        self.process = context.Process(target=_child, args=(entry, stages, gigabytes, seconds, sender), daemon=True)
         self.process.start()
         sender.close()
         self.record: dict[str, Any] = {"suite": entry.suite, "name": entry.name, "family": entry.family, "seconds": {}}
@@ -69,12 +101,14 @@ class Running:
         except EOFError:
             self.process.join()
             if self.process.exitcode:
-                self.record["died"] = f"exit code {self.process.exitcode}"
+                spent = self.process.exitcode == -signal.SIGXCPU
+                why = f"stopped after {self.limit:.0f} s" if spent else f"exit code {self.process.exitcode}"
+                self.record["died"] = why
             return True
-        if time.monotonic() - self.start > self.limit:
+        if time.monotonic() - self.start > PATIENCE * self.limit:
             self.process.kill()
             self.process.join()
-            self.record["died"] = f"stopped after {self.limit:.0f} s"
+            self.record["died"] = f"waited for something, {PATIENCE * self.limit:.0f} s"
             return True
         return False
 
@@ -89,9 +123,9 @@ def run(
         path: of the results.
         stages: see :mod:`_zoo_check`.
         jobs: processes at a time.
-        seconds, gigabytes: limits of each.
+        seconds, gigabytes: limits of each; seconds are of its own computing.
     """
-    records = read(path)
+    records, known = read(path), dict[str, dict[str, str]]()
     waiting = [entry for entry in entries if (entry.suite, entry.name) not in records]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Drawn by hand: a thread that draws would be lost in the fork.
@@ -106,6 +140,7 @@ def run(
             for one in [one for one in busy if one.take()]:
                 busy.remove(one)
                 one.record["total"] = round(time.monotonic() - one.start, 1)
+                one.record["versions"] = known.setdefault(one.entry.suite, versions(one.entry.suite))
                 records[one.entry.suite, one.entry.name] = one.record
                 write(path, records)
                 bar.advance(task)

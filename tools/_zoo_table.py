@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +12,108 @@ from _zoo_run import read
 
 Record = dict[str, Any]
 REFUSED = "refused"  # begins what is said of a model in which there is nothing to make sparse
+MARKS = ("<!-- zoo: written by tools/zoo.py readme -->", "<!-- /zoo -->")
 HEADINGS = (
     "suite",
     "models",
-    "nothing to make sparse",
     "compile",
     "equal the oracle",
+    "FLOPs fused, forward, backward",
     "no more graph breaks",
-    "FLOPs fused, forward",
-    "backward",
-    "copies and state dicts",
+    "copies, state dicts",
     "ONNX with parity",
-    "compile time / plain",
 )
+TIMES = "seconds with Inductor"
+QUESTIONS = ("compile", "oracle", "copies", "export")
 
 
 def show(path: Path) -> None:
-    """Print both."""
+    """Print table and failures."""
     records = list(read(path).values())
-    CONSOLE.print(table(records), markup=False, highlight=False, soft_wrap=True)
+    CONSOLE.print(section(records), markup=False, highlight=False, soft_wrap=True)
     CONSOLE.print(failures(records), markup=False, highlight=False, soft_wrap=True)
 
 
+def put(path: Path, readme: Path) -> None:
+    """Write the table into a README, between its two marks.
+
+    Raises:
+        ValueError: the marks are not in it, once each and in order.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if any(text.count(mark) != 1 for mark in MARKS) or text.index(MARKS[0]) > text.index(MARKS[1]):
+        raise ValueError(f"{readme}: needs the lines {' and '.join(map(repr, MARKS))}, in this order")
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    new = f"{before}{MARKS[0]}\n\n{section(list(read(path).values()))}\n\n{MARKS[1]}{after}"
+    readme.write_text(new, encoding="utf-8")
+
+
+def section(records: list[Record]) -> str:
+    """The table, what the times were, and where the records come from."""
+    return "\n\n".join(filter(None, (table(records), times(records), origin(records))))
+
+
 def table(records: list[Record]) -> str:
-    """One row a suite; counts are of models in which something can be sparse, shares and times are medians."""
+    """One row a suite and one of all. Counts leave out models without a weight to make sparse, shares are medians."""
     suites: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.get("model") == "ok":
-            suites[record["suite"]].append(record)
+        suites[record["suite"]].append(record)
     rows = [HEADINGS, ("---",) * len(HEADINGS), *(_row(name, suites[name]) for name in suites)]
+    rows += [_row("all", records)] if len(suites) > 1 else []
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _row(name: str, records: list[Record]) -> tuple[str, ...]:
-    tried = [record for record in records if not refused(record)]
+    tried = [record for record in records if record.get("model") == "ok" and not refused(record)]
 
-    def count(good: Callable[[Record], bool]) -> str:
-        return f"{sum(map(good, tried))} of {len(tried)}"
+    def count(stage: str) -> str:
+        left = [record for record in tried if stage not in record.get("not ours", {})]
+        theirs = len(tried) - len(left)
+        return f"{sum(r.get(stage) == 'ok' for r in left)} of {len(left)}" + f" ({theirs} not ours)" * bool(theirs)
 
+    known = [broken for record in tried if (broken := more_breaks(record)) is not None]
+    left_out = len(records) - len(tried)
     return (
         name,
-        str(len(records)),
-        str(len(records) - len(tried)),
-        count(lambda r: r.get("compile") == "ok"),
-        count(lambda r: r.get("oracle") == "ok"),
-        count(lambda r: more_breaks(r) is False),
-        _median([r["share"]["forward"] for r in tried if "forward" in r.get("share", {})], "{:.1%}"),
-        _median([r["share"]["backward"] for r in tried if "backward" in r.get("share", {})], "{:.1%}"),
-        count(lambda r: r.get("copies") == "ok"),
-        count(lambda r: r.get("export") == "ok"),
-        _median([r["topkast"]["compile"] / r["plain"]["compile"] for r in tried if _timed(r)], "{:.2f}"),
+        f"{len(tried)}" + f" ({left_out} left out)" * bool(left_out),
+        count("compile"),
+        count("oracle"),
+        f"{_median(tried, 'forward')}, {_median(tried, 'backward')}",
+        f"{known.count(False)} of {len(known)}",
+        count("copies"),
+        count("export"),
     )
 
 
-def _timed(record: Record) -> bool:
-    return bool(record.get("plain", {}).get("compile")) and "topkast" in record
+def _median(records: list[Record], part: str) -> str:
+    values = [record["share"][part] for record in records if part in record.get("share", {})]
+    return f"{statistics.median(values):.1%}" if values else "-"
 
 
-def _median(values: list[float], form: str) -> str:
-    return form.format(statistics.median(values)) if values else "-"
+def times(records: list[Record]) -> str:
+    """What compiling took with Inductor, where it was asked."""
+    found = [f"{r['name']} {r[TIMES]['topkast']} s ({r[TIMES]['plain']} s)" for r in records if TIMES in r]
+    if not found:
+        return ""
+    return f"First forward and backward with Inductor from empty caches, and plain torch.compile's: {', '.join(found)}."
+
+
+def origin(records: list[Record]) -> str:
+    """Which code and which packages the records are of; a warning where they are of several."""
+    known = Counter(record.get("versions", {}).get("code", "not recorded") for record in records)
+    packages: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for name, version in record.get("versions", {}).items():
+            if name != "code":
+                packages[name].add(version)
+    dates = sorted(packages.pop("date", ()))
+    line = f"{len(records)} records"
+    line += f" of {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""
+    line += "".join(f", {name} {' and '.join(sorted(packages[name]))}" for name in sorted(packages))
+    if len(known) > 1 or "not recorded" in known:
+        states = ", ".join(f"{count} of {code}" for code, count in known.most_common())
+        return f"{line}. The records come from several states of the code: {states}."
+    return f"{line}, code {next(iter(known), 'none')}."
 
 
 def refused(record: Record) -> bool:
@@ -92,11 +134,17 @@ def failures(records: list[Record]) -> str:
     for record in records:
         name = f"{record['suite']}/{record['name']}"
         if record.get("model") != "ok":
-            causes[f"not counted, the package's own model does not run: {record.get('model', 'killed')}"].append(name)
+            causes[f"left out, the package's own model does not run: {record.get('model', 'killed')}"].append(name)
             continue
-        for stage in ("plain compile", "compile", "oracle", "copies", "export"):
+        if refused(record):
+            causes["left out, nothing in it can be sparse"].append(name)
+            continue
+        theirs = record.get("not ours", {})
+        for stage in ("plain compile", *QUESTIONS, "inductor"):
             said = record.get(stage)
-            if said not in (None, "ok"):
+            if stage in theirs:
+                causes[f"not ours, the dense model fails in the same stage: {stage}: {theirs[stage]}"].append(name)
+            elif said not in (None, "ok"):
                 causes[f"{stage}: {said}"].append(name)
         if "died" in record:
             causes[f"the process: {record['died']}"].append(name)

@@ -1,11 +1,13 @@
 """Models that nobody here wrote, as they are in their packages, through topkast.compile: what works and what does not.
 
-    run    every model in a process of its own; goes on where it stopped, since what has a record is not run again
-    table  the table of the README, and every failure with its cause, from the records
+    run     every model in a process of its own; goes on where it stopped, since what has a record is not run again
+    table   the table of the README, and every failure with its cause, from the records
+    readme  writes that table into the README, between its two marks
 
-A run needs torchvision, timm, transformers, torch_geometric and diffusers for the suites of these names:
+A run needs torchvision, timm, transformers, torch_geometric, diffusers and peft for the suites of these names:
 `pip install -e ".[zoo]"`. Weights are random, sizes as small as an architecture allows, graphs compiled with
-"aot_eager": the passes are all in it, and what Inductor takes to generate code would be most of the time.
+"aot_eager": the passes are all in it, and what Inductor takes to generate code would be most of the time. For six
+models that time is measured, beside plain torch.compile's.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ SUITES = {
     "transformers": "_zoo_transformers",
     "timm": "_zoo_timm",
     "others": "_zoo_others",
+    "adapted": "_zoo_adapted",
 }
-STAGES = ("model", "plain compile", "compile", "oracle", "copies", "export")
+STAGES = ("model", "plain compile", "compile", "oracle", "copies", "export", "inductor")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -43,10 +46,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--again", action="store_true", help="run also what has a record already")
     run.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to ask of each model")
     run.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
-    run.add_argument("--seconds", type=float, default=600, help="limit of a model")
-    run.add_argument("--memory", type=float, default=8, metavar="GB", help="limit of a model")
-    table = commands.add_parser("table", formatter_class=form)
-    for command in (run, table):
+    run.add_argument("--seconds", type=float, default=600, help="limit of a model's computing")
+    run.add_argument("--memory", type=float, default=16, metavar="GB", help="limit of a model")
+    readme = commands.add_parser("readme", formatter_class=form)
+    readme.add_argument("--file", type=Path, default=HERE.parent / "README.md", help="the README")
+    for command in (run, readme, commands.add_parser("table", formatter_class=form)):
         command.add_argument("--out", type=Path, default=HERE / "results" / "zoo.json", help="the file of records")
     return parser.parse_args(argv)
 
@@ -57,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         from _zoo_table import show
 
         show(args.out)
+        return 0
+    if args.command == "readme":
+        from _zoo_table import put
+
+        put(args.out, args.file)
         return 0
     import torch
     from _zoo_run import read, run, write

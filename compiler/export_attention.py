@@ -1,0 +1,52 @@
+"""Attention as a graph can hold it, where torch.export cannot trace it or torch.onnx writes another one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn.modules import transformer
+
+aten = torch.ops.aten
+
+
+@contextlib.contextmanager
+def masks_unread() -> Iterator[None]:
+    """While a model is traced, ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` do not look into their masks.
+
+    They ask whether a mask is causal, which depends on its values and is a hint to faster kernels: the mask itself is
+    used whatever the answer.
+    """
+    before = transformer._detect_is_causal_mask
+    setattr(transformer, before.__name__, lambda mask, is_causal=None, size=None: is_causal is True)
+    try:
+        yield
+    finally:
+        setattr(transformer, before.__name__, before)
+
+
+def keep_empty_rows(graph: fx.Graph) -> None:
+    """Queries that a floating-point mask lets see nothing: PyTorch gives them zeros, the exporter's operators the
+    softmax of -inf alone, NaN. They get another mask, and their zeros afterwards. Boolean masks are written right."""
+    for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if not isinstance(mask, fx.Node) or not mask.meta["val"].is_floating_point():
+            continue
+        with graph.inserting_before(node):
+            empty = _call(graph, aten.all.dim, _call(graph, aten.eq.Scalar, mask, -torch.inf), -1, True)
+            node.replace_input_with(mask, _call(graph, aten.masked_fill.Scalar, mask, empty, 0.0))
+        with graph.inserting_after(node):
+            zeroed = _call(graph, aten.masked_fill.Scalar, node, empty, 0.0)
+        node.replace_all_uses_with(zeroed, delete_user_cb=lambda user, new=zeroed: user is not new)
+
+
+def _call(graph: fx.Graph, op: Any, *args: Any) -> fx.Node:
+    node = graph.call_function(op, args)
+    values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
+    mode = next(value.fake_mode for value in values if isinstance(value, Tensor))
+    with mode:
+        node.meta["val"] = op(*values)
+    return node

@@ -1,0 +1,110 @@
+"""What the error budget lets pass, and what it must not: real errors, however many ways plain PyTorch rounds in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from _zoo_oracle import WAYS, complete_gradients
+from budget import assert_budget
+from builders import CASES
+from lockstep import Trio, adamw, plans_of
+from oracle import Oracle, Rules
+from torch import Tensor, nn
+
+import topkast
+
+OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
+
+
+def dropped_gradient(model: nn.Module) -> None:
+    next(p for p in model.parameters() if p.ndim == 1 and "original" not in str(p)).grad = None
+
+
+def wrong_slot(model: nn.Module) -> None:
+    """Two values of one weight's gradient change places: those that differ most."""
+    grad = next(iter(_values(model))).grad
+    assert grad is not None
+    low, high = int(grad.argmin()), int(grad.argmax())
+    grad[[low, high]] = grad[[high, low]]
+
+
+def half_a_gradient(model: nn.Module) -> None:
+    """One slot of many."""
+    grad = next(iter(_values(model))).grad
+    assert grad is not None
+    grad[int(grad.abs().argmax())] *= 0.5
+
+
+def decayed_twice(model: nn.Module) -> None:
+    with torch.no_grad():
+        for value in _values(model):
+            value *= 1 - 1e-2 * 0.1
+
+
+def _values(model: nn.Module) -> Iterator[nn.Parameter]:
+    yield from (p for name, p in model.named_parameters() if "parametrizations" in name)
+
+
+def run(name: str, wrong: Callable[[nn.Module], None] | None = None, ties: bool = True) -> Trio:
+    trio = Trio(CASES[name], OPTIONS, adamw, ways=WAYS, ties=ties)
+
+    def loop(system: Any, optimizer: Any, trio: Trio) -> Iterator[Tensor]:
+        for batch in trio.case.batches(3):
+            optimizer.zero_grad()
+            loss = trio.loss(system, batch)
+            loss.backward()
+            if system is trio.ours and wrong not in (None, decayed_twice):
+                wrong(system.model)
+            optimizer.step()
+            if system is trio.ours and wrong is decayed_twice:
+                wrong(system.model)
+            yield loss.detach()
+
+    trio.run(loop)
+    complete_gradients(trio)
+    return trio
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_every_way_of_plain_pytorch_is_run(name: str) -> None:
+    trio = run(name)
+    assert len(trio.systems) == 3 + len(WAYS) and any(trio.errors.values())
+
+
+@pytest.mark.parametrize("wrong", [dropped_gradient, wrong_slot, half_a_gradient, decayed_twice])
+def test_a_real_error_is_beyond_it(wrong: Callable[[nn.Module], None]) -> None:
+    with pytest.raises(AssertionError, match=r"is \d{3,}\.\d+ of its budget|gradient on one side|B differs"):
+        run("mlp", wrong)
+
+
+def test_the_largest_of_plain_errors_counts() -> None:
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    lucky, other, ours = exact.float(), exact.float() + 1e-4, exact.float() - 1.5e-4
+    with pytest.raises(AssertionError, match="of its budget"):
+        assert_budget(ours, lucky, exact, "here")
+    assert assert_budget(ours, lucky, exact, "here", [other]) == pytest.approx(1e-4, rel=1e-2)
+    assert assert_budget(ours, lucky, exact, "here", least=1e-4) == 1e-4
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_near_tie_is_settled_only_by_the_rule(right: bool) -> None:
+    """Rounding has put two scores in another order in our θ: its sets count if they are the rule's for that θ."""
+    model = nn.Linear(8, 8, bias=False)
+    made = topkast.sparsify(nn.Linear(8, 8, bias=False), fwd=0.75, bwd=0.5, min_size=1)
+    (plan,) = plans_of(made).values()
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(1.0, 65.0).reshape(8, 8))
+    ours = model.weight.detach().clone()
+    ours[4, 0], ours[3, 7] = ours[3, 7].item(), ours[4, 0].item()  # the last one inside B, and the first outside
+    other = Oracle(nn.Linear(8, 8, bias=False), {"weight": plan}, Rules(refresh_every=1))
+    other.theta["weight"].data.copy_(ours if right else ours.flip(0))
+    sets = {"weight": other._select("weight")}
+    oracle = Oracle(model, {"weight": plan}, Rules(refresh_every=1), witness=lambda: (sets, {"weight": ours}))
+    before = oracle.sets["weight"]
+    oracle.step()
+    oracle(torch.ones(1, 8))
+    assert oracle.ties == right and not torch.equal(before[1], sets["weight"][1])
+    assert all(map(torch.equal, oracle.sets["weight"], sets["weight"] if right else before))

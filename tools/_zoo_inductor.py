@@ -1,0 +1,67 @@
+"""What compiling costs with Inductor: topkast.compile beside plain torch.compile, both from empty caches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from _zoo_entry import Entry, loss_of
+from torch import nn
+from torch._inductor.utils import fresh_cache
+
+import topkast
+
+# One of a kind: generating code takes most of the time of a model, and it is the same code that is left as it was.
+SAMPLE = {
+    ("torchvision", "resnet18"),  # a convolutional network
+    ("timm", "deit_tiny_patch16_224"),  # a vision transformer
+    ("transformers", "llama"),  # a decoder
+    ("transformers", "t5"),  # an encoder with a decoder
+    ("transformers", "mixtral"),  # a mixture of experts
+    ("torch.nn", "LSTM 8"),
+}
+
+
+def compile_times(entry: Entry) -> dict[str, Any] | None:
+    """Seconds from the dense model to the end of the first backward; None for models out of :data:`SAMPLE`.
+
+    Ours include the choice of the weights, by tracing, and of the kernels, by measuring, as a user has them.
+    """
+    if (entry.suite, entry.name) not in SAMPLE:
+        return None
+    plain = _seconds(entry, None)
+    sparse = _seconds(entry, {"min_size": 1, "example_inputs": entry.example(), **entry.options})
+    return {"seconds with Inductor": {"plain": round(plain, 1), "topkast": round(sparse, 1)}}
+
+
+def _seconds(entry: Entry, options: dict[str, Any] | None) -> float:
+    model = entry.model()
+    args, kwargs = entry.at(1)
+    torch._dynamo.reset()
+    with fresh_cache(), _empty_planner():
+        start = time.perf_counter()
+        compiled: nn.Module | None = topkast.compile(model, **options) if options is not None else model
+        if options is None:
+            model.compile()
+        assert compiled is not None
+        loss_of(compiled(*args, **kwargs)).backward()
+        return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _empty_planner() -> Iterator[None]:
+    """Kernels are measured as for a user, and nothing is known from an earlier run."""
+    before = {name: os.environ.get(name) for name in ("TOPKAST_KERNEL", "TOPKAST_CACHE")}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(TOPKAST_KERNEL="measure", TOPKAST_CACHE=folder)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                os.environ.update({name: value} if value is not None else {})
