@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 # Share of an explored weight that one step takes away at most: with a rate like SGD's, lr * exploration_decay would
 # wipe out what was explored, and turn its sign above 1.
 MOST_DECAY = 0.25
