@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from builders import CASES
+from exact import Wide
 from lockstep import Trio, adamw, plain, sgd
 
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
@@ -59,3 +60,10 @@ def test_float64() -> None:
     for backend in ("eager", "aot_eager"):
         options = {**SPARSE, "exploration_l2": 0.03, "backend": backend}
         Trio(CASES["mlp"], options, partial(sgd, lr=0.05), dtype=torch.float64).run(plain, bitwise=backend == "eager")
+
+
+def test_the_truth_takes_no_smaller_dtype() -> None:
+    x = torch.randn(3, dtype=torch.float64)
+    with Wide():
+        smaller = x.float(), x.to(torch.bfloat16), x.type(torch.float32), torch.softmax(x, 0, dtype=torch.float32)
+    assert {tensor.dtype for tensor in smaller} == {torch.float64} and x.float().dtype == torch.float32

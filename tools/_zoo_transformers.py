@@ -207,7 +207,16 @@ def _masked(config: Any, generator: torch.Generator) -> dict[str, Any]:
     return {"pixel_values": pixels, "noise": torch.rand(2, patches, generator=generator)}
 
 
+def _with_masks(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Without masks torch.export does not trace these models, dense ones either."""
+    given = {"input_ids": _tokens(generator), "decoder_input_ids": _tokens(generator, 6)}
+    masks = {name.replace("input_ids", "attention_mask"): torch.ones_like(ids) for name, ids in given.items()}
+    return {**given, **masks, "use_cache": False}
+
+
 OWN_BATCH: dict[str, Any] = {
+    "longt5": _with_masks,
+    "switch_transformers": _with_masks,
     "llava": _image_tokens,
     "idefics3": _image_tokens,
     "vit_mae": _masked,
