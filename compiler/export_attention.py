@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import transformer
 
 aten = torch.ops.aten
@@ -46,7 +47,7 @@ def keep_empty_rows(graph: fx.Graph) -> None:
 def _call(graph: fx.Graph, op: Any, *args: Any) -> fx.Node:
     node = graph.call_function(op, args)
     values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
-    mode = next(value.fake_mode for value in values if isinstance(value, Tensor))
+    mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
     with mode:
         node.meta["val"] = op(*values)
     return node

@@ -95,7 +95,8 @@ def times(records: list[Record]) -> str:
     found = [f"{r['name']} {r[TIMES]['topkast']} s ({r[TIMES]['plain']} s)" for r in records if TIMES in r]
     if not found:
         return ""
-    return f"First forward and backward with Inductor from empty caches, and plain torch.compile's: {', '.join(found)}."
+    what = "CPU seconds from the dense model to the end of the first backward, with Inductor and empty caches"
+    return f"{what} (plain torch.compile's): {', '.join(found)}."
 
 
 def origin(records: list[Record]) -> str:
