@@ -126,7 +126,7 @@ def test_the_large_text_task_is_that_of_the_trial() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not among the test extras")
-@pytest.mark.parametrize("width", [64, 16])
+@pytest.mark.parametrize("width", [64, 32])
 def test_torchvisions_resnet(width: int) -> None:
     task = TASKS["digits-resnet"]
     model = task.build(width)
