@@ -90,7 +90,7 @@ def compile(
         exploration_l2: λ of the paper's penalty, added to the gradient once an optimizer step, as SGD does with
             ``weight_decay``: λθ on A, λθ / D_A on B \\ A.
         exploration_decay: c of the decoupled form: after each optimizer step θ ← θ - min(lr·c, ¼)·θ on B \\ A. The
-            default is measured (``tools/results/study``); the paper's form is ``exploration_decay=0, exploration_l2=λ``.
+            default is measured (``tools/results/study``); the paper's: ``exploration_decay=0, exploration_l2=λ``.
         method: how sets are chosen; B = A unless said. "topkast"; "static", drawn at random once; "static-magnitude",
             the largest at the start; "set", random at the start, then at each refresh the smallest are exchanged for
             random ones (Mocanu et al. 2018); "rigl", the same for those of the largest gradient, at the end of the
