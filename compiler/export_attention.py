@@ -1,32 +1,14 @@
-"""Attention as a graph can hold it, where torch.export cannot trace it or torch.onnx writes another one."""
+"""Attention where torch.onnx writes another one than PyTorch computes."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.modules import transformer
 
 aten = torch.ops.aten
-
-
-@contextlib.contextmanager
-def masks_unread() -> Iterator[None]:
-    """While a model is traced, ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` do not look into their masks.
-
-    They ask whether a mask is causal, which depends on its values and is a hint to faster kernels: the mask itself is
-    used whatever the answer.
-    """
-    before = transformer._detect_is_causal_mask
-    setattr(transformer, before.__name__, lambda mask, is_causal=None, size=None: is_causal is True)
-    try:
-        yield
-    finally:
-        setattr(transformer, before.__name__, before)
 
 
 def keep_empty_rows(graph: fx.Graph) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from topkast.runtime.errors import ExportError
 
-from .export_attention import keep_empty_rows, masks_unread
+from .export_attention import keep_empty_rows
 from .flatten import Flat, Inputs
+from .traceable import in_the_open
 
 
 def trace(
@@ -40,7 +41,7 @@ def trace(
 
 def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.export.ExportedProgram:
     try:
-        with masks_unread():
+        with in_the_open():
             program = torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False)
     except Exception as error:
         raise ExportError(
