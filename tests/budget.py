@@ -6,6 +6,7 @@ be right to the last bit by luck, in a bias of few numbers above all, and no oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,10 @@ def assert_budget(
     assert bool(ours.isfinite().all()), f"{where}: not finite"
     exact = truth.double()
     error = (ours.double() - exact).abs().max().item()
-    reference = max(least, *((one.double() - exact).abs().max().item() for one in (oracle, *twins)))
+    plain = [(one.double() - exact).abs().max().item() for one in (oracle, *twins)]
+    # An infinite error would allow anything, and max() may pass over NaN.
+    assert all(map(math.isfinite, plain)), f"{where}: plain PyTorch's own is not finite: errors {plain}"
+    reference = max(least, *plain)
     budget = 2 * reference + torch.finfo(oracle.dtype).eps * exact.abs().max().item()
     share = 0.0 if error == 0 else error / budget if budget else float("inf")
     tally(0, share, where)

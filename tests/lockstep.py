@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from budget import assert_budget, tally
 from builders import Case
+from choice import Plan, Rules, Sets
 from exact import Truth
-from oracle import Oracle, Plan, Rules, Sets
+from oracle import Oracle
 from torch import Tensor, nn
 
 import topkast

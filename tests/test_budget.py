@@ -10,8 +10,9 @@ import torch
 from _zoo_oracle import WAYS, complete_gradients
 from budget import assert_budget
 from builders import CASES
+from choice import Rules
 from lockstep import Trio, adamw, plans_of
-from oracle import Oracle, Rules
+from oracle import Oracle
 from torch import Tensor, nn
 
 import topkast
@@ -20,7 +21,7 @@ OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
 
 
 def dropped_gradient(model: nn.Module) -> None:
-    next(p for p in model.parameters() if p.ndim == 1 and "original" not in str(p)).grad = None
+    next(p for name, p in model.named_parameters() if name.endswith("bias")).grad = None
 
 
 def wrong_slot(model: nn.Module) -> None:
@@ -87,6 +88,15 @@ def test_the_largest_of_plain_errors_counts() -> None:
         assert_budget(ours, lucky, exact, "here")
     assert assert_budget(ours, lucky, exact, "here", [other]) == pytest.approx(1e-4, rel=1e-2)
     assert assert_budget(ours, lucky, exact, "here", least=1e-4) == 1e-4
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_plain_pytorch_that_is_not_finite_allows_nothing(broken: float) -> None:
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    lucky, other = exact.float(), torch.tensor([1.0, broken])
+    for oracle, twins in ((other, []), (lucky, [other])):
+        with pytest.raises(AssertionError, match="plain PyTorch's own is not finite"):
+            assert_budget(exact.float() + 1, oracle, exact, "here", twins)
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -10,8 +10,9 @@ import pytest
 import torch
 from budget import assert_budget, tally
 from builders import CASES
+from choice import Rules
 from lockstep import assert_sets, plans_of, sgd
-from oracle import Oracle, Rules
+from oracle import Oracle
 from ranks import RANKS, SCENARIOS, SPARSE, model_of, run, shares
 
 Found = list[dict[str, Any]]
