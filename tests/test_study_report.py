@@ -71,6 +71,30 @@ def test_an_arm_is_shown_at_its_best_rate() -> None:
     )
 
 
+def test_a_rate_is_not_best_for_one_lucky_seed() -> None:
+    grid, held = [], {}
+    for lr, ends in ((0.1, (3.0, 4.0)), (0.2, (1.0,))):
+        for seed in range(2):
+            run = canonical(Run(method="topkast", seed=seed, **COMMON | {"lr": lr}))
+            grid.append(Point("topkast", (), run, 1))
+            if seed < len(ends):
+                held[run.key] = result(ends[seed])
+    (row,) = rows(grid, held, Times())
+    assert (row.lr, row.missing) == (0.1, 0)
+
+
+def test_differences_say_over_how_many_seeds_and_means_how_many_diverged() -> None:
+    grid, held = [], {}
+    for arm, method, ends in (("topkast", "topkast", (1.0, None)), ("dense", "dense", (2.0, 3.0))):
+        for seed, end in enumerate(ends):
+            run = canonical(Run(method=method, seed=seed, **COMMON))
+            grid.append(Point(arm, (), run, 1))
+            held[run.key] = result(end)
+    found = rows(grid, held, Times())
+    assert sheets(found, "topkast")[0].lines[1][5] == "+1.000, n = 1"
+    assert summary(found).lines[0][:2] == ["topkast", "1.00, n = 1 (1 diverged)"]
+
+
 def test_measured_time_is_a_cost_where_it_is_known() -> None:
     run = canonical(Run(method="topkast", **COMMON))
     entry = {"ratio": {"median": 0.5}, "seconds": {"dense": 2.0}, "refresh": 0.0}

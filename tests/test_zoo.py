@@ -159,11 +159,38 @@ class Noisy(nn.Module):
         return self.layer(x) * self.count()
 
 
+class Single(nn.Linear):
+    """Takes float32 only."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float64:
+            raise RuntimeError("no float64")
+        return super().forward(x)
+
+
+def test_what_a_model_is_excused_from_is_told_of() -> None:
+    assert _zoo_table.settled([GOOD]) == ""
+    wider = {**GOOD, _zoo_table.WIDER: "AssertionError: 1.2 of its budget", _zoo_table.TIES: 1}
+    assert _zoo_table.settled([GOOD, wider]).startswith("Of the 2 that equal the oracle, 1 do so within")
+    never = {key: value for key, value in GOOD.items() if key != "topkast"}
+    assert "| 1 of 1 (1 not known) |" in _zoo_table.table([GOOD, never])
+
+
 def test_what_the_dense_model_fails_in_too_is_not_ours() -> None:
     noisy = Entry("here", "noisy", "linear", Noisy, lambda g: ((torch.randn(2, 4, generator=g),), {}))
     record = asked(noisy, ("compile", "copies"))
     assert record["copies"].startswith("AssertionError") and "something else" in record["not ours"]["copies"]
-    assert "in each run" in str(_zoo_dense.fails("oracle", noisy, AssertionError("ours")))
+    assert "in each run" in str(_zoo_dense.fails("oracle", noisy, AssertionError("here: weight differs in 2 of 12")))
+    # Whatever the dense model computes: no weight outside B moves, and what only float64 lacks does not excuse ours.
+    assert _zoo_dense.fails("oracle", noisy, AssertionError("0.weight moved outside B")) is None
+    single = Entry("here", "single", "linear", Single, noisy.batch)
+    error = RuntimeError("ours")
+    assert _zoo_dense.fails("oracle", single, error) is None
+    error.add_note(_zoo_dense.BESIDE)
+    assert "no float64" in str(_zoo_dense.fails("oracle", single, error))
     # A linear layer fails in none of it, whatever is said of ours.
     steady = Entry("here", "steady", "linear", lambda: nn.Linear(4, 3), noisy.batch)
     for stage in ("compile", "oracle", "copies", "export"):

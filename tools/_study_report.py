@@ -19,10 +19,13 @@ HEAD = """# Tables of the study
 
 Made by `python tools/study.py report` from `runs.jsonl` and `times.json`; nothing here is written by hand.
 Lower is better in every quality. A figure is a mean over seeds, its standard deviation and the 95 % interval of the
-mean (Student's t); the difference from an arm is taken seed by seed, with half the width of its interval. Seeds that
-diverged or were not run are counted. FLOPs are those of the weights' products. Measured time is steps x the median
-ratio of the compiled step to the compiled dense one (one thread, with its share of the refreshes) x the dense step; a
-dash: not measured.
+mean (Student's t); the difference from an arm is taken seed by seed, over the seeds that ended well in both, with half
+the width of its interval. Seeds that diverged (a loss that is not finite) or were not run are counted, and in no mean.
+An arm that had several rates is shown at the best of them, chosen by these same figures: that favours arms that had
+more rates, and makes intervals somewhat too narrow. Each interval is for its figure alone, none is corrected for how
+many there are. FLOPs are those of the products of weights that can be sparse. Measured time is steps x the median ratio
+of the compiled step to the compiled dense one (one thread, with its share of the refreshes) x the dense step; a dash:
+not measured.
 """
 
 
@@ -76,7 +79,7 @@ def _short(row: Row) -> str:
     figure = f"{found.mean:.2f}"
     if found.count > 1:
         figure += f" [{found.mean - found.half:.2f}, {found.mean + found.half:.2f}]"
-    return figure + f", n = {found.count}"
+    return figure + f", n = {found.count}" + f" ({row.diverged} diverged)" * bool(row.diverged)
 
 
 def with_summary(readme: str, found: Sequence[Row]) -> str:

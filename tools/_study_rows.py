@@ -45,7 +45,7 @@ class Row:
 
     Args:
         where: (axis, value) of the grid's axes, the seed and the rate left out.
-        lr: the rate with the best mean over the seeds (one at which no run diverged, if there is one).
+        lr: the rate with the best mean over the seeds, of those with the fewest that diverged or were not run.
         rates: how many rates the arm has results of.
         steps: of a run.
         qualities: seed -> quality, of the runs that stayed finite.
@@ -89,7 +89,7 @@ def rows(grid: Sequence[Point], held: Results, times: Times) -> list[Row]:
     found = []
     for by_rate in groups.values():
         each = [_row(points, held, times) for points in by_rate.values()]
-        best = min(each, key=lambda row: (not row.costs, row.diverged, row.mean()))
+        best = min(each, key=lambda row: (not row.costs, row.diverged, row.missing, row.mean()))
         best.rates = max(1, sum(bool(row.costs) for row in each))
         found.append(best)
     return found

@@ -73,6 +73,8 @@ def _cells(row: Row, base: Row | None, dense: dict[str, float]) -> list[str]:
     rate = f"{row.lr:g}" + (f" of {row.rates}" if row.rates > 1 else "")
     gap = row.against(base) if base is not None and base is not row else None
     difference = "" if gap is None else f"{gap.mean:+.3f}" + ("" if math.isnan(gap.half) else f" ± {gap.half:.3f}")
+    if gap is not None and gap.count < len(row.qualities):
+        difference += f", n = {gap.count}"
     return [
         row.arm, rate, str(row.steps), seeds, str(estimate(list(row.qualities.values()))) if row.qualities else "-",
         difference, f"{row.costs['flops']:.3f}", share(row, "bytes", 1e6, dense), share(row, "time", 1, dense),

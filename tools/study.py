@@ -95,6 +95,8 @@ def report(args: argparse.Namespace, console: Console) -> None:
     readme = HERE.parent / "README.md"
     rivals = rows(read_grid(grid_path("rivals"), times), held, times)
     readme.write_text(with_summary(readme.read_text(encoding="utf-8"), rivals), encoding="utf-8")
+    for old in FOLDER.glob("*.png"):  # one of a grid that is gone, or of results that are, would stay
+        old.unlink()
     for path in sorted((HERE / "grids").glob("*.toml")):
         try:
             found = rows(read_grid(path, times), held, times)
