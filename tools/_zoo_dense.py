@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_map
 from topkast.compiler.flatten import Flat, Inputs, without_cache
 from topkast.compiler.parity import compare
 
-
 BESIDE = "in plain PyTorch, beside our model"
 OF_VALUES = ("of its budget", "not finite", "differs")  # what lockstep says of values, and of sets that follow them
 

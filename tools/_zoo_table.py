@@ -98,8 +98,8 @@ def settled(records: list[Record]) -> str:
     if not (wider or ties):
         return ""
     return (
-        f"Of the {len(equal)} that equal the oracle, {wider} do so within the error of several ways of plain PyTorch, not "
-        f"of the eager one alone; in {ties} rounding decided a near-tie of two scores, by the rule."
+        f"Of the {len(equal)} that equal the oracle, {wider} do so within the error of several ways of plain PyTorch, "
+        f"not of the eager one alone; in {ties} rounding decided a near-tie of two scores, by the rule."
     )
 
 
