@@ -130,6 +130,20 @@ def test_what_is_in_the_repository_is_what_the_results_give() -> None:
     assert "| topkast |" in readme.split(MARKS[0])[1].split(MARKS[1])[0]
 
 
+def test_a_report_takes_old_pictures_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tools" / "grids").mkdir(parents=True)
+    monkeypatch.setattr(study, "HERE", tmp_path / "tools")
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    text = (Path(__file__).parent.parent / "tools" / "grids" / "rivals.toml").read_text()
+    (tmp_path / "tools" / "grids" / "rivals.toml").write_text(text)
+    (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}\n{MARKS[1]}\nafter\n")
+    (tmp_path / "gone.png").touch()
+    assert study.main(["report", "--results", str(tmp_path / "no.jsonl"), "--times", str(tmp_path / "no.json")]) == 0
+    assert "`rivals`" in (tmp_path / "TABLES.md").read_text() and not list(tmp_path.glob("*.png"))
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "| topkast | not run |" in readme
+
+
 def test_a_readme_without_its_marks_is_refused() -> None:
     for text in ("", f"{MARKS[1]}\n{MARKS[0]}\n", f"{MARKS[0]}\n{MARKS[0]}\n{MARKS[1]}\n"):
         with pytest.raises(StudyError, match=r"README.md: must have the lines"):
