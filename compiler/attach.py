@@ -55,10 +55,12 @@ def _unseen(module: nn.Module) -> Iterator[dict[str, Site]]:
     chains: Any = module.parametrizations
     sites = {name: site for name, site in chains.items() if isinstance(site, Site)}
     counted = {name: Counter(site.ran) for name, site in sites.items()}
-    with torch.no_grad():
-        yield sites
-    for name, site in sites.items():
-        site.ran = counted[name]
+    try:
+        with torch.no_grad():
+            yield sites
+    finally:
+        for name, site in sites.items():
+            site.ran = counted[name]
 
 
 def _leave_state_to_sites(kind: Any) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
 
-aten = torch.ops.aten
+from topkast.passes.nodes import aten, emit
 
 
 def keep_empty_rows(graph: fx.Graph) -> None:
@@ -19,17 +16,9 @@ def keep_empty_rows(graph: fx.Graph) -> None:
         if not isinstance(mask, fx.Node) or not mask.meta["val"].is_floating_point():
             continue
         with graph.inserting_before(node):
-            empty = _call(graph, aten.all.dim, _call(graph, aten.eq.Scalar, mask, -torch.inf), -1, True)
-            node.replace_input_with(mask, _call(graph, aten.masked_fill.Scalar, mask, empty, 0.0))
+            unseen = emit(graph, aten.eq.Scalar, mask, -torch.inf, like=node)
+            empty = emit(graph, aten.all.dim, unseen, -1, True, like=node)
+            node.replace_input_with(mask, emit(graph, aten.masked_fill.Scalar, mask, empty, 0.0, like=node))
         with graph.inserting_after(node):
-            zeroed = _call(graph, aten.masked_fill.Scalar, node, empty, 0.0)
+            zeroed = emit(graph, aten.masked_fill.Scalar, node, empty, 0.0, like=node)
         node.replace_all_uses_with(zeroed, delete_user_cb=lambda user, new=zeroed: user is not new)
-
-
-def _call(graph: fx.Graph, op: Any, *args: Any) -> fx.Node:
-    node = graph.call_function(op, args)
-    values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
-    mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
-    with mode:
-        node.meta["val"] = op(*values)
-    return node

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.backends import mha
 from torch.nn.modules import transformer
@@ -19,14 +21,25 @@ def in_the_open() -> Iterator[None]:
     there, and as nothing in torch.nn is compiled on its own, neither is the whole model: here a mask is taken as it is.
     Without gradients a whole layer is one opaque operator, which reads dense weights: here it is its products.
     """
-    looks, fast = transformer._detect_is_causal_mask, mha.get_fastpath_enabled()
-    transformer._detect_is_causal_mask = _only_if_said
-    mha.set_fastpath_enabled(False)
+    with _lock:
+        if not _inside:
+            _usual[:] = transformer._detect_is_causal_mask, mha.get_fastpath_enabled()
+            transformer._detect_is_causal_mask = _only_if_said
+            mha.set_fastpath_enabled(False)
+        _inside.append(None)
     try:
         yield
     finally:
-        transformer._detect_is_causal_mask = looks
-        mha.set_fastpath_enabled(fast)
+        with _lock:
+            _inside.pop()
+            if not _inside:
+                transformer._detect_is_causal_mask = _usual[0]
+                mha.set_fastpath_enabled(_usual[1])
+
+
+# Both are of the whole process: of several threads the first to come changes them, the last to leave puts them back.
+_lock = threading.Lock()
+_inside, _usual = list[None](), list[Any]()
 
 
 def _only_if_said(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
@@ -40,10 +53,10 @@ def hides(model: nn.Module) -> bool:
 
 
 def within(context: Callable[[], Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call`` inside of a context made anew each time."""
+    """``call`` inside of a context made anew each time; as it is in a program that compiles itself around it."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with context():
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else context():
             return call(*args, **kwargs)
 
     return run

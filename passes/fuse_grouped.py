@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from topkast.runtime.layout import Geometry
+
 from .base import Pass
 from .fuse_matmul import side_of
 from .nodes import (
@@ -61,6 +63,14 @@ def _factors(node: fx.Node) -> Operands | None:
     return x, dy, ends, True
 
 
+def _stack(g: Geometry, experts: int) -> tuple[list[int], list[int], int, list[int]]:
+    """The sizes of a weight whose first dimension of rows is the experts', as kernels take it: a parameter of
+    [experts * out, in], say, is seen as a stack."""
+    if g.permuted[0] == experts:
+        return list(g.shape), list(g.perm), g.lead, list(g.block)
+    return [experts, g.rows // experts, g.cols], [0, 1, 2], 2, list(g.block)
+
+
 class FuseGrouped(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
@@ -96,7 +106,7 @@ class FuseGrouped(Pass):
         target = topkast.grouped_spmm.default if found == "transpose" else topkast.grouped_spmm_t.default
         with graph.inserting_before(node):
             x = transposed(graph, right) if swapped else left
-            new = emit(graph, target, x, ends, *weight.args[:9], like=node)
+            new = emit(graph, target, x, ends, *weight.args[:5], *_stack(g, len(where)), like=node)
             if swapped:
                 new = transposed(graph, new)
         node.replace_all_uses_with(new)
@@ -122,7 +132,8 @@ class FuseGrouped(Pass):
         with graph.inserting_before(node):
             rows = a if turned else transposed(graph, a)
             dy, x = (rows, b) if way == "matrix" else (b, rows)  # dW = dYᵀ X, or its transpose Xᵀ dY
-            new = emit(graph, topkast.grouped_sddmm.default, dy, x, ends, *node.args[1:9], like=node)
+            sizes = _stack(g, len(where))
+            new = emit(graph, topkast.grouped_sddmm.default, dy, x, ends, *node.args[1:5], *sizes, like=node)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
         self.matched("grouped_sddmm")

@@ -41,7 +41,7 @@ def _spelled(
 
     def outer() -> fx.Node:
         one, two = call(aten.unsqueeze.default, has[FIRST], 2), call(aten.unsqueeze.default, has[SECOND], 1)
-        return call(aten.view.default, call(aten.mul.Tensor, one, two), [-1, i * j])
+        return call(aten.reshape.default, call(aten.mul.Tensor, one, two), [-1, i * j])
 
     if has.keys() == {GRAD, FIRST, SECOND} and summed == (0,) and _goes_to_values(node):
         i, j = (has[dims].meta["val"].shape[1] for dims in (FIRST, SECOND))

@@ -108,12 +108,12 @@ def _sizes(part: Part) -> tuple[list[int], list[int], int, list[int]]:
 
 
 def _pieces(node: fx.Node) -> list[Stretch]:
-    """The pieces that ``node`` cuts its argument into, if it does."""
+    """The pieces that ``node`` cuts its argument into, if it does, and at places that are known."""
     args: Any = node.args
-    if node.target not in CUTS:
+    if node.target not in CUTS or len(node.all_input_nodes) > 1:
         return []
     value = args[0].meta["val"]
-    if node.target is aten.select.int and isinstance(args[2], int):
+    if node.target is aten.select.int:
         dim = args[1] % value.dim()
         return [(node, dim, at := args[2] % value.shape[dim], at + 1)]
     if node.target is aten.unbind.int:
@@ -142,11 +142,13 @@ def _joined(node: object) -> list[Stretch]:
     if node.target is aten.stack.default:
         dim = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
         return [(part, dim, at, at + 1) for at, part in enumerate(args[0])]
+    if len(node.all_input_nodes) > 1:  # a place that is not known
+        return []
     if node.target is aten.slice_backward.default and args[5] == 1:
         gradient, sizes, dim, low, high = args[:5]
         low, high, _ = slice(low, high).indices(sizes[dim])
         return [(gradient, dim % len(sizes), low, high)]
-    if node.target is aten.select_backward.default and isinstance(args[3], int):
+    if node.target is aten.select_backward.default:
         gradient, sizes, dim, at = args
         dim, at = dim % len(sizes), at % sizes[dim]
         return [(gradient, dim, at, at + 1)]

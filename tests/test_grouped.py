@@ -39,10 +39,10 @@ def grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 class Mixture(nn.Module):
     """Each row by one of the experts: the one its ``router`` says, "spread" (one gets none) or "one" for all."""
 
-    def __init__(self, router: str) -> None:
+    def __init__(self, router: str, up: tuple[int, ...] = (EXPERTS, HIDDEN, IN)) -> None:
         super().__init__()
         self.router = router
-        self.up = nn.Parameter(torch.randn(EXPERTS, HIDDEN, IN) / 4)  # [experts, out, in], as in mixtral
+        self.up = nn.Parameter(torch.randn(up) / 4)  # [experts, out, in], as in mixtral
         self.down = nn.Parameter(torch.randn(EXPERTS, HIDDEN, 8) / 4)  # [experts, in, out], as in gpt_oss
         self.out = nn.Linear(8, OUT)
 
@@ -51,7 +51,8 @@ class Mixture(nn.Module):
         ids = rows * 7 % 3 + 1 if self.router == "spread" else rows * 0 + 2
         ids, order = torch.sort(ids)
         ends = (ids <= torch.arange(EXPERTS)[:, None]).sum(1).int()
-        hidden = grouped(F.silu(grouped(x[order], self.up.mT, ends)), self.down, ends)
+        up = self.up.view(EXPERTS, HIDDEN, IN)
+        hidden = grouped(F.silu(grouped(x[order], up.mT, ends)), self.down, ends)
         return self.out(torch.zeros_like(hidden).index_copy(0, order, hidden))
 
 
@@ -76,6 +77,14 @@ def test_experts_are_fused(router: str, block: tuple[int, int], dtype: torch.dty
     for row in topkast.report(trio.ours.model).sites:
         assert row["unfused"] == []
         assert [sum(row["fused"][part].values()) for part in ("forward", "weight gradient")] == [5, 5]
+
+
+@pytest.mark.parametrize("shape", [(EXPERTS * HIDDEN, IN), (2, EXPERTS // 2, HIDDEN, IN)])
+def test_a_parameter_is_seen_as_a_stack(shape: tuple[int, ...]) -> None:
+    case = Case("stack", lambda: Mixture("spread", shape), (11, IN), ("up",))
+    trio = Trio(case, {**OPTIONS, "block": (2, 1), "example_inputs": torch.randn(11, IN)}, adamw)
+    trio.run(plain)
+    assert all(row["unfused"] == [] for row in topkast.report(trio.ours.model).sites)
 
 
 @st.composite

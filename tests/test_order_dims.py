@@ -52,6 +52,13 @@ class Bilinear(nn.Module):
         return self.both(torch.tanh(self.first(x)), x)
 
 
+class Strided(Bilinear):
+    """Its first input lies in memory column by column."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both(torch.tanh(self.first(x)).T.contiguous().T, x)
+
+
 def trained(name: str, build: Any, shape: tuple[int, ...], **options: Any) -> list[dict[str, Any]]:
     trio = Trio(Case(name, build, shape, ()), {**OPTIONS, "example_inputs": (torch.ones(shape),), **options}, sgd)
     trio.run(plain)
@@ -65,6 +72,7 @@ def trained(name: str, build: Any, shape: tuple[int, ...], **options: Any) -> li
         ("turned", lambda: Turned(False), (6, 10)),
         ("turned, at the left", lambda: Turned(True), (6, 10)),
         ("bilinear", Bilinear, (9, 7)),
+        ("bilinear, strided", Strided, (9, 7)),
     ],
 )
 @pytest.mark.parametrize("block", [(1, 1), (2, 2)])

@@ -68,6 +68,27 @@ def test_experts_in_a_loop_are_fused(how: str, block: tuple[int, int]) -> None:
     assert sum(row["fused"]["weight gradient"].values()) == 5 * 3
 
 
+@pytest.mark.parametrize("slimmable", [False, True])
+def test_a_place_that_is_not_known_stays_dense(slimmable: bool) -> None:
+    class Picked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts, self.last = nn.Parameter(torch.randn(3, 8, 10)), nn.Linear(10, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = x.shape[0]
+            picked = self.experts.flatten(0, 1)[:n] if slimmable else self.experts[n % 3]
+            return self.last(x) @ picked.T
+
+    model = topkast.compile(Picked(), min_size=1, backend="aot_eager", dynamic=True, example_inputs=torch.randn(7, 10))
+    twin = topkast.densify(model)
+    for n in (7, 8):
+        x = torch.randn(n, 10)
+        torch.testing.assert_close(model(x), twin(x))
+    model(x).sum().backward()
+    assert [bool(row["unfused"]) for row in topkast.report(model).sites] == [True, False]
+
+
 @pytest.mark.parametrize(("how", "block"), [("columns", (1, 1)), ("chunk", (3, 1)), ("chunk", (16, 1))])
 def test_what_is_no_whole_block_rows_stays_dense_and_right(how: str, block: tuple[int, int]) -> None:
     trio = Trio(Case(how, lambda: Packed(how), (7, 10), ("packed",)), {**OPTIONS, "block": block}, adamw)

@@ -9,8 +9,10 @@ import torch
 from builders import Case
 from lockstep import Trio, plain, sgd
 from torch import Tensor, nn
+from torch.backends import mha
 
 import topkast
+from topkast.compiler.traceable import in_the_open
 
 
 class Masked(nn.Module):
@@ -39,6 +41,26 @@ def test_a_transformer_with_masks_is_one_graph() -> None:
         torch.testing.assert_close(model(*inputs), topkast.densify(model)(*inputs))
     assert all(row["unfused"] == [] for row in topkast.report(model).sites)
     assert nn.modules.transformer._detect_is_causal_mask.__module__ == nn.Transformer.__module__
+
+
+def test_threads_that_overlap_leave_torch_as_it_was() -> None:
+    looks, fast = nn.modules.transformer._detect_is_causal_mask, mha.get_fastpath_enabled()
+    first, second = in_the_open(), in_the_open()
+    with first:
+        second.__enter__()
+    assert not mha.get_fastpath_enabled()  # the second is still at work
+    second.__exit__(None, None, None)
+    assert (nn.modules.transformer._detect_is_causal_mask, mha.get_fastpath_enabled()) == (looks, fast)
+
+
+def test_a_program_compiles_itself_around_a_compiled_transformer() -> None:
+    x = torch.randn(4, 3, 8)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0)
+    inner = topkast.compile(layer, min_size=1, backend="aot_eager", example_inputs=(x,))
+    graphs: list[Any] = []
+    found = torch.compile(nn.Sequential(inner), backend=lambda g, _: graphs.append(g) or g.forward, fullgraph=True)(x)
+    torch.testing.assert_close(found, topkast.densify(inner)(x))
+    assert len(graphs) == 1
 
 
 def test_a_weight_read_outside_of_a_graph_is_no_graph() -> None:
