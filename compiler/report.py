@@ -160,8 +160,8 @@ def _warnings(name: str, site: Site) -> list[str]:
         )
     if site.decayed_by > MOST_DECAY:
         found.append(
-            f"{name}: exploration_decay * lr = {site.decayed_by:.3g} would take more than a step may: explored weights "
-            f"decayed by {MOST_DECAY:g}"
+            f"{name}: exploration_decay * lr = {site.decayed_by:.3g} is more than a step may take: explored weights "
+            f"decayed by {MOST_DECAY:g} at each; a smaller exploration_decay lets them grow"
         )
     rows = site.row_fwd.numel()
     empty = int((site.row_fwd == site.row_ptr[:-1]).sum())
