@@ -22,7 +22,7 @@ PANELS = {
     "time": "measured time, s",
     "bytes": "bytes of training state",
 }
-COLOURS = 48  # enough for lines and letters, and a third of the bytes
+COLOURS = 128  # enough for ten arms and letters, and half of the bytes
 
 
 def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
@@ -42,13 +42,16 @@ def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
             by_task[row.task].append(row)
     if not by_task:
         return None
-    size = 3.4 * len(PANELS) + 1.6, 3.4 * len(by_task) + 0.4
-    figure, axes = plt.subplots(len(by_task), len(PANELS), figsize=size, layout="constrained", squeeze=False)
+    # One look an arm, whatever the task, and no panel that nothing was measured for.
+    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(row.arm for row in found))}
+    costs = [cost for cost in PANELS if any(cost in row.costs for row in found)]
+    size = 3.4 * len(costs) + 1.6, 3.4 * len(by_task) + 0.4
+    figure, axes = plt.subplots(len(by_task), len(costs), figsize=size, layout="constrained", squeeze=False)
     for panels, (task, here) in zip(axes, by_task.items(), strict=True):
         arms = sorted(dict.fromkeys(row.arm for row in here), key=lambda arm: _mean(here, arm))
-        for panel, cost in zip(panels, PANELS, strict=True):
-            for number, arm in enumerate(arms):
-                _line(panel, [row for row in here if row.arm == arm and cost in row.costs], cost, number)
+        for panel, cost in zip(panels, costs, strict=True):
+            for arm in arms:
+                _line(panel, [row for row in here if row.arm == arm and cost in row.costs], cost, numbers[arm])
             places = {row.costs[cost] for row in here if cost in row.costs}
             panel.set(xlabel=PANELS[cost], xscale="log" if len(places) > 1 else "linear")
             panel.grid(alpha=0.3)
