@@ -220,6 +220,7 @@ class Site(parametrize.ParametrizationList):
         """Whether exploration has ended since the last refresh."""
         return self.stopped_at(self.step) and not self.stopped_at(self.refreshed_at)
 
+    @torch._dynamo.disable  # called from frames that are not compiled; compiled itself, it would be again at every step
     def refresh_if_due(self) -> None:
         """See :func:`refresh_due`."""
         refresh_due([self])

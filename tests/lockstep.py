@@ -90,6 +90,13 @@ System = Any  # Ours | Oracle
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
+def compiled(model: nn.Module, backend: str = "aot_eager") -> None:
+    """A way of plain PyTorch that rounds in other places, for :class:`Trio`'s ``ways``."""
+    model.compile(backend=backend)
+    # As topkast does: without it Dynamo leaves recurrent layers out of its graphs.
+    model._compiled_call_impl = torch._dynamo.config.patch(allow_rnn=True)(model._compiled_call_impl)
+
+
 @dataclass
 class Trio:
     """One case, three systems or more.

@@ -61,8 +61,7 @@ def test_modules(name: str) -> None:
     (entry,) = [entry for entry in _zoo_nn.entries() if entry.name == name]
     record = asked(entry)
     sound(record)
-    fused = 0.0 if name.startswith("Bilinear") else 1.0
-    assert record["share"] == {"forward": fused, "backward": fused}
+    assert record["share"] == {"forward": 1.0, "backward": 1.0}
 
 
 def test_what_is_not_sparse_is_refused_and_what_fails_is_said() -> None:

@@ -12,7 +12,7 @@ import torch
 from _zoo_dense import BESIDE
 from _zoo_entry import loss_of
 from builders import Case
-from lockstep import Trio, adamw, sites_of
+from lockstep import Trio, adamw, compiled, sites_of
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -25,17 +25,11 @@ ONE_SIDED = "a gradient on one side only"
 WIDER, TIES = "beyond the eager oracle's error", "near-ties decided by rounding"
 
 
-def _compiled(model: nn.Module) -> None:
-    model.compile(backend="aot_eager")
-    # As topkast does: without it Dynamo leaves recurrent layers out of its graphs.
-    model._compiled_call_impl = torch._dynamo.config.patch(allow_rnn=True)(model._compiled_call_impl)
-
-
 # Plain PyTorch in ways that round in other places: compiled by the same backend, and with another library's sums.
 WAYS: dict[str, Callable[[nn.Module], None]] = {
-    "compiled": _compiled,
+    "compiled": compiled,
     "without oneDNN": lambda _: None,
-    "compiled, without oneDNN": _compiled,
+    "compiled, without oneDNN": compiled,
 }
 
 
