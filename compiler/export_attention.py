@@ -10,8 +10,7 @@ from topkast.passes.nodes import aten, emit
 
 def keep_empty_rows(graph: fx.Graph) -> None:
     """Queries that a floating-point mask lets see nothing: PyTorch gives them zeros, the exporter's operators the
-    softmax of -inf alone, NaN. They get another mask, and their zeros afterwards. Boolean
-    masks are left to it."""
+    softmax of -inf alone, NaN. They get another mask, and their zeros afterwards. Boolean masks stay as they are."""
     for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         if not isinstance(mask, fx.Node) or not mask.meta["val"].is_floating_point():

@@ -6,6 +6,7 @@ Copies of it run in lockstep, one a system.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -95,6 +96,16 @@ def compiled(model: nn.Module, backend: str = "aot_eager") -> None:
     model.compile(backend=backend)
     # As topkast does: without it Dynamo leaves recurrent layers out of its graphs.
     model._compiled_call_impl = torch._dynamo.config.patch(allow_rnn=True)(model._compiled_call_impl)
+
+
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 @dataclass

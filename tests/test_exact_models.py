@@ -9,22 +9,18 @@ import pytest
 import torch
 from builders import CASES
 from exact import Wide
-from lockstep import Trio, adamw, compiled, plain, sgd
+from lockstep import Trio, adamw, compiled, plain, sgd, without_onednn
 from torch import nn
 
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
 
 
-def without_onednn(model: nn.Module) -> None:
+def steps_apart(model: nn.Module) -> None:
     forward = model.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        before = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags warns of settings that nobody asked for
-        try:
+        with without_onednn():
             return forward(*args, **kwargs)
-        finally:
-            torch._C._set_mkldnn_enabled(before)
 
     model.forward = run  # type: ignore[method-assign]
 
@@ -41,7 +37,7 @@ def test_eager_is_bitwise(name: str) -> None:
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_adamw(name: str, backend: str) -> None:
     # In eager mode oneDNN runs a recurrence as one operator; compiled code, and PyTorch without it, step by step.
-    ways = {"without oneDNN": without_onednn} if name == "bilstm" else {}
+    ways = {"without oneDNN": steps_apart} if name == "bilstm" else {}
     trio = Trio(CASES[name], {**SPARSE, "backend": backend}, adamw, ways=ways)
     assert trio.run(plain) == 5
     assert trio.oracle.refreshed_at == 4

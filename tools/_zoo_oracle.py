@@ -12,7 +12,7 @@ import torch
 from _zoo_dense import BESIDE
 from _zoo_entry import loss_of
 from builders import Case
-from lockstep import Trio, adamw, compiled, sites_of
+from lockstep import Trio, adamw, compiled, sites_of, without_onednn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -70,7 +70,7 @@ def _steps(state: dict[str, Any]) -> dict[str, Any]:
     def loop(system: Any, optimizer: torch.optim.Optimizer, trio: Trio) -> Iterator[Tensor]:
         ours, found = system is trio.ours, contextlib.nullcontext
         if any(system is twin and "without oneDNN" in way for way, twin in trio.twins.items()):
-            found = _without_onednn
+            found = without_onednn
         for step in range(1, STEPS + 1):
             optimizer.zero_grad()
             args, kwargs = tree_map(lambda a: trio.cast(system, a) if isinstance(a, Tensor) else a,
@@ -105,16 +105,6 @@ def _steps(state: dict[str, Any]) -> dict[str, Any]:
             found[TIES] = trio.oracle.ties
         state["told"] = found
     return found
-
-
-@contextlib.contextmanager
-def _without_onednn() -> Iterator[None]:
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
 
 
 def breaks() -> int:

@@ -15,6 +15,8 @@ import onnxscript
 import torch
 from onnx import helper, numpy_helper
 
+from ..errors import ExportError
+
 op: Any = onnxscript.opset18  # its methods are typed for tensors, while values of a graph are what they get here
 
 
@@ -30,7 +32,7 @@ def _grouped_mm(
     x: onnx_ir.Value, weight: onnx_ir.Value, offs: Any = None, bias: Any = None, out_dtype: Any = None
 ) -> Any:
     if offs is None or bias is not None or out_dtype is not None or len(x.shape or ()) != 2:
-        raise NotImplementedError("_grouped_mm of another form than [M, K] x [E, K, N] with offs")
+        raise ExportError("_grouped_mm of another form than [M, K] x [E, K, N] with offs")
     return _products(x, weight, offs)
 
 
