@@ -24,12 +24,14 @@ from .order_dims import OrderDims
 from .recompute_weight import RecomputeWeight
 from .sink_casts import SinkCasts
 from .spell_bilinear import SpellBilinear
+from .split_joined import SplitJoined
 from .split_rows import SplitRows
 
 JOINT: list[type[Pass]] = [
     SpellBilinear,
     SinkCasts,
     SplitRows,
+    SplitJoined,
     OrderDims,
     FuseMatmul,
     FuseGrouped,

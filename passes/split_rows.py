@@ -22,6 +22,7 @@ from topkast.runtime.layout import Geometry
 from .base import Pass
 from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, geometry, getitems, topkast
 
+ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 CUTS = {
     *(aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default),
     *(aten.select.int, aten.unbind.int),
@@ -77,6 +78,8 @@ class SplitRows(Pass):
 
     def _join(self, graph: fx.Graph, node: fx.Node, stretches: list[Stretch]) -> None:
         """The gradient of a whole is the sum of what its parts' gradients are at all slots."""
+        # A part that was not used has zeros for its gradient.
+        stretches = [stretch for stretch in stretches if stretch[0].target not in ZEROS]
         found = [(gradient, part_of(node, *rest), rest[0]) for gradient, *rest in stretches]
         if not all(part for _, part, _ in found):
             return

@@ -43,13 +43,21 @@ def find(model: Any) -> tuple[nn.Module, Record]:
     """The converted module inside ``model`` (itself, or below a wrapper such as ``torch.compile``'s) and its record.
 
     Raises:
-        ModelError: nothing in it was converted by topkast.
+        ModelError: nothing in it was converted by topkast, or a part of it only: an answer for that part would look
+            like one for the whole.
     """
+    converted: dict[str, nn.Module] = {}
     if isinstance(model, nn.Module):
-        for module in model.modules():
-            if "_topkast" in module.__dict__:
-                return module, module.__dict__["_topkast"]
-    raise ModelError(f"model: a {type(model).__name__} that topkast.compile or topkast.sparsify has not converted")
+        converted = {name: module for name, module in model.named_modules() if "_topkast" in module.__dict__}
+    if not converted:
+        raise ModelError(f"model: a {type(model).__name__} that topkast.compile or topkast.sparsify has not converted")
+    root = next(iter(converted.values()))
+    # A wrapper has no parameters of its own; an average of models has a buffer.
+    inside = {id(parameter) for parameter in root.parameters()}
+    if any(id(parameter) not in inside for parameter in model.parameters()):
+        parts = ", ".join(f"model.{name}" for name in converted)
+        raise ModelError(f"model: of this {type(model).__name__} only {parts} was converted; pass that")
+    return root, root.__dict__["_topkast"]
 
 
 def sites(model: Any) -> dict[str, Site]:

@@ -116,7 +116,7 @@ class Trio:
         case: what is trained.
         options: of ``topkast.compile``; those the oracle needs are read from here too.
         make_optimizer: from a list of parameters; ``None`` for a loop without one.
-        dtype: of the model under test.
+        dtype: of the model under test; None: as it is built, inputs in float32.
         ways: further oracles that round in other places, by name: each is done to an oracle's model. The budget is
             then twice the largest error among all of plain PyTorch's, in all steps so far (see :mod:`budget`).
         ties: whether the oracle takes over sets that are exactly what the rule makes of our own θ, where rounding has
@@ -126,7 +126,7 @@ class Trio:
     case: Case
     options: dict[str, Any]
     make_optimizer: MakeOptimizer | None
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = torch.float32
     build: Callable[[], nn.Module] | None = None
     ways: dict[str, Callable[[nn.Module], Any]] = field(default_factory=dict)
     ties: bool = False
@@ -248,7 +248,7 @@ class Trio:
         """A batch's tensor in the dtype of a system."""
         if not tensor.is_floating_point():
             return tensor
-        return tensor.to(torch.float64 if system is self.truth else self.dtype)
+        return tensor.to(torch.float64 if system is self.truth else self.dtype or torch.float32)
 
     def loss(self, system: System, batch: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
         args, target = batch
