@@ -30,7 +30,8 @@ class Run:
         fwd ... drop_fraction: as ``topkast.compile`` has them, with its defaults; ``stop_exploring_after`` is a share
             of the steps. What a method does not use is None, so that no two runs differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
-        initial: "variance" multiplies W_A at the start by ‖θ‖ / ‖W_A‖; None leaves it as it is.
+        initial: "variance" multiplies W_A at the start by ‖θ‖ / ‖W_A‖; "small" (of "dense") every weight that could be
+            sparse by the inverse of that, for its largest tenth; None leaves them as they are.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         lr: peak of the schedule (warm-up over a tenth of the steps, then a cosine to a twentieth).
         seed: of the weights, the batches and the sets.

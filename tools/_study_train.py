@@ -27,6 +27,8 @@ def prepare(run: Run, task: Task) -> nn.Module:
     torch.manual_seed(run.seed)
     model = task.build(task.width)
     if run.method == "dense":
+        if run.initial == "small":
+            start_small(model)
         return model
     if run.method == "small-dense":
         assert run.fwd is not None
@@ -53,6 +55,14 @@ def keep_variance(model: nn.Module) -> None:
     for site in sites(model).values():
         kept = ~site.explored()
         site.original[kept] *= site.theta().norm() / site.original[kept].norm()
+
+
+@torch.no_grad()
+def start_small(model: nn.Module) -> None:
+    """Give a dense weight the norm of its largest tenth: what a sparse model starts with, without its zeros."""
+    for layer in layers_of(model):
+        largest = layer.weight.abs().flatten().topk(layer.weight.numel() // 10).values
+        layer.weight *= largest.norm() / layer.weight.norm()
 
 
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
