@@ -35,19 +35,15 @@ lint: $(READY)
 	MYPYPATH=build/types $(BIN)/mypy -m topkast -p topkast.compiler -p topkast.passes -p topkast.runtime
 
 # The tests of native code on libraries that stop at the first read or write out of bounds, or undefined operation.
-SANITIZED := build/sanitized/_kernels.so build/sanitized/libtopkast_ort.so
+SANITIZED := build/sanitized/libtopkast.so
 SANITIZE := -std=c++17 -O1 -g -fPIC -shared -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all
-build/sanitized/_kernels.so: $(wildcard runtime/native/*)
-	mkdir -p $(@D)
-	$(CXX) $(SANITIZE) runtime/native/*.cpp -o $@
-
-build/sanitized/libtopkast_ort.so: $(wildcard runtime/native/* runtime/native/ort/*)
+$(SANITIZED): $(wildcard runtime/native/* runtime/native/ort/*)
 	mkdir -p $(@D)
 	$(CXX) $(SANITIZE) runtime/native/*.cpp runtime/native/ort/*.cpp -o $@
 
 # With libstdc++ beside it: the sanitizer looks for the way exceptions are thrown when it starts, Python has none.
 sanitize: $(READY) $(SANITIZED)
-	TOPKAST_NATIVE=build/sanitized/_kernels.so TOPKAST_ORT=build/sanitized/libtopkast_ort.so \
+	TOPKAST_NATIVE=$(SANITIZED) \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q $(patsubst %,tests/test_%.py,native native_conv onnx_library onnx_conv) $(ARGS)

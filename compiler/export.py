@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from topkast.runtime import native
 from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.state import find
 
@@ -80,7 +81,6 @@ def export(
     """
     # ONNX and its runtime take long to import, and training needs neither.
     from topkast.runtime.onnx.convert import Wanted
-    from topkast.runtime.onnx.library import find_library
     from topkast.runtime.onnx.writer import annotate, save, write
 
     from .parity import compare
@@ -133,7 +133,7 @@ def export(
                 ) from error
             del written
             custom = sum(site.format == "custom" for site in found)
-            library = find_library() if custom else None
+            library = native.path() if custom else None
             if custom and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
             checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library)

@@ -18,12 +18,12 @@ from test_native import within
 from torch import Tensor
 from torch.nn import functional as F
 
+from topkast.runtime import native
 from topkast.runtime.onnx import custom
 from topkast.runtime.onnx.blocks import encode
 from topkast.runtime.onnx.convert import Wanted, convert
-from topkast.runtime.onnx.library import find_library
 
-pytestmark = pytest.mark.skipif(find_library() is None, reason="the ONNX Runtime library is not built")
+pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 ACTIVATIONS = {
     "": lambda x: x,

@@ -14,10 +14,10 @@ from products import node_file, parts, run, session, sparse_file, sparse_matrix
 from test_native import BLOCKS, within
 
 import topkast
+from topkast.runtime import native
 from topkast.runtime.onnx.blocks import encode
-from topkast.runtime.onnx.library import find_library
 
-pytestmark = pytest.mark.skipif(find_library() is None, reason="the ONNX Runtime library is not built")
+pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 
 
 def check(y: np.ndarray, x: np.ndarray, matrix: np.ndarray, bias: np.ndarray | None, where: str) -> None:
@@ -215,9 +215,9 @@ def test_damaged_files_never_crash() -> None:
 
 def test_the_library_may_lie_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     path = topkast.onnx.library_path()
-    monkeypatch.setenv("TOPKAST_ORT", str(path))
+    monkeypatch.setenv("TOPKAST_NATIVE", str(path))
     assert topkast.onnx.library_path() == path
-    monkeypatch.delenv("TOPKAST_ORT")
-    monkeypatch.setattr("topkast.runtime.onnx.library.__file__", str(tmp_path / "a" / "b"))
+    monkeypatch.delenv("TOPKAST_NATIVE")
+    monkeypatch.setattr("topkast.runtime.native.__file__", str(tmp_path / "a" / "b"))
     with pytest.raises(topkast.ConfigError, match="not built"):
         topkast.onnx.library_path()

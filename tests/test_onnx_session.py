@@ -19,11 +19,11 @@ from test_onnx_library import check
 from torch import nn
 
 import topkast
+from topkast.runtime import native
 from topkast.runtime.onnx import providers
 from topkast.runtime.onnx.convert import Wanted, convert
-from topkast.runtime.onnx.library import find_library
 
-pytestmark = pytest.mark.skipif(find_library() is None, reason="the ONNX Runtime library is not built")
+pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.compiler import parity
+from topkast.runtime import native
 from topkast.runtime.onnx.convert import Wanted, convert
-from topkast.runtime.onnx.library import find_library
 
-pytestmark = pytest.mark.skipif(find_library() is None, reason="the ONNX Runtime library is not built")
+pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 FORMATS = ["auto", "custom", "block", "compact", "sparse_initializer", "dense"]
 
 

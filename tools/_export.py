@@ -18,7 +18,7 @@ from _pairs import measure
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.onnx.library import find_library
+from topkast.runtime import native
 
 PAIRS = 40  # of runs of the dense and the sparse file
 
@@ -39,7 +39,7 @@ def run_exported(model: nn.Module, path: Path, x: Tensor, y: Tensor, threads: in
     with torch.no_grad():
         expected = model(input_ids=x).logits.float().cpu()
     dense = topkast.export(model, path.with_name("dense.onnx"), (x,), format="dense")
-    sessions = [session(file, threads, find_library()) for file in (dense.path, path)]
+    sessions = [session(file, threads, native.path()) for file in (dense.path, path)]
     feeds = {next(iter(result.inputs)): x.cpu().numpy()}
     logits = torch.from_numpy(sessions[1].run(None, feeds)[0])
     pairs = measure(*([runner(made, feeds)] for made in sessions), PAIRS)

@@ -88,17 +88,23 @@ def isa() -> str | None:
     return None if lib is None else ISAS[lib.tk_isa()]
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The library, or None where the install had no compiler to build it with.
+def path() -> Path | None:
+    """Where the library lies, or None where the install had no compiler to build it with.
 
     ``TOPKAST_NATIVE`` names another build of it (``make sanitize``).
     """
     other = os.environ.get("TOPKAST_NATIVE")
-    found = [Path(other)] if other else sorted(Path(__file__).parent.glob("_kernels*.so"))
-    if not found:
+    found = [Path(other)] if other else sorted(Path(__file__).parent.glob("libtopkast*.so"))
+    return found[0].resolve() if found else None
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library, loaded; None where there is none."""
+    found = path()
+    if found is None:
         return None
-    lib = ctypes.CDLL(str(found[0].resolve()))
+    lib = ctypes.CDLL(str(found))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import native
 from ..errors import ConfigError
 from . import providers as placement
 
@@ -19,25 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["library_path", "session"]
 
 
-def find_library() -> Path | None:
-    """The library's path, None where it was not built."""
-    other = os.environ.get("TOPKAST_ORT")
-    native = Path(__file__).parents[1] / "native"
-    found = [Path(other)] if other else sorted(native.glob("libtopkast_ort*.so"))
-    return found[0].resolve() if found else None
-
-
 def library_path() -> Path:
     """The shared library that holds the operators of the domain ``topkast``.
 
     Any ONNX Runtime from 1.17 on, in any language, loads it by ``RegisterCustomOpsLibrary`` (in Python
     ``SessionOptions.register_custom_ops_library``), and then runs files of the format "custom" on sparse kernels. The
-    environment variable ``TOPKAST_ORT`` names another build of it.
+    environment variable ``TOPKAST_NATIVE`` names another build of it.
 
     Raises:
         ConfigError: topkast was installed without a C++ compiler, so there is none.
     """
-    found = find_library()
+    found = native.path()
     if found is None:
         raise ConfigError("the ONNX Runtime library was not built: install topkast where there is a C++ compiler")
     return found

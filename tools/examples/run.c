@@ -1,7 +1,7 @@
 /* Runs a file of topkast.export in ONNX Runtime from C, on topkast's kernels.
  *
  *     cc run.c -I onnxruntime/include -L onnxruntime/lib -lonnxruntime -o run
- *     ./run model.onnx libtopkast_ort.so x y 2 64
+ *     ./run model.onnx libtopkast.so x y 2 64
  *
  * where onnxruntime/ is a release of ONNX Runtime (1.17 or later), topkast.onnx.library_path() says where the library
  * is, x and y are the names of an input of float [2, 64] and of an output, both as `topkast inspect model.onnx` lists
