@@ -13,6 +13,7 @@ from topkast.runtime.rule import MOST_DECAY
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
+from .config import Config
 from .report_cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
 
 COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
@@ -93,6 +94,13 @@ def report(model: Any) -> Report:
     }
     config = {**asdict(record.config), "block": list(record.config.block)}
     warnings = [*record.warnings, *(text for name, site in found.items() for text in _warnings(name, site))]
+    # The default is meant to be cut, at the rates of SGD; what somebody asked for and did not get is said.
+    fastest = max(site.decayed_by for site in found.values())
+    if fastest > MOST_DECAY and record.config.exploration_decay != Config.exploration_decay:
+        warnings.append(
+            f"exploration_decay={record.config.exploration_decay:g}: times the learning rate that is {fastest:.3g} of "
+            f"a weight, more than a step may take: explored weights decayed by {MOST_DECAY:g} at each"
+        )
     if native.library() is None:
         warnings.append(
             "the native CPU kernels were not built at install (no C++ compiler?): products on the CPU run on the "
@@ -157,11 +165,6 @@ def _warnings(name: str, site: Site) -> list[str]:
         found.append(
             f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a "
             'backend that is not ours; use torch.compile(model, backend="topkast")'
-        )
-    if site.decayed_by > MOST_DECAY:
-        found.append(
-            f"{name}: exploration_decay * lr = {site.decayed_by:.3g} is more than a step may take: explored weights "
-            f"decayed by {MOST_DECAY:g} at each; a smaller exploration_decay lets them grow"
         )
     rows = site.row_fwd.numel()
     empty = int((site.row_fwd == site.row_ptr[:-1]).sum())
