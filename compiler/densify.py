@@ -22,7 +22,8 @@ def densify(model: Any) -> nn.Module:
 
     No hook, record or parametrization of topkast is left in it, its modules have their own classes again, tied weights
     are one Parameter again and ``parameters()`` has its original order; modes and ``requires_grad`` stay. It is not
-    compiled. The model itself is not touched.
+    compiled. The model itself is not touched. Tensors that a module keeps of its last forward are copied without their
+    graph.
 
     Args:
         model: a model converted by topkast, or a wrapper of it (what is wrapped is copied).
@@ -35,6 +36,9 @@ def densify(model: Any) -> nn.Module:
     # Sites are not copied: whatever the copy would hold of one is replaced below.
     memo: dict[int, Any] = {id(site): _Gone() for site in found.values()}
     memo[id(record)] = record
+    # What a model keeps of its last forward (the states of a recurrence) has a graph, which no copy can have.
+    kept = [value for module in root.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    memo |= {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
     # A GraphModule's own copy keeps only what its graph names, and reads it through the parametrization. From the
     # innermost outwards, because each copies what it contains.
     for module in reversed(list(root.modules())):

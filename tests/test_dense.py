@@ -102,6 +102,28 @@ def test_other_parametrizations_stay() -> None:
     torch.testing.assert_close(plain(x), sparse(x))
 
 
+class Recalls(nn.Module):
+    """Keeps what it last computed, as a recurrence keeps its state: no copy can have that tensor's graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(8, 8), torch.zeros(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = torch.tanh(self.layer(x) + self.last)
+        return self.last
+
+
+def test_what_a_forward_left_is_copied_without_its_graph() -> None:
+    model = topkast.compile(Recalls(), fwd=0.8, bwd=0.6, min_size=1, backend="eager")
+    x = torch.randn(8)
+    model(x)
+    assert not model.last.is_leaf
+    plain = topkast.densify(model)
+    assert torch.equal(plain.last, model.last) and plain.last.is_leaf
+    assert torch.equal(plain(x), model(x)) and plain.last.data_ptr() != model.last.data_ptr()
+
+
 def test_graph_modules() -> None:
     case = CASES["functional"]
     ((inputs, _),) = case.batches(1)
