@@ -16,6 +16,7 @@ from topkast.runtime.rule import Rule
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
 EXPLORERS = ("topk", "random")
+INITIAL = (None, "random", "dense")
 
 
 def _number(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
@@ -27,7 +28,7 @@ def _number(name: str, value: Any, low: float, high: float = math.inf, integer: 
         raise ConfigError(f"{name}={value!r}: must be {kind} in [{low:g}, {upper}")
 
 
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def _choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")
 
@@ -74,6 +75,7 @@ class Config:
     explore: str = "topk"
     exploration_l2: float = 0.0
     exploration_decay: float = 30.0
+    initial: str | None = None
     method: str = "topkast"
     drop_fraction: float = 0.3
     reservoir: str = "device"
@@ -109,6 +111,7 @@ class Config:
         _choice("explore", self.explore, EXPLORERS)
         _number("exploration_l2", self.exploration_l2, 0)
         _number("exploration_decay", self.exploration_decay, 0)
+        _choice("initial", self.initial, INITIAL)
         _number("drop_fraction", self.drop_fraction, 0, 1)
         _choice("reservoir", self.reservoir, KINDS)
         if self.seed is not None:

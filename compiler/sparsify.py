@@ -86,6 +86,18 @@ def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> t
     return rehearse(model, init), place
 
 
+@torch.no_grad()
+def rescale(site: Site, initial: str) -> None:
+    """Multiply θ by one number, so that no set changes, and W_A has the norm that ``initial`` asks for."""
+    theta, in_a = site.theta(), ~site.explored()
+    norm, wanted = site.original[in_a].norm(), theta.norm()
+    if initial == "random":
+        wanted *= (int(in_a.sum()) / theta.numel()) ** 0.5
+    if norm > 0:
+        site.original.mul_(wanted / norm)
+        site.reservoir.mul_(wanted / norm)
+
+
 def convert(model: M, config: Config, example_inputs: Any = None, init: Init | None = None, device: Any = None) -> M:
     """Convert ``model`` in place.
 
@@ -125,6 +137,8 @@ def convert(model: M, config: Config, example_inputs: Any = None, init: Init | N
     def build(name: str) -> None:
         if name in geometries:
             site = Site(model.get_parameter(name), name, geometries[name], *counts[name], rule)
+            if config.initial is not None:
+                rescale(site, config.initial)
             for path, attribute in record.sites[name]:
                 attach(model.get_submodule(path), attribute, site)
 

@@ -174,6 +174,23 @@ def test_decay_that_is_cut_is_reported():
         assert [name for name, found in warned.items() if "exploration_decay" in str(found)] == told
 
 
+@pytest.mark.parametrize("options", [{}, {"block": (4, 3)}, {"reservoir": "host"}, {"method": "static-magnitude"}])
+def test_the_norm_at_the_start(options):
+    """One number for each θ: the same sets, and W_A with the norm of a random set, or of all of θ."""
+    dense = mlp().state_dict()
+    for initial, share in (("random", 0.25**0.5), ("dense", 1.0)):
+        plain, scaled = (small(mlp(), 0.75, None, **options, initial=initial) for initial in (None, initial))
+        theta, forward = topkast.dense_state_dict(scaled, "all"), topkast.dense_state_dict(scaled)
+        for name, (fwd, bwd) in topkast.masks(scaled).items():
+            assert all(map(torch.equal, (fwd, bwd), topkast.masks(plain)[name]))
+            factor = theta[name] / dense[name]
+            torch.testing.assert_close(factor, factor.flatten()[0].expand_as(factor))
+            # A block that is cut off by the edge holds fewer weights than its units say.
+            rel = 0.05 if "block" in options else 1e-5
+            assert float(forward[name].norm()) == pytest.approx(share * float(dense[name].norm()), rel=rel)
+        assert torch.equal(theta["0.bias"], dense["0.bias"])
+
+
 def test_blocks_and_balance():
     model = small(nn.Linear(30, 22), 0.75, 0.5, block=(4, 3), balanced=True)
     fwd, bwd = topkast.masks(model)["weight"]

@@ -30,8 +30,8 @@ class Run:
         fwd ... drop_fraction: as ``topkast.compile`` has them, with its defaults; ``stop_exploring_after`` is a share
             of the steps. What a method does not use is None, so that no two runs differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
-        initial: "variance" multiplies W_A at the start by ‖θ‖ / ‖W_A‖; "small" (of "dense") every weight that could be
-            sparse by the inverse of that, for its largest tenth; None leaves them as they are.
+        initial: as ``topkast.compile`` has it; of "dense" also "small": a weight that could be sparse starts with the
+            norm that its largest tenth has.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         lr: peak of the schedule (warm-up over a tenth of the steps, then a cosine to a twentieth).
         seed: of the weights, the batches and the sets.
@@ -92,7 +92,7 @@ def canonical(run: Run) -> Run:
     if run.method in ("dense", "meprop"):
         unused["fwd"] = None
     if run.method in BASELINES:
-        kept = {"method", "seed", "fwd", *OPTIONAL}
+        kept = {"method", "seed", "fwd", "initial", *OPTIONAL}
         unused |= {field.name: field.default for field in fields(Run) if field.name in set(COMPILED) - kept}
     if "bwd" in uses:
         try:

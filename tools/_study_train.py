@@ -17,7 +17,6 @@ from _study_tasks import Task, loss_of, task_of
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.state import sites
 
 LOOKS = 20  # how often in a run the sets are counted for its FLOPs
 
@@ -43,18 +42,7 @@ def prepare(run: Run, task: Task) -> nn.Module:
     if run.method == "swat":
         assert run.fwd is not None and run.activations is not None
         return swat(model, run.fwd, run.activations)
-    topkast.compile(model, **run.options())
-    if run.initial == "variance":
-        keep_variance(model)
-    return model
-
-
-@torch.no_grad()
-def keep_variance(model: nn.Module) -> None:
-    """Multiply W_A so that it has the norm of θ: a layer then sums with the variance that the dense one has."""
-    for site in sites(model).values():
-        kept = ~site.explored()
-        site.original[kept] *= site.theta().norm() / site.original[kept].norm()
+    return topkast.compile(model, **run.options())
 
 
 @torch.no_grad()
