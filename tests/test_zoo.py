@@ -190,6 +190,9 @@ def test_what_the_dense_model_fails_in_too_is_not_ours() -> None:
     assert _zoo_dense.fails("oracle", single, error) is None
     error.add_note(_zoo_dense.BESIDE)
     assert "no float64" in str(_zoo_dense.fails("oracle", single, error))
+    full = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    full.add_note(_zoo_dense.BESIDE)
+    assert _zoo_dense.fails("oracle", single, full) is None
     # A linear layer fails in none of it, whatever is said of ours.
     steady = Entry("here", "steady", "linear", lambda: nn.Linear(4, 3), noisy.batch)
     for stage in ("compile", "oracle", "copies", "export"):
