@@ -117,7 +117,7 @@ def test_autocast_casts_values_not_the_dense_weight():
     "use, why",
     [
         (lambda x, w, b: x[:, :6] @ w[:6], "cut into pieces"),
-        (lambda x, w, b: x @ torch.cat([w, w], 1), "cut into pieces or joined: used by cat"),
+        (lambda x, w, b: x @ torch.cat([w, torch.ones(12, 2)], 1), "cut into pieces or joined: used by cat"),
         (lambda x, w, b: x @ w.view(4, 2, 3, 4).transpose(1, 2).reshape(8, 12).t(), "are mixed"),
     ],
 )
