@@ -45,7 +45,10 @@ def assert_budget(
     if not ours.is_floating_point() or ours.numel() == 0:
         assert torch.equal(ours, oracle), f"{where}: differs"
         return least
-    assert bool(ours.isfinite().all()), f"{where}: not finite"
+    if not bool(ours.isfinite().all()):
+        # A buffer may hold an infinity (the least that was seen, before anything was); NaN is not equal to itself.
+        assert torch.equal(ours, oracle), f"{where}: not finite"
+        return least
     exact = truth.double()
     error = (ours.double() - exact).abs().max().item()
     plain = [(one.double() - exact).abs().max().item() for one in (oracle, *twins)]

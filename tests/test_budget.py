@@ -90,6 +90,15 @@ def test_the_largest_of_plain_errors_counts() -> None:
     assert assert_budget(ours, lucky, exact, "here", least=1e-4) == 1e-4
 
 
+def test_an_infinity_must_be_the_oracle_s() -> None:
+    """Buffers may hold one; NaN, or an infinity in another place, is an error whatever plain PyTorch's is."""
+    limits = torch.tensor([float("inf"), -float("inf"), 1.0])
+    assert assert_budget(limits, limits.clone(), limits.double(), "here") == 0
+    for wrong in (-limits, limits * float("nan"), torch.full((3,), float("inf"))):
+        with pytest.raises(AssertionError, match="here: not finite"):
+            assert_budget(wrong, limits, limits.double(), "here")
+
+
 @pytest.mark.parametrize("broken", [float("inf"), float("nan")])
 def test_plain_pytorch_that_is_not_finite_allows_nothing(broken: float) -> None:
     exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
