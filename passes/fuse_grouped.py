@@ -15,7 +15,6 @@ from torch import fx
 from topkast.runtime.layout import Geometry
 
 from .base import Pass
-from .fuse_matmul import side_of
 from .nodes import (
     WEIGHT_GRAD,
     as_matrix,
@@ -30,6 +29,7 @@ from .nodes import (
     transposed,
     weight_operand,
 )  # fmt: skip
+from .products import side_of
 
 # Known by name: transformers need not be there.
 FORWARD, BACKWARD = "transformers::grouped_mm_fallback", "transformers::grouped_mm_fallback_backward"

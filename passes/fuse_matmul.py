@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from .base import Pass
 from .nodes import (
-    WEIGHT_GRAD,
     as_matrix,
     aten,
     emit,
@@ -24,37 +22,14 @@ from .nodes import (
     transposed,
     weight_operand,
 )  # fmt: skip
-
-# target -> position of the left operand; the bias, where there is one, comes before it.
-PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
-
-
-def side_of(where: Tensor, matrix: Tensor) -> str | None:
-    """Whether ``where`` ([..., a, b], positions of W) is W's matrix, or its transpose; batches stack in the rows."""
-    if where.dim() == 3:
-        if matrix.shape[0] % where.shape[0]:
-            return None
-        matrix = matrix.unflatten(0, (where.shape[0], -1))
-    if where.shape == matrix.mT.shape and torch.equal(where, matrix.mT):
-        return "transpose"
-    if where.shape == matrix.shape and torch.equal(where, matrix):
-        return "matrix"
-    return None
+from .products import PRODUCTS, ProductPass, is_scaled, side_of
 
 
 def _is_one(where: Tensor) -> bool:
     return torch.equal(where, where[:1].expand_as(where))
 
 
-class FuseMatmul(Pass):
-    def rewrite(self, graph: fx.Graph) -> None:
-        for node in list(graph.nodes):
-            if node.target in PRODUCTS:
-                self._product(graph, node)
-        for node in list(graph.nodes):
-            if node.target is WEIGHT_GRAD:
-                self._gradient(graph, node)
-
+class FuseMatmul(ProductPass):
     def _product(self, graph: fx.Graph, node: fx.Node) -> None:
         first = PRODUCTS[node.target]  # type: ignore[index]
         bias = node.args[0] if first else None
@@ -66,7 +41,7 @@ class FuseMatmul(Pass):
         if operand is None:
             return
         weight, where = operand
-        if any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
+        if is_scaled(node):
             return self.refused("scaled by alpha or beta", weight)
         # One matrix for all of a batch, as matmul has it where the activations lie in another order: a larger product.
         shared = node.target is aten.bmm.default and not swapped and len(where) > 1 and _is_one(where)

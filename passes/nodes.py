@@ -129,6 +129,20 @@ def geometry_of(node: fx.Node) -> Geometry:
     return Geometry(tuple(found["shape"]), tuple(found["perm"]), found["lead"], tuple(found["block"]))
 
 
+def sliced(node: fx.Node) -> tuple[int, int, int] | None:
+    """The dimension that a slice cuts, from where and to where; None if it is no slice, or not of neighbours, or at a
+    place that is not known."""
+    if node.target is not aten.slice.Tensor or len(node.all_input_nodes) > 1:
+        return None
+    args: Any = node.args
+    given = list(args[1:])
+    dim, low, high, step = given + [0, 0, None, 1][len(given) :]
+    value = args[0].meta["val"]
+    dim = dim % value.dim()
+    low, high, _ = slice(low, high).indices(value.shape[dim])
+    return (dim, low, high) if step == 1 else None
+
+
 def getitems(node: fx.Node) -> dict[int, fx.Node]:
     """The ``getitem`` users of a node with several outputs."""
     return {user.args[1]: user for user in node.users if user.target is operator.getitem}  # type: ignore[misc]

@@ -14,28 +14,20 @@ from torch import Tensor, fx
 
 from topkast.runtime.layout import Geometry
 
-from .base import Pass
-from .fuse_matmul import PRODUCTS, side_of
-from .nodes import WEIGHT_GRAD, as_matrix, aten, emit, geometry, positions, replay, source, weight_operand
+from .nodes import as_matrix, aten, emit, geometry, positions, replay, source, weight_operand
+from .products import PRODUCTS, ProductPass, is_scaled, side_of
 
 Order = tuple[int, ...]
 PLAIN: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
 
 
-class OrderDims(Pass):
-    def rewrite(self, graph: fx.Graph) -> None:
-        for node in list(graph.nodes):
-            if node.target in PRODUCTS:
-                self._product(graph, node)
-            elif node.target is WEIGHT_GRAD:
-                self._gradient(graph, node)
-
+class OrderDims(ProductPass):
     def _product(self, graph: fx.Graph, node: fx.Node) -> None:
         first = PRODUCTS[node.target]  # type: ignore[index]
         left, right = node.args[first : first + 2]
         at_left = weight_operand(right) is None
         operand, x = weight_operand(left if at_left else right), right if at_left else left
-        if operand is None or any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
+        if operand is None or is_scaled(node):
             return
         weight, where = operand
         g = geometry(weight)

@@ -12,23 +12,14 @@ from typing import Any
 
 from torch import fx
 
-from .base import Pass
-from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, positions, replay, source
-
-PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1}  # target -> position of the left operand
+from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, positions, replay, sliced, source
+from .products import PRODUCTS, ProductPass, is_scaled, side_of
 
 
-class SplitJoined(Pass):
-    def rewrite(self, graph: fx.Graph) -> None:
-        for node in list(graph.nodes):
-            if node.target in PRODUCTS:
-                self._product(graph, node)
-            elif node.target is WEIGHT_GRAD:
-                self._gradient(graph, node)
-
+class SplitJoined(ProductPass):
     def _product(self, graph: fx.Graph, node: fx.Node) -> None:
         first = PRODUCTS[node.target]  # type: ignore[index]
-        if any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
+        if is_scaled(node):
             return
         for side in (0, 1):
             joined = _joined(node.args[first + side])
@@ -49,17 +40,13 @@ class SplitJoined(Pass):
     def _gradient(self, graph: fx.Graph, node: fx.Node) -> None:
         """The gradient at B of a piece of a sum is the sum of those of the pieces of its terms."""
         piece, after = source(node.args[0])
-        if piece is None or piece.target is not aten.slice.Tensor:
+        stretch = None if piece is None else sliced(piece)
+        if piece is None or stretch is None or not (terms := _terms(piece.args[0], 0)):
             return
-        terms = _terms(piece.args[0], 0)
-        given: list[Any] = list(piece.args[1:])
-        dim, low, high, step = given + [0, 0, None, 1][len(given) :]
-        if not terms or step != 1:
-            return
-        found = []
+        (dim, low, high), found = stretch, []
         for product, flipped in terms:
             operands: list[Any] = list(product.args)
-            axis = dim % 2 ^ flipped
+            axis = dim ^ flipped
             with graph.inserting_before(node):
                 operands[axis] = emit(graph, aten.slice.Tensor, operands[axis], axis, low, high, like=product)
                 new = emit(graph, aten.mm.default, *operands, like=product)
@@ -127,8 +114,6 @@ def _flips(chain: list[fx.Node], start: fx.Node) -> int | None:
         return None
     where = positions(tuple(shape))
     moved = replay(chain, where)
-    if moved is None:
+    if moved is None or moved.dim() != 2:
         return None
-    if moved.shape == where.shape and moved.equal(where):
-        return 0
-    return 1 if moved.shape == where.mT.shape and moved.equal(where.mT) else None
+    return {"matrix": 0, "transpose": 1}.get(side_of(moved, where) or "")

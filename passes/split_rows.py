@@ -20,7 +20,7 @@ from topkast.runtime import rows  # noqa: F401  (defines its operators)
 from topkast.runtime.layout import Geometry
 
 from .base import Pass
-from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, geometry, getitems, topkast
+from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, geometry, getitems, sliced, topkast
 
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 CUTS = {
@@ -123,11 +123,8 @@ def _pieces(node: fx.Node) -> list[Stretch]:
         dim = (args[1] if len(args) > 1 else 0) % value.dim()
         return [(piece, dim, at, at + 1) for at, piece in getitems(node).items()]
     if node.target is aten.slice.Tensor:
-        given: list[Any] = list(args[1:])
-        dim, low, high, step = given + [0, 0, None, 1][len(given) :]
-        dim = dim % value.dim()
-        low, high, _ = slice(low, high).indices(value.shape[dim])
-        return [(node, dim, low, high)] if step == 1 else []
+        stretch = sliced(node)
+        return [] if stretch is None else [(node, *stretch)]
     dim = (args[2] if len(args) > 2 else 0) % value.dim()
     sizes = [piece.shape[dim] for piece in node.meta["val"]]
     return _one_after_another([(getitems(node).get(i), size) for i, size in enumerate(sizes)], dim)

@@ -100,3 +100,12 @@ def _pool() -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # where processes fork, a child has the pool, but not its thread
     os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def as_state(pending: Pending | None, index: Index) -> dict[str, Tensor]:
+    """What a site saves of a thread's choice, waited for: its index, or zeros like the one in force."""
+    if pending is None:
+        found = Index(*(torch.zeros_like(tensor, device="cpu") for tensor in index))
+    else:
+        found = pending.result()
+    return {f"prepared_{field}": tensor for field, tensor in zip(Index._fields, found, strict=True)}

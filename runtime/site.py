@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
-from .background import Pending, known
+from .background import Pending, as_state, known
 from .errors import ConfigError
 from .follow import followers
 from .gradient import Read
@@ -259,12 +259,7 @@ class Site(parametrize.ParametrizationList):
 
     def prepared(self) -> dict[str, Tensor]:
         """State of a thread's choice, waited for: its index, or zeros where there is none; under names of its own."""
-        if not self.rule.refresh_in_background:
-            return {}
-        index = self.index if self.pending is None else self.pending.result()
-        if self.pending is None:
-            index = Index(*(torch.zeros_like(tensor, device="cpu") for tensor in index))
-        return {f"prepared_{field}": tensor for field, tensor in zip(Index._fields, index, strict=True)}
+        return as_state(self.pending, self.index) if self.rule.refresh_in_background else {}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -46,6 +46,8 @@ def find(model: Any) -> tuple[nn.Module, Record]:
         ModelError: nothing in it was converted by topkast, or a part of it only: an answer for that part would look
             like one for the whole.
     """
+    if "_topkast" in getattr(model, "__dict__", ()):  # nearly always, and some ask at every step
+        return model, model.__dict__["_topkast"]
     converted: dict[str, nn.Module] = {}
     if isinstance(model, nn.Module):
         converted = {name: module for name, module in model.named_modules() if "_topkast" in module.__dict__}
