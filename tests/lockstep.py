@@ -179,13 +179,14 @@ class Trio:
         """Sets exact; θ, W_A, buffers and dense parameters within budget, or equal bit for bit."""
         assert_sets(topkast.masks(self.ours.model), self.oracle.sets, where)
         for values in ("all", "forward"):
-            ours, oracle, truth, *twins = (system.state(values) for system in self.systems)
-            assert ours.keys() == oracle.keys(), f"{where}: keys differ: {sorted(ours.keys() ^ oracle.keys())}"
+            ours, keys = self.ours.state(values), self.oracle.entries()
+            assert ours.keys() == keys, f"{where}: keys differ: {sorted(ours.keys() ^ keys)}"
             for key in ours:
                 if bitwise:
-                    assert torch.equal(ours[key], oracle[key]), f"{where}: {key} ({values}) is not equal bit for bit"
+                    same = torch.equal(ours[key], self.oracle.value(key, values))
+                    assert same, f"{where}: {key} ({values}) is not equal bit for bit"
                 else:
-                    theirs = [one[key] for one in (oracle, truth, *twins)]
+                    theirs = [one.value(key, values) for one in self.systems[1:]]
                     self._within(where, f"{key} ({values})", ours[key], *theirs)
 
     def compare_state(self, where: str, bitwise: bool = False) -> None:

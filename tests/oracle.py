@@ -18,17 +18,18 @@ from torch import Tensor, nn
 
 
 class MaskedWeight(torch.autograd.Function):
-    """θ on A forward; the gradient on B backward, all of it also left in ``seen[name]``."""
+    """θ on A forward; the gradient on B backward, all of it also left in ``seen[name]`` where that is wanted."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, fwd: Tensor, bwd: Tensor, seen: dict[str, Tensor], name: str) -> Tensor:
+    def forward(ctx: Any, theta: Tensor, fwd: Tensor, bwd: Tensor, seen: dict[str, Tensor] | None, name: str) -> Tensor:
         # Not save_for_backward: reentrant checkpoints walk this node once for each recomputed segment.
         ctx.bwd, ctx.seen, ctx.name = bwd, seen, name
         return torch.where(fwd, theta, torch.zeros_like(theta))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        ctx.seen[ctx.name] = grads[0]
+        if ctx.seen is not None:
+            ctx.seen[ctx.name] = grads[0]
         return torch.where(ctx.bwd, grads[0], torch.zeros_like(grads[0])), None, None, None, None
 
 
@@ -95,8 +96,9 @@ class Oracle(Choice):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and self.rules.method != "rigl":
             self._refresh_if_due()
+        seen = self.gradients if self.rules.method == "rigl" else None  # large models are near the memory's limit
         for name, owners in self.owners.items():
-            weight = MaskedWeight.apply(self.theta[name], *self.sets[name], self.gradients, name)
+            weight = MaskedWeight.apply(self.theta[name], *self.sets[name], seen, name)
             for module, attribute in owners:
                 object.__setattr__(module, attribute, weight)
         return self.model(*args, **kwargs)
@@ -109,11 +111,19 @@ class Oracle(Choice):
 
     def state(self, values: str) -> dict[str, Tensor]:
         """The dense state dict with the original keys: θ (``"all"``) or W_A (``"forward"``)."""
-        found = dict(self.model.state_dict())
-        for key, name in self.keys.items():
-            theta = self.theta[name].detach()
-            found[key] = theta if values == "all" else torch.where(self.sets[name][0], theta, 0)
-        return found
+        return {key: self.value(key, values) for key in self.entries()}
+
+    def entries(self) -> set[str]:
+        """The keys of :meth:`state`."""
+        return {*self.model.state_dict(), *self.keys}
+
+    def value(self, key: str, values: str) -> Tensor:
+        """One entry of :meth:`state`."""
+        if key not in self.keys:
+            return self.model.state_dict()[key]
+        name = self.keys[key]
+        theta = self.theta[name].detach()
+        return theta if values == "all" else torch.where(self.sets[name][0], theta, 0)
 
     # --- optimizer steps ---------------------------------------------------------------------------------------------
 
@@ -140,7 +150,7 @@ class Oracle(Choice):
         if found_inf is not None and found_inf.item():
             return
         for name, theta in self.theta.items():
-            theta.copy_(torch.where(self.sets[name][1], theta, self.before[name]))
+            theta.copy_(torch.where(self.sets[name][1], theta, self.before.pop(name)))
         self._clear_state()
         lrs = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
         self.step(lrs)
