@@ -15,6 +15,7 @@ from topkast.runtime import epilogues, planner, tiles
 from .base import LOG, Pass, run, summary
 from .choose_kernel import ChooseKernel
 from .explain_unfused import ExplainUnfused
+from .fold_batch import FoldBatch
 from .fuse_convolution import FuseConvolution
 from .fuse_epilogue import FuseEpilogue
 from .fuse_grouped import FuseGrouped
@@ -32,6 +33,7 @@ JOINT: list[type[Pass]] = [
     SinkCasts,
     SplitRows,
     SplitJoined,
+    FoldBatch,
     OrderDims,
     FuseMatmul,
     FuseGrouped,

@@ -7,8 +7,7 @@ products it is depends on where the moves took the elements, see :func:`topkast.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from .nodes import (
     as_matrix,
@@ -25,10 +24,6 @@ from .nodes import (
 from .products import PRODUCTS, ProductPass, is_scaled, side_of
 
 
-def _is_one(where: Tensor) -> bool:
-    return torch.equal(where, where[:1].expand_as(where))
-
-
 class FuseMatmul(ProductPass):
     def _product(self, graph: fx.Graph, node: fx.Node) -> None:
         first = PRODUCTS[node.target]  # type: ignore[index]
@@ -43,9 +38,6 @@ class FuseMatmul(ProductPass):
         weight, where = operand
         if is_scaled(node):
             return self.refused("scaled by alpha or beta", weight)
-        # One matrix for all of a batch, as matmul has it where the activations lie in another order: a larger product.
-        shared = node.target is aten.bmm.default and not swapped and len(where) > 1 and _is_one(where)
-        where = where[0] if shared else where
         g = geometry(weight)
         # W y = (y^T W^T)^T: a weight on the left is the other product on transposed activations.
         side = side_of(where.mT if swapped else where, as_matrix(positions(g.shape), g))
@@ -53,15 +45,11 @@ class FuseMatmul(ProductPass):
             return self.refused("the weight's rows and columns are mixed before the product", weight)
         with graph.inserting_before(node):
             x = transposed(graph, right) if swapped else left  # type: ignore[arg-type]
-            if shared:
-                x = emit(graph, aten.reshape.default, x, [-1, where.shape[0]], like=node)
             fused_bias = bias if side == "transpose" and not swapped else None
             if side == "transpose":
                 new = emit(graph, topkast.spmm.default, x, *weight.args[:9], fused_bias, like=node)
             else:
                 new = emit(graph, topkast.spmm_t.default, x, *weight.args[:9], like=node)
-            if shared:
-                new = emit(graph, aten.view.default, new, [node.meta["val"].shape[0], -1, where.shape[1]], like=node)
             if swapped:
                 new = transposed(graph, new)
             if bias is not None and fused_bias is None:

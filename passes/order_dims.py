@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from topkast.runtime.layout import Geometry
 
 from .nodes import as_matrix, aten, emit, geometry, positions, replay, source, weight_operand
-from .products import PRODUCTS, ProductPass, is_scaled, side_of
+from .products import PRODUCTS, ProductPass, is_scaled, known, side_of
 
 Order = tuple[int, ...]
 PLAIN: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
@@ -33,7 +33,7 @@ class OrderDims(ProductPass):
         g = geometry(weight)
         matrix = as_matrix(positions(g.shape), g)
         found = _mixed(where.mT if at_left else where, matrix, g)
-        if found is None or not _known(x):
+        if found is None or not known(x):
             return
         side, rows, cols = found  # x meets the columns in one product and the rows in the other
         into, out = (cols, rows) if side == "transpose" else (rows, cols)
@@ -55,7 +55,7 @@ class OrderDims(ProductPass):
         if made is None or made.target not in (aten.mm.default, aten.bmm.default):
             return
         g, shape = geometry(node), made.meta["val"].shape
-        if not all(isinstance(size, int) for size in shape) or not all(map(_known, made.args)):
+        if not all(isinstance(size, int) for size in shape) or not all(map(known, made.args)):
             return
         where = positions(tuple(shape))
         came = replay(chain, where)
@@ -90,11 +90,6 @@ def _mixed(where: Tensor, matrix: Tensor, g: Geometry) -> tuple[str, tuple[Any, 
             if seen.shape == matrix.shape and torch.equal(seen, whole.permute(order).reshape(matrix.shape)):
                 return side, (rows, r), (cols, c)
     return None
-
-
-def _known(node: Any) -> bool:
-    """Whether a size at most, that of the rows of a batch, is not known."""
-    return isinstance(node, fx.Node) and sum(not isinstance(s, int) for s in node.meta["val"].shape) <= 1
 
 
 def _moved(graph: fx.Graph, node: Any, dim: int, sizes: Any, order: Order, back: bool = False) -> fx.Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -33,6 +35,11 @@ class ProductPass(Pass):
 def is_scaled(product: fx.Node) -> bool:
     """Whether ``alpha`` or ``beta`` multiplies the product or its bias."""
     return any(product.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta"))
+
+
+def known(node: Any) -> bool:
+    """Whether a size at most, that of the rows of a batch, is not known."""
+    return isinstance(node, fx.Node) and sum(not isinstance(s, int) for s in node.meta["val"].shape) <= 1
 
 
 def side_of(where: Tensor, matrix: Tensor) -> str | None:
