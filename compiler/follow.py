@@ -19,6 +19,7 @@ from torch import fx, nn
 from topkast.compiler.axes import layout_of
 from topkast.compiler.optable import (
     EMBEDDINGS,
+    GATHERS,
     IGNORED,
     KEEPERS,
     MOVERS,
@@ -130,7 +131,7 @@ class _Walk:
         name = op_name(node)
         if name in IGNORED or (name == "getattr" and node.args[1] not in ("T", "mT", "H", "mH", "data")):
             return
-        if name in MOVERS or name in KEEPERS or name == "getattr":
+        if (name in MOVERS | KEEPERS | GATHERS or name == "getattr") and not self._looked_up(node, name):
             source = next((a for a in flat(node.args) if isinstance(a, fx.Node)), None)
             if source in self.env:  # else it is only moved *like* the parameter: x.type_as(w)
                 self.env[node] = self._moved(node, name)
@@ -149,11 +150,17 @@ class _Walk:
         for seen in {s.name for a in node.all_input_nodes for s in self.env.get(a, ())} - set(used):
             self.found.others[seen].append(name)
 
+    def _looked_up(self, node: fx.Node, name: str) -> bool:
+        """Whether rows of a table are gathered, as in an embedding; of more dimensions, they are whole matrices."""
+        source, *index = node.all_input_nodes
+        gathers = name in GATHERS or (name == "getitem" and any(_rank(at) is not None for at in index))
+        return gathers and any(len(self.shapes[seen.name]) < 3 for seen in self.env.get(source, ()))
+
     def _moved(self, node: fx.Node, name: str) -> tuple[Seen, ...]:
         sources = [s for a in node.all_input_nodes for s in self.env.get(a, ())]
-        if name in KEEPERS:
+        if name in KEEPERS or (name in GATHERS and _rank(node) in {_rank(s.view) for s in sources}):
             return tuple(self.env[node.all_input_nodes[0]])
-        if len(sources) == 1 and sources[0].view is not None and name not in ("cat", "stack", "concat"):
+        if len(sources) == 1 and sources[0].view is not None and name not in ("cat", "stack", "concat", *GATHERS):
             try:
                 return (Seen(sources[0].name, _evaluate(node, sources[0].view)),)
             except Exception:  # a size or an index that is not known at trace time
@@ -182,6 +189,12 @@ class _Walk:
         for _, source, hit in self.images:
             before = {source} | (nx.ancestors(self.flow, source) if source in self.flow else set())
             hit.first = not before & self.consumers
+
+
+def _rank(value: Any) -> int | None:
+    """Of a meta tensor, or of what is known of a node."""
+    value = value.meta.get("val", value.meta.get("example_value")) if isinstance(value, fx.Node) else value
+    return value.dim() if isinstance(value, torch.Tensor) else None
 
 
 def _evaluate(node: fx.Node, view: Any) -> Any:

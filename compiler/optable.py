@@ -25,11 +25,13 @@ MOVERS = _names("""
     tensor_split split split_with_sizes unsafe_split unsafe_chunk unbind getitem slice select narrow cat concat
     stack
 """)
-# Keep the shape: casts and copies; and gathers of whole matrices by index, whose dimensions stay those of the source.
+# Keep the shape: casts and copies.
 KEEPERS = _names("""
     to to_copy float bfloat16 half double type type_as contiguous clone detach alias cpu cuda requires_grad
-    lift_fresh index index_select
+    lift_fresh
 """)
+# Look up along one dimension: whole matrices out of a stack of them, or the rows of a table.
+GATHERS = {"index", "index_select"}
 # Read the shape or the type only.
 IGNORED = _names("""
     size sym_size sym_numel sym_stride stride dim ndimension numel nelement element_size len is_floating_point

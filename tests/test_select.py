@@ -78,6 +78,27 @@ def test_other_uses():
     assert choose(model, X).dense["w"].startswith("frozen")
 
 
+PLACES = torch.arange(35).view(5, 7) % 9
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_what_is_looked_up(dynamo):
+    """Rows of a table, as relative positions are, are an embedding's; matrices out of a stack are weights."""
+
+    def looked_up(s, x):
+        if dynamo and x.sum() > 1e9:  # a branch that only Dynamo copes with
+            x = x * 2
+        chosen = torch.bmm(x, s.stack[torch.tensor([2, 1])])
+        return torch.einsum("bsd,skd->bsk", x, s.table[PLACES]).sum() + chosen.sum()
+
+    selection = choose(Functional(looked_up, table=(9, 8), stack=(4, 8, 6)), X)
+    assert selection.how.startswith("Dynamo" if dynamo else "torch.export")
+    assert selection.dense["table"].startswith("not consumed by a matrix product or convolution: used by ")
+    assert selection.sparse["stack"].ops == ["bmm"]
+    if not dynamo:
+        assert selection.sparse["stack"].perm == (0, 2, 1)
+
+
 def cnn():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 3),
