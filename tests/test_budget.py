@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from _zoo_oracle import WAYS, complete_gradients
+from _zoo_oracle import WAYS, complete_gradients, without_gradient
 from budget import assert_budget
 from builders import CASES
 from choice import Rules
@@ -65,7 +65,7 @@ def run(name: str, wrong: Callable[[nn.Module], None] | None = None, ties: bool 
             yield loss.detach()
 
     trio.run(loop)
-    complete_gradients(trio)
+    complete_gradients(trio, {system: without_gradient(system) for system in trio.systems})
     return trio
 
 

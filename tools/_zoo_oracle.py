@@ -60,19 +60,21 @@ def equal(state: dict[str, Any], said: Callable[[BaseException], str]) -> dict[s
     except AssertionError as error:
         if "of its budget" not in str(error) and ONE_SIDED not in str(error):
             raise
-        start(state, WAYS)
-        return {**_steps(state), WIDER: said(error)}
+        why = said(error)
+    # Not where the error is handled: its traceback holds all systems, and large models fit once.
+    start(state, WAYS)
+    return {**_steps(state), WIDER: why}
 
 
 def _steps(state: dict[str, Any]) -> dict[str, Any]:
     trio, seen = state["trio"], {}
+    lacking: dict[Any, set[int]] = {}
 
     def loop(system: Any, optimizer: torch.optim.Optimizer, trio: Trio) -> Iterator[Tensor]:
         ours, found = system is trio.ours, contextlib.nullcontext
         if any(system is twin and "without oneDNN" in way for way, twin in trio.twins.items()):
             found = without_onednn
         for step in range(1, STEPS + 1):
-            optimizer.zero_grad()
             args, kwargs = tree_map(lambda a: trio.cast(system, a) if isinstance(a, Tensor) else a,
                                     state["entry"].at(step))  # fmt: skip
             torch.manual_seed(step)
@@ -92,11 +94,13 @@ def _steps(state: dict[str, Any]) -> dict[str, Any]:
                 seen["compile"] = state["converting"] + time.perf_counter() - begun
                 seen["breaks"] = breaks()
             optimizer.step()
+            lacking[system] = without_gradient(system)
+            optimizer.zero_grad()  # at once: the gradients of all systems together are too much for the memory
             yield loss.detach()
 
     try:
         trio.run(loop)
-        complete_gradients(trio)
+        complete_gradients(trio, lacking)
     finally:
         found = {"topkast": {"breaks": seen["breaks"], "compile": round(seen["compile"], 2)}} if "both" in seen else {}
         if "both" in seen:
@@ -137,14 +141,24 @@ def shares(model: nn.Module, forward: dict[str, Any], both: dict[str, Any]) -> d
     return {"share": found, "unfused": dict(why.most_common(6)), "sites": len(rows)}
 
 
-def complete_gradients(trio: Trio) -> None:
+def without_gradient(system: Any) -> set[int]:
+    """Identities of the parameters that got none."""
+    return {id(p) for p in system.parameters() if p.grad is None}
+
+
+def complete_gradients(trio: Trio, lacking: dict[Any, set[int]]) -> None:
     """Whatever has a gradient in plain PyTorch has one in ours, and nothing else; a compiled graph may give zeros to
-    what the model does not use, where eager code gives nothing: ours is to be as one of the two."""
+    what the model does not use, where eager code gives nothing: ours is to be as one of the two.
+
+    Args:
+        trio: after its steps.
+        lacking: :func:`without_gradient` of each system, after a backward.
+    """
     found = sites_of(trio.ours.model)
     values = {id(site.original) for site in found.values()}
     ours = {name: p for name, p in trio.ours.model.named_parameters() if id(p) not in values}
     ours |= {name: site.original for name, site in found.items()}
-    plain = [{**one.theta, **one.dense} for one in (trio.oracle, *trio.twins.values())]
-    for name in plain[0]:
-        if (ours[name].grad is None) not in {one[name].grad is None for one in plain}:
+    plain = [(one, {**one.theta, **one.dense}) for one in (trio.oracle, *trio.twins.values())]
+    for name in plain[0][1]:
+        if (id(ours[name]) in lacking[trio.ours]) not in {id(held[name]) in lacking[one] for one, held in plain}:
             raise AssertionError(f"{name}: {ONE_SIDED}")
