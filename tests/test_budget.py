@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import _zoo_oracle
 import pytest
 import torch
 from _zoo_oracle import WAYS, complete_gradients, without_gradient
@@ -127,3 +128,29 @@ def test_a_near_tie_is_settled_only_by_the_rule(right: bool) -> None:
     oracle(torch.ones(1, 8))
     assert oracle.ties == right and not torch.equal(before[1], sets["weight"][1])
     assert all(map(torch.equal, oracle.sets["weight"], sets["weight"] if right else before))
+
+
+def test_more_ways_are_run_only_where_fewer_are_too_small_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[tuple[str, ...]] = []
+    monkeypatch.setattr(_zoo_oracle, "start", lambda state, given: ways.append(tuple(given)))
+
+    def steps(fails: int, what: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        def run(state: dict[str, Any]) -> dict[str, Any]:
+            if len(ways) < fails:
+                raise AssertionError(f"{what} {len(ways)}")
+            return {"sites": 1}
+
+        return run
+
+    for fails in range(3):
+        ways.clear()
+        monkeypatch.setattr(_zoo_oracle, "_steps", steps(fails, "of its budget"))
+        wider = {_zoo_oracle.WIDER: "of its budget 0"} if fails else {}
+        assert _zoo_oracle.equal({}, str) == {"sites": 1} | wider
+        assert ways == [("without oneDNN",), tuple(WAYS)][:fails]
+    for fails, what, tried in ((3, "of its budget", 2), (1, "A differs", 0)):
+        ways.clear()
+        monkeypatch.setattr(_zoo_oracle, "_steps", steps(fails, what))
+        with pytest.raises(AssertionError, match=what):
+            _zoo_oracle.equal({}, str)
+        assert len(ways) == tried
