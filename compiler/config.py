@@ -28,8 +28,8 @@ def _number(name: str, value: Any, low: float, high: float = math.inf, integer: 
         raise ConfigError(f"{name}={value!r}: must be {kind} in [{low:g}, {upper}")
 
 
-def _choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
-    if value not in allowed:
+def _choice(name: str, value: Any, allowed: tuple[str | bool | None, ...]) -> None:
+    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):  # 1 is not True
         raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")
 
 
@@ -65,7 +65,7 @@ class Config:
     fwd: float = 0.9
     bwd: float | None = None
     block: tuple[int, int] = (1, 1)
-    balanced: bool = False
+    balanced: bool | None = None
     distribution: Any = "uniform"
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
@@ -94,9 +94,8 @@ class Config:
         if not (isinstance(block, (tuple, list)) and len(block) == 2 and all(type(b) is int and b > 0 for b in block)):
             raise ConfigError(f"block={block!r}: must be two positive integers, (rows, columns)")
         put("block", tuple(block))
-        for name in ("balanced", "refresh_in_background"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}={getattr(self, name)!r}: must be True or False")
+        _choice("balanced", self.balanced, (None, True, False))
+        _choice("refresh_in_background", self.refresh_in_background, (True, False))
         if isinstance(self.distribution, Mapping):
             if not self.distribution:
                 raise ConfigError("distribution={}: must name at least one glob")
@@ -149,8 +148,12 @@ class Config:
             raise ConfigError(f"distribution[{glob!r}]={value!r}: must be (fwd, bwd)")
         return self._pair(f"distribution[{glob!r}] ", *value)
 
-    def rule(self) -> Rule:
-        """The part that every site keeps; without a seed, torch's own decides what is drawn at random."""
+    def rule(self, balanced: bool) -> Rule:
+        """The part that a site keeps; without a seed, torch's own decides what is drawn at random.
+
+        Args:
+            balanced: whether that site's sets are, see :func:`topkast.compiler.distribute.distribute`.
+        """
         penalised = "exploration_decay" in METHODS[self.method].uses
         return Rule(
             method=self.method,
@@ -161,7 +164,7 @@ class Config:
             exploration_l2=self.exploration_l2,
             exploration_decay=self.exploration_decay if penalised else 0.0,
             drop_fraction=self.drop_fraction,
-            balanced=self.balanced,
+            balanced=balanced,
             reservoir=self.reservoir,
             seed=torch.initial_seed() if self.seed is None else self.seed,
         )

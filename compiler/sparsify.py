@@ -18,7 +18,7 @@ from topkast.runtime.state import Record, sites
 from .attach import attach
 from .check import check_model
 from .config import Config
-from .distribute import distribute
+from .distribute import Counts, distribute
 from .materialise import materialise
 from .meta import held
 from .rehearse import Init, Plan, rehearse
@@ -64,6 +64,19 @@ def _check_distribution(config: Config, names: list[str]) -> None:
                 raise ConfigError(
                     f"distribution: the glob {glob!r} matches none of the sparse weights: {', '.join(names)}"
                 )
+
+
+def _without_input(config: Config, geometries: dict[str, Geometry], counts: Counts) -> list[str]:
+    """What to say of weights that were not balanced because their rows have less than a block each."""
+    said = []
+    for name, count in counts.items():
+        rows, columns = geometries[name].grid
+        if config.balanced is None and count.fwd < rows:
+            said.append(
+                f"{name}: A has {count.fwd} blocks for {rows} rows of blocks, so some outputs have no input; smaller "
+                f"blocks or a smaller fwd give each one, and so does balanced=True, at a density of {1 / columns:.2g}"
+            )
+    return said
 
 
 def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> tuple[Plan | None, torch.device]:
@@ -132,11 +145,13 @@ def convert(model: M, config: Config, example_inputs: Any = None, init: Init | N
     )
     if example_inputs is not None and selection.how.startswith("structure"):
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
-    rule = config.rule()
+    record.warnings += _without_input(config, geometries, counts)
 
     def build(name: str) -> None:
         if name in geometries:
-            site = Site(model.get_parameter(name), name, geometries[name], *counts[name], rule)
+            fwd, bwd, balanced = counts[name]
+            rule = config.rule(balanced)
+            site = Site(model.get_parameter(name), name, geometries[name], fwd, bwd, rule)
             if config.initial is not None:
                 rescale(site, config.initial)
             for path, attribute in record.sites[name]:

@@ -146,15 +146,20 @@ def test_distributions():
 
     total = 64 * 128 + 128 * 16
     for distribution in ("uniform", "erk", "global"):
-        found = densities(small(wide(), distribution=distribution))
+        found = densities(small(wide(), distribution=distribution, balanced=False))
         kept = [found["0.weight"][i] * 64 * 128 + found["1.weight"][i] * 128 * 16 for i in (0, 1)]
         assert kept == pytest.approx([0.1 * total, 0.2 * total], abs=2)
-    erk = densities(small(wide(), distribution="erk"))
+    erk = densities(small(wide(), distribution="erk", balanced=False))
     assert erk["1.weight"][0] / erk["0.weight"][0] == pytest.approx(
         (128 + 16) / (128 * 16) / ((64 + 128) / (64 * 128)), rel=0.02
     )
-    named = densities(small(wide(), distribution={"1.*": (0.5, 0.25)}))
+    named = densities(small(wide(), distribution={"1.*": (0.5, 0.25)}, balanced=False))
     assert named["1.weight"] == pytest.approx((0.5, 0.75)) and named["0.weight"] == pytest.approx((0.1, 0.2), abs=1e-3)
+    for distribution in ("uniform", "erk"):  # to whole weights a row
+        rounded = densities(small(wide(), distribution=distribution))
+        free = densities(small(wide(), distribution=distribution, balanced=False))
+        for name, columns in (("0.weight", 64), ("1.weight", 128)):
+            assert [share * columns for share in rounded[name]] == [round(share * columns) for share in free[name]]
 
 
 def test_exploration_that_never_starts():
@@ -178,7 +183,7 @@ def test_decay_that_is_cut_is_reported():
 def test_the_norm_at_the_start(options):
     """One number for each θ: the same sets, and W_A with the norm of a random set, or of all of θ."""
     dense = mlp().state_dict()
-    for initial, share in (("random", 0.25**0.5), ("dense", 1.0)):
+    for initial in ("random", "dense"):
         plain, scaled = (small(mlp(), 0.75, None, **options, initial=initial) for initial in (None, initial))
         theta, forward = topkast.dense_state_dict(scaled, "all"), topkast.dense_state_dict(scaled)
         for name, (fwd, bwd) in topkast.masks(scaled).items():
@@ -187,7 +192,9 @@ def test_the_norm_at_the_start(options):
             torch.testing.assert_close(factor, factor.flatten()[0].expand_as(factor))
             # A block that is cut off by the edge holds fewer weights than its units say.
             rel = 0.05 if "block" in options else 1e-5
-            assert float(forward[name].norm()) == pytest.approx(share * float(dense[name].norm()), rel=rel)
+            site = sites(scaled)[name]  # its density is rounded to whole blocks a row
+            wanted = (site.n_fwd / site.geometry.units) ** 0.5 if initial == "random" else 1.0
+            assert float(forward[name].norm()) == pytest.approx(wanted * float(dense[name].norm()), rel=rel)
         assert torch.equal(theta["0.bias"], dense["0.bias"])
 
 
@@ -217,7 +224,7 @@ def test_tied_weights_are_one_site():
         def forward(self, x):
             return self.b(self.a(x))
 
-    model = small(Tied())
+    model = small(Tied(), balanced=False)
     assert list(sites(model)) == ["a.weight"]
     model(torch.randn(2, 16)).sum().backward()
     assert torch.equal(model.a.weight, model.b.weight)
@@ -407,7 +414,7 @@ def test_functions_refuse_a_plain_model():
 
 
 def test_unsplit_gradient_hooks_see_compact_values():
-    model = small(mlp())
+    model = small(mlp(), balanced=False)
     seen = []
     sites(model)["0.weight"].original.register_hook(lambda grad: seen.append(grad.shape))
     model(torch.randn(4, 32)).sum().backward()

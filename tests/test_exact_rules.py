@@ -66,6 +66,28 @@ def test_rule_compiled(name: str, rule: str) -> None:
     Trio(CASES[name], options, adamw).run(partial(plain, steps=5))
 
 
+@pytest.mark.parametrize(
+    "columns, block, fwd, balanced",
+    [
+        (40, (1, 1), 0.9, True),  # 4 weights a row
+        (40, (1, 1), 0.99, False),  # 0.4
+        (160, (16, 16), 0.92, True),  # 0.8 of a block
+        (160, (16, 16), 0.93, False),  # 0.7
+        (31, (3, 5), 0.5, True),  # 3.5 of 7, the last of them padded
+    ],
+)
+def test_rows_are_balanced_where_that_changes_the_density_little(
+    columns: int, block: tuple[int, int], fwd: float, balanced: bool
+) -> None:
+    model = topkast.compile(nn.Linear(columns, 64), fwd, block=block, min_size=1, backend="eager")
+    (site,) = sites_of(model).values()
+    rows, across = site.geometry.grid
+    expected = rows * round((1 - fwd) * across) if balanced else round((1 - fwd) * rows * across)
+    assert site.rule.balanced is balanced and site.n_fwd == expected
+    said = [line for line in topkast.report(model).warnings if "some outputs have no input" in line]
+    assert len(said) == (not balanced)
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("block", [(1, 1), (2, 2), (3, 5)])
 @pytest.mark.parametrize("fwd, bwd", [(0.9, 0.8), (0.75, 0.5), (0.5, 0.0), (0.999, 0.998)])

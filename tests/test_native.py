@@ -217,6 +217,22 @@ def test_theta_is_moved_bitwise(rows, cols, block, share, other, spare, wide, sw
     assert all(mine.equal(plain) for mine, plain in zip(*found, strict=True))
 
 
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.integers(1, 60), st.integers(1, 90), st.integers(1, 6), st.data())
+def test_selection_in_every_row_is_exact(rows: int, n: int, distinct: int, data: st.DataObject) -> None:
+    pool = torch.tensor([0.0, 1.0, torch.nan, torch.inf, 1e-42, 1.0000001])[:distinct]
+    score = torch.where(torch.rand(rows, n) < 0.5, pool[torch.randint(distinct, (rows, n))], torch.randn(rows, n).abs())
+    count = data.draw(st.integers(0, n))
+    known = choose.scores(score.reshape(-1, 1)).view(rows, n)
+    transposed = score.T.contiguous().T  # other strides
+    assert native_sets.largest(transposed, count).equal(choose.largest(known, count))
+
+
+def test_selection_in_many_rows() -> None:
+    score = torch.randint(0, 50, (4000, 200)).float()
+    assert native_sets.largest(score, 37).equal(choose.largest(score, 37))
+
+
 def test_selection_of_many_chunks() -> None:
     score = torch.randint(0, 50, (600_000,)).float()
     assert native_sets.largest(score, 123_456).equal(choose.largest(score, 123_456))

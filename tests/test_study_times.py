@@ -79,14 +79,3 @@ def test_the_file_holds_what_was_measured_on_one_machine(tmp_path: Path) -> None
     path.write_text(json.dumps({"times": 3}))
     with pytest.raises(StudyError, match="no file of measured times"):
         read_times(path)
-
-
-def test_what_did_not_decide_when_it_was_measured_had_its_default(tmp_path: Path) -> None:
-    path = tmp_path / "times.json"
-    add_time(path, run("static"), ENTRY, MACHINE)
-    held = json.loads(path.read_text())
-    held["of"].remove("balanced")
-    held["times"][0]["of"].pop()
-    path.write_text(json.dumps(held))
-    assert read_times(path).entries == {key_of(run("static")): ENTRY}
-    assert read_times(path).ratio(replace(run("static"), balanced=True)) is None

@@ -7,6 +7,7 @@ run, ``[arms.NAME]`` what is compared, ``[tasks.NAME]`` values for one task. Lat
 Values are the fields of :class:`_study_run.Run`, where besides
     lr        may be a list: every rate is run, and an arm is shown at its best one,
     bwd       may be "fwd": B = A,
+    any       may be "default": what topkast.compile has, where the base says otherwise,
     times     is a factor on the steps,
     equal     is "steps", or "time": as many steps as fit into the measured time of the dense model's steps,
     at        (of an arm) names points: ``at.fwd = [0.95]`` leaves the arm out elsewhere.
@@ -100,7 +101,7 @@ def _declared(path: Path) -> dict[str, dict[str, Any]]:
 
 def _run(given: dict[str, Any], times: Times | None) -> tuple[Run, int]:
     """The run of these values, and the steps that its costs are shares of."""
-    given = dict(given)
+    given = {name: value for name, value in given.items() if value != "default"}
     allowed = [*(field.name for field in fields(Run)), *OF_GRID]
     if unknown := given.keys() - set(allowed):
         raise StudyError(f"unknown {', '.join(sorted(unknown))}; a run has {', '.join(allowed)}")

@@ -46,7 +46,7 @@ class Run:
     fwd: float | None = Config.fwd
     bwd: float | None = None
     block: str = "1x1"
-    balanced: bool = Config.balanced
+    balanced: bool | None = Config.balanced
     distribution: str = Config.distribution
     refresh_every: int | None = Config.refresh_every
     stop_exploring_after: float | None = Config.stop_exploring_after

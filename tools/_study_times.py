@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ DECIDES = (
     "task", "batch", "method", "fwd", "bwd", "block", "distribution", "explore", "stop_exploring_after", "optimizer",
     "balanced",
 )  # fmt: skip
-DEFAULTS = {field.name: field.default for field in fields(Run)}
 SAME = {"static-magnitude": "static"}  # other sets, the same work
 UNMEASURED = ("meprop", "swat")  # references that run dense here
 MACHINE = ("cpu", "torch", "backend", "threads")  # what times must have in common to be compared
@@ -84,15 +83,9 @@ def read_times(path: Path) -> Times:
         return Times()
     try:
         held = json.loads(path.read_text())
-        entries = {_now(dict(zip(held["of"], entry.pop("of"), strict=True))): entry for entry in held["times"]}
-        return Times(held["machine"], entries)
+        return Times(held["machine"], {json.dumps(entry.pop("of")): entry for entry in held["times"]})
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(f"{path}: no file of measured times: {error}") from error
-
-
-def _now(of: dict[str, Any]) -> str:
-    """The key of an entry; what did not decide yet when it was measured had its default."""
-    return json.dumps([of.get(name, DEFAULTS[name]) for name in DECIDES])
 
 
 def add_time(path: Path, run: Run, entry: dict[str, Any], machine: dict[str, Any]) -> None:

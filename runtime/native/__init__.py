@@ -67,7 +67,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_assemble": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
     "tk_store": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 3]),
     "tk_follow": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(Matrix), *[c_void_p] * 2]),
-    "tk_largest": (None, [POINTER(Parallel), c_void_p, c_int64, c_int64, c_void_p]),
+    "tk_largest": (None, [POINTER(Parallel), c_void_p, *[c_int64] * 3, c_void_p]),
     "tk_build_index": (None, [POINTER(Parallel), *[c_void_p] * 2, c_int64, c_int64, *[c_void_p] * 3, c_int32]),
     "tk_sddmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p, c_void_p]),
     "tk_conv_workspace": (c_int64, [POINTER(Matrix), POINTER(Conv)]),

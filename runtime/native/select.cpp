@@ -1,6 +1,8 @@
 // Exact selection of the largest scores, ties cut by the lower index, and the index of two nested sets.
 #include <string.h>
 
+#include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "parallel.h"
@@ -43,11 +45,32 @@ uint32_t bin_of(const std::vector<int64_t>& counts, int64_t* count) {
     return bin;
 }
 
+// Of one row of n scores, short enough that its keys are sorted as far as the threshold; room for 2n keys.
+void of_row(const float* score, int64_t n, int64_t count, uint8_t* mask, uint32_t* keys) {
+    uint32_t* sorted = keys + n;
+    for (int64_t i = 0; i < n; ++i) keys[i] = sorted[i] = ordered(score[i]);
+    std::nth_element(sorted, sorted + count - 1, sorted + n, std::greater<uint32_t>());
+    const uint32_t threshold = sorted[count - 1];
+    int64_t wanted = count;
+    for (int64_t i = 0; i < n; ++i) wanted -= mask[i] = keys[i] > threshold;
+    for (int64_t i = 0; wanted > 0 && i < n; ++i)
+        if (keys[i] == threshold) mask[i] = 1, --wanted;
+}
+
 }  // namespace
 
-void tk_largest(const tk_parallel* p, const float* score, int64_t n, int64_t count, uint8_t* mask) {
+void tk_largest(const tk_parallel* p, const float* score, int64_t rows, int64_t n, int64_t count, uint8_t* mask) {
     if (count <= 0) {
-        memset(mask, 0, n);
+        memset(mask, 0, rows * n);
+        return;
+    }
+    if (rows != 1) {
+        const int64_t each = std::max<int64_t>(1, CHUNK / 8 / n);
+        parallel(p, ceil_div(rows, each), [&](int64_t task) {
+            std::vector<uint32_t> keys(2 * n);
+            for (int64_t i = task * each; i < rows && i < (task + 1) * each; ++i)
+                of_row(score + i * n, n, count, mask + i * n, keys.data());
+        });
         return;
     }
     int64_t wanted = count;  // in the end: of those that equal the threshold

@@ -15,11 +15,12 @@ from . import library, parallel
 def largest(score: Tensor, count: int) -> Tensor:
     """:func:`topkast.runtime.choose.largest`, for scores that are not negative."""
     lib = library()
-    if lib is None or score.device.type != "cpu" or score.dtype != torch.float32 or score.shape[:-1].numel() != 1:
+    if lib is None or score.device.type != "cpu" or score.dtype != torch.float32 or score.numel() == 0:
         return choose.largest(score, count)
     score = score.contiguous()
     mask = torch.empty(score.shape, dtype=torch.bool, device="cpu")
-    lib.tk_largest(byref(parallel()), score.data_ptr(), score.numel(), count, mask.data_ptr())
+    rows, n = score.shape[:-1].numel(), score.shape[-1]
+    lib.tk_largest(byref(parallel()), score.data_ptr(), rows, n, count, mask.data_ptr())
     return mask
 
 

@@ -106,9 +106,9 @@ void tk_assemble(const tk_parallel* p, const tk_matrix* w, const float* reservoi
 void tk_store(const tk_parallel* p, const tk_matrix* w, const float* dense, float* values, float* reservoir);
 void tk_follow(const tk_parallel* p, const tk_matrix* before, const tk_matrix* after, const float* from, float* to);
 
-// mask[i] = 1 for the count largest of n scores (count <= n), none of them negative, NaN as infinite; of equal ones the
-// lower index is taken.
-void tk_largest(const tk_parallel* p, const float* score, int64_t n, int64_t count, uint8_t* mask);
+// mask[i] = 1 for the count largest of the n scores of each row (count <= n), none of them negative, NaN as infinite; of
+// equal ones the lower index is taken.
+void tk_largest(const tk_parallel* p, const float* score, int64_t rows, int64_t n, int64_t count, uint8_t* mask);
 // The index of two nested sets, bytes of 0 and 1 [rows, columns]; cols holds at least as many slots as bwd has members.
 void tk_build_index(const tk_parallel* p, const uint8_t* fwd, const uint8_t* bwd, int64_t rows, int64_t columns,
                     int64_t* row_ptr, int64_t* row_fwd, void* cols, int32_t col_bytes);
