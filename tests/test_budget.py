@@ -113,7 +113,7 @@ def test_plain_pytorch_that_is_not_finite_allows_nothing(broken: float) -> None:
 def test_a_near_tie_is_settled_only_by_the_rule(right: bool) -> None:
     """Rounding has put two scores in another order in our θ: its sets count if they are the rule's for that θ."""
     model = nn.Linear(8, 8, bias=False)
-    made = topkast.sparsify(nn.Linear(8, 8, bias=False), fwd=0.75, bwd=0.5, min_size=1)
+    made = topkast.sparsify(nn.Linear(8, 8, bias=False), fwd=0.75, bwd=0.5, balanced=False, min_size=1)
     (plan,) = plans_of(made).values()
     with torch.no_grad():
         model.weight.copy_(torch.arange(1.0, 65.0).reshape(8, 8))

@@ -91,7 +91,7 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "mixer_s16_224": (224, {}),
     "dpn68": (64, {}),
     "hrnet_w18_small": (64, {}),
-    "botnet26t_256": (224, {}),
+    "botnet26t_256": (256, {}),
     "repvit_m0_9": (64, {}),
     "focalnet_tiny_srf": (64, {}),
     "csatv2": (64, {}),
