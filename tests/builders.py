@@ -253,7 +253,7 @@ CASES = {
         Case("twice", Twice, (9, 13), ("layer.weight",)),
         Case("functional", Functional, (9, 17), ("w",)),
         Case("einsum", Einsum, (2, 5, 16), ("split", "merge")),
-        Case("experts", Experts, (3, 6, 12), ("up",)),
+        Case("experts", Experts, (3, 7, 12), ("up",)),
         Case("hf_conv1d", hf_conv1d, (9, 22), ("0.weight", "2.weight")),
         Case("gpt2", gpt2, (), (f"{H}.0.attn.c_attn.weight", f"{H}.1.mlp.c_proj.weight"), next_token, _tokens),
     ]

@@ -46,8 +46,7 @@ def test_rule(rule: str) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "experts", "hf_conv1d", "tied"])
 def test_compiled(name: str) -> None:
-    # Of seed 1 the oracle's loss of the experts is right to the last bit at step 5, which no other program's can be.
-    Trio(CASES[name], {**SPARSE, "backend": "aot_eager"}, adamw).run(partial(plain, steps=7, seed=2))
+    Trio(CASES[name], {**SPARSE, "backend": "aot_eager"}, adamw).run(partial(plain, steps=7))
 
 
 def test_ties_go_to_the_lower_index() -> None:

@@ -47,7 +47,7 @@ def test_adamw(name: str, backend: str) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_inductor(name: str) -> None:
-    ways = {"compiled": partial(compiled, backend="inductor")}
+    ways = {"compiled": partial(compiled, backend="inductor"), "without oneDNN": steps_apart}
     trio = Trio(CASES[name], {**SPARSE, "backend": "inductor"}, adamw, ways=ways)
     trio.run(plain)
 

@@ -121,7 +121,7 @@ def test_ties_go_to_the_lower_index(block: tuple[int, int], backend: str) -> Non
                     parameter.copy_(torch.where(torch.arange(parameter.shape[1]) % 3 == 0, -0.1, 0.1))
         return model
 
-    options = {"fwd": 0.7, "bwd": 0.4, "refresh_every": 2, "block": block, "backend": backend}
+    options = {"fwd": 0.7, "bwd": 0.4, "refresh_every": 2, "block": block, "balanced": False, "backend": backend}
     trio = Trio(CASES["mlp"], options, sgd, build=constant)
     fwd, bwd = topkast.masks(trio.ours.model)["2.weight"]
     if block == (1, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -73,7 +74,7 @@ def test_experts_are_fused(router: str, block: tuple[int, int], dtype: torch.dty
     case = Case(router, lambda: Mixture(router), (11, IN), ("up", "down"))
     options = {**OPTIONS, "block": block, "example_inputs": torch.randn(11, IN, dtype=dtype)}
     trio = Trio(case, options, adamw, dtype)
-    assert trio.run(plain) == 5
+    assert trio.run(partial(plain, seed=5)) == 5  # of seed 1 plain PyTorch is right to the last bit by luck
     for row in topkast.report(trio.ours.model).sites:
         assert row["unfused"] == []
         assert [sum(row["fused"][part].values()) for part in ("forward", "weight gradient")] == [5, 5]

@@ -130,7 +130,14 @@ def test_a_checkpoint_with_impossible_sets_is_refused(tmp_path: Path) -> None:
 def test_gradual_pruning_follows_the_cubic() -> None:
     case = CASES["mlp"]
     model = topkast.compile(
-        case.model(), fwd=0.9, method="gmp", refresh_every=5, stop_exploring_after=20, min_size=1, backend="eager"
+        case.model(),
+        fwd=0.9,
+        balanced=False,
+        method="gmp",
+        refresh_every=5,
+        stop_exploring_after=20,
+        min_size=1,
+        backend="eager",
     )
     optimizer = sgd(list(model.parameters()))
     seen = []
@@ -208,6 +215,7 @@ def test_rigl_on_native_kernels(layout: str, monkeypatch: pytest.MonkeyPatch) ->
     model = topkast.compile(
         dense,
         fwd=0.9,
+        balanced=False,
         method="rigl",
         refresh_every=2,
         min_size=1,
