@@ -97,7 +97,7 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "csatv2": (64, {}),
     "repghostnet_050": (64, {}),
     "xception41": (96, {}),
-    "caformer_s18": (64, {"depths": (1, 1, 1, 1)}),
+    "caformer_s18": (64, {}),
     "pit_ti_224": (224, {}),
     "nest_tiny": (224, {}),
     "densenet121": (64, {}),
