@@ -110,7 +110,7 @@ def test_same_size_dense() -> None:
 def test_flops() -> None:
     task = TASKS["digits"]
     dense = sum(layer.weight.numel() for layer in layers_of(task.build(task.width)))
-    common: dict[str, Any] = {"task": "digits", "steps": 10, "batch": 4, "lr": 0.1}
+    common: dict[str, Any] = {"task": "digits", "steps": 10, "batch": 4, "lr": 0.1, "balanced": False}
     for method, wanted in (
         ("topkast", 0.4 / 3),
         ("static", 0.1),
