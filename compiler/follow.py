@@ -25,6 +25,7 @@ from topkast.compiler.optable import (
     MOVERS,
     WEIGHTS,
     contraction,
+    example,
     flat,
     op_name,
     slots,
@@ -193,7 +194,7 @@ class _Walk:
 
 def _rank(value: Any) -> int | None:
     """Of a meta tensor, or of what is known of a node."""
-    value = value.meta.get("val", value.meta.get("example_value")) if isinstance(value, fx.Node) else value
+    value = example(value) if isinstance(value, fx.Node) else value
     return value.dim() if isinstance(value, torch.Tensor) else None
 
 

@@ -95,9 +95,14 @@ def slots(node: fx.Node) -> list[tuple[Any, fx.Node]]:
     return [(slot, leaf) for slot, value in named for leaf in flat(value) if isinstance(leaf, fx.Node)]
 
 
+def example(node: fx.Node) -> Any:
+    """What a trace knows of a node's value; None where it knows nothing."""
+    return node.meta.get("val", node.meta.get("example_value"))
+
+
 def value_of(argument: fx.Node) -> Any:
     """What is known of another argument: an int, or a meta tensor of its shape. Raises ValueError when nothing is."""
-    value = argument.meta.get("val", argument.meta.get("example_value"))
+    value = example(argument)
     if isinstance(value, torch.Tensor):
         return torch.empty(value.shape, device="meta", dtype=value.dtype)
     if isinstance(value, (int, torch.SymInt)):
@@ -192,7 +197,7 @@ def _letters(node: fx.Node, operand: int, n: int) -> tuple[set[int], set[int]] |
 
 def _numel(node: Any, but: int | None = None) -> int | None:
     """Elements of a node's (first) value, without dimension `but`; None where shapes are not known."""
-    value = node.meta.get("val", node.meta.get("example_value")) if isinstance(node, fx.Node) else None
+    value = example(node) if isinstance(node, fx.Node) else None
     value = value[0] if isinstance(value, (tuple, list)) and value else value
     if not isinstance(value, torch.Tensor) or not all(isinstance(s, int) for s in value.shape):
         return None

@@ -113,10 +113,10 @@ def _repeated(where: Tensor) -> Batch | None:
     else:
         times = len(where) // period
     batch = Batch(times, len(where) // times, inside)
-    whole = batch.times * batch.stack == len(where)
-    if not whole or not torch.equal(_matrices(where, batch), _matrices(where, batch)[:1].expand(times, -1)):
+    if batch.times * batch.stack != len(where):
         return None
-    return batch
+    matrices = _matrices(where, batch)
+    return batch if torch.equal(matrices, matrices[:1].expand_as(matrices)) else None
 
 
 def _matrices(where: Tensor, batch: Batch) -> Tensor:
