@@ -8,21 +8,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 from budget import assert_budget
+from interpreted import DTYPES, INTERPRETED
 from test_fuse_epilogue import NEAR, WAYS, Net, outcome
 from torch import Tensor, nn
 
 from topkast.runtime import epilogues, planner
-from topkast.runtime import triton as package
 from topkast.runtime.layout import Geometry
 
-pytestmark = [
-    pytest.mark.skipif(not package.available(), reason="Triton is not installed"),
-    pytest.mark.skipif(not package.interpreted(), reason="there is a GPU: the kernels do not run on the CPU"),
-    # Of a float32 that overflows numpy warns, a GPU does not: what comes of it is compared.
-    pytest.mark.filterwarnings("ignore:overflow encountered in:RuntimeWarning"),
-]
+pytestmark = INTERPRETED
 BLOCKS = {"triton": (16, 16), "csr": (1, 1)}
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(autouse=True)

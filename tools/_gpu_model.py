@@ -84,6 +84,7 @@ def build(
             model, 0.9, 0.8, example_inputs=torch.zeros(1, 8, dtype=torch.long), block=block, device=where,
             exclude=["embedding*", "positions*"], reservoir=reservoir, refresh_every=every,
             refresh_in_background=background,
+            balanced=False if where.type == "cpu" else None,  # the interpreter would take a minute to choose by rows
         )  # fmt: skip
     for one in model.blocks:
         if block is None:
