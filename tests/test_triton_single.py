@@ -1,4 +1,4 @@
-"""The CUDA kernels for single weights, in the interpreter: those that walk them, and dense ones on a transient weight."""
+"""The CUDA kernels for single weights, in the interpreter: those that walk them, and dense on a transient weight."""
 
 from __future__ import annotations
 
