@@ -98,9 +98,9 @@ def compile(
         exploration_decay: c of the decoupled form: after each optimizer step θ ← θ - min(lr·c, ¼)·θ on B \\ A. The
             default is measured (``tools/results/study``); the paper's: ``exploration_decay=0, exploration_l2=λ``.
         initial: the norm of W_A at the start; each θ is multiplied by one number. "random": that of a random set of its
-            size, √density·‖θ‖, where the largest weights have more. To be preferred in training from scratch: measured
-            better at densities of 0.2 and 0.02, nowhere worse (``tools/results/study``). "dense": ‖θ‖. None leaves θ
-            as it is, as a model that is already trained needs it.
+            size, √density·‖θ‖, where the largest weights have more. Only for training from scratch: measured better at
+            high learning rates and a density of 0.2, worse at low rates (``tools/results/study``). "dense": ‖θ‖. None
+            leaves θ as it is, as a model that is already trained needs it.
         method: how sets are chosen; B = A unless said. "topkast"; "static", drawn at random once; "static-magnitude",
             the largest at the start; "set", random at the start, then at each refresh the smallest are exchanged for
             random ones (Mocanu et al. 2018); "rigl", the same for those of the largest gradient, at the end of the
