@@ -124,7 +124,7 @@ def test_what_is_in_the_repository_is_what_the_results_give() -> None:
     held, times = read(study.FOLDER / "runs.jsonl"), read_times(study.FOLDER / "times.json")
     made = tables(study.HERE / "grids", held, times, study.FOLDER / "topology")
     assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
-    rivals = rows(read_grid(study.grid_path("rivals"), times), held, times)
+    rivals = rows(read_grid(study.grid_path(study.SUMMARY), times), held, times)
     readme = README.read_text(encoding="utf-8")
     assert with_summary(readme, rivals) == readme
     assert "| topkast |" in readme.split(MARKS[0])[1].split(MARKS[1])[0]
@@ -134,8 +134,9 @@ def test_a_report_takes_old_pictures_away(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "tools" / "grids").mkdir(parents=True)
     monkeypatch.setattr(study, "HERE", tmp_path / "tools")
     monkeypatch.setattr(study, "FOLDER", tmp_path)
-    text = (Path(__file__).parent.parent / "tools" / "grids" / "rivals.toml").read_text()
-    (tmp_path / "tools" / "grids" / "rivals.toml").write_text(text)
+    grids = Path(__file__).parent.parent / "tools" / "grids"
+    for name in ("rivals", study.SUMMARY):  # the second is like the first
+        (tmp_path / "tools" / "grids" / f"{name}.toml").write_text((grids / f"{name}.toml").read_text())
     (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}\n{MARKS[1]}\nafter\n")
     (tmp_path / "gone.png").touch()
     assert study.main(["report", "--results", str(tmp_path / "no.jsonl"), "--times", str(tmp_path / "no.json")]) == 0

@@ -14,14 +14,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from _study_rows import Row, estimate
 from _study_tasks import task_of
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 PANELS = {
     "density": "forward density",
     "flops": "weight FLOPs, in dense runs",
     "time": "measured time, s",
-    "bytes": "bytes of training state",
+    "bytes": "training state, MB",
 }
+UNITS = {"bytes": 1e6}  # of a panel whose cost is kept in another unit
 COLOURS = 128  # enough for ten arms and letters, and half of the bytes
 
 
@@ -53,7 +55,12 @@ def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
             for arm in arms:
                 _line(panel, [row for row in here if row.arm == arm and cost in row.costs], cost, numbers[arm])
             places = {row.costs[cost] for row in here if cost in row.costs}
-            panel.set(xlabel=PANELS[cost], xscale="log" if len(places) > 1 else "linear")
+            panel.set_xlabel(PANELS[cost])
+            if len(places) > 1:
+                panel.set_xscale("log")
+                panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.xaxis.set_major_formatter("{x:g}")
             panel.grid(alpha=0.3)
         panels[0].set_ylabel(f"{task}: {task_of(task).quality}")
         panels[0].legend(fontsize="x-small")
@@ -74,7 +81,8 @@ def _line(panel: plt.Axes, own: Sequence[Row], cost: str, number: int) -> None:
     means = [estimate(list(row.qualities.values())) for row in points]
     halves = [0.0 if m.count == 1 else m.half for m in means]
     look = {"fmt": "osD^v<>PX*"[number // 10 % 10] + "-", "color": f"C{number % 10}", "markersize": 4}
-    panel.errorbar([row.costs[cost] for row in points], [m.mean for m in means], halves, label=own[0].arm, **look)
+    places = [row.costs[cost] / UNITS.get(cost, 1) for row in points]
+    panel.errorbar(places, [m.mean for m in means], halves, label=own[0].arm, **look)
 
 
 def _mean(rows: Sequence[Row], arm: str) -> float:
