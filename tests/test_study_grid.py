@@ -73,6 +73,8 @@ def test_rates_b_as_a_and_arms_at_some_points_only(tmp_path: Path) -> None:
         ("other", 0.9, 0.9, 0.3),
     ]  # fmt: skip
     assert {p.where for p in found} == {(("fwd", 0.8),), (("fwd", 0.9),)}
+    found = points(tmp_path, BASE.replace("seed = [0, 1]", "seed = [0, 1]\nlr = [0.1, 0.2]"))
+    assert [(p.where, p.run.lr) for p in found] == [((("lr", lr),), lr) for _ in range(2) for lr in (0.1, 0.2)]
 
 
 def test_equal_time_gives_as_many_steps_as_fit(tmp_path: Path) -> None:

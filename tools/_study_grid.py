@@ -5,7 +5,7 @@ run, ``[arms.NAME]`` what is compared, ``[tasks.NAME]`` values for one task. Lat
 ``like = "NAME"`` takes what is not said here from the grid of that name beside this one.
 
 Values are the fields of :class:`_study_run.Run`, where besides
-    lr        may be a list: every rate is run, and an arm is shown at its best one,
+    lr        may be a list: every rate is run, and an arm is shown at its best one; as an axis, at each,
     bwd       may be "fwd": B = A,
     any       may be "default": what topkast.compile has, where the base says otherwise,
     times     is a factor on the steps,
@@ -26,7 +26,6 @@ from _study_times import Times
 
 TABLES = ("base", "axes", "arms", "tasks")
 OF_GRID = ("times", "equal")  # what decides about the steps and is no field of a run
-AVERAGED = ("seed", "lr")  # axes along which a row of a table has several runs
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Point:
 
     Args:
         arm: whose it is.
-        where: (axis, value) of the grid's axes but the seed and the rate.
+        where: (axis, value) of the grid's axes but the seed.
         run: what is trained.
         unit: steps of the dense model that a cost is given in shares of.
     """
@@ -61,7 +60,7 @@ def read_grid(path: Path, times: Times | None = None) -> list[Point]:
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         of_task = declared["tasks"].get(point.get("task", declared["base"].get("task")), {})
-        where = tuple((name, value) for name, value in point.items() if name not in AVERAGED)
+        where = tuple((name, value) for name, value in point.items() if name != "seed")
         for arm, own in declared["arms"].items():
             given = {**declared["base"], **of_task, **point, **own}
             only = given.pop("at", {})

@@ -44,7 +44,7 @@ class Row:
     """One arm at one point of the grid, at its best rate.
 
     Args:
-        where: (axis, value) of the grid's axes, the seed and the rate left out.
+        where: (axis, value) of the grid's axes, the seed left out.
         lr: the rate with the best mean over the seeds, of those with the fewest that diverged or were not run.
         rates: how many rates the arm has results of.
         steps: of a run.
