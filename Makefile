@@ -14,7 +14,7 @@ setup: $(READY)
 
 # torch goes first, alone and pinned: what is resolved after it must fit it, not the other way round. compileall makes
 # the bytecode on every core, where pip would on one; a few packages hold files that are no Python 3, so it may fail.
-$(READY): pyproject.toml constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h runtime/native/ort/*)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h runtime/native/ort/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
 	$(BIN)/python -m pip install -q --no-input --no-compile -c constraints.txt torch==2.13.0
