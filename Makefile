@@ -13,7 +13,7 @@ WORKERS ?= 2
 setup: $(READY)
 
 # torch goes first, alone and pinned: what is resolved after it must fit it, not the other way round. compileall makes
-# the bytecode on every core, where pip would on one; a few packages hold files that are no Python 3, so it may fail.
+# the bytecode on every core, where pip would on one; it fails on 3.11, for torch holds a file that only 3.12 can read.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h runtime/native/ort/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
