@@ -37,7 +37,7 @@ def compile(
     stop_exploring_after: int | None = None,
     explore: str = "topk",
     exploration_l2: float = 0.0,
-    exploration_decay: float = 30.0,
+    exploration_decay: float | None = None,
     initial: str | None = None,
     method: str = "topkast",
     drop_fraction: float = 0.3,
@@ -95,8 +95,10 @@ def compile(
         explore: "topk", or "random" for B \\ A drawn at random at each refresh (the paper's ablation).
         exploration_l2: λ of the paper's penalty, added to the gradient once an optimizer step, as SGD does with
             ``weight_decay``: λθ on A, λθ / D_A on B \\ A.
-        exploration_decay: c of the decoupled form: after each optimizer step θ ← θ - min(lr·c, ¼)·θ on B \\ A. The
-            default is measured (``tools/results/study``); the paper's: ``exploration_decay=0, exploration_l2=λ``.
+        exploration_decay: c of the decoupled form: after each optimizer step θ ← θ - min(lr·c, ¼)·θ on B \\ A. None:
+            4 / the root mean square of A's weights, so that Adam, which moves a weight by lr a step, holds what is
+            explored at a quarter of that, in a model of any scale; measured (``tools/results/study``). The paper's
+            penalty instead: ``exploration_decay=0, exploration_l2=λ``.
         initial: the norm of W_A at the start; each θ is multiplied by one number. "random": that of a random set of its
             size, √density·‖θ‖, where the largest weights have more. Only for training from scratch: measured better at
             high learning rates and a density of 0.2, worse at low rates (``tools/results/study``). "dense": ‖θ‖. None
@@ -176,6 +178,6 @@ def step(model: torch.nn.Module, lr: float | None = None) -> None:
             raise ConfigError(
                 f"exploration_l2={site.rule.exploration_l2}: needs a torch.optim optimizer; use exploration_decay"
             )
-        if lr is None and site.rule.exploration_decay:
+        if lr is None and site.rule.exploration_decay != 0:
             warnings.warn("topkast.step without lr: exploration_decay is not applied", stacklevel=2)
         advance(site, lr)

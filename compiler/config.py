@@ -74,7 +74,7 @@ class Config:
     stop_exploring_after: int | None = None
     explore: str = "topk"
     exploration_l2: float = 0.0
-    exploration_decay: float = 30.0
+    exploration_decay: float | None = None
     initial: str | None = None
     method: str = "topkast"
     drop_fraction: float = 0.3
@@ -109,7 +109,8 @@ class Config:
             _number("stop_exploring_after", self.stop_exploring_after, 0, integer=True)
         _choice("explore", self.explore, EXPLORERS)
         _number("exploration_l2", self.exploration_l2, 0)
-        _number("exploration_decay", self.exploration_decay, 0)
+        if self.exploration_decay is not None:
+            _number("exploration_decay", self.exploration_decay, 0)
         _choice("initial", self.initial, INITIAL)
         _number("drop_fraction", self.drop_fraction, 0, 1)
         _choice("reservoir", self.reservoir, KINDS)

@@ -13,7 +13,6 @@ from topkast.runtime.rule import MOST_DECAY
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
-from .config import Config
 from .report_cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
 
 COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
@@ -95,10 +94,10 @@ def report(model: Any) -> Report:
     config = {**asdict(record.config), "block": list(record.config.block)}
     warnings = [*record.warnings, *(text for name, site in found.items() for text in _warnings(name, site))]
     # The default is meant to be cut, at the rates of SGD; what somebody asked for and did not get is said.
-    fastest = max(site.decayed_by for site in found.values())
-    if fastest > MOST_DECAY and record.config.exploration_decay != Config.exploration_decay:
+    fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay
+    if fastest > MOST_DECAY and asked is not None:
         warnings.append(
-            f"exploration_decay={record.config.exploration_decay:g}: times the learning rate that is {fastest:.3g} of "
+            f"exploration_decay={asked:g}: times the learning rate that is {fastest:.3g} of "
             f"a weight, more than a step may take: explored weights decayed by {MOST_DECAY:g} at each"
         )
     if native.library() is None:

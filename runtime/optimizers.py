@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from .follow import check_elementwise, claim
 from .record import SITES
 from .renew import renew_due
-from .rule import MOST_DECAY
+from .rule import DECAY, MOST_DECAY
 from .site import Site
 from .stream import at_home
 from .wrappers import on_registration
@@ -68,17 +68,23 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 def advance(site: Site, lr: float | Tensor | None) -> None:
     """One optimizer step is complete: decay B \\ A by ``lr * exploration_decay``, at most
-    :data:`MOST_DECAY`, and move the clock."""
+    :data:`MOST_DECAY`, and move the clock.
+
+    A decay that is None is :data:`DECAY` over the size of the weights now, :meth:`Site.size`.
+    """
     if site.due:
         # A whole step went by without its refresh: the forward was compiled by a backend that is not ours.
         site.late += 1
         at_home([site], renew_due)
-    decay = site.rule.exploration_decay
+    asked = site.rule.exploration_decay
     # As an optimizer's own weight decay, it leaves alone what is frozen.
-    if decay and lr is not None and not site.stopped and site.original.requires_grad:
-        site.decayed_by = lr * decay if isinstance(lr, (int, float)) else 0.0  # no sync for the sake of a warning
-        share = torch.clamp(lr * decay, max=MOST_DECAY) if isinstance(lr, Tensor) else min(lr * decay, MOST_DECAY)
-        site.scale_explored(1 - share)
+    if asked != 0 and lr is not None and not site.stopped and site.original.requires_grad:
+        decay = lr * (DECAY / site.size() if asked is None else asked)
+        if isinstance(decay, Tensor):
+            site.scale_explored(1 - decay.clamp(max=MOST_DECAY))
+        else:
+            site.decayed_by = decay  # of a tensor it would be a sync, for the sake of a warning
+            site.scale_explored(1 - min(decay, MOST_DECAY))
     site.step += 1
     if site.method.at_step_end and site.due:
         site.refresh()

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 # wipe out what was explored, and turn its sign above 1.
 MOST_DECAY = 0.25
 
+# The decay where none is asked for, over the size of a weight in A: a gradient that pulls one way moves a weight by lr
+# a step under Adam, and this decay holds it at a quarter of that size, whatever the scale of the model is.
+DECAY = 4.0
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -19,7 +23,7 @@ class Rule:
     stop_exploring_after: int | None = None
     explore: str = "topk"
     exploration_l2: float = 0.0
-    exploration_decay: float = 30.0
+    exploration_decay: float | None = None
     drop_fraction: float = 0.3
     balanced: bool = False
     reservoir: str = "device"

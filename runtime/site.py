@@ -81,7 +81,7 @@ class Site(parametrize.ParametrizationList):
         self.ran: Counter[tuple[str, str, str]] = Counter()
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
         self.unclaimed: Index | None = None  # see runtime/follow.py
-        self.decayed_by = 0.0  # lr * exploration_decay of the last step
+        self.decayed_by = 0.0  # lr * exploration_decay of the last step, where it was asked for
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -201,10 +201,23 @@ class Site(parametrize.ParametrizationList):
         units, in_fwd = slot_units(self.index, self.geometry)
         return (~in_fwd & (units < self.geometry.units)).repeat_interleave(self.geometry.unit)
 
+    def size(self) -> Tensor:
+        """Of a weight in A: their root mean square, a positive scalar in float64."""
+        values = self.original.detach()
+        if self._native(values):
+            total = densified.squares(values, self.index, self.geometry)
+        else:
+            in_a = slot_units(self.index, self.geometry)[1].repeat_interleave(self.geometry.unit)
+            total = torch.where(in_a, values.double(), 0.0).square().sum()
+        return (total / (self.n_fwd * self.geometry.unit)).sqrt().clamp(min=torch.finfo(values.dtype).tiny)
+
+    def _native(self, values: Tensor) -> bool:
+        return densified.fits(values) and values.is_contiguous()
+
     def scale_explored(self, factor: float | Tensor) -> None:
         """θ ← factor · θ on B \\ A."""
         values = self.original.detach()
-        if densified.fits(values) and values.is_contiguous():
+        if self._native(values):
             densified.scale_explored(values, self.index, self.geometry, float(factor))
             torch.autograd.graph.increment_version(values)
         else:

@@ -36,7 +36,7 @@ class Rules:
 
     refresh_every: int = 100
     explore: str = "topk"
-    decay: float = 30.0
+    decay: float | None = None  # None: 4 / the root mean square of A
     l2: float = 0.0
     stop: int | None = None
     background: bool = False

@@ -140,7 +140,7 @@ class Trio:
         rules = Rules(
             self.options.get("refresh_every", 100),
             self.options.get("explore", "topk"),
-            self.options.get("exploration_decay", 30.0) if method == "topkast" else 0.0,
+            self.options.get("exploration_decay") if method == "topkast" else 0.0,
             self.options.get("exploration_l2", 0.0),
             self.options.get("stop_exploring_after"),
             self.options.get("refresh_in_background", False),

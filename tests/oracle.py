@@ -9,6 +9,7 @@ view as a matrix of blocks, and does the rest itself. How sets are chosen is in 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -163,7 +164,12 @@ class Oracle(Choice):
         for name, theta in self.theta.items():
             fwd, bwd = self.sets[name]
             rate = lr if isinstance(lr, float) else lr.get(id(theta), 0.0)
-            theta.copy_(torch.where(bwd & ~fwd, theta * (1 - min(rate * self.rules.decay, 0.25)), theta))
+            decay = self.rules.decay
+            if decay is None:
+                count = self.plans[name].fwd * math.prod(self.plans[name].block)
+                size = (float(theta[fwd].double().square().sum()) / count) ** 0.5
+                decay = 4 / max(size, torch.finfo(theta.dtype).tiny)
+            theta.copy_(torch.where(bwd & ~fwd, theta * (1 - min(rate * decay, 0.25)), theta))
         self.steps += 1
         self.stepped = self.sets
         if self.rules.method == "rigl":

@@ -71,7 +71,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "balanced": draw(st.booleans()),
         "refresh_every": draw(st.sampled_from([1, 2, 3])),
         "stop_exploring_after": draw(st.sampled_from([None, None, 1, 2, 4])),
-        "exploration_decay": draw(st.sampled_from([0.0, 3.0, 30.0, 400.0])),
+        "exploration_decay": draw(st.sampled_from([None, None, 0.0, 3.0, 400.0])),
         "explore": draw(st.sampled_from(["topk", "topk", "random"])),
         "seed": 1,
     }

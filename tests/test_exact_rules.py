@@ -43,7 +43,7 @@ RULES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("rule", RULES)
 def test_rule(rule: str) -> None:
     options = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "eager", **RULES[rule]}
-    # The decay is lr × 10 on explored weights: 0.2 a step here.
+    # "decay 10" takes lr × 10 = 0.2 of an explored weight a step.
     trio = Trio(CASES["mlp"], options, sgd)
     trio.run(partial(plain, steps=7), bitwise="l2" not in rule)
 

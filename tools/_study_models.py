@@ -28,15 +28,25 @@ class Block(nn.Module):
 
 
 class ByteModel(nn.Module):
-    """Bytes [batch, length] to logits of the next one [batch, length, 256]."""
+    """Bytes [batch, length] to logits of the next one [batch, length, 256].
 
-    def __init__(self, width: int = 128, layers: int = 2, heads: int = 4, length: int = 64) -> None:
+    Args:
+        std: deviation that the layers' weights are drawn with (GPT-2: 0.02); None: as ``nn.Linear`` draws them.
+    """
+
+    def __init__(
+        self, width: int = 128, layers: int = 2, heads: int = 4, length: int = 64, std: float | None = None
+    ) -> None:
         super().__init__()
         self.bytes, self.places = nn.Embedding(256, width), nn.Embedding(length, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
         for table in (self.bytes, self.places):
             nn.init.normal_(table.weight, std=0.02)
+        for layer in self.modules() if std is not None else ():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=std)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         places = self.places.weight[: x.shape[1]]

@@ -79,8 +79,8 @@ def _image_score(model: nn.Module, images: data.Images) -> tuple[float, float]:
     return 100 * wrong / len(images[3]), nats / len(images[3])
 
 
-def _text_task(load: Callable[[Path | None], Any], width: int = 128, layers: int = 2) -> Task:
-    build = partial(ByteModel, layers=layers, length=LENGTH)
+def _text_task(load: Callable[[Path | None], Any], width: int = 128, layers: int = 2, std: float | None = None) -> Task:
+    build = partial(ByteModel, layers=layers, length=LENGTH, std=std)
     return Task("bits per byte", build, width, 4, load, _text_batch, _text_score)
 
 
@@ -94,6 +94,7 @@ def _image_task(load: Callable[[Path | None], Any], width: int, crop: int, *shap
 TASKS = {
     "bytes": _text_task(lambda path: data.standard_library(LENGTH)),
     "bytes-large": _text_task(lambda path: data.standard_library(LENGTH), width=256, layers=4),
+    "bytes-gpt2": _text_task(lambda path: data.standard_library(LENGTH), layers=4, std=0.02),
     "enwik8": _text_task(data.enwik8),
     "wikitext103": _text_task(data.wikitext103),
     "digits": _image_task(lambda path: data.digits(), 32, 0, 1, 10, (1, 2)),

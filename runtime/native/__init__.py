@@ -63,6 +63,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_spmm_t": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p]),
     "tk_dense": (None, [POINTER(Parallel), POINTER(Matrix), c_void_p]),
     "tk_gather": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p]),
+    "tk_squares": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
     "tk_scale_explored": (None, [POINTER(Parallel), POINTER(Matrix), c_float, c_void_p]),
     "tk_assemble": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
     "tk_store": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 3]),

@@ -63,6 +63,18 @@ void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense) {
 void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad) {
     w->col_bytes == 2 ? gather<uint16_t>(p, *w, *dense, grad) : gather<int32_t>(p, *w, *dense, grad);
 }
+void tk_squares(const tk_parallel* p, const tk_matrix* w, const float* values, double* rows) {
+    each_row(p, *w, [&](int64_t i) {
+        // Eight sums side by side: one would wait for itself at every term.
+        double sums[8] = {0};
+        const int64_t end = w->row_fwd[i] * w->r * w->c;
+        int64_t v = w->row_ptr[i] * w->r * w->c;
+        for (; v + 8 <= end; v += 8)
+            for (int64_t j = 0; j < 8; ++j) sums[j] += double(values[v + j]) * values[v + j];
+        for (; v < end; ++v) sums[0] += double(values[v]) * values[v];
+        rows[i] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    });
+}
 void tk_scale_explored(const tk_parallel* p, const tk_matrix* w, float factor, float* values) {
     each_row(p, *w, [&](int64_t i) {
         for (int64_t v = w->row_fwd[i] * w->r * w->c; v < w->row_ptr[i + 1] * w->r * w->c; ++v) values[v] *= factor;

@@ -40,6 +40,15 @@ def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     return found
 
 
+def squares(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """The sum of the squares of A's values, a scalar in float64."""
+    found = torch.empty(geometry.grid[0], dtype=torch.float64, device="cpu")
+    w, keep = matrix(None, index, geometry)
+    lib().tk_squares(byref(parallel()), byref(w), values.data_ptr(), found.data_ptr())
+    del keep
+    return found.sum()
+
+
 def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: float) -> None:
     """values *= factor on B \\ A, in place."""
     w, keep = matrix(None, index, geometry)

@@ -96,7 +96,8 @@ void tk_conv_positions(const tk_parallel* p, const tk_matrix* w, const tk_conv* 
 // W_A as a dense matrix [rows, columns], contiguous; and a dense gradient, in any strides, sampled at B.
 void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense);
 void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad);
-// values *= factor on B \ A.
+// The sum of squares of A's values in each row of blocks, into rows [block rows]; and values *= factor on B \ A.
+void tk_squares(const tk_parallel* p, const tk_matrix* w, const float* values, double* rows);
 void tk_scale_explored(const tk_parallel* p, const tk_matrix* w, float factor, float* values);
 
 // All of θ as a dense matrix [rows, columns], contiguous, from B's values and the reservoir (the blocks outside B, whole,
