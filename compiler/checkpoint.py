@@ -73,8 +73,8 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     Everything is checked before anything is changed.
 
     Args:
-        model: the same architecture, converted by topkast with the same config (``reservoir`` may differ: it says where
-            values sit, not what they are).
+        model: the same architecture, converted by topkast with the same config (``reservoir`` and ``initial`` may
+            differ: they say where values sit and how they started, not what they are).
         path: of the file.
         optimizer: of the same class over the same parameters; None leaves the optimizer's part of the file unread.
 

@@ -22,8 +22,8 @@ def _refuse(path: Path, what: str, wrong: list[str]) -> None:
 
 
 def check_config(path: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raise CheckpointError with every field that differs, but for where the reservoir sits."""
-    fields = sorted((set(mine) | set(theirs)) - {"reservoir"})
+    """Raise CheckpointError with every field that differs, but for where the reservoir sits and how θ started."""
+    fields = sorted((set(mine) | set(theirs)) - {"reservoir", "initial"})
     wrong = [
         f"{field}: file {theirs.get(field)!r}, model {mine.get(field)!r}"
         for field in fields

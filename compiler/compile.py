@@ -38,7 +38,7 @@ def compile(
     explore: str = "topk",
     exploration_l2: float = 0.0,
     exploration_decay: float | None = None,
-    initial: str | None = None,
+    initial: str | None = "auto",
     method: str = "topkast",
     drop_fraction: float = 0.3,
     reservoir: str = "device",
@@ -99,10 +99,12 @@ def compile(
             4 / the root mean square of A's weights, so that Adam, which moves a weight by lr a step, holds what is
             explored at a quarter of that, in a model of any scale; measured (``tools/results/study``). The paper's
             penalty instead: ``exploration_decay=0, exploration_l2=λ``.
-        initial: the norm of W_A at the start; each θ is multiplied by one number. "random": that of a random set of its
-            size, √density·‖θ‖, where the largest weights have more. Only for training from scratch: measured better at
-            high learning rates and a density of 0.2, worse at low rates (``tools/results/study``). "dense": ‖θ‖. None
-            leaves θ as it is, as a model that is already trained needs it.
+        initial: the norm of W_A at the start; each θ is multiplied by one number, which the report shows. "auto": where
+            the largest are more than a tenth and at most a quarter of a weight, and it looks as an initialiser drew it,
+            that of the largest tenth (or of a random set, if that is more): measured better than the norm of the
+            largest at a fifth and high learning rates (``tools/results/study``). Other weights, those that were trained
+            among them, stay as they are. "random": that of a random set of its size, √density·‖θ‖, and "dense": ‖θ‖,
+            for every weight, so only for training from scratch. None: θ as it is.
         method: how sets are chosen; B = A unless said. "topkast"; "static", drawn at random once; "static-magnitude",
             the largest at the start; "set", random at the start, then at each refresh the smallest are exchanged for
             random ones (Mocanu et al. 2018); "rigl", the same for those of the largest gradient, at the end of the

@@ -16,7 +16,7 @@ from topkast.runtime.rule import Rule
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
 EXPLORERS = ("topk", "random")
-INITIAL = (None, "random", "dense")
+INITIAL = ("auto", None, "random", "dense")
 
 
 def _number(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
@@ -75,7 +75,7 @@ class Config:
     explore: str = "topk"
     exploration_l2: float = 0.0
     exploration_decay: float | None = None
-    initial: str | None = None
+    initial: str | None = "auto"
     method: str = "topkast"
     drop_fraction: float = 0.3
     reservoir: str = "device"

@@ -24,10 +24,10 @@ class Report:
 
     Args:
         sites: one dict for each sparse weight: name, shape, owners, ops, density_a, density_b (from the stored sets),
-            block, balanced, matrix, positions, fused (product -> kernel -> runs), unfused (product, why, runs),
-            measured (product, shape of the activations, dtype, threads, chosen, seconds by kernel; what the planner
-            knows of weights like this on this machine), churn (step, new share of A, new share of B),
-            ever_active, bytes.
+            block, balanced, scaled (what θ was multiplied by at the start), matrix, positions, fused (product ->
+            kernel -> runs), unfused (product, why, runs), measured (product, shape of the activations, dtype, threads,
+            chosen, seconds by kernel; what the planner knows of weights like this on this machine), churn (step, new
+            share of A, new share of B), ever_active, bytes.
         dense: parameter name -> why it stayed dense.
         totals: parameters, flops, bytes, churn, ever_active.
         warnings: what the user should know.
@@ -133,6 +133,7 @@ def _row(name: str, site: Site, record: Record) -> dict[str, Any]:
         "density_b": int(site.row_ptr[-1]) / geometry.units,
         "block": list(geometry.block),
         "balanced": site.rule.balanced,
+        "scaled": record.scaled.get(name, 1.0),
         "matrix": {"rows": geometry.rows, "cols": geometry.cols, "perm": list(geometry.perm), "lead": geometry.lead},
         "positions": record.positions[name],
         "fused": fused,

@@ -28,7 +28,7 @@ def to_text(report: Report) -> str:
 
 def render(report: Report) -> Group:
     """Sites, what stayed dense by reason, totals, warnings."""
-    parts: list[Any] = [_sites(report)]
+    parts: list[Any] = [_sites(report), *_scaled(report)]
     if report.dense:
         parts.append(_dense(report))
     parts.append(_totals(report))
@@ -70,6 +70,18 @@ def _sites(report: Report) -> Table:
             Text(_ran(row)),
         )
     return table
+
+
+def _scaled(report: Report) -> list[Text]:
+    """What was done to θ at the start, in a line; nothing where nothing was."""
+    factors = [row["scaled"] for row in report.sites if row["scaled"] != 1]
+    if not factors:
+        return []
+    low, high = f"{min(factors):.2f}", f"{max(factors):.2f}"
+    by = low if low == high else f"{low} to {high}"
+    which = " that look as they were drawn" if report.config["initial"] == "auto" else ""
+    text = f"initial={report.config['initial']!r}: {len(factors)} weights{which} were multiplied by {by} at the start"
+    return [Text(f"{text}; initial=None leaves them as they are")]
 
 
 def _ran(row: dict[str, Any]) -> str:

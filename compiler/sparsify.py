@@ -19,6 +19,7 @@ from .attach import attach
 from .check import check_model
 from .config import Config
 from .distribute import Counts, distribute
+from .initial import rescale
 from .materialise import materialise
 from .meta import held
 from .rehearse import Init, Plan, rehearse
@@ -99,18 +100,6 @@ def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> t
     return rehearse(model, init), place
 
 
-@torch.no_grad()
-def rescale(site: Site, initial: str) -> None:
-    """Multiply θ by one number, so that no set changes, and W_A has the norm that ``initial`` asks for."""
-    theta, in_a = site.theta(), ~site.explored()
-    norm, wanted = site.original[in_a].norm(), theta.norm()
-    if initial == "random":
-        wanted *= (int(in_a.sum()) / theta.numel()) ** 0.5
-    if norm > 0:
-        site.original.mul_(wanted / norm)
-        site.reservoir.mul_(wanted / norm)
-
-
 def convert(model: M, config: Config, example_inputs: Any = None, init: Init | None = None, device: Any = None) -> M:
     """Convert ``model`` in place.
 
@@ -153,7 +142,7 @@ def convert(model: M, config: Config, example_inputs: Any = None, init: Init | N
             rule = config.rule(balanced)
             site = Site(model.get_parameter(name), name, geometries[name], fwd, bwd, rule)
             if config.initial is not None:
-                rescale(site, config.initial)
+                record.scaled[name] = rescale(site, config.initial)
             for path, attribute in record.sites[name]:
                 attach(model.get_submodule(path), attribute, site)
 

@@ -25,6 +25,7 @@ class Record:
         keys: the keys of the original ``state_dict``, in order.
         order: module path -> its original parameters, in order.
         warnings: what the user should know, for the report.
+        scaled: parameter name -> what θ was multiplied by at the start, see :mod:`topkast.compiler.initial`.
     """
 
     config: Any
@@ -37,6 +38,7 @@ class Record:
     order: dict[str, list[str]]
     backend: str = "not compiled"
     warnings: list[str] = field(default_factory=list)
+    scaled: dict[str, float] = field(default_factory=dict)
 
 
 def find(model: Any) -> tuple[nn.Module, Record]:

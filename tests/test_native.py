@@ -248,6 +248,7 @@ def test_threads_change_nothing(threads: int) -> None:
         products.spmm(x, values, index, geometry, None),
         products.spmm_t(dy, values, index, geometry),
         products.sddmm(dy, x, index, geometry),
+        densified.squares(values, index, geometry),
     )
     alone = run()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -90,6 +91,36 @@ def test_frozen_site() -> None:
         case.loss(model(*args), target).backward()
         optimizer.step()
     assert torch.equal(topkast.dense_state_dict(model, values="all")["2.weight"], before)
+
+
+@pytest.mark.parametrize("options", [{}, {"block": (3, 5)}, {"bwd": 0.0}, {"fwd": 0.0, "bwd": 0.0}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_default_decay_knows_the_size_of_weights(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """B \\ A loses lr · 4 / the root mean square of A a step, a quarter at most: the same in a model of any scale."""
+    for scale, lr in ((1.0, 1e-3), (1e-3, 1e-6), (1.0, 1e-2), (1.0, 10.0)):
+        dense = nn.Linear(31, 22).to(dtype)
+        with torch.no_grad():
+            dense.weight.mul_(scale)
+        model = topkast.sparsify(dense, **{"fwd": 0.9, "min_size": 1, **options})
+        ((fwd, bwd),) = topkast.masks(model).values()
+        before = topkast.dense_state_dict(model, values="all")["weight"].double()
+        topkast.step(model, lr=lr)
+        after = topkast.dense_state_dict(model, values="all")["weight"].double()
+        # Of a block at the edge, what hangs over counts as zeros.
+        count = sites_of(model)["weight"].n_fwd * math.prod(options.get("block", (1, 1)))
+        share = min(4 * lr / float((before[fwd].square().sum() / count).sqrt()), 0.25)
+        expected = torch.where(bwd & ~fwd, before * (1 - share), before)
+        torch.testing.assert_close(after, expected, rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=0)
+
+
+def test_weights_that_are_all_zero_decay() -> None:
+    """Nothing is divided by zero, and nothing becomes a NaN."""
+    dense = nn.Linear(31, 22)
+    nn.init.zeros_(dense.weight)
+    model = topkast.sparsify(dense, min_size=1)
+    for lr in (0.0, 0.1):
+        topkast.step(model, lr=lr)
+        assert not topkast.dense_state_dict(model, values="all")["weight"].any()
 
 
 def test_state_dict_of_the_optimizer_goes_around() -> None:

@@ -7,6 +7,7 @@ run, ``[arms.NAME]`` what is compared, ``[tasks.NAME]`` values for one task. Lat
 Values are the fields of :class:`_study_run.Run`, where besides
     lr        may be a list: every rate is run, and an arm is shown at its best one; as an axis, at each,
     bwd       may be "fwd": B = A,
+    initial   may be "none": θ as it was drawn,
     any       may be "default": what topkast.compile has, where the base says otherwise,
     times     is a factor on the steps,
     equal     is "steps", or "time": as many steps as fit into the measured time of the dense model's steps,
@@ -109,6 +110,8 @@ def _run(given: dict[str, Any], times: Times | None) -> tuple[Run, int]:
         raise StudyError(f"equal={equal!r}: must be 'steps' or 'time'")
     if given.get("bwd") == "fwd":
         given["bwd"] = given.get("fwd", Run.fwd)
+    if given.get("initial") == "none":
+        given["initial"] = None
     run = canonical(Run(**given))
     unit, wanted = run.steps, round(run.steps * factor)
     if equal == "time" and times is not None:

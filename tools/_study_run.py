@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from topkast.compiler.config import Config, pair
+from topkast.compiler.initial import QUARTER, TENTH
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.methods import METHODS
 
@@ -30,8 +31,8 @@ class Run:
         fwd ... drop_fraction: as ``topkast.compile`` has them, with its defaults; ``stop_exploring_after`` is a share
             of the steps. What a method does not use is None, so that no two runs differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
-        initial: as ``topkast.compile`` has it; of "dense" also "small": a weight that could be sparse starts with the
-            norm that its largest tenth has.
+        initial: as ``topkast.compile`` has it, None where "auto" changes nothing; of "dense" also "small": a weight
+            that could be sparse starts with the norm that its largest tenth has.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         lr: peak of the schedule (warm-up over a tenth of the steps, then a cosine to a twentieth).
         seed: of the weights, the batches and the sets.
@@ -55,7 +56,7 @@ class Run:
     exploration_decay: float | None = Config.exploration_decay
     drop_fraction: float | None = Config.drop_fraction
     activations: float | None = 0.2
-    initial: str | None = None
+    initial: str | None = Config.initial
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     backend: str = "eager"
@@ -71,7 +72,7 @@ class Run:
         if self.stop_exploring_after is not None:
             used["stop_exploring_after"] = round(self.stop_exploring_after * self.steps)
         rows, columns = self.block.split("x")
-        return used | {"block": (int(rows), int(columns))}
+        return used | {"block": (int(rows), int(columns)), "initial": self.initial}
 
 
 # Arguments of topkast.compile, and those of them that not every method uses. When sets are chosen in the background is
@@ -95,6 +96,10 @@ def canonical(run: Run) -> Run:
     if run.method in BASELINES:
         kept = {"method", "seed", "fwd", "initial", *OPTIONAL}
         unused |= {field.name: field.default for field in fields(Run) if field.name in set(COMPILED) - kept}
+    first = run.method in METHODS and METHODS[run.method].largest_first
+    alike = run.distribution == "uniform" and not TENTH < 1 - (run.fwd or 0) <= QUARTER
+    if run.initial == "auto" and (alike or not first):
+        unused["initial"] = None
     if "bwd" in uses:
         try:
             unused["bwd"] = pair("", run.fwd, run.bwd)[1]

@@ -27,6 +27,7 @@ class Method(ABC):
     name: ClassVar[str]
     uses: ClassVar[tuple[str, ...]]  # the arguments of topkast.compile that not every method has
     bwd: ClassVar[float | None] = None  # B's sparsity where the user has no say in it; None: B = A
+    largest_first = False  # whether A is at first the largest of θ
     enters_at_zero = False  # whether a unit that enters B at a refresh forgets its old value
     watches = False  # whether it wants to see gradients
     at_step_end = False  # whether it refreshes when a step ends, and not before the next forward

@@ -35,6 +35,7 @@ class StaticMagnitude(Static):
     """The largest of the initial θ."""
 
     name = "static-magnitude"
+    largest_first = True
 
     def start(self, site: Site, score: Tensor, step: int) -> Sets:
         fwd = largest(score, site.n_fwd // site.groups)

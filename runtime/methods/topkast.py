@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 class TopKAST(Method):
     name = "topkast"
+    largest_first = True
     uses: ClassVar[tuple[str, ...]] = (
         "bwd", "refresh_every", "refresh_in_background", "stop_exploring_after", "explore", "exploration_l2",
         "exploration_decay",
