@@ -100,10 +100,10 @@ def compile(
             explored at a quarter of that, in a model of any scale; measured (``tools/results/study``). The paper's
             penalty instead: ``exploration_decay=0, exploration_l2=λ``.
         initial: the norm of W_A at the start; each θ is multiplied by one number, which the report shows. "auto": where
-            the largest are more than a tenth and at most a quarter of a weight, and it looks as an initialiser drew it,
-            that of the largest tenth (or of a random set, if that is more): measured better than the norm of the
-            largest at a fifth and high learning rates (``tools/results/study``). Other weights, those that were trained
-            among them, stay as they are. "random": that of a random set of its size, √density·‖θ‖, and "dense": ‖θ‖,
+            the largest are more than a tenth and at most a quarter of a weight, that of the largest tenth (or of a
+            random set, if that is more), provided that all such weights of the model look as an initialiser drew them:
+            measured better at a fifth and high learning rates (``tools/results/study``). A model that was trained stays
+            as it is. "random": that of a random set of its size, √density·‖θ‖, and "dense": ‖θ‖,
             for every weight, so only for training from scratch. None: θ as it is.
         method: how sets are chosen; B = A unless said. "topkast"; "static", drawn at random once; "static-magnitude",
             the largest at the start; "set", random at the start, then at each refresh the smallest are exchanged for

@@ -23,25 +23,33 @@ ITERATIONS = 20  # of the power method: a direction that training wrote stands o
 
 
 @torch.no_grad()
-def rescale(site: Site, initial: str) -> float:
-    """Multiply θ by one number, so that no set changes, and W_A has the norm that ``initial`` asks for.
+def scale_start(sites: dict[str, Site], initial: str) -> dict[str, float]:
+    """Multiply each θ by one number, so that no set changes, and W_A has the norm that ``initial`` asks for.
 
     Args:
-        site: as it was made.
+        sites: all of a model, as they were made.
         initial: "auto", "random" or "dense", see :func:`topkast.compile`.
 
     Returns:
-        The number; 1.0 where nothing was to be done.
+        Parameter name -> the number, where one was asked for.
     """
-    if initial == "auto" and not _too_many(site):
-        return 1.0
+    if initial == "auto":
+        sites = {name: site for name, site in sites.items() if _too_many(site)}
+        # All or none: in a model that was trained a little, some weights look as they did.
+        if not all(as_drawn(_matrix(site)) for site in sites.values()):
+            return {}
+    return {name: _rescale(site, initial) for name, site in sites.items()}
+
+
+def _rescale(site: Site, initial: str) -> float:
     theta, in_a = site.theta(), ~site.explored()
     norm, full = float(site.original[in_a].norm()), float(theta.norm())
-    of_random = (int(in_a.sum()) / theta.numel()) ** 0.5 * full
-    wanted = {"random": of_random, "dense": full}.get(initial, norm)
-    if initial == "auto" and as_drawn(theta.permute(site.geometry.perm).reshape(site.geometry.rows, -1)):
+    wanted = full
+    if initial != "dense":
+        wanted = (int(in_a.sum()) / theta.numel()) ** 0.5 * full
+    if initial == "auto":
         tenth = largest(site._score(theta), _units(site, TENTH)).view(-1)
-        wanted = min(norm, max(of_random, float(site.geometry.to_blocks(theta)[tenth].norm())))
+        wanted = min(norm, max(wanted, float(site.geometry.to_blocks(theta)[tenth].norm())))
     if norm == 0 or wanted == norm:
         return 1.0
     site.original.mul_(wanted / norm)
@@ -49,10 +57,15 @@ def rescale(site: Site, initial: str) -> float:
     return wanted / norm
 
 
+def _matrix(site: Site) -> Tensor:
+    return site.theta().permute(site.geometry.perm).reshape(site.geometry.rows, site.geometry.cols)
+
+
 def _too_many(site: Site) -> bool:
-    """Whether A is the largest weights, more of them than have the norm that was measured best."""
+    """Whether A is the largest weights, more of them than have the norm that was measured best, and there are enough to
+    tell where they come from."""
     low, high = (site.groups * _units(site, density) for density in (TENTH, QUARTER))
-    return METHODS[site.rule.method].largest_first and low < site.n_fwd <= high
+    return METHODS[site.rule.method].largest_first and low < site.n_fwd <= high and site.geometry.numel >= ENOUGH
 
 
 def _units(site: Site, density: float) -> int:
@@ -66,17 +79,17 @@ def as_drawn(matrix: Tensor) -> bool:
     Training writes into rows (an output that matters), columns (an input that does) and directions of both. So the mean
     squares of rows and of columns must differ no more than those of such draws, by a χ² statistic, and the largest
     singular value must be that of a random matrix (its edge and scale: Johnstone 2001, "On the distribution of the
-    largest eigenvalue in principal components analysis", theorem 1.1). Orthogonal weights pass. What is too small to
-    tell does not, nor do zeros, values of one size, and what is not finite.
+    largest eigenvalue in principal components analysis", theorem 1.1). Orthogonal weights and zeros pass; values of
+    one size do not, nor what is not finite.
 
     Args:
         matrix: [rows, columns].
     """
-    if matrix.numel() < ENOUGH:
-        return False
     weight = matrix.float()
     square = weight.square()
     mean = square.mean()
+    if mean == 0:
+        return True
     spread = (square / mean).var()
     if not 0 < float(spread) < torch.inf:
         return False

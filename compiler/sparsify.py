@@ -19,7 +19,7 @@ from .attach import attach
 from .check import check_model
 from .config import Config
 from .distribute import Counts, distribute
-from .initial import rescale
+from .initial import scale_start
 from .materialise import materialise
 from .meta import held
 from .rehearse import Init, Plan, rehearse
@@ -141,8 +141,6 @@ def convert(model: M, config: Config, example_inputs: Any = None, init: Init | N
             fwd, bwd, balanced = counts[name]
             rule = config.rule(balanced)
             site = Site(model.get_parameter(name), name, geometries[name], fwd, bwd, rule)
-            if config.initial is not None:
-                record.scaled[name] = rescale(site, config.initial)
             for path, attribute in record.sites[name]:
                 attach(model.get_submodule(path), attribute, site)
 
@@ -154,6 +152,8 @@ def convert(model: M, config: Config, example_inputs: Any = None, init: Init | N
         if plan is None or name not in plan.owners:
             build(name)
     model._topkast = record  # type: ignore[assignment]
+    if config.initial is not None:
+        record.scaled = scale_start(sites(model), config.initial)
     model.register_forward_pre_hook(refresh_before_forward, prepend=True)
     install_hooks()
     return model
