@@ -103,8 +103,8 @@ def compile(
             the largest are more than a tenth and at most a quarter of a weight, that of the largest tenth (or of a
             random set, if that is more), provided that all such weights of the model look as an initialiser drew them:
             measured better at a fifth and high learning rates (``tools/results/study``). A model that was trained stays
-            as it is. "random": that of a random set of its size, √density·‖θ‖, and "dense": ‖θ‖,
-            for every weight, so only for training from scratch. None: θ as it is.
+            as it is. "random": that of a random set of its size, √density·‖θ‖, and "dense": ‖θ‖, for every weight, so
+            only for training from scratch. None: θ as it is.
         method: how sets are chosen; B = A unless said. "topkast"; "static", drawn at random once; "static-magnitude",
             the largest at the start; "set", random at the start, then at each refresh the smallest are exchanged for
             random ones (Mocanu et al. 2018); "rigl", the same for those of the largest gradient, at the end of the
