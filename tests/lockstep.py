@@ -147,7 +147,9 @@ class Trio:
             method,
             self.options.get("drop_fraction", 0.3),
         )
-        compiled = topkast.compile(copy.deepcopy(dense), **{"min_size": 1, "initial": None, **self.case.options, **self.options})
+        # The oracle starts from θ as it is.
+        options = {"min_size": 1, "initial": None, **self.case.options, **self.options}
+        compiled = topkast.compile(copy.deepcopy(dense), **options)
         assert compiled is not None
         self.ours = Ours(compiled)
         plans = plans_of(compiled)
