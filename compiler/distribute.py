@@ -30,7 +30,7 @@ class Count(NamedTuple):
 Counts = dict[str, Count]
 
 
-def _round(density: float, geometry: Geometry, balanced: bool) -> int:
+def units_at(density: float, geometry: Geometry, balanced: bool) -> int:
     """Units nearest to a density, at least one (balanced: at least one in every block row)."""
     rows, columns = geometry.grid
     if balanced:
@@ -99,6 +99,6 @@ def distribute(config: Config, geometries: dict[str, Geometry], thetas: Callable
         balanced = config.balanced
         if balanced is None:
             balanced = shares[0][name] * geometry.grid[1] >= FEWEST
-        fwd, bwd = (_round(share[name], geometry, balanced) for share in shares)
+        fwd, bwd = (units_at(share[name], geometry, balanced) for share in shares)
         found[name] = Count(fwd, max(fwd, bwd), balanced)
     return found

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.choose import largest
-from topkast.runtime.methods import METHODS
 from topkast.runtime.site import Site
+
+from .distribute import units_at
 
 # Densities of A between which it was measured to help: up to a tenth a smaller start loses, at 0.3 it is level, and at
 # a half it loses again.
@@ -48,7 +49,7 @@ def _rescale(site: Site, initial: str) -> float:
     if initial != "dense":
         wanted = (int(in_a.sum()) / theta.numel()) ** 0.5 * full
     if initial == "auto":
-        tenth = largest(site._score(theta), _units(site, TENTH)).view(-1)
+        tenth = largest(site.score(theta), _units(site, TENTH) // site.groups).view(-1)
         wanted = min(norm, max(wanted, float(site.geometry.to_blocks(theta)[tenth].norm())))
     if norm == 0 or wanted == norm:
         return 1.0
@@ -64,13 +65,12 @@ def _matrix(site: Site) -> Tensor:
 def _too_many(site: Site) -> bool:
     """Whether A is the largest weights, more of them than have the norm that was measured best, and there are enough to
     tell where they come from."""
-    low, high = (site.groups * _units(site, density) for density in (TENTH, QUARTER))
-    return METHODS[site.rule.method].largest_first and low < site.n_fwd <= high and site.geometry.numel >= ENOUGH
+    low, high = (_units(site, density) for density in (TENTH, QUARTER))
+    return site.method.largest_first and low < site.n_fwd <= high and site.geometry.numel >= ENOUGH
 
 
 def _units(site: Site, density: float) -> int:
-    """Units of a group at that density, rounded as :func:`topkast.compiler.distribute.distribute` does."""
-    return max(1, round(density * (site.geometry.units // site.groups)))
+    return units_at(density, site.geometry, site.rule.balanced)
 
 
 def as_drawn(matrix: Tensor) -> bool:

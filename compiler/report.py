@@ -7,9 +7,9 @@ from typing import Any
 
 from topkast.passes import summary
 from topkast.runtime import native
+from topkast.runtime.decay import MOST_DECAY
 from topkast.runtime.layout import slot_units
 from topkast.runtime.planner import measured
-from topkast.runtime.rule import MOST_DECAY
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 

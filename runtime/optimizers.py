@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from .decay import decay_explored
 from .follow import check_elementwise, claim
 from .record import SITES
 from .renew import renew_due
-from .rule import DECAY, MOST_DECAY
 from .site import Site
 from .stream import at_home
 from .wrappers import on_registration
@@ -67,24 +67,13 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 
 def advance(site: Site, lr: float | Tensor | None) -> None:
-    """One optimizer step is complete: decay B \\ A by ``lr * exploration_decay``, at most
-    :data:`MOST_DECAY`, and move the clock.
-
-    A decay that is None is :data:`DECAY` over the size of the weights now, :meth:`Site.size`.
-    """
+    """One optimizer step is complete: decay B \\ A, unless its rate is not known, and move the clock."""
     if site.due:
         # A whole step went by without its refresh: the forward was compiled by a backend that is not ours.
         site.late += 1
         at_home([site], renew_due)
-    asked = site.rule.exploration_decay
-    # As an optimizer's own weight decay, it leaves alone what is frozen.
-    if asked != 0 and lr is not None and not site.stopped and site.original.requires_grad:
-        decay = lr * (DECAY / site.size() if asked is None else asked)
-        if isinstance(decay, Tensor):
-            site.scale_explored(1 - decay.clamp(max=MOST_DECAY))
-        else:
-            site.decayed_by = decay  # of a tensor it would be a sync, for the sake of a warning
-            site.scale_explored(1 - min(decay, MOST_DECAY))
+    if lr is not None:
+        decay_explored(site, lr)
     site.step += 1
     if site.method.at_step_end and site.due:
         site.refresh()

@@ -24,7 +24,6 @@ from .follow import followers
 from .gradient import Read
 from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .methods import METHODS
-from .native import densified
 from .native.theta import assemble, store
 from .record import enrol
 from .renew import mark, refresh, refresh_due, take
@@ -61,7 +60,7 @@ class Site(parametrize.ParametrizationList):
         self.pending: Pending | None = None  # sets that a thread chooses, or has chosen
         self._start()
         theta = parameter.detach()
-        index, fwd, _ = self._indexed(self.method.start(self, self._score(theta), 0))
+        index, fwd, _ = self._indexed(self.method.start(self, self.score(theta), 0))
         for field, tensor in zip(Index._fields, index, strict=True):
             self.register_buffer(field, tensor)
         self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
@@ -81,7 +80,7 @@ class Site(parametrize.ParametrizationList):
         self.ran: Counter[tuple[str, str, str]] = Counter()
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
         self.unclaimed: Index | None = None  # see runtime/follow.py
-        self.decayed_by = 0.0  # lr * exploration_decay of the last step, where it was asked for
+        self.decayed_by = 0.0  # lr * exploration_decay of the last step, where asked for; see runtime/decay.py
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -150,7 +149,7 @@ class Site(parametrize.ParametrizationList):
         """Units are counted by block rows if balanced, else all together."""
         return self.geometry.grid[0] if self.rule.balanced else 1
 
-    def _score(self, theta: Tensor) -> Tensor:
+    def score(self, theta: Tensor) -> Tensor:
         """Score of every unit, [groups, units / groups]."""
         return choose.scores(self.geometry.to_blocks(theta)).view(self.groups, -1)
 
@@ -173,7 +172,7 @@ class Site(parametrize.ParametrizationList):
 
     def renewed(self, theta: Tensor, step: int) -> tuple[Index, Tensor, Tensor]:
         """The sets that a refresh after ``step`` steps gives."""
-        return self._indexed(self.method.renew(self, self._score(theta), step))
+        return self._indexed(self.method.renew(self, self.score(theta), step))
 
     @property
     def home(self) -> torch.device:
@@ -200,28 +199,6 @@ class Site(parametrize.ParametrizationList):
         """Bool [values]: which slots are in B \\ A."""
         units, in_fwd = slot_units(self.index, self.geometry)
         return (~in_fwd & (units < self.geometry.units)).repeat_interleave(self.geometry.unit)
-
-    def size(self) -> Tensor:
-        """Of a weight in A: their root mean square, a positive scalar in float64."""
-        values = self.original.detach()
-        if self._native(values):
-            total = densified.squares(values, self.index, self.geometry)
-        else:
-            in_a = slot_units(self.index, self.geometry)[1].repeat_interleave(self.geometry.unit)
-            total = torch.where(in_a, values.double(), 0.0).square().sum()
-        return (total / (self.n_fwd * self.geometry.unit)).sqrt().clamp(min=torch.finfo(values.dtype).tiny)
-
-    def _native(self, values: Tensor) -> bool:
-        return densified.fits(values) and values.is_contiguous()
-
-    def scale_explored(self, factor: float | Tensor) -> None:
-        """θ ← factor · θ on B \\ A."""
-        values = self.original.detach()
-        if self._native(values):
-            densified.scale_explored(values, self.index, self.geometry, float(factor))
-            torch.autograd.graph.increment_version(values)
-        else:
-            values.copy_(torch.where(self.explored(), values * factor, values))
 
     @property
     def due(self) -> bool:
@@ -257,7 +234,7 @@ class Site(parametrize.ParametrizationList):
         self.forget()
         self.method.forget()
         theta = theta.to(self.home, self.original.dtype)
-        sets = self._indexed(self.method.start(self, self._score(theta), self.step))
+        sets = self._indexed(self.method.start(self, self.score(theta), self.step))
         at_home([self], lambda site, held: take(site, theta, held, *sets))
 
     def held(self) -> Held:
