@@ -56,8 +56,7 @@ def _unseen(module: nn.Module) -> Iterator[dict[str, Site]]:
     sites = {name: site for name, site in chains.items() if isinstance(site, Site)}
     counted = {name: Counter(site.ran) for name, site in sites.items()}
     try:
-        with torch.no_grad():
-            yield sites
+        yield sites
     finally:
         for name, site in sites.items():
             site.ran = counted[name]
@@ -66,6 +65,7 @@ def _unseen(module: nn.Module) -> Iterator[dict[str, Site]]:
 def _leave_state_to_sites(kind: Any) -> None:
     """Code of a class that saves and loads ``self.weight`` itself leaves that to the site."""
 
+    @torch.no_grad()
     def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with _unseen(self) as sites:
             found = super(kind, self).state_dict(*args, **kwargs)
@@ -74,6 +74,7 @@ def _leave_state_to_sites(kind: Any) -> None:
             found.pop(prefix + name, None)
         return found
 
+    @torch.no_grad()
     def load(self: nn.Module, state: Any, prefix: str, version: Any, strict: bool, missing: Any, *rest: Any) -> None:
         with _unseen(self) as sites:
             super(kind, self)._load_from_state_dict(state, prefix, version, strict, missing, *rest)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from topkast.runtime.commit import finish
 from topkast.runtime.errors import CheckpointError
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
@@ -70,7 +71,8 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
 def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Load what :func:`save` wrote; the next step is the one that would have come next, bit for bit.
 
-    Everything is checked before anything is changed.
+    Everything is checked before anything is changed, and the model and the optimizer are changed as a whole: an interrupt
+    in the middle goes on once they are.
 
     Args:
         model: the same architecture, converted by topkast with the same config (``reservoir`` and ``initial`` may
@@ -103,12 +105,17 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
         wanted = _named(packed["state"])
         if any(name not in tensors for name in wanted):
             raise CheckpointError(f"{path}: missing tensors: {', '.join(n for n in wanted if n not in tensors)}")
-    root.load_state_dict(state)
-    for name, site in found.items():
-        site.rule = replace(site.rule, seed=theirs[name]["seed"])
-        site.churn = [(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]]
-    if optimizer is not None and packed is not None:
-        _load_optimizer(optimizer, unpack(packed["state"], tensors), found)
+    content = None if optimizer is None or packed is None else unpack(packed["state"], tensors)
+
+    def apply() -> None:
+        root.load_state_dict(state)
+        for name, site in found.items():
+            site.rule = replace(site.rule, seed=theirs[name]["seed"])
+            site.churn = [(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]]
+        if optimizer is not None and content is not None:
+            _load_optimizer(optimizer, content, found)
+
+    finish(found.values(), apply)
 
 
 def _own_version() -> str:

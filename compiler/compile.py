@@ -123,8 +123,7 @@ def compile(
 
     Raises:
         ConfigError: an argument is outside what is allowed, or matches nothing; the model is as it was.
-        ModelError: the model cannot be converted; it is as it was, unless an initialisation failed in the middle of a
-            model on the meta device: then the message says that it must be built again.
+        ModelError: the model cannot be converted; it is as it was.
     """
     check_backend(backend, torch_compile_options)
     config = Config(
@@ -148,10 +147,12 @@ def compile(
         seed=seed,
         min_size=min_size,
     )
-    converted = convert(model, config, example_inputs, init, device)
-    converted._topkast.backend = backend  # type: ignore[union-attr]
-    compile_module(converted, backend, torch_compile_options)
-    return converted
+
+    def compile_it(converted: torch.nn.Module) -> None:
+        converted._topkast.backend = backend  # type: ignore[union-attr]
+        compile_module(converted, backend, torch_compile_options)
+
+    return convert(model, config, example_inputs, init, device, compile_it)
 
 
 def refresh(model: torch.nn.Module) -> None:

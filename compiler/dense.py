@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from topkast.runtime.commit import finish
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.reference import weight
 from topkast.runtime.site import Site
@@ -75,7 +76,8 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
 def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:
     """Load a state dict of the original model; both sets of every site are chosen again from the new θ.
 
-    Everything is checked before anything is changed. Optimizer state follows as in a refresh.
+    Everything is checked and prepared before anything is changed, and the model is changed as a whole: an interrupt in the
+    middle goes on once it is. Optimizer state follows as in a refresh.
 
     Args:
         model: a model converted by topkast, or a wrapper of it.
@@ -110,9 +112,14 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     if wrong:
         raise CheckpointError("state_dict does not fit the model, nothing was loaded: " + "; ".join(wrong))
     rest._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]
-    root.load_state_dict(rest, strict=False)
-    for name, theta in thetas.items():
-        found[name].load_theta(theta)
+    changes = [(found[name], found[name].held(), found[name].replaced(theta)) for name, theta in thetas.items()]
+
+    def apply() -> None:
+        root.load_state_dict(rest, strict=False)
+        for site, held, change in changes:
+            site.write(held, change)
+
+    finish(found.values(), apply)
 
 
 def _shape(value: Any) -> str:

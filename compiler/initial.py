@@ -24,25 +24,27 @@ ITERATIONS = 20  # of the power method: a direction that training wrote stands o
 
 
 @torch.no_grad()
-def scale_start(sites: dict[str, Site], initial: str) -> dict[str, float]:
-    """Multiply each θ by one number, so that no set changes, and W_A has the norm that ``initial`` asks for.
+def start_scales(sites: dict[str, Site], initial: str | None) -> dict[str, float]:
+    """What each θ is to be multiplied by, so that no set changes, and W_A has the norm that ``initial`` asks for.
 
     Args:
         sites: all of a model, as they were made.
-        initial: "auto", "random" or "dense", see :func:`topkast.compile`.
+        initial: "auto", "random", "dense" or None, see :func:`topkast.compile`.
 
     Returns:
         Parameter name -> the number, where one was asked for.
     """
+    if initial is None:
+        return {}
     if initial == "auto":
         sites = {name: site for name, site in sites.items() if _too_many(site)}
         # All or none: in a model that was trained a little, some weights look as they did.
         if not all(as_drawn(_matrix(site)) for site in sites.values()):
             return {}
-    return {name: _rescale(site, initial) for name, site in sites.items()}
+    return {name: _scale(site, initial) for name, site in sites.items()}
 
 
-def _rescale(site: Site, initial: str) -> float:
+def _scale(site: Site, initial: str) -> float:
     theta, in_a = site.theta(), ~site.explored()
     norm, full = float(site.original[in_a].norm()), float(theta.norm())
     wanted = full
@@ -51,11 +53,7 @@ def _rescale(site: Site, initial: str) -> float:
     if initial == "auto":
         tenth = largest(site.score(theta), _units(site, TENTH) // site.groups).view(-1)
         wanted = min(norm, max(wanted, float(site.geometry.to_blocks(theta)[tenth].norm())))
-    if norm == 0 or wanted == norm:
-        return 1.0
-    site.original.mul_(wanted / norm)
-    site.reservoir.mul_(wanted / norm)
-    return wanted / norm
+    return 1.0 if norm == 0 or wanted == norm else wanted / norm
 
 
 def _matrix(site: Site) -> Tensor:

@@ -25,7 +25,7 @@ def materialise(plan: Plan, device: torch.device, finished: Callable[[str], None
             before the next one is made.
 
     Raises:
-        ModelError: an initialisation failed, or left a tensor without values; the model is then of no use.
+        ModelError: an initialisation failed, or left a tensor without values.
     """
     watch, made = Watch(), set[str]()
     for name in plan.owners:
@@ -39,7 +39,7 @@ def materialise(plan: Plan, device: torch.device, finished: Callable[[str], None
         except Exception as error:
             raise ModelError(
                 f"{step.path or 'model'} ({type(step.module).__name__}): initialising it failed with "
-                f"{type(error).__name__}: {error}. The model is converted in part and of no use: build it again"
+                f"{type(error).__name__}: {error}. The model is on the meta device again"
             ) from error
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from topkast.runtime.commit import finish
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
@@ -19,11 +21,12 @@ from .attach import attach
 from .check import check_model
 from .config import Config
 from .distribute import Counts, distribute
-from .initial import scale_start
+from .initial import start_scales
 from .materialise import materialise
 from .meta import held
 from .rehearse import Init, Plan, rehearse
 from .select import Selection, select
+from .undo import Undo
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -100,13 +103,21 @@ def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> t
     return rehearse(model, init), place
 
 
-def convert(model: M, config: Config, example_inputs: Any = None, init: Init | None = None, device: Any = None) -> M:
-    """Convert ``model`` in place.
+def convert(
+    model: M,
+    config: Config,
+    example_inputs: Any = None,
+    init: Init | None = None,
+    device: Any = None,
+    last: Callable[[nn.Module], None] | None = None,
+) -> M:
+    """Convert ``model`` in place; if that fails or is interrupted, the model is as it was.
 
     Args:
         model: any module; see :func:`topkast.compiler.check.check_model` for what is refused.
         config: validated arguments.
         example_inputs, init, device: see :func:`topkast.compile`.
+        last: what else is done to the converted model; undone with the rest.
 
     Raises:
         ModelError: the model cannot be converted, or nothing in it can be sparse.
@@ -136,26 +147,44 @@ def convert(model: M, config: Config, example_inputs: Any = None, init: Init | N
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
     record.warnings += _without_input(config, geometries, counts)
 
+    undo = Undo(model)
+
     def build(name: str) -> None:
         if name in geometries:
             fwd, bwd, balanced = counts[name]
             rule = config.rule(balanced)
-            site = Site(model.get_parameter(name), name, geometries[name], fwd, bwd, rule)
+            parameter = model.get_parameter(name)
+            site = Site(parameter, name, geometries[name], fwd, bwd, rule)
+            undo.note(parameter, site)
+            site.adopt(parameter)
             for path, attribute in record.sites[name]:
                 attach(model.get_submodule(path), attribute, site)
 
-    # From here nothing may fail, every argument has been checked; but initialisers are the user's code.
-    if plan is not None:
-        record.warnings += plan.warnings
-        materialise(plan, place, build)
-    for name in geometries:
-        if plan is None or name not in plan.owners:
-            build(name)
-    model._topkast = record  # type: ignore[assignment]
-    if config.initial is not None:
-        record.scaled = scale_start(sites(model), config.initial)
-    model.register_forward_pre_hook(refresh_before_forward, prepend=True)
-    install_hooks()
+    def end() -> None:
+        undo.closed = True
+        for name, scale in record.scaled.items():
+            found[name].scale(scale)
+
+    # Every argument has been checked; but initialisers are the user's code, and Ctrl-C comes when it likes.
+    try:
+        if plan is not None:
+            record.warnings += plan.warnings
+            materialise(plan, place, build)
+        for name in geometries:
+            if plan is None or name not in plan.owners:
+                build(name)
+        model._topkast = record  # type: ignore[assignment]
+        found = sites(model)
+        record.scaled = start_scales(found, config.initial)
+        model.register_forward_pre_hook(refresh_before_forward, prepend=True)
+        install_hooks()
+        if last is not None:
+            last(model)
+        finish((), end)  # each site by itself is scaled as a whole
+    except BaseException:
+        if not undo.closed:
+            finish((), undo.back)
+        raise
     return model
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.runtime.record import SITES
+from topkast.runtime.record import SITES, alive
 from topkast.runtime.renew import refresh_due
 
 
@@ -24,7 +24,7 @@ def key_positions(module: fx.GraphModule, examples: Sequence[Any]) -> list[int]:
     for position, (node, example) in enumerate(zip(holders, examples, strict=True)):
         source = node.meta.get("grapharg")
         real = source.example if source is not None else example
-        if isinstance(real, Tensor) and any(site.key is real for site in list(SITES.values())):
+        if isinstance(real, Tensor) and any(site.key is real for site in alive()):
             found.append(position)
     return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .commit import finish
 from .errors import OptimizerError
 from .layout import Index
 from .native.theta import follow
@@ -49,13 +50,12 @@ def followers(site: Site) -> list[Tensor]:
     return kept
 
 
-def leave(site: Site, before: Index) -> None:
-    """The site's values move away from the slots of an index, at home. Where no optimizer is known yet, it is kept for
-    :func:`claim`."""
+def left(site: Site, before: Index) -> Index | None:
+    """The index that optimizer state not known yet belongs to, once the site's values have moved away from the slots of
+    an index, at home; None if every optimizer is known. See :func:`claim`."""
     if site.optimizers:
-        site.unclaimed = None
-    elif site.unclaimed is None:
-        site.unclaimed = Index(*(tensor.clone() for tensor in before))
+        return None
+    return site.unclaimed or Index(*(tensor.clone() for tensor in before))
 
 
 def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
@@ -65,12 +65,21 @@ def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
     written when a refresh was due, the first forward has chosen new sets by now: the state, which belongs to the
     model's index as it was loaded, moves here.
     """
-    if optimizer not in site.optimizers:
+    if optimizer in site.optimizers:
+        return
+    moved: list[tuple[Tensor, Tensor]] = []
+    if site.unclaimed is not None:
+        before, after = (Index(*(tensor.to(site.home) for tensor in at)) for at in (site.unclaimed, site.index))
+        moved = [
+            (tensor, follow(tensor.to(site.home), before, after, site.geometry)) for tensor in _state(optimizer, site)
+        ]
+
+    def apply() -> None:
+        for tensor, new in moved:
+            tensor.copy_(new)
         site.optimizers.add(optimizer)
-        if site.unclaimed is not None:
-            before, after = (Index(*(tensor.to(site.home) for tensor in at)) for at in (site.unclaimed, site.index))
-            for tensor in _state(optimizer, site):
-                tensor.copy_(follow(tensor.to(site.home), before, after, site.geometry))
+
+    finish([site], apply)
 
 
 def _state(optimizer: torch.optim.Optimizer, site: Site) -> list[Tensor]:

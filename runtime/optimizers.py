@@ -6,27 +6,26 @@ clock moves and the explored weights decay.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.modules import module as torch_module
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .decay import decay_explored
 from .follow import check_elementwise, claim
-from .record import SITES
-from .renew import renew_due
+from .record import alive
+from .renew import refresh, renew_due
 from .site import Site
-from .stream import at_home
 from .wrappers import on_registration
 
 
 def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Site, dict[str, Any]]]:
     """Sites whose values this optimizer updates, with their parameter group."""
-    sites = {id(site.original): site for site in list(SITES.values())}
+    sites = {id(site.original): site for site in alive()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if id(parameter) in sites:
@@ -71,7 +70,7 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
     if site.due:
         # A whole step went by without its refresh: the forward was compiled by a backend that is not ours.
         site.late += 1
-        at_home([site], renew_due)
+        refresh([site], renew_due)
     if lr is not None:
         decay_explored(site, lr)
     site.step += 1
@@ -79,9 +78,12 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
         site.refresh()
 
 
-@functools.cache
 def install_hooks() -> None:
     """Register the two hooks, and the one that sees what a model is put into, once in a process."""
-    register_optimizer_step_pre_hook(_before_step)
-    register_optimizer_step_post_hook(_after_step)
-    register_module_module_registration_hook(on_registration)
+    # Asked of torch and not remembered here: an interrupt could come between the two.
+    if _before_step not in torch_optimizer._global_optimizer_pre_hooks.values():
+        register_optimizer_step_pre_hook(_before_step)
+    if _after_step not in torch_optimizer._global_optimizer_post_hooks.values():
+        register_optimizer_step_post_hook(_after_step)
+    if on_registration not in torch_module._global_module_registration_hooks.values():
+        torch_module.register_module_module_registration_hook(on_registration)

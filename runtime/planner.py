@@ -27,7 +27,7 @@ from . import native
 from .errors import ConfigError
 from .kernels import DENSE, KERNELS, candidates, launch
 from .layout import Geometry, build_index
-from .record import SITES
+from .record import alive
 from .reference import ConvArgs
 from .triton import single
 
@@ -104,7 +104,7 @@ def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, 
 
 def forward_count(geometry: Geometry, n_bwd: int) -> int:
     """Blocks in A of the live sites that look like this (a graph knows its sites' shapes only)."""
-    same = (site.n_fwd for site in list(SITES.values()) if site.geometry == geometry and site.n_bwd == n_bwd)
+    same = (site.n_fwd for site in alive() if site.geometry == geometry and site.n_bwd == n_bwd)
     return next(same, n_bwd)
 
 

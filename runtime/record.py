@@ -20,11 +20,25 @@ SITES: weakref.WeakValueDictionary[int, Site] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 
 
-def enrol(site: Site) -> Tensor:
-    """Give a site a number of its own; the int64 tensor of one element that holds it stays on the CPU."""
-    number = next(_numbers)
-    SITES[number] = site
-    return torch.tensor(number, device="cpu")  # whatever the default device is
+def new_key() -> Tensor:
+    """A number that no other site has, in an int64 tensor of one element that stays on the CPU."""
+    return torch.tensor(next(_numbers), device="cpu")  # whatever the default device is
+
+
+def enrol(site: Site) -> None:
+    """Make a whole site known to graphs and optimizers."""
+    SITES[int(site.key)] = site
+
+
+def strike(site: Site) -> None:
+    """Make it unknown again."""
+    SITES.pop(int(site.key), None)
+
+
+def alive() -> list[Site]:
+    """All sites that are known. Another thread may enrol one meanwhile."""
+    found = (reference() for reference in SITES.valuerefs())  # one call makes the list; SITES.values() can fail
+    return [site for site in found if site is not None]
 
 
 def note(key: Tensor, product: str, kernel: str, why: str = "") -> None:

@@ -9,19 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from .background import prepare
-from .follow import leave
+from .commit import Change, Held
+from .follow import left
 from .layout import Index, index_masks
 from .native.theta import assemble, follow, store
-from .stream import Held, at_home
+from .stream import Prepare, at_home
 
 if TYPE_CHECKING:
     from .site import Site
 
 
 @torch.no_grad()
-def refresh(sites: Iterable[Site]) -> None:
-    """Choose A and B of these again, now."""
-    at_home(sites, renew)
+def refresh(sites: Iterable[Site], prepare: Prepare | None = None) -> None:
+    """Choose A and B of these again, now; each site has its old sets or its new ones, whatever interrupts.
+
+    Args:
+        prepare: how; None: :func:`renew`.
+    """
+    at_home(sites, prepare or renew)
 
 
 def refresh_due(sites: Iterable[Site]) -> None:
@@ -30,22 +35,17 @@ def refresh_due(sites: Iterable[Site]) -> None:
     place."""
     transformed = torch._C._are_functorch_transforms_active()
     if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and not transformed:
-        due = [site for site in sites if site.due and site.undisturbed()]
-        with torch.no_grad():
-            at_home(due, renew_due)
+        refresh([site for site in sites if site.due and site.undisturbed()], renew_due)
 
 
-def renew(site: Site, held: Held) -> bool:
-    """Choose both sets from θ as it is now.
+def renew(site: Site, held: Held) -> Change:
+    """Both sets chosen from θ as it is now.
 
     Args:
-        held: the site's parts at home, changed in place.
-
-    Returns:
-        True: they were changed.
+        held: the site's parts at home.
     """
-    site.forget()
-    theta = assemble(held.values, site.reservoir, held.index, site.geometry)
+    site.wait()
+    theta = assemble(held.values, held.reservoir, held.index, site.geometry)
     index, fwd, bwd = site.renewed(theta, site.step)
     if site.method.enters_at_zero:
         entering = bwd & ~index_masks(held.index, site.geometry)[1]
@@ -53,7 +53,7 @@ def renew(site: Site, held: Held) -> bool:
     return take(site, theta, held, index, fwd, bwd)
 
 
-def renew_due(site: Site, held: Held) -> bool:
+def renew_due(site: Site, held: Held) -> Change:
     """What an interval's end asks for: :func:`renew`, or, in the background, the sets that were asked for at the
     end before, and a thread for the next. Exploration ends at once, whatever a thread has chosen before.
 
@@ -61,36 +61,38 @@ def renew_due(site: Site, held: Held) -> bool:
     """
     if not site.rule.refresh_in_background or site.stops:
         return renew(site, held)
-    asked, site.pending = site.pending, None
-    if asked is not None:
-        index = Index(*(tensor.to(site.home) for tensor in asked.result()))
-        theta = assemble(held.values, site.reservoir, held.index, site.geometry)
-        take(site, theta, held, index, *index_masks(index, site.geometry))
-    site.refreshed_at = step = site.step
-    parts = held.values, site.reservoir, held.index
-    site.pending = prepare(site.name, step, parts, site.geometry, lambda theta: site.renewed(theta, step)[0])
-    return asked is not None
+    change, step = Change(fields={"refreshed_at": site.step}), site.step
+    if site.pending is not None:
+        index = Index(*(tensor.to(site.home) for tensor in site.chosen()))
+        theta = assemble(held.values, held.reservoir, held.index, site.geometry)
+        change = take(site, theta, held, index, *index_masks(index, site.geometry))
+
+    def ask() -> None:
+        parts = change.parts or held
+        # The thread reads the site's own reservoir: that of the change would be one more for every site.
+        now = parts.values, site.reservoir, parts.index
+        site.pending = prepare(site.name, step, now, site.geometry, lambda theta: site.renewed(theta, step)[0])
+
+    change.then = ask
+    return change
 
 
-def take(site: Site, theta: Tensor, held: Held, index: Index, fwd: Tensor, bwd: Tensor) -> bool:
-    """Take θ (at home) apart by new sets, the same as index and as masks; what is kept for each value follows."""
+def take(site: Site, theta: Tensor, held: Held, index: Index, fwd: Tensor, bwd: Tensor) -> Change:
+    """θ (at home) taken apart by new sets, the same as index and as masks; what is kept for each value follows."""
     old_fwd, old_bwd = index_masks(held.index, site.geometry)
-    _lay_out(site, theta, held, index)
-    mark(held.ever, fwd)
-    site.refreshed_at = site.step
+    change = _laid_out(site, theta, held, index, marked(held.ever, fwd))
     new_fwd, new_bwd = (_share_of_new(new, old) for new, old in ((fwd, old_fwd), (bwd, old_bwd)))
-    site.churn = [*site.churn[-99:], (site.step, new_fwd, new_bwd)]
-    return True
+    change.fields |= {"refreshed_at": site.step, "churn": [*site.churn[-99:], (site.step, new_fwd, new_bwd)]}
+    return change
 
 
-def _lay_out(site: Site, theta: Tensor, held: Held, index: Index) -> None:
-    """Take θ (at home) apart by an index; what is kept for each value follows."""
-    store(theta, held.values, site.reservoir, index, site.geometry)
-    for tensor in held.kept:
-        tensor.copy_(follow(tensor, held.index, index, site.geometry))
-    leave(site, held.index)
-    for mine, new in zip(held.index, index, strict=True):
-        mine.copy_(new)
+def _laid_out(site: Site, theta: Tensor, held: Held, index: Index, ever: Tensor) -> Change:
+    """θ (at home) taken apart by an index; what is kept for each value follows."""
+    values, reservoir = torch.empty_like(held.values), torch.zeros_like(held.reservoir)
+    store(theta, values, reservoir, index, site.geometry)
+    kept = [follow(tensor, held.index, index, site.geometry) for tensor in held.kept]
+    fields = {"pending": None, "unclaimed": left(site, held.index)}
+    return Change(Held(values, reservoir, index, ever, kept), fields)
 
 
 @torch.no_grad()
@@ -100,20 +102,19 @@ def take_sets(site: Site, other: Site) -> None:
     at_home([site], lambda site, held: _follow_sets(site, held, other))
 
 
-def _follow_sets(site: Site, held: Held, other: Site) -> bool:
+def _follow_sets(site: Site, held: Held, other: Site) -> Change:
     index = Index(*(tensor.to(site.home) for tensor in other.index))
     if all(map(torch.equal, held.index, index)):
-        return False
-    _lay_out(site, assemble(held.values, site.reservoir, held.index, site.geometry), held, index)
-    held.ever.copy_(other.ever)
-    return True
+        return Change()
+    theta = assemble(held.values, held.reservoir, held.index, site.geometry)
+    return _laid_out(site, theta, held, index, other.ever.to(site.home, copy=True))
 
 
-def mark(ever: Tensor, fwd: Tensor) -> None:
-    """Remember, a bit a unit, what was ever in A; both in one place."""
+def marked(ever: Tensor, fwd: Tensor) -> Tensor:
+    """What was ever in A, a bit a unit, and now is; both in one place."""
     bits = nn.functional.pad(fwd, (0, -fwd.numel() % 8)).view(-1, 8).to(torch.uint8)
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
-    ever |= (bits * weights).sum(1, dtype=torch.uint8)
+    return ever | (bits * weights).sum(1, dtype=torch.uint8)
 
 
 def _share_of_new(new: Tensor, old: Tensor) -> float:

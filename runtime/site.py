@@ -11,33 +11,35 @@ import copy
 import weakref
 import zlib
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import choose, ops  # noqa: F401  (ops defines torch.ops.topkast)
-from .background import Pending, as_state, known
-from .errors import ConfigError
+from . import choose, ops, saved  # noqa: F401  (ops defines torch.ops.topkast)
+from .background import Pending, as_state
+from .commit import Change, Held, finish
+from .errors import ConfigError, ModelError, RefreshError
 from .follow import followers
 from .gradient import Read
-from .layout import Geometry, Index, check_index, index_masks, slot_units
+from .layout import Geometry, Index, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
-from .record import enrol
-from .renew import mark, refresh, refresh_due, take
+from .record import enrol, new_key
+from .renew import marked, refresh, refresh_due, take
 from .reservoir import allocate
 from .rule import Rule
 from .sets import build_index
-from .stream import Held, at_home
 
 
 class Site(parametrize.ParametrizationList):
     """State of one site.
 
     Args:
-        parameter: the dense parameter; it becomes ``original`` (the same object), holding B's values.
+        parameter: the dense parameter; :meth:`adopt` makes it ``original`` (the same object), holding B's values.
         name: its name in the model, part of the seed of random exploration.
         geometry: how it is cut into units.
         n_fwd, n_bwd: units in A and in B, 0 < n_fwd <= n_bwd; with ``rule.balanced`` whole multiples of the block rows.
@@ -64,23 +66,30 @@ class Site(parametrize.ParametrizationList):
         for field, tensor in zip(Index._fields, index, strict=True):
             self.register_buffer(field, tensor)
         self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
-        mark(self.ever, fwd)
+        self.ever |= marked(self.ever, fwd)
         outside = geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)
         self._hold(allocate(rule.reservoir, outside * geometry.unit, theta))
-        values = theta.new_empty(n_bwd * geometry.unit)
-        store(theta, values, self.reservoir, self.index, geometry)
+        self._values = theta.new_empty(n_bwd * geometry.unit)
+        store(theta, self._values, self.reservoir, self.index, geometry)
+
+    @torch.no_grad()
+    def adopt(self, parameter: nn.Parameter) -> None:
+        """The parameter that the site was made of becomes B's values. Until then nothing of it has changed."""
         parameter.grad = None
-        with torch.no_grad():
-            parameter.set_(values)  # type: ignore[call-overload]
+        parameter.set_(self._values)  # type: ignore[call-overload]
         self.register_parameter("original", parameter)
         self._own = self._identity()
+        del self._values
+        enrol(self)
 
     def _start(self) -> None:
-        self.key = enrol(self)
+        self.key = new_key()
         self.ran: Counter[tuple[str, str, str]] = Counter()
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
         self.unclaimed: Index | None = None  # see runtime/follow.py
         self.decayed_by = 0.0  # lr * exploration_decay of the last step, where asked for; see runtime/decay.py
+        self.scaled = 1.0  # what θ was multiplied by at the start, see topkast.compiler.initial
+        self.broken: str | None = None  # why the site cannot be used any more; see runtime/commit.py
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -103,6 +112,7 @@ class Site(parametrize.ParametrizationList):
             kept = self.reservoir
             twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
         twin._own = twin._identity()
+        enrol(twin)
         return twin
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:
@@ -134,6 +144,7 @@ class Site(parametrize.ParametrizationList):
         """W_A, dense; its gradient arrives at B only."""
         compiling = torch.compiler.is_compiling()
         if not compiling:
+            self.check_whole()
             self.refresh_if_due()
         g, given = self.geometry, (self.original, self.row_ptr, self.row_fwd, self.cols, self.key)
         if compiling:
@@ -183,12 +194,19 @@ class Site(parametrize.ParametrizationList):
     def _index_at_home(self) -> Index:
         return Index(*(tensor.to(self.home) for tensor in self.index))
 
+    def check_whole(self) -> None:
+        """Raise ModelError if a change of the site failed in the middle."""
+        if self.broken is not None:
+            raise ModelError(f"{self.name}: {self.broken}, so its weights are lost; build the model again and load it")
+
     def theta(self) -> Tensor:
         """All of θ, dense, detached, at home: B's values and the reservoir put together."""
+        self.check_whole()
         return assemble(self.original.detach().to(self.home), self.reservoir, self._index_at_home(), self.geometry)
 
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
+        self.check_whole()
         fwd, bwd = (
             self.geometry.from_blocks(mask[:, None].expand(-1, self.geometry.unit))
             for mask in index_masks(self.index, self.geometry)
@@ -226,61 +244,92 @@ class Site(parametrize.ParametrizationList):
         """Choose A and B again from all of θ; optimizer state follows its weight, what enters starts at zero."""
         refresh([self])
 
-    @torch.no_grad()
     def load_theta(self, theta: Tensor) -> None:
         """Replace all of θ, given on any device, and choose both sets from it."""
+        change = self.replaced(theta)
+        self.commit(self.held(), change)
+
+    @torch.no_grad()
+    def replaced(self, theta: Tensor) -> Change:
+        """What :meth:`load_theta` does, prepared."""
         if tuple(theta.shape) != self.geometry.shape:
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
-        self.forget()
-        self.method.forget()
+        self.wait()
         theta = theta.to(self.home, self.original.dtype)
-        sets = self._indexed(self.method.start(self, self.score(theta), self.step))
-        at_home([self], lambda site, held: take(site, theta, held, *sets))
+        held = self.held()
+        home = replace(
+            held,
+            values=held.values.to(self.home),
+            index=self._index_at_home(),
+            ever=held.ever.to(self.home),
+            kept=[tensor.to(self.home) for tensor in held.kept],
+        )
+        return take(self, theta, home, *self._indexed(self.method.start(self, self.score(theta), self.step)))
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply all of θ by a number, once: no set changes, and a second call with the same number does nothing."""
+        if self.scaled == factor:
+            return
+        held = self.held()
+        parts = replace(held, values=held.values * factor, reservoir=held.reservoir * factor)
+        self.commit(held, Change(parts, {"scaled": factor}))
 
     def held(self) -> Held:
         """What a refresh changes, where it lives."""
-        return Held(self.original.detach(), self.index, self.ever, followers(self))
+        self.check_whole()
+        return Held(self.original.detach(), self.reservoir, self.index, self.ever, followers(self))
+
+    def commit(self, live: Held, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
+        """Put a change in force, as a whole.
+
+        Args:
+            live: from :meth:`held`, as it was when the change was prepared.
+            change: what is to be.
+            copy: (target, source) -> None, made in the order of the calls.
+        """
+        finish([self], lambda: self.write(live, change, copy))
+
+    @torch.no_grad()
+    def write(self, live: Held | None, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
+        """:meth:`commit` without the promise to finish; the same result if it is begun again."""
+        if live is not None and change.parts is not None:
+            for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
+                copy(target, source)
+            live.reservoir.copy_(change.parts.reservoir)
+            self.method.forget()
+        for name, value in change.fields.items():
+            setattr(self, name, value)
+        if change.then is not None:
+            change.then()
+
+    def wait(self) -> None:
+        """Until no thread reads the reservoir."""
+        if self.pending is not None:
+            self.pending.wait()
 
     def forget(self) -> None:
         """Let go of sets that a thread chooses: they are of another θ than is to come."""
-        if self.pending is not None:
-            self.pending.wait()
+        self.wait()
+        self.pending = None
+
+    def chosen(self) -> Index:
+        """The sets that a thread has chosen, waited for; if it failed, they are let go of, and this raises."""
+        assert self.pending is not None
+        try:
+            return self.pending.result()
+        except RefreshError:
             self.pending = None
+            raise
 
     def prepared(self) -> dict[str, Tensor]:
         """State of a thread's choice, waited for: its index, or zeros where there is none; under names of its own."""
         return as_state(self.pending, self.index) if self.rule.refresh_in_background else {}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.check_whole()
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "reservoir"] = self.reservoir
-        destination[prefix + "clock"] = torch.tensor([self.step, self.refreshed_at], device="cpu")
-        destination.update({prefix + name: tensor for name, tensor in self.prepared().items()})
+        saved.add(self, destination, prefix)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        asked, self.pending = self.pending, None
-        prepared = self.prepared()  # room of its own
-        self.pending = asked
-        mine = {name: getattr(self, name) for name in ("original", *Index._fields, "ever", "reservoir")} | prepared
-        found = {name: state_dict.get(prefix + name) for name in (*mine, "clock")}
-        missing += [prefix + name for name, tensor in found.items() if tensor is None]
-        for name, tensor in mine.items():
-            if found[name] is not None and found[name].shape != tensor.shape:
-                errors.append(f"size mismatch for {prefix}{name}: {found[name].shape}, expected {tensor.shape}")
-                return
-        if any(tensor is None for tensor in found.values()):
-            return
-        for kind in ("", "prepared_") if prepared else ("",):
-            wrong = check_index(Index(*(found[kind + field] for field in Index._fields)), self.geometry)
-            if wrong:
-                errors.append(f"{prefix}: the {kind}index is broken: {wrong}")
-                return
-        self.forget()
-        with torch.no_grad():
-            for name, tensor in mine.items():
-                tensor.copy_(found[name])
-        self.unclaimed = None
-        self.method.forget()
-        self.step, self.refreshed_at = (int(n) for n in found["clock"])
-        if prepared and int(prepared["prepared_row_ptr"][-1]):
-            self.pending = known(self.name, self.refreshed_at, Index(*prepared.values()))
+        saved.load(self, state_dict, prefix, missing, errors)

@@ -4,75 +4,60 @@ Where that is the values' own device, nothing moves. Where the reservoir was kep
 host memory, layer by layer: while the host chooses one layer's sets, the next layer's values are on their way down and
 the last one's on their way up. The copies come from and go to where the tensors live, so that a refresh allocates
 nothing on the device: of a dense layer it holds B's values there and no more. In host memory it takes pinned room for
-the values of at most three layers, and one dense layer.
+the values of at most three layers, and of one layer θ twice: as it was put together, and taken apart anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from .commit import Change, Held
 from .layout import Index
 
 if TYPE_CHECKING:
     from .site import Site
 
-
-@dataclass(frozen=True)
-class Held:
-    """What a refresh changes of a site, besides the reservoir.
-
-    Args:
-        values: B's, [values].
-        index: of A and B.
-        ever: bits of what was ever in A.
-        kept: what follows each value, [values] each: a gradient, optimizer state.
-    """
-
-    values: Tensor
-    index: Index
-    ever: Tensor
-    kept: list[Tensor]
-
-    def tensors(self) -> list[Tensor]:
-        return [self.values, *self.index, self.ever, *self.kept]
+Prepare = Callable[["Site", Held], Change]
 
 
-Change = Callable[["Site", Held], bool]
-
-
-def at_home(sites: Iterable[Site], change: Change) -> None:
-    """Let ``change`` have every site's parts in the place of its reservoir.
+def at_home(sites: Iterable[Site], prepare: Prepare) -> None:
+    """Change sites one after the other, each as a whole, by what ``prepare`` makes of their parts.
 
     Args:
         sites: in the order in which they are changed, those of one device one after the other.
-        change: (site, parts) -> whether it changed them, in place.
+        prepare: (site, its parts in the place of its reservoir) -> the change; it changes nothing itself.
     """
     away: dict[torch.device, list[Site]] = {}
     for site in sites:
         if site.home == site.original.device:
-            change(site, site.held())
+            held = site.held()
+            site.commit(held, prepare(site, held))
         else:
             away.setdefault(site.original.device, []).append(site)
     for device, group in away.items():
-        _stream(group, change, copies(device))
+        _stream(group, prepare, copies(device))
 
 
-def _stream(sites: list[Site], change: Change, copies: Copies) -> None:
-    coming = _down(sites[0], copies)
+def _stream(sites: list[Site], prepare: Prepare, copies: Copies) -> None:
     try:
+        coming = _down(sites[0], copies)
         for site, following in zip(sites, [*sites[1:], None], strict=True):
             held, arrived = coming
             if following is not None:
                 coming = _down(following, copies)
             arrived.synchronize()
-            if change(site, held):
-                for target, source in zip(site.held().tensors(), held.tensors(), strict=True):
-                    copies.copy(target, source)
+            change = prepare(site, held)
+            if change.parts is not None:
+                # Into the pinned room of what came down, from where it goes up beside other work.
+                for room, new in zip(held.tensors(), change.parts.tensors(), strict=True):
+                    room.copy_(new)
+                held = change.parts = replace(held, reservoir=change.parts.reservoir)
+            site.commit(site.held(), change, copies.copy)
     finally:
         copies.finish()
 
@@ -86,8 +71,8 @@ def _down(site: Site, copies: Copies) -> tuple[Held, Mark]:
         return room
 
     there = site.held()
-    here = Held(fetch(there.values), Index(*map(fetch, there.index)), fetch(there.ever), list(map(fetch, there.kept)))
-    return here, copies.mark()
+    index, kept = Index(*map(fetch, there.index)), list(map(fetch, there.kept))
+    return Held(fetch(there.values), there.reservoir, index, fetch(there.ever), kept), copies.mark()
 
 
 class Mark(Protocol):

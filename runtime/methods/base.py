@@ -38,7 +38,7 @@ class Method(ABC):
 
     @abstractmethod
     def renew(self, site: Site, score: Tensor, step: int) -> Sets:
-        """(A, B) at a refresh, as the rule has it after ``step`` steps."""
+        """(A, B) at a refresh, as the rule has it after ``step`` steps; the method itself does not change."""
 
     def due(self, site: Site, step: int) -> bool:
         """Whether ``step`` completed steps are past the end of an interval, or of exploration, that no refresh saw."""
@@ -50,7 +50,7 @@ class Method(ABC):
         return fwd == site.n_fwd and bwd in (site.n_fwd, site.n_bwd)
 
     def forget(self) -> None:  # noqa: B027 (most methods remember nothing)
-        """θ is another than the one that gradients were seen of."""
+        """The sets, or θ, are others than those that gradients were seen of."""
 
     def see(self, site: Site, rows: Rows) -> None:  # noqa: B027 (most methods do not look)
         """A product of a backward can give the dense gradient; called only where ``watches`` is set."""

@@ -55,9 +55,7 @@ class RigL(DropGrow):
         if self.seen is None:  # a refresh by hand, or a weight that got no gradient: nothing says where to grow
             fwd = site.members()[0].view_as(score)
             return fwd, fwd
-        sets = super().renew(site, score, step)
-        self.forget()
-        return sets
+        return super().renew(site, score, step)
 
     def grow(self, site: Site, kept: Tensor, count: int, step: int) -> Tensor:
         assert self.seen is not None
