@@ -20,6 +20,7 @@ from topkast.runtime.errors import (
     ModelError,
     OptimizerError,
     RefreshError,
+    ReservoirError,
     TopkastError,
 )
 from topkast.runtime.onnx import library as onnx
@@ -40,6 +41,7 @@ __all__ = [
     "ModelError",
     "OptimizerError",
     "RefreshError",
+    "ReservoirError",
     "TopkastError",
     "advise",
     "compile",

@@ -71,8 +71,8 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
 def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Load what :func:`save` wrote; the next step is the one that would have come next, bit for bit.
 
-    Everything is checked before anything is changed, and the model and the optimizer are changed as a whole: an interrupt
-    in the middle goes on once they are.
+    Everything is checked before anything is changed. Model and optimizer are changed as a whole: an interrupt in the
+    middle goes on once they are.
 
     Args:
         model: the same architecture, converted by topkast with the same config (``reservoir`` and ``initial`` may

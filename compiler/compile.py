@@ -124,6 +124,7 @@ def compile(
     Raises:
         ConfigError: an argument is outside what is allowed, or matches nothing; the model is as it was.
         ModelError: the model cannot be converted; it is as it was.
+        ReservoirError: ``reservoir="disk"``, and the disk has no room; the model is as it was.
     """
     check_backend(backend, torch_compile_options)
     config = Config(

@@ -76,7 +76,7 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
 def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:
     """Load a state dict of the original model; both sets of every site are chosen again from the new θ.
 
-    Everything is checked and prepared before anything is changed, and the model is changed as a whole: an interrupt in the
+    Everything is checked and prepared before anything is changed. The model is changed as a whole: an interrupt in the
     middle goes on once it is. Optimizer state follows as in a refresh.
 
     Args:

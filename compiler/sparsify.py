@@ -14,13 +14,14 @@ from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
 from topkast.runtime.renew import refresh_due
+from topkast.runtime.reservoir import check_disk, values_outside
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, sites
 
 from .attach import attach
 from .check import check_model
 from .config import Config
-from .distribute import Counts, distribute
+from .distribute import Count, Counts, distribute
 from .initial import start_scales
 from .materialise import materialise
 from .meta import held
@@ -83,6 +84,11 @@ def _without_input(config: Config, geometries: dict[str, Geometry], counts: Coun
     return said
 
 
+def _bytes_outside(parameter: nn.Parameter, geometry: Geometry, count: Count, config: Config) -> int:
+    fwd, bwd, balanced = count
+    return values_outside(geometry, fwd, bwd, config.rule(balanced)) * parameter.element_size()
+
+
 def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> tuple[Plan | None, torch.device]:
     """How what is on the meta device gets its values, and where; no plan where nothing is on it."""
     if not held(model):
@@ -122,6 +128,7 @@ def convert(
     Raises:
         ModelError: the model cannot be converted, or nothing in it can be sparse.
         ConfigError: a glob or a block fits nothing, or an argument not the model.
+        ReservoirError: ``reservoir="disk"``, and the disk has no room.
     """
     check_model(model)
     plan, place = _plan(model, config, init, device)
@@ -146,6 +153,8 @@ def convert(
     if example_inputs is not None and selection.how.startswith("structure"):
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
     record.warnings += _without_input(config, geometries, counts)
+    if config.reservoir == "disk":
+        check_disk(sum(_bytes_outside(parameters[name], geometries[name], counts[name], config) for name in geometries))
 
     undo = Undo(model)
 

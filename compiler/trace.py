@@ -12,6 +12,7 @@ import copy
 import inspect
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -221,6 +222,25 @@ class _Tracer(fx.Tracer):
     """Traces down to functions. Modules without a matrix stay whole, and so do those that branch on their input."""
 
     proxy_buffer_attributes = True  # otherwise BatchNorm's step counter is really counted up
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    # While fx traces, every module's call and attribute in the process comes to these two: those of a model that is
+    # trained in another thread, too.
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        mine = threading.get_ident() == self.thread
+        return super().call_module(m, forward, args, kwargs) if mine else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        mine = threading.get_ident() == self.thread
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if mine else attr_val
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
+        # At this flag, which ``trace`` has set and puts back, compiled models refuse to run, in other threads too.
+        torch.fx._symbolic_trace._is_fx_tracing_flag = False
+        return super().create_args_for_root(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (nn.RNNBase, nn.MultiheadAttention)):

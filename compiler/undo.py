@@ -16,8 +16,8 @@ from topkast.runtime.site import Site
 class Undo:
     """The way back of one conversion.
 
-    A dense weight is let go of as soon as its site has it, so that a conversion needs little more memory than the model:
-    it is put together again from the site, bit for bit.
+    A dense weight is let go of as soon as its site has it, so a conversion needs little more memory than the model. On
+    the way back the weight is put together again from the site, bit for bit.
 
     Args:
         model: as it is before the conversion.

@@ -21,6 +21,10 @@ class RefreshError(TopkastError, RuntimeError):
     """Sets could not be chosen in the background."""
 
 
+class ReservoirError(TopkastError, OSError):
+    """There is no room for the values outside B."""
+
+
 class CheckpointError(TopkastError, RuntimeError):
     """A checkpoint does not belong to this model, config or optimizer."""
 

@@ -1,4 +1,4 @@
-"""What a site has in its module's ``state_dict`` besides its tensors, and how all of it comes back: as a whole or not."""
+"""How a site saves what is no tensor of its own, and takes all of a state dict back: as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def load(site: Site, state: dict[str, Any], prefix: str, missing: list[str], err
     own = {**mine, "clock": torch.empty(2)}
     chosen = [f"prepared_{name}" for name in Index._fields] if site.rule.refresh_in_background else []
     own |= {name: mine[name.removeprefix("prepared_")] for name in chosen}
-    found = {name: state.get(prefix + name) for name in own}
-    missing += [prefix + name for name, tensor in found.items() if tensor is None]
-    for name, tensor in own.items():
-        if found[name] is not None and found[name].shape != tensor.shape:
-            errors.append(f"size mismatch for {prefix}{name}: {found[name].shape}, expected {tensor.shape}")
+    found: dict[str, Tensor] = {name: state[prefix + name] for name in own if prefix + name in state}
+    missing += [prefix + name for name in own if name not in found]
+    for name, tensor in found.items():
+        if tensor.shape != own[name].shape:
+            errors.append(f"size mismatch for {prefix}{name}: {tensor.shape}, expected {own[name].shape}")
             return
-    if any(tensor is None for tensor in found.values()):
+    if len(found) < len(own):
         return
     for kind in ("", "prepared_") if chosen else ("",):
         wrong = check_index(Index(*(found[kind + name] for name in Index._fields)), site.geometry)

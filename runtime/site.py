@@ -30,7 +30,7 @@ from .methods import METHODS
 from .native.theta import assemble, store
 from .record import enrol, new_key
 from .renew import marked, refresh, refresh_due, take
-from .reservoir import allocate
+from .reservoir import allocate, values_outside
 from .rule import Rule
 from .sets import build_index
 
@@ -67,8 +67,7 @@ class Site(parametrize.ParametrizationList):
             self.register_buffer(field, tensor)
         self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
         self.ever |= marked(self.ever, fwd)
-        outside = geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)
-        self._hold(allocate(rule.reservoir, outside * geometry.unit, theta))
+        self._hold(allocate(rule.reservoir, values_outside(geometry, n_fwd, n_bwd, rule), theta))
         self._values = theta.new_empty(n_bwd * geometry.unit)
         store(theta, self._values, self.reservoir, self.index, geometry)
 
