@@ -11,6 +11,7 @@ from torch import nn
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
+from topkast.runtime.record import Family
 from topkast.runtime.renew import refresh_due
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, sites
@@ -136,11 +137,14 @@ def convert(model: M, config: Config, example_inputs: Any = None, init: Init | N
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
     record.warnings += _without_input(config, geometries, counts)
 
+    family = Family()
+
     def build(name: str) -> None:
         if name in geometries:
             fwd, bwd, balanced = counts[name]
             rule = config.rule(balanced)
             site = Site(model.get_parameter(name), name, geometries[name], fwd, bwd, rule)
+            site.family = family
             for path, attribute in record.sites[name]:
                 attach(model.get_submodule(path), attribute, site)
 

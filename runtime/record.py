@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,17 @@ def enrol(site: Site) -> Tensor:
     number = next(_numbers)
     SITES[number] = site
     return torch.tensor(number, device="cpu")  # whatever the default device is
+
+
+class Family:
+    """Marks the sites of one model, which a forward of any part of it refreshes. A copy of the model has a copy of the
+    mark."""
+
+
+def relatives(sites: Iterable[Site]) -> list[Site]:
+    """All sites of the models that these are of."""
+    families = {id(site.family) for site in sites}
+    return [site for site in list(SITES.values()) if id(site.family) in families]
 
 
 def note(key: Tensor, product: str, kernel: str, why: str = "") -> None:

@@ -25,7 +25,7 @@ from .gradient import Read
 from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
-from .record import enrol
+from .record import Family, enrol
 from .renew import mark, refresh, refresh_due, take
 from .reservoir import allocate
 from .rule import Rule
@@ -58,6 +58,7 @@ class Site(parametrize.ParametrizationList):
         self.method = METHODS[rule.method]()
         self.step = self.refreshed_at = 0
         self.pending: Pending | None = None  # sets that a thread chooses, or has chosen
+        self.family = Family()
         self._start()
         theta = parameter.detach()
         index, fwd, _ = self._indexed(self.method.start(self, self.score(theta), 0))
