@@ -20,6 +20,7 @@ from .decay import decay_explored
 from .follow import check_elementwise, claim
 from .penalty import Step, add_penalty, had_gradient, once_computed
 from .record import SITES
+from .refused import refuse_optimizer
 from .renew import renew_due
 from .site import Site
 from .stream import at_home
@@ -47,6 +48,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
     sites = [site for site, _ in _held(optimizer)]
     if not sites:
         return None
+    refuse_optimizer(optimizer)
     for site in sites:
         claim(optimizer, site)
     # No forward has read them since they became due: their sets are those of θ as it is, before this step moves it.

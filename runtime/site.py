@@ -26,6 +26,7 @@ from .layout import Geometry, Index, check_index, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
 from .record import Family, enrol
+from .refused import Whole, keep_whole
 from .renew import mark, refresh, refresh_due, take
 from .reservoir import allocate
 from .rule import Rule
@@ -33,7 +34,7 @@ from .sets import build_index
 from .stream import Held, at_home
 
 
-class Site(parametrize.ParametrizationList):
+class Site(Whole, parametrize.ParametrizationList):
     """State of one site.
 
     Args:
@@ -285,3 +286,6 @@ class Site(parametrize.ParametrizationList):
         self.step, self.refreshed_at = (int(n) for n in found["clock"])
         if prepared and int(prepared["prepared_row_ptr"][-1]):
             self.pending = known(self.name, self.refreshed_at, Index(*prepared.values()))
+
+
+keep_whole(Site)
