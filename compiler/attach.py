@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from topkast.runtime.refused import keep_whole
 from topkast.runtime.site import Site
 
 
@@ -104,5 +105,6 @@ def attach(module: nn.Module, attribute: str, site: Site) -> None:
             _follow_flat_weights(module)
     if "state_dict" not in vars(module.__class__):
         _leave_state_to_sites(module.__class__)
+        keep_whole(module.__class__)
     parametrize._inject_property(module, attribute)
     module.parametrizations[attribute] = site  # type: ignore[index, operator, assignment]

@@ -16,7 +16,9 @@ from torch._dynamo.backends.registry import register_backend
 from topkast import passes
 from topkast.passes.insert_refresh import insert_refresh
 from topkast.runtime.errors import ConfigError
+from topkast.runtime.renew import refresh_due
 from topkast.runtime.site import Site
+from topkast.runtime.state import sites
 
 from .traceable import hides, in_the_open, within
 
@@ -109,6 +111,19 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
         module._compiled_call_impl = torch._dynamo.config.patch(allow_rnn=True)(module._compiled_call_impl)
     if hides(module) and module._compiled_call_impl is not None:
         module._compiled_call_impl = within(in_the_open, module._compiled_call_impl)
+    if module._compiled_call_impl is not None:
+        module._compiled_call_impl = _refreshed(module, module._compiled_call_impl)
+
+
+def _refreshed(module: torch.nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call`` behind what the root's own hook does in eager mode: a forward may run no graph that has a site."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            refresh_due(sites(module).values())
+        return call(*args, **kwargs)
+
+    return run
 
 
 def check_backend(backend: str, options: dict[str, Any]) -> None:

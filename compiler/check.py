@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from topkast.runtime.errors import ModelError
+from topkast.runtime.refused import parallel_already
 from topkast.runtime.site import Site
 
 
@@ -37,6 +38,11 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{name}: a DTensor; convert the model before it is sharded")
         if not parameter.is_meta:  # those are checked once they have values
             check_finite(name, parameter)
+    tool = parallel_already(model.parameters())
+    if tool is not None:
+        raise ModelError(
+            f"model: its parameters are in a {tool} already; convert the model first, then make that of it"
+        )
 
 
 def check_finite(name: str, parameter: Tensor) -> None:

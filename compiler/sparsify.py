@@ -13,6 +13,7 @@ from topkast.runtime.commit import finish
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
+from topkast.runtime.record import Family
 from topkast.runtime.renew import refresh_due
 from topkast.runtime.reservoir import check_disk, values_outside
 from topkast.runtime.site import Site
@@ -158,12 +159,15 @@ def convert(
 
     undo = Undo(model)
 
+    family = Family()
+
     def build(name: str) -> None:
         if name in geometries:
             fwd, bwd, balanced = counts[name]
             rule = config.rule(balanced)
             parameter = model.get_parameter(name)
             site = Site(parameter, name, geometries[name], fwd, bwd, rule)
+            site.family = family
             undo.note(parameter, site)
             site.adopt(parameter)
             for path, attribute in record.sites[name]:

@@ -1,4 +1,4 @@
-"""Put the refresh of a graph's sites before its first op.
+"""Put the refresh of a graph's sites, and of all others of their model, before its first op.
 
 It stands in front of the compiled graph and not inside it: a graph that writes to the values and the index would, at
 every forward, mark them as changed for autograd, and a second forward before the backward would then be an error.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.runtime.record import SITES, alive
+from topkast.runtime.record import SITES, alive, relatives
 from topkast.runtime.renew import refresh_due
 
 
@@ -35,18 +35,22 @@ def insert_refresh(
     """The compiled graph behind a refresh of its sites.
 
     Args:
-        module: the graph as captured; one without gradients is left alone.
+        module: the graph as captured; one without gradients refreshes nothing.
         examples: its inputs.
         compile_graph: compiles it.
     """
-    keys = key_positions(module, examples) if torch.is_grad_enabled() else []
+    keys, trains = key_positions(module, examples), torch.is_grad_enabled()
     compiled = compile_graph()
     if not keys:
         return compiled
 
     def run(*args: Any) -> Any:
-        found = (SITES.get(int(args[position])) for position in keys)
-        refresh_due([site for site in found if site is not None])
+        found = [site for position in keys if (site := SITES.get(int(args[position]))) is not None]
+        for site in found:
+            site.check_whole()
+        # Those that this graph does not use as well: the same in eager mode, and on ranks that take other branches.
+        if trains and any(site.due for site in found):
+            refresh_due(relatives(found))
         return compiled(*args)
 
     return run

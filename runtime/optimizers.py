@@ -1,11 +1,13 @@
 """What optimizers need so that an unchanged training loop is a sparse one.
 
-Two global hooks around ``Optimizer.step``: before it the penalty of the paper joins the gradient; after it the site's
-clock moves and the explored weights decay.
+Two global hooks around ``Optimizer.step``: before it (or inside of it, if it gets a closure) the penalty of the paper
+joins the gradient; after it the site's clock moves and the explored weights decay.
 """
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +19,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from .decay import decay_explored
 from .follow import check_elementwise, claim
+from .penalty import Step, add_penalty, had_gradient, once_computed
 from .record import alive
+from .refused import refuse_optimizer
 from .renew import refresh, renew_due
 from .site import Site
 from .wrappers import on_registration
@@ -40,40 +44,60 @@ def _skipped(optimizer: torch.optim.Optimizer) -> bool:
 
 @torch._dynamo.disable
 @torch.no_grad()
-def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    for site, _ in _held(optimizer):
+def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Step | None:
+    sites = [site for site, _ in _held(optimizer)]
+    if not sites:
+        return None
+    refuse_optimizer(optimizer)
+    for site in sites:
+        site.check_whole()
+    for site in sites:
         claim(optimizer, site)
-        strength, grad = site.rule.exploration_l2, site.original.grad
-        if strength == 0 or grad is None:
-            continue
-        density = site.n_fwd / site.geometry.units
-        factor = torch.full_like(site.original, strength)
-        factor[site.explored()] = strength / density
-        scale = getattr(optimizer, "grad_scale", None)  # set while a fused optimizer holds scaled gradients
-        grad.add_(site.original * (factor if scale is None else factor * scale))
+    # No forward has read them since they became due: their sets are those of θ as it is, before this step moves it.
+    refresh([site for site in sites if site.due and not _trained(site)], renew_due)
+    return once_computed(args, kwargs, functools.partial(add_penalty, optimizer, sites))
 
 
 @torch._dynamo.disable
 @torch.no_grad()
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    held = [(site, group.get("lr"), had_gradient(site)) for site, group in _held(optimizer)]
     if _skipped(optimizer):
         return
-    held = list(_held(optimizer))
     if held:
-        check_elementwise(optimizer, [site for site, _ in held])
-    for site, group in held:
-        advance(site, group.get("lr"))
+        check_elementwise(optimizer, [site for site, *_ in held])
+    for site, lr, moved in held:
+        advance(site, lr if moved else None)
+
+
+def _trained(site: Site) -> bool:
+    """Whether a backward has computed a gradient of the site since its last step."""
+    return _gradients(site) != _counted.get(site, 0)
+
+
+def _gradients(site: Site) -> int:
+    """How many products have computed a gradient of the site or through it, ever."""
+    return sum(runs for (product, *_), runs in site.ran.items() if product.endswith("gradient"))
+
+
+_counted: weakref.WeakKeyDictionary[Site, int] = weakref.WeakKeyDictionary()  # at the end of the last step
 
 
 def advance(site: Site, lr: float | Tensor | None) -> None:
-    """One optimizer step is complete: decay B \\ A, unless its rate is not known, and move the clock."""
+    """One optimizer step is complete: decay B \\ A, unless its rate is not known, and move the clock.
+
+    Args:
+        lr: the step's; None where nothing is to decay.
+    """
     if site.due:
-        # A whole step went by without its refresh: the forward was compiled by a backend that is not ours.
-        site.late += 1
+        # A whole step went by without its refresh: no forward used the site, or one that was compiled by a backend
+        # that is not ours.
+        site.late += _trained(site)
         refresh([site], renew_due)
     if lr is not None:
         decay_explored(site, lr)
     site.step += 1
+    _counted[site] = _gradients(site)
     if site.method.at_step_end and site.due:
         site.refresh()
 

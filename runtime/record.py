@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,17 @@ def alive() -> list[Site]:
     """All sites that are known. Another thread may enrol one meanwhile."""
     found = (reference() for reference in SITES.valuerefs())  # one call makes the list; SITES.values() can fail
     return [site for site in found if site is not None]
+
+
+class Family:
+    """Marks the sites of one model, which a forward of any part of it refreshes. A copy of the model has a copy of the
+    mark."""
+
+
+def relatives(sites: Iterable[Site]) -> list[Site]:
+    """All sites of the models that these are of."""
+    families = {id(site.family) for site in sites}
+    return [site for site in alive() if id(site.family) in families]
 
 
 def note(key: Tensor, product: str, kernel: str, why: str = "") -> None:

@@ -28,14 +28,15 @@ from .gradient import Read
 from .layout import Geometry, Index, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
-from .record import enrol, new_key
+from .record import Family, enrol, new_key
+from .refused import Whole, keep_whole
 from .renew import marked, refresh, refresh_due, take
 from .reservoir import allocate, values_outside
 from .rule import Rule
 from .sets import build_index
 
 
-class Site(parametrize.ParametrizationList):
+class Site(Whole, parametrize.ParametrizationList):
     """State of one site.
 
     Args:
@@ -60,6 +61,7 @@ class Site(parametrize.ParametrizationList):
         self.method = METHODS[rule.method]()
         self.step = self.refreshed_at = 0
         self.pending: Pending | None = None  # sets that a thread chooses, or has chosen
+        self.family = Family()
         self._start()
         theta = parameter.detach()
         index, fwd, _ = self._indexed(self.method.start(self, self.score(theta), 0))
@@ -332,3 +334,6 @@ class Site(parametrize.ParametrizationList):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         saved.load(self, state_dict, prefix, missing, errors)
+
+
+keep_whole(Site)

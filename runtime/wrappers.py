@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .averaged import update_parameters
 from .ranks import equalise
+from .refused import refuse_uneven
 from .site import Site
 
 
@@ -27,3 +28,4 @@ def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> No
         parent.update_parameters = MethodType(update_parameters, parent)  # type: ignore[method-assign]
     else:
         equalise(parent, child)
+        refuse_uneven(parent)

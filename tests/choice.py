@@ -98,6 +98,8 @@ class Choice:
 
     def _select(self, name: str) -> tuple[Tensor, Tensor]:
         score = self._score(name, self.theta[name])
+        if self.rules.method == "rigl" and name not in self.gradients:
+            return self.sets[name]  # no backward went through it: nothing says where to grow
         if self.rules.method == "rigl":
             kept, count = self._kept(name)
             gradient = self._score(name, self.gradients[name])

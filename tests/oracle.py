@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -129,20 +130,35 @@ class Oracle(Choice):
     # --- optimizer steps ---------------------------------------------------------------------------------------------
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Do after each step of ``optimizer`` what Top-KAST asks for."""
-        optimizer.register_step_pre_hook(lambda opt, *_: self._before_step())
-        optimizer.register_step_post_hook(lambda opt, *_: self._after_step(opt))
+        """Do in each step of ``optimizer`` what Top-KAST asks for. A closure's gradient gets the penalty each time."""
+        plain = optimizer.step
+
+        def step(self_: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+            def penalised() -> Any:
+                loss = closure()  # type: ignore[misc]
+                self._penalise(optimizer)
+                return loss
+
+            self.before = {name: theta.detach().clone() for name, theta in self.theta.items()}
+            if closure is None:
+                self._penalise(optimizer)
+            loss = plain() if closure is None else plain(penalised)
+            self._after_step(optimizer)
+            return loss
+
+        optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
         self.optimizers.append(optimizer)
 
     @torch.no_grad()
-    def _before_step(self) -> None:
+    def _penalise(self, optimizer: torch.optim.Optimizer) -> None:
+        # A fused optimizer under GradScaler divides the gradient by this itself.
+        scale = float(getattr(optimizer, "grad_scale", None) or 1)
         for name, theta in self.theta.items():
-            self.before[name] = theta.detach().clone()
             if self.rules.l2 and theta.grad is not None:
                 fwd, bwd = self.sets[name]
                 density = self._counts(name)[0] / self._units(name)
-                theta.grad += self.rules.l2 * torch.where(fwd, theta, 0)
-                theta.grad += self.rules.l2 / density * torch.where(bwd & ~fwd, theta, 0)
+                theta.grad += scale * self.rules.l2 * torch.where(fwd, theta, 0)
+                theta.grad += scale * self.rules.l2 / density * torch.where(bwd & ~fwd, theta, 0)
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -155,8 +171,9 @@ class Oracle(Choice):
             for module, attribute in self.owners[name]:  # W_A and its graph: the next forward makes another
                 module.__dict__.pop(attribute, None)
         self._clear_state()
-        lrs = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-        self.step(lrs)
+        # An optimizer leaves alone what has no gradient, with its weight decay: so does the decay of what is explored.
+        held = ((group["lr"], p) for group in optimizer.param_groups for p in group["params"])
+        self.step({id(p): float(lr) for lr, p in held if p.grad is not None})
 
     @torch.no_grad()
     def step(self, lr: dict[int, float] | float = 0.0) -> None:
@@ -174,6 +191,7 @@ class Oracle(Choice):
         self.stepped = self.sets
         if self.rules.method == "rigl":
             self._refresh_if_due()
+            self.gradients.clear()
 
     def _clear_state(self) -> None:
         """Zero whatever is kept outside B: optimizer state, and a gradient that outlives its step."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import refusals
 import torch
 import torch.distributed as dist
 from builders import CASES
@@ -103,6 +104,7 @@ def run(rank: int, folder: str) -> None:
     found["refused"] = refused(topkast.sparsify(CASES["mlp"].model(), fwd=0.8 + 0.1 * rank, bwd=0.5, min_size=1))
     with mock.patch("topkast.compiler.config._processes", return_value=1):  # converted before the processes met
         found["rigl"] = refused(topkast.sparsify(CASES["mlp"].model(seed=0), fwd=0.8, min_size=1, method="rigl"))
+    found["tools"], found["before"] = refusals.refused(), refusals.wrapped_before()
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -72,3 +72,21 @@ def test_models_that_do_not_fit_are_refused_on_every_rank(found: Found) -> None:
     for rank in found:
         assert "rank 1 was converted with other arguments" in rank["refused"]
         assert "method='rigl': each process would grow by its own gradient" in rank["rigl"]
+
+
+def test_tools_that_would_part_the_ranks_sets_are_refused_on_every_rank(found: Found) -> None:
+    """Each by name, with what to use instead, before it has changed a bit; then the model trains as if not asked."""
+    for rank in found:
+        said = dict(rank["tools"])
+        assert said.pop("trains") == "True"
+        for tool, error in said.items():
+            kind = "OptimizerError" if "Zero" in tool else "ModelError"
+            assert error.startswith(kind) and tool.split()[0] in error, f"{tool}: {error}"
+            assert "use torch.nn.parallel.DistributedDataParallel" in error, f"{tool}: {error}"
+
+
+def test_models_that_are_parallel_already_are_refused(found: Found) -> None:
+    for rank in found:
+        for name, error in rank["before"].items():
+            tool = "FullyShardedDataParallel" if name == "sharded" else "DistributedDataParallel"
+            assert f"in a {tool} already; convert the model first" in error, f"{name}: {error}"
