@@ -273,7 +273,7 @@ def test_ctrl_c_while_refreshing() -> None:
     site.refresh()
     before, fwd = site.theta(), site.sets()[0]
     generator = torch.Generator().manual_seed(0)
-    for _ in range(100):
+    for _ in range(300):
         wait = 0.001 + 0.01 * float(torch.rand(1, generator=generator))
         shot = threading.Timer(wait, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
