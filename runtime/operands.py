@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from ctypes import c_int64
 from typing import NoReturn
 
 import torch
@@ -63,12 +64,19 @@ def plain(**tensors: Tensor) -> None:
             _refuse(name, tensor)
 
 
-def stored(like: Tensor, **tensors: Tensor) -> None:
-    """Raise OperandError for tensors that are not plain ones on the device of ``like``: of CUDA kernels, which take
-    their addresses themselves."""
+def stored(**tensors: Tensor) -> None:
+    """Raise OperandError for tensors without memory of their own on the device of the first."""
+    device = next(iter(tensors.values())).device
     for name, tensor in tensors.items():
-        if not _is_plain(tensor) or tensor.device != like.device or tensor.device.type == "meta":
+        if not _is_plain(tensor) or tensor.device != device or tensor.is_meta or tensor.layout != torch.strided:
             _refuse(name, tensor)
+
+
+def on_device(values: Tensor | None, index: Index, geometry: Geometry, **activations: Tensor) -> None:
+    """Raise OperandError unless these belong to one weight and are in memory on one device: of CUDA kernels, which take
+    addresses themselves."""
+    weight(values, index, geometry)
+    stored(**activations, **({} if values is None else {"values": values}), **index._asdict())
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -108,6 +116,21 @@ def weight(values: Tensor | None, index: Index, geometry: Geometry) -> None:
         wrong("cols", cols, f"one dim of uint16 (up to 65,536 columns of blocks) or int32; there are {columns}")
     if values is not None and values.numel() != (count := cols.numel() * geometry.unit):
         wrong("values", values, f"{count} values: {cols.numel()} slots of {geometry.block[0]}x{geometry.block[1]}")
+
+
+def within(row_ptr: int, count: int, cols: Tensor) -> None:
+    """Raise OperandError where the last of ``count`` rows ends past the slots that there are; ``row_ptr`` is its
+    address, as to ask the tensor would take longer than all the rest."""
+    last = c_int64.from_address(row_ptr + 8 * count).value
+    if not 0 <= last <= cols.numel():
+        wrong("cols", cols, f"{last} slots, where row_ptr ends")
+
+
+def broadcasts(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise OperandError for a tensor that does not broadcast to a shape."""
+    own = (1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape)
+    if len(own) != len(shape) or any(a not in (1, b) for a, b in zip(own, shape, strict=True)):
+        wrong(name, tensor, f"what broadcasts to {tuple(shape)}")
 
 
 def rows(name: str, x: Tensor, count: int, geometry: Geometry, each: bool, width: int = 0) -> int:
@@ -156,11 +179,18 @@ def runs(ends: Tensor, m: int, geometry: Geometry) -> list[tuple[int, int, int]]
     """
     if ends.dim() != 1 or ends.is_floating_point():
         wrong("ends", ends, "integers [E]")
-    stacked("ends", ends.numel(), geometry)
+    if ends.numel() != geometry.permuted[0]:
+        wrong("ends", ends, f"[{geometry.permuted[0]}], one for each weight")
     limits = [0, *ends.tolist()]
     if any(a > b for a, b in itertools.pairwise([*limits, m])):
         raise OperandError(f"ends: {limits[1:]}, expected numbers that ascend from 0 to at most {m}, the rows")
     return [(e, a, b) for e, (a, b) in enumerate(itertools.pairwise(limits)) if b > a]
+
+
+def counted(score: Tensor, count: int) -> None:
+    """Raise OperandError where so many scores cannot be taken."""
+    if score.dim() == 0 or not 0 <= count <= score.shape[-1]:
+        wrong("score", score, f"at least as many scores in its last dim as are to be taken, {count}, from 0 on")
 
 
 def nested(fwd: Tensor, bwd: Tensor) -> None:
@@ -168,6 +198,16 @@ def nested(fwd: Tensor, bwd: Tensor) -> None:
     for name, mask in (("fwd", fwd), ("bwd", bwd)):
         if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape != bwd.shape:
             wrong(name, mask, f"bool, two dims, the shape of bwd, {tuple(bwd.shape)}")
+
+
+def pair(dy: Tensor, x: Tensor, geometry: Geometry, widths: Sequence[int] = ()) -> None:
+    """Raise OperandError for activations that are not those of one gradient: dy [M, rows] or [E, M, rows / E], x
+    [M, cols] or [E, M, cols]; or tiles of these ``widths``, of dy and of x."""
+    of_dy, of_x = widths or (0, 0)
+    m = rows("dy", dy, geometry.rows, geometry, True, of_dy)
+    alike("x", rows("x", x, geometry.cols, geometry, False, of_x), "dy", m)
+    if not (of_dy or of_x) and dy.shape[:-1] != x.shape[:-1]:
+        wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
 
 
 def alike(name: str, count: int, other: str, expected: int) -> None:

@@ -78,9 +78,11 @@ def matrix(
     if values is not None:
         values = values.float().contiguous()
         keep.append(values)
+    begins = address("row_ptr", row_ptr)
+    operands.within(begins, geometry.grid[0], cols)
     found = Matrix(
         0 if values is None else address("values", values),
-        address("row_ptr", row_ptr) + 8 * part * rows,
+        begins + 8 * part * rows,
         address("row_fwd", row_fwd) + 8 * part * rows,
         address("cols", cols),
         geometry.rows // parts,
@@ -153,6 +155,8 @@ def spmm(
     if bias is not None and bias.shape == (geometry.rows,) and len(xs) == 1:
         address("bias", bias)
         per_row, bias = bias.float().contiguous(), None
+    if bias is not None:
+        operands.broadcasts("bias", bias, _result(y, x, widths).shape)
     if act:
         operands.one_of("act", act, ACTIVATIONS)
         if bias is not None or x.dtype != torch.float32:
@@ -190,12 +194,11 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
     """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides; or
     tiles where ``widths``, of dy and of x, are not 0."""
     _check(geometry, widths)
-    of_dy, of_x = widths or (0, 0)
-    m = operands.rows("dy", dy, geometry.rows, geometry, True, of_dy)
-    operands.alike("x", operands.rows("x", x, geometry.cols, geometry, False, of_x), "dy", m)
+    operands.pair(dy, x, geometry, widths)
     address("dy", dy), address("x", x)
-    dys, xs = _stack(dy.float(), bool(of_dy)), _stack(x.float(), bool(of_x))
-    operands.alike("x", len(xs), "dy", len(dys))
+    dys, xs = (_stack(t.float(), bool(w)) for t, w in zip((dy, x), widths or (0, 0), strict=True))
+    if len(dys) != len(xs):
+        operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
     if dy.numel() == 0:
         operands.weight(None, index, geometry)
         return dy.new_zeros(index.cols.numel() * geometry.unit)

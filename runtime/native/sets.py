@@ -21,8 +21,7 @@ def largest(score: Tensor, count: int) -> Tensor:
     lib = library()
     if lib is None or score.device.type != "cpu" or score.dtype != torch.float32 or score.numel() == 0:
         return choose.largest(score, count)
-    if score.dim() == 0 or not 0 <= count <= score.shape[-1]:
-        operands.wrong("score", score, f"at least {count} scores in its last dim, a count from 0 on")
+    operands.counted(score, count)
     address("score", score)
     score = score.contiguous()
     mask = torch.empty(score.shape, dtype=torch.bool, device="cpu")
