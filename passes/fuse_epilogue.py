@@ -104,7 +104,7 @@ class FuseEpilogue(Pass):
         shape, bias = matrix(node), named(node).get("bias")
         if shape is None or node.meta["val"].dim() != 2:
             return
-        if bias is not None and bias.meta["val"].dim() != 1:
+        if bias is not None and tuple(bias.meta["val"].shape) != shape[1:]:
             return
         made = _steps(node)
         for last, values in made.items():

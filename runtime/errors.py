@@ -13,6 +13,10 @@ class ModelError(TopkastError, TypeError):
     """The model is of a kind, or in a state, that cannot be used here."""
 
 
+class OperandError(TopkastError, ValueError):
+    """A kernel was handed a tensor of a size, type or place that it cannot take."""
+
+
 class OptimizerError(TopkastError, RuntimeError):
     """The optimizer keeps state that cannot follow a set through a refresh."""
 

@@ -41,27 +41,27 @@ class Geometry:
     def inverse(self) -> tuple[int, ...]:
         return tuple(self.perm.index(i) for i in range(len(self.perm)))
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return math.prod(self.permuted[: self.lead])
 
-    @property
+    @cached_property
     def cols(self) -> int:
         return math.prod(self.permuted[self.lead :])
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, int]:
         return -(-self.rows // self.block[0]), -(-self.cols // self.block[1])
 
-    @property
+    @cached_property
     def units(self) -> int:
         return self.grid[0] * self.grid[1]
 
-    @property
+    @cached_property
     def unit(self) -> int:
         return self.block[0] * self.block[1]
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return math.prod(self.shape)
 

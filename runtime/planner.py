@@ -104,8 +104,13 @@ def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, 
 
 def forward_count(geometry: Geometry, n_bwd: int) -> int:
     """Blocks in A of the live sites that look like this (a graph knows its sites' shapes only)."""
-    same = (site.n_fwd for site in alive() if site.geometry == geometry and site.n_bwd == n_bwd)
+    same = (s.n_fwd for s in alive() if s.n_bwd == n_bwd and _matrix(s.geometry) == _matrix(geometry))
     return next(same, n_bwd)
+
+
+def _matrix(geometry: Geometry) -> tuple[int, int, tuple[int, int]]:
+    """What a weight is to a kernel: a product may see a view of the parameter, of another shape."""
+    return geometry.rows, geometry.cols, geometry.block
 
 
 def choose(problem: Problem) -> str:
@@ -210,18 +215,22 @@ def _cuda_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    tensor = torch.empty_strided(*layout, dtype=dtype, device=generator.device)
-    return tensor.copy_(torch.randn(layout[0], generator=generator, device=generator.device))
+    """Drawn as memory, then seen in these strides: where one is 0, elements share memory and cannot be written to."""
+    shape, strides = layout
+    held = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if all(shape) else 0
+    return torch.randn(held, generator=generator, device=generator.device).to(dtype).as_strided(shape, strides)
 
 
 def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]:
     """What has been measured for sites like this: product, shape of the activations, threads, seconds by kernel."""
-    g = geometry
-    where = json.loads(json.dumps([g.shape, g.perm, g.lead, g.block, n_fwd, n_bwd]))
     found = []
     for key, seconds in _remembered().items():
         product, operands, dtype, this, threads, *more = json.loads(key)
-        if this == where:
+        if this is None:  # a conversion, of no weight
+            continue
+        shape, perm, lead, (r, c), *counts = this
+        seen = Geometry(tuple(shape), tuple(perm), lead, (r, c))
+        if _matrix(seen) == _matrix(geometry) and counts == [n_fwd, n_bwd]:
             *_, widths, act = more
             what = f"{product}{' on tiles' if widths else ''}{f' with {act}' if act else ''}"
             shape = operands[0][0]

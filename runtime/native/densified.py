@@ -10,7 +10,9 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
+from .. import operands
 from ..layout import Geometry, Index
+from ..operands import address
 from ..reference import DenseProducts
 from . import library, parallel
 from .products import lib, matrix, view
@@ -25,17 +27,19 @@ def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A in the weight's own shape, contiguous."""
     found = torch.empty(geometry.rows, geometry.cols, device="cpu")
     w, keep = matrix(values, index, geometry)
-    lib().tk_dense(byref(parallel()), byref(w), found.data_ptr())
+    lib().tk_dense(byref(parallel()), byref(w), address("weight", found))
     del keep
     return found.reshape(geometry.permuted).permute(geometry.inverse).contiguous()
 
 
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """A dense gradient sampled at B, [slots * r * c]; unused slots get zero."""
-    dense = grad.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
+    operands.sized("grad", grad, geometry.shape)
+    address("grad", grad)
+    dense = grad.float().permute(geometry.perm).reshape(geometry.rows, geometry.cols)
     found = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
     w, keep = matrix(None, index, geometry)
-    lib().tk_gather(byref(parallel()), byref(w), byref(view(dense)), found.data_ptr())
+    lib().tk_gather(byref(parallel()), byref(w), byref(view("grad", dense)), address("values", found))
     del keep
     return found
 
@@ -44,7 +48,8 @@ def squares(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """The sum of the squares of A's values, a scalar in float64."""
     found = torch.empty(geometry.grid[0], dtype=torch.float64, device="cpu")
     w, keep = matrix(None, index, geometry)
-    lib().tk_squares(byref(parallel()), byref(w), values.data_ptr(), found.data_ptr())
+    at = operands.place("values", values, index.cols.numel() * geometry.unit)
+    lib().tk_squares(byref(parallel()), byref(w), at, address("squares", found))
     del keep
     return found.sum()
 
@@ -52,7 +57,8 @@ def squares(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
 def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: float) -> None:
     """values *= factor on B \\ A, in place."""
     w, keep = matrix(None, index, geometry)
-    lib().tk_scale_explored(byref(parallel()), byref(w), factor, values.data_ptr())
+    at = operands.place("values", values, index.cols.numel() * geometry.unit)
+    lib().tk_scale_explored(byref(parallel()), byref(w), factor, at)
     del keep
 
 

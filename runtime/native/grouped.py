@@ -7,43 +7,63 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
+from .. import operands
 from ..layout import Geometry, Index
-from ..reference import runs
+from ..operands import address
 from . import parallel
 from .products import _work, lib, matrix, view
 
 
 def grouped_spmm(x: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """Y = X W_A^T, each row by its own weight. x: [M, cols], any strides -> [M, rows / E]."""
-    return _each("tk_spmm", x, ends, values, index, geometry, geometry.rows // ends.numel())
+    operands.stacked("ends", ends.numel(), geometry)
+    return _each("tk_spmm", "x", x, ends, values, index, geometry, geometry.cols, geometry.rows // ends.numel())
 
 
 def grouped_spmm_t(dy: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dX = dY W_A, each row by its own weight. dy: [M, rows / E], any strides -> [M, cols]."""
-    return _each("tk_spmm_t", dy, ends, values, index, geometry, geometry.cols)
+    operands.stacked("ends", ends.numel(), geometry)
+    return _each("tk_spmm_t", "dy", dy, ends, values, index, geometry, geometry.rows // ends.numel(), geometry.cols)
 
 
-def _each(name: str, x: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry, n: int) -> Tensor:
+def _each(
+    product: str, name: str, x: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry, k: int, n: int
+) -> Tensor:
+    """A product of rows [M, k] to rows [M, n]; ``name`` is the operand's."""
+    _check(name, x, k)
+    address("ends", ends), address("values", values)
+    operands.weight(values, index, geometry)
     xs, y = x.float(), torch.zeros(x.shape[0], n, device="cpu")
     values = values.float().contiguous()
-    epilogue = (None, 0) if name == "tk_spmm" else ()  # no bias, no activation
-    for part, begin, end in runs(ends):
+    epilogue = (None, 0) if product == "tk_spmm" else ()  # no bias, no activation
+    for part, begin, end in operands.runs(ends, x.shape[0], geometry):
         w, keep = matrix(values, index, geometry, part, ends.numel())
-        here = view(xs[begin:end])
-        work = _work(w, here.m)
-        getattr(lib(), name)(byref(parallel()), byref(w), byref(here), *epilogue, byref(view(y[begin:end])), work)
+        here, there = view(name, xs[begin:end]), view("y", y[begin:end])
+        getattr(lib(), product)(byref(parallel()), byref(w), byref(here), *epilogue, byref(there), _work(w, here.m))
         del keep
     return y.to(x.dtype)
 
 
 def grouped_sddmm(dy: Tensor, x: Tensor, ends: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dY^T X of every run of rows at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols]."""
+    operands.stacked("ends", ends.numel(), geometry)
+    _check("dy", dy, geometry.rows // ends.numel())
+    _check("x", x, geometry.cols)
+    operands.alike("x", x.shape[0], "dy", dy.shape[0])
+    address("ends", ends)
+    operands.weight(None, index, geometry)
     dys, xs = dy.float(), x.float()
     grad = torch.zeros(index.cols.numel() * geometry.unit, device="cpu")
-    for part, begin, end in runs(ends):
+    for part, begin, end in operands.runs(ends, dy.shape[0], geometry):
         w, keep = matrix(None, index, geometry, part, ends.numel())
-        here = view(dys[begin:end])
-        operands = byref(here), byref(view(xs[begin:end]))
-        lib().tk_sddmm(byref(parallel()), byref(w), *operands, grad.data_ptr(), _work(w, here.m))
+        here, there = view("dy", dys[begin:end]), view("x", xs[begin:end])
+        lib().tk_sddmm(byref(parallel()), byref(w), byref(here), byref(there), address("grad", grad), _work(w, here.m))
         del keep
     return grad.to(dy.dtype)
+
+
+def _check(name: str, x: Tensor, k: int) -> None:
+    """Raise OperandError for anything but rows [M, k] in memory here."""
+    if x.dim() != 2 or x.shape[1] != k:
+        operands.wrong(name, x, f"[M, {k}]")
+    address(name, x)

@@ -10,8 +10,10 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
+from .. import operands
 from ..errors import ConfigError
 from ..layout import Geometry, Index
+from ..operands import address
 from . import Matrix, View, library, parallel
 
 MAX_BLOCK = 64  # rows and columns of a block; the kernels' buffers are cut for it
@@ -53,29 +55,36 @@ def scratch(floats: int) -> int:
     return kept.data_ptr()
 
 
-def view(tensor: Tensor) -> View:
-    """A 2-D tensor as it lies, or a contiguous one of tiles [m / width, n, width]."""
+def view(name: str, tensor: Tensor) -> View:
+    """A 2-D tensor as it lies, or a contiguous one of tiles [m / width, n, width]; ``name`` is the argument's."""
     if tensor.dim() == 2:
-        return View(tensor.data_ptr(), *tensor.shape, *tensor.stride(), 0)
+        return View(address(name, tensor), *tensor.shape, *tensor.stride(), 0)
     tiles, n, width = tensor.shape
-    return View(tensor.data_ptr(), tiles * width, n, 0, 0, width)
+    return View(address(name, tensor), tiles * width, n, 0, 0, width)
 
 
 def matrix(
     values: Tensor | None, index: Index, geometry: Geometry, part: int = 0, parts: int = 1
 ) -> tuple[Matrix, list[Tensor]]:
-    """The weight, or the ``part``-th of ``parts`` weights stacked in its rows; and what must outlive the call."""
+    """The weight, or the ``part``-th of ``parts`` weights stacked in its rows; and what must outlive the call.
+
+    Raises:
+        OperandError: index or values are of another weight, or not in memory here.
+    """
+    operands.weight(values, index, geometry)
     (r, c), rows = geometry.block, geometry.grid[0] // parts
     keep = [tensor.contiguous() for tensor in index]
     row_ptr, row_fwd, cols = keep
     if values is not None:
         values = values.float().contiguous()
         keep.append(values)
+    begins = address("row_ptr", row_ptr)
+    operands.within(begins, geometry.grid[0], cols)
     found = Matrix(
-        0 if values is None else values.data_ptr(),
-        row_ptr.data_ptr() + row_ptr.element_size() * part * rows,
-        row_fwd.data_ptr() + row_fwd.element_size() * part * rows,
-        cols.data_ptr(),
+        0 if values is None else address("values", values),
+        begins + 8 * part * rows,
+        address("row_fwd", row_fwd) + 8 * part * rows,
+        address("cols", cols),
         geometry.rows // parts,
         geometry.cols,
         # Only the last part may clear the unused slots at the end.
@@ -110,16 +119,22 @@ def _check(geometry: Geometry, widths: Sequence[int]) -> None:
 
 def pack(x: Tensor, width: int) -> Tensor:
     """Rows to tiles: [M, N], any strides, M a multiple of ``width``, to [M / width, N, width]."""
+    if x.dim() != 2 or x.dtype != torch.float32 or not whole(width) or width < 1 or x.shape[0] % width:
+        operands.wrong("x", x, f"float32 [M, N], M a multiple of the width, {width}, and that of 16")
+    rows = view("x", x)
     tiles = torch.empty(x.shape[0] // width, x.shape[1], width, device="cpu")
-    lib().tk_pack(byref(parallel()), byref(view(x)), byref(view(tiles)))
+    lib().tk_pack(byref(parallel()), byref(rows), byref(view("tiles", tiles)))
     return tiles
 
 
 def unpack(tiles: Tensor) -> Tensor:
     """The inverse of :func:`pack`."""
+    if tiles.dim() != 3 or tiles.dtype != torch.float32 or not whole(tiles.shape[2]):
+        operands.wrong("tiles", tiles, "float32 [M / width, N, width], the width a multiple of 16")
+    address("tiles", tiles)
     tiles = tiles.contiguous()
     x = torch.empty(tiles.shape[0] * tiles.shape[2], tiles.shape[1], device="cpu")
-    lib().tk_pack(byref(parallel()), byref(view(tiles)), byref(view(x)))
+    lib().tk_pack(byref(parallel()), byref(view("tiles", tiles)), byref(view("x", x)))
     return x
 
 
@@ -135,20 +150,27 @@ def spmm(
     """Y = act(X W_A^T + bias). x: [M, cols] or [E, M, cols], any strides; ``widths`` as in :func:`_operands`; ``act``
     one of :data:`ACTIVATIONS`, which needs x in float32 and a bias that is None or [rows]."""
     _check(geometry, widths)
-    xs, y = _operands(x, widths, geometry.rows)
+    xs, y = _operands("x", x, geometry, geometry.cols, widths, geometry.rows)
     per_row = None
-    if bias is not None and bias.dim() == 1 and bias.numel() == geometry.rows and len(xs) == 1:
+    if bias is not None and bias.shape == (geometry.rows,) and len(xs) == 1:
+        address("bias", bias)
         per_row, bias = bias.float().contiguous(), None
+    if bias is not None:
+        operands.broadcasts("bias", bias, _result(y, x, widths).shape)
+    if act:
+        operands.one_of("act", act, ACTIVATIONS)
+        if bias is not None or x.dtype != torch.float32:
+            operands.wrong("x", x, f"float32, and a bias [{geometry.rows}] or none, where act={act!r}")
     for part in range(len(xs)):
         w, keep = matrix(values, index, geometry, part, len(xs))
-        here = view(xs[part])
+        here = view("x", xs[part])
         lib().tk_spmm(
             byref(parallel()),
             byref(w),
             byref(here),
             None if per_row is None else per_row.data_ptr(),
             ACTIVATIONS.index(act),
-            byref(view(y[part])),
+            byref(view("y", y[part])),
             _work(w, here.m),
         )
         del keep
@@ -159,11 +181,11 @@ def spmm(
 def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
     """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides; ``widths`` as in :func:`_operands`."""
     _check(geometry, widths)
-    dys, dx = _operands(dy, widths, geometry.cols, stacked=False)
+    dys, dx = _operands("dy", dy, geometry, geometry.rows, widths, geometry.cols, each=True)
     for part in range(len(dys)):
         w, keep = matrix(values, index, geometry, part, len(dys))
-        here = view(dys[part])
-        lib().tk_spmm_t(byref(parallel()), byref(w), byref(here), byref(view(dx[part])), _work(w, here.m))
+        here = view("dy", dys[part])
+        lib().tk_spmm_t(byref(parallel()), byref(w), byref(here), byref(view("dx", dx[part])), _work(w, here.m))
         del keep
     return _result(dx, dy, widths).to(dy.dtype)
 
@@ -172,14 +194,19 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
     """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides; or
     tiles where ``widths``, of dy and of x, are not 0."""
     _check(geometry, widths)
+    operands.pair(dy, x, geometry, widths)
+    address("dy", dy), address("x", x)
     dys, xs = (_stack(t.float(), bool(w)) for t, w in zip((dy, x), widths or (0, 0), strict=True))
+    if len(dys) != len(xs):
+        operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
     if dy.numel() == 0:
+        operands.weight(None, index, geometry)
         return dy.new_zeros(index.cols.numel() * geometry.unit)
     grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
     for part in range(len(dys)):
         w, keep = matrix(None, index, geometry, part, len(dys))
-        here = view(dys[part])
-        args = byref(here), byref(view(xs[part])), grad.data_ptr()
+        here = view("dy", dys[part])
+        args = byref(here), byref(view("x", xs[part])), address("grad", grad)
         lib().tk_sddmm(byref(parallel()), byref(w), *args, _work(w, here.m))
         del keep
     return grad.to(dy.dtype)
@@ -190,14 +217,27 @@ def _stack(activations: Tensor, packed: bool = False) -> Tensor:
     return activations.contiguous()[None] if packed else activations if activations.dim() == 3 else activations[None]
 
 
-def _operands(x: Tensor, widths: Sequence[int], n: int, stacked: bool = True) -> tuple[Tensor, Tensor]:
-    """The operand, and fresh memory for a result of ``n`` columns (of all weights together, if ``stacked``).
+def _operands(
+    name: str, x: Tensor, geometry: Geometry, k: int, widths: Sequence[int], n: int, each: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The operand, and fresh memory for a result of ``n`` columns.
 
-    ``widths``, empty for (0, 0), are those of operand and result: 0 for rows, else the two are tiles of that width.
+    Args:
+        name: the operand's.
+        k: its columns, ``n`` those of the result: of all weights together where they are cut by weights, as the
+            operand is if ``each``, else the result.
+        widths: empty for (0, 0): of operand and result, 0 for rows, else the two are tiles of that width.
+
+    Raises:
+        OperandError: the operand has another size, or is not in memory here.
     """
     taken, given = widths or (0, 0)
+    m = operands.rows(name, x, k, geometry, each, taken)
+    address(name, x)
+    if given and m % given:
+        operands.wrong(name, x, f"a multiple of {given} rows, as the result is tiles")
     xs = _stack(x.float(), bool(taken))
-    m, n = xs.shape[1] * (xs.shape[3] if taken else 1), n // len(xs) if stacked else n
+    n = n if each else n // len(xs)
     return xs, torch.empty((len(xs), m // given, n, given) if given else (len(xs), m, n), device="cpu")
 
 

@@ -7,8 +7,10 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
+from .. import operands
 from .. import theta as plain
 from ..layout import Geometry, Index
+from ..operands import address, place
 from . import library, parallel
 from .products import lib, matrix
 
@@ -24,32 +26,46 @@ def fits(geometry: Geometry, *tensors: Tensor) -> bool:
 
 def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """:func:`topkast.runtime.theta.assemble`."""
+    operands.plain(values=values, reservoir=reservoir)
     if not fits(geometry, values, reservoir):
         return plain.assemble(values, reservoir, index, geometry)
-    found = torch.empty(geometry.rows, geometry.cols, device="cpu")
     w, keep = matrix(values, index, geometry)
-    lib().tk_assemble(byref(parallel()), byref(w), reservoir.data_ptr(), found.data_ptr())
+    outside = place("reservoir", reservoir, _outside(index, geometry), more=True)
+    found = torch.empty(geometry.rows, geometry.cols, device="cpu")
+    lib().tk_assemble(byref(parallel()), byref(w), outside, address("theta", found))
     del keep
     return found.reshape(geometry.permuted).permute(geometry.inverse).contiguous()
 
 
 def store(theta: Tensor, values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> None:
     """:func:`topkast.runtime.theta.store`."""
+    operands.plain(theta=theta, values=values, reservoir=reservoir)
     if not fits(geometry, values, reservoir) or theta.dtype != torch.float32 or theta.device.type != "cpu":
         return plain.store(theta, values, reservoir, index, geometry)
-    dense = theta.permute(geometry.perm).reshape(geometry.rows, geometry.cols).contiguous()
+    operands.sized("theta", theta, geometry.shape)
+    address("theta", theta)
     w, keep = matrix(None, index, geometry)
-    lib().tk_store(byref(parallel()), byref(w), dense.data_ptr(), values.data_ptr(), reservoir.data_ptr())
+    inside = place("values", values, index.cols.numel() * geometry.unit)
+    outside = place("reservoir", reservoir, _outside(index, geometry), more=True)
+    dense = theta.permute(geometry.perm).reshape(geometry.rows, geometry.cols).contiguous()
+    lib().tk_store(byref(parallel()), byref(w), address("theta", dense), inside, outside)
     torch.autograd.graph.increment_version(values)
     del keep
 
 
 def follow(tensor: Tensor, before: Index, after: Index, geometry: Geometry) -> Tensor:
     """:func:`topkast.runtime.theta.follow`."""
+    operands.plain(tensor=tensor)
     if not fits(geometry, tensor):
         return plain.follow(tensor, before, after, geometry)
-    found = torch.empty(after.cols.numel() * geometry.unit, device="cpu")
     (old, keep), (new, kept) = matrix(None, before, geometry), matrix(None, after, geometry)
-    lib().tk_follow(byref(parallel()), byref(old), byref(new), tensor.data_ptr(), found.data_ptr())
+    at = place("tensor", tensor, before.cols.numel() * geometry.unit)
+    found = torch.empty(after.cols.numel() * geometry.unit, device="cpu")
+    lib().tk_follow(byref(parallel()), byref(old), byref(new), at, address("followed", found))
     del keep, kept
     return found
+
+
+def _outside(index: Index, geometry: Geometry) -> int:
+    """How many values the reservoir holds. It may have room for more: B can be smaller later."""
+    return (geometry.units - int(index.row_ptr[-1])) * geometry.unit

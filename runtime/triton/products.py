@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import operands
 from ..layout import Geometry, Index
 from ..reference import activation
 from . import interpreted, runs_on
@@ -48,12 +49,16 @@ def spmm(
         widths: empty: there are no tiles here.
         act: as :func:`topkast.runtime.reference.activation` means it.
     """
+    operands.rows("x", x, geometry.cols, geometry, each=False)
+    operands.on_device(values, index, geometry, x=x)
     lists = (index.row_ptr, index.row_fwd, index.cols, index.cols)
     return _spmm("spmm", x, values, lists, geometry, bias, act)
 
 
 def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides."""
+    operands.rows("dy", dy, geometry.rows, geometry, each=True)
+    operands.on_device(values, index, geometry, dy=dy)
     parts = dy.shape[0] if dy.dim() == 3 else 1
     return _spmm("spmm_t", dy, values, transpose(index, geometry, parts), geometry, None, "")
 
@@ -113,6 +118,8 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides."""
     from .sddmm_kernels import sddmm_kernel
 
+    operands.pair(dy, x, geometry)
+    operands.on_device(None, index, geometry, dy=dy, x=x)
     (r, c), (rows, columns) = geometry.block, geometry.grid
     grad = dy.new_zeros(index.cols.numel() * geometry.unit)  # unused slots stay zero
     dys, xs = (dy, x) if dy.dim() == 3 else (dy[None], x[None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import operands
 from ..layout import Index, column_type
 from . import runs_on
 
@@ -25,6 +26,8 @@ def largest(score: Tensor, count: int) -> Tensor:
     """
     from .sets_kernels import digit_kernel, histogram_kernel, mask_kernel
 
+    operands.stored(score=score)
+    operands.counted(score, count)
     mask = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
     n = score.shape[-1]
     rows = score.numel() // n if n else 0
@@ -51,6 +54,8 @@ def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
     """:func:`topkast.runtime.layout.build_index`."""
     from .sets_kernels import index_kernel
 
+    operands.stored(bwd=bwd, fwd=fwd)
+    operands.nested(fwd, bwd)
     rows, columns = bwd.shape
     row_ptr = torch.zeros(rows + 1, dtype=torch.int64, device=bwd.device)
     torch.cumsum(bwd.sum(1), 0, out=row_ptr[1:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import operands
 from ..layout import Geometry, Index, slot_rows
 from ..reference import activation
 from . import runs_on
@@ -38,6 +39,8 @@ def spmm(
         widths: empty: there are no tiles here.
         act: as :func:`topkast.runtime.reference.activation` means it.
     """
+    operands.rows("x", x, geometry.cols, geometry, each=False)
+    operands.on_device(values, index, geometry, x=x)
     lists = (index.row_ptr, index.row_fwd, index.cols, index.cols)
     parts = x.shape[0] if x.dim() == 3 else 1
     return _spmm(x, values, lists, geometry.rows // parts, False, bias, act)
@@ -45,6 +48,8 @@ def spmm(
 
 def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides."""
+    operands.rows("dy", dy, geometry.rows, geometry, each=True)
+    operands.on_device(values, index, geometry, dy=dy)
     parts = dy.shape[0] if dy.dim() == 3 else 1
     return _spmm(dy, values, transpose(index, geometry, parts), geometry.cols, True, None, "")
 
@@ -94,6 +99,8 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dY^T X at B, [slots]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides."""
     from .single_kernels import single_sddmm_kernel
 
+    operands.pair(dy, x, geometry)
+    operands.on_device(None, index, geometry, dy=dy, x=x)
     dys, xs = (dy, x) if dy.dim() == 3 else (dy[None], x[None])
     parts, m, height = dys.shape
     slots, size = index.cols.numel(), 16

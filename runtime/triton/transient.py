@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import operands
 from ..layout import Geometry, Index
 from ..reference import DenseProducts
 from . import runs_on
@@ -41,6 +42,7 @@ def _move(compact: Tensor, index: Index, ends: Tensor, geometry: Geometry, dense
 
 def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A in the weight's own shape, contiguous."""
+    operands.on_device(values, index, geometry)
     # A matrix may lie either way round; only where more dims are permuted must it be moved again afterwards.
     plain = geometry.perm == tuple(range(len(geometry.shape)))
     direct = plain or len(geometry.shape) == 2
@@ -52,6 +54,8 @@ def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
 
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """A dense gradient sampled at B, [slots * r * c]; unused slots get zero."""
+    operands.sized("grad", grad, geometry.shape)
+    operands.on_device(None, index, geometry, grad=grad)
     found = grad.new_zeros(index.cols.numel() * geometry.unit)
     matrix = grad.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
     _move(found, index, index.row_ptr[1:], geometry, matrix)
@@ -63,6 +67,7 @@ class TransientProducts(DenseProducts):
 
     def sddmm(self, dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
         """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
+        operands.on_device(None, index, geometry, dy=dy, x=x)
         parts = dy.shape[0] if dy.dim() == 3 else 1
         r, rows = geometry.block[0], geometry.rows // parts
         if rows % r and parts > 1:  # a block row belongs to two weights
