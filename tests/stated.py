@@ -8,14 +8,28 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper
 
 from topkast.runtime.onnx.check import check
 
 Array = np.ndarray
 
 
-def assert_valid(model: onnx.ModelProto) -> None:
-    """The full check, as the export makes it of every file: sparse constants count as dense inputs."""
+def assert_valid(model: onnx.ModelProto, **shapes: tuple[int, ...]) -> None:
+    """The full check, as the export makes it of every file: sparse constants count as dense inputs.
+
+    Args:
+        model: stays as it is.
+        shapes: of inputs and outputs in a run, by name, to be stated of them for the check.
+    """
+    if shapes:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        for value in [*copy.graph.input, *copy.graph.output]:
+            if value.name in shapes:
+                kind = value.type.tensor_type.elem_type
+                value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shapes[value.name]))
+        model = copy
     sparse = bool(model.graph.sparse_initializer)
     if not sparse:
         onnx.checker.check_model(model, full_check=True)
