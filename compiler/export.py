@@ -65,9 +65,14 @@ def export(
             - "dense": zeros stored like any number.
 
             Weights that a format does not suit stay dense, with the reason in the result.
-        dynamic_shapes: as ``torch.export.export`` takes it, by argument name or position. None: the first dimension of
-            every input that has the size of the first input's is a batch of any size; where the model's code does not
-            allow that, sizes are fixed and a note says so.
+        dynamic_shapes: which axes may have any size: a dict by argument name, or a tuple or list by position, that
+            follows the inputs' structure; for each tensor a dict {axis: name} or a tuple with an entry for each axis.
+            A name (or ``torch.export.Dim(name)``) is what the file calls the axis; axes of one name have one size.
+            ``Dim(name, min=..., max=...)`` limits the sizes; limits that the model's code sets, such as a table of
+            positions, are found and noted. ``Dim.DYNAMIC`` is a name that the export chooses; ``Dim.AUTO`` too, unless
+            the code fixes the axis; ``Dim.STATIC``, None and the example's size keep it fixed. Examples of size 1 are
+            traced twice as large. None: the first dimension of every input that has the size of the first input's is a
+            batch of any size; where the model's code does not allow that, sizes are fixed and a note says so.
         precision: of sparse weights' values in the file. "fp32", or "fp16": they are rounded to float16, which halves
             the file, and widened when it is loaded; products are computed in float32, and compared with the rounded
             model's.
@@ -76,7 +81,9 @@ def export(
 
     Raises:
         ConfigError: an unknown format, precision or opset; a weight too large for float16.
-        ExportError: the model cannot be traced or written, or what was written does not agree; no file is left.
+        ExportError: the model cannot be traced or written, or what was written does not agree; no file is left. Or
+            ``dynamic_shapes`` names what the inputs do not have, gives one name to axes of unequal sizes, or names an
+            axis that the model's code fixes.
         ModelError: the model was not converted.
     """
     # ONNX and its runtime take long to import, and training needs neither.
@@ -111,14 +118,16 @@ def export(
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
         if not output_names:
             raise ExportError("the model returns no tensor")
-        program, tensors, axes = trace(flat, inputs, dynamic_shapes, notes)
+        program, tensors, sizes = trace(flat, inputs, dynamic_shapes, notes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             file = folder / path.name
             try:
-                named = dict(zip(inputs.names, axes, strict=True))
+                named = dict(zip(inputs.names, sizes.names, strict=True))
                 dims = [
-                    (name, t.shape[axis]) for t, dims in zip(tensors, axes, strict=True) for axis, name in dims.items()
+                    (name, t.shape[axis])
+                    for t, dims in zip(tensors, sizes.names, strict=True)
+                    for axis, name in dims.items()
                 ]
                 wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
                 written, found, shrunk = write(
@@ -136,7 +145,7 @@ def export(
             library = native.path() if custom else None
             if custom and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library)
+            checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials)
             annotate(file, format, precision, found, shrunk, checked.max_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights beside it first

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,31 +11,38 @@ from torch import Tensor
 from topkast.runtime.errors import ExportError
 
 from .export_attention import keep_empty_rows
+from .export_axes import doubled, read
+from .export_sizes import Sizes, sizes
 from .flatten import Flat, Inputs
 from .traceable import in_the_open
 
 
 def trace(
     flat: Flat, inputs: Inputs, dynamic_shapes: Any, notes: list[str]
-) -> tuple[torch.export.ExportedProgram, list[Tensor], list[dict[int, str]]]:
-    """(program, the tensors it was traced with, names of their dynamic dimensions)."""
+) -> tuple[torch.export.ExportedProgram, list[Tensor], Sizes]:
+    """(program, the tensors it was traced with, their dynamic sizes)."""
     tensors = inputs.tensors
     if dynamic_shapes is not None:
-        shapes = inputs.shapes(dynamic_shapes)
-        return _exported(flat, tensors, shapes), tensors, _axes(shapes)
-    sizes = [tensor.shape[0] for tensor in tensors if tensor.dim()]
-    if sizes:
-        shared = [bool(tensor.dim()) and tensor.shape[0] == sizes[0] for tensor in tensors]
+        asked = read(inputs, dynamic_shapes)
+        examples = doubled(tensors, asked)
+        specs = [{number: axis.spec for number, axis in axes.items()} or None for axes in asked]
+        program = _exported(flat, examples, specs)
+        found = sizes(program, examples, asked, inputs.names)
+        notes += found.notes
+        return program, examples, found
+    leading = [tensor.shape[0] for tensor in tensors if tensor.dim()]
+    if leading:
+        shared = [bool(tensor.dim()) and tensor.shape[0] == leading[0] for tensor in tensors]
         batch = torch.export.Dim("batch")
         # A size of 1 would be taken as a constant: trace with the example twice.
-        doubled = [torch.cat([t, t]) if sizes[0] == 1 and b else t for t, b in zip(tensors, shared, strict=True)]
+        twice = [torch.cat([t, t]) if leading[0] == 1 and b else t for t, b in zip(tensors, shared, strict=True)]
         try:
-            shapes = [{0: batch} if b else None for b in shared]
-            return _exported(flat, doubled, shapes), doubled, _axes(shapes)
+            program = _exported(flat, twice, [{0: batch} if b else None for b in shared])
+            return program, twice, Sizes([{0: "batch"} if b else {} for b in shared])
         except ExportError as error:
             why = first_line(error.__cause__)
-            notes.append(f"the batch size is fixed at {sizes[0]}, the model's code does not allow another: {why}")
-    return _exported(flat, tensors, [None] * len(tensors)), tensors, [{} for _ in tensors]
+            notes.append(f"the batch size is fixed at {leading[0]}, the model's code does not allow another: {why}")
+    return _exported(flat, tensors, [None] * len(tensors)), tensors, Sizes([{} for _ in tensors])
 
 
 def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.export.ExportedProgram:
@@ -70,16 +76,6 @@ def _drop_checks(graph: torch.fx.Graph) -> None:
 
 # What compares the sizes that checks are about.
 _PURE = {getattr(operator, name) for name in ("eq", "ne", "le", "lt", "ge", "gt", "and_", "or_", "not_")}
-
-
-def _axes(shapes: list[Any]) -> list[dict[int, str]]:
-    """Names of the dynamic dimensions, for each tensor; dimensions that torch names by itself have none."""
-    found = []
-    for spec in shapes:
-        pairs = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
-        named = {axis: dim if isinstance(dim, str) else getattr(dim, "__name__", None) for axis, dim in pairs}
-        found.append({axis: name for axis, name in named.items() if name})
-    return found
 
 
 def first_line(error: BaseException | None) -> str:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from topkast.runtime.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tensor: its number, and what stands there in the examples."""
+
+    number: int
+    tensor: Tensor
 
 
 class Inputs:
@@ -38,11 +46,7 @@ class Inputs:
         if not self._slots:
             raise ExportError("example_inputs: hold no tensor")
         self.tensors = [leaves[i].detach().cpu() for i in self._slots]
-        named: dict[str, Any] = {}
-        for name, value in bound.items():
-            kind = self._signature.parameters[name].kind
-            named.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
-        self._bound = named
+        named = _named(self._signature, bound)
         paths = {id(leaf): _join(path) for path, leaf in pytree.tree_flatten_with_path(named)[0]}
         self.names = [paths[id(leaves[i])] for i in self._slots]
         if len(set(self.names)) < len(self.names):  # the same tensor given twice
@@ -56,28 +60,22 @@ class Inputs:
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         return model(*args, **kwargs)
 
-    def shapes(self, dynamic_shapes: Any) -> list[Any]:
-        """One entry for each tensor of ``dynamic_shapes``, given by argument name or position as in torch.export."""
-        if not isinstance(dynamic_shapes, Mapping):
-            dynamic_shapes = dict(zip(self._bound, dynamic_shapes or (), strict=False))
-        unknown = set(dynamic_shapes) - set(self._bound)
-        if unknown:
-            raise ExportError(f"dynamic_shapes: no argument {', '.join(map(repr, sorted(unknown)))} in example_inputs")
-        found: dict[str, Any] = {}
+    def given(self) -> dict[str, Any]:
+        """The arguments by name, each tensor in them as its :class:`Slot`."""
+        leaves = list(self._leaves)
+        for number, (i, tensor) in enumerate(zip(self._slots, self.tensors, strict=True)):
+            leaves[i] = Slot(number, tensor)
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        return _named(self._signature, self._signature.bind(*args, **kwargs).arguments)
 
-        def walk(path: str, value: Any, spec: Any) -> None:
-            if isinstance(value, Tensor):
-                found[path] = spec
-            elif isinstance(value, Mapping):
-                for key in value:
-                    walk(f"{path}_{key}", value[key], spec[key] if spec else None)
-            elif isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
-                    walk(f"{path}_{i}", item, spec[i] if spec else None)
 
-        for name, value in self._bound.items():
-            walk(name, value, dynamic_shapes.get(name))
-        return [found.get(name) for name in self.names]
+def _named(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, those of ``**kwargs`` by their own."""
+    named: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        named.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    return named
 
 
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

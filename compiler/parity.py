@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def compare(
     sizes_free: bool,
     verify: bool,
     library: Path | None = None,
+    shapes: Sequence[list[list[int]]] = (),
 ) -> Checked:
     """Run the file and the model on the same inputs: the examples, and random ones of other sizes.
 
@@ -52,6 +53,7 @@ def compare(
         sizes_free: whether dynamic sizes may be anything (the default batch), or have limits that the user set.
         verify: without it, the file is loaded to read its shapes, and nothing is run.
         library: of our kernels, with which the file is run as well as without; None: only without.
+        shapes: of the inputs, other sizes to try. None given: those that follow from the file's dynamic dimensions.
 
     Raises:
         ExportError: it does not run, or an output is further from PyTorch's than the bound.
@@ -69,7 +71,7 @@ def compare(
         return checked
     trials = [tensors]
     expected = [flat.named(*tensors)]
-    for drawn in _draws(session, names, tensors, sizes_free):
+    for drawn in _draws(session, names, tensors, sizes_free, shapes):
         try:
             expected.append(flat.named(*drawn))
             trials.append(drawn)
@@ -84,8 +86,8 @@ def compare(
             try:
                 given = one.run(dict(zip(names, trial, strict=True)))
             except Exception as error:
-                shapes = ", ".join(f"{name}{list(t.shape)}" for name, t in zip(names, trial, strict=True))
-                raise ExportError(f"ONNX Runtime cannot run the exported file on {shapes}: {error}") from error
+                where = _sizes(names, trial)
+                raise ExportError(f"ONNX Runtime cannot run the exported file on {where}: {error}") from error
             for j, (name, tensor) in enumerate(wanted.items()):
                 error_of, bound = _error(given[j], tensor, exact[i][j] if exact else None)
                 checked.max_error = max(checked.max_error, error_of)
@@ -93,14 +95,23 @@ def compare(
                     how, largest = "" if one is session else " with topkast's library", tensor.abs().max().item()
                     raise ExportError(
                         f"the exported file does not agree with PyTorch{how}: output {name!r} is off by "
-                        f"{error_of:.3g}, at most {bound:.3g} is rounding (its largest value: {largest:.3g})"
+                        f"{error_of:.3g}, at most {bound:.3g} is rounding (its largest value: {largest:.3g}), "
+                        f"on inputs {_sizes(names, trial)}"
+                        + ("; torch.export.Dim(name, min=..., max=...) limits a size" if i and shapes else "")
                     )
     return checked
 
 
-def _draws(session: Session, names: list[str], tensors: list[Tensor], sizes_free: bool) -> Iterator[list[Tensor]]:
-    """Random inputs like the examples: of one more in each dynamic dimension, and of a batch of one."""
+def _draws(
+    session: Session, names: list[str], tensors: list[Tensor], sizes_free: bool, given: Sequence[list[list[int]]]
+) -> Iterator[list[Tensor]]:
+    """Inputs of the shapes given; else random ones like the examples, of one more in each dynamic dimension, and of a
+    batch of one."""
     generator = torch.Generator().manual_seed(0)
+    for wished in given:
+        yield [_part(t, shape, generator) for t, shape in zip(tensors, wished, strict=True)]
+    if given:
+        return
     shapes = session.inputs
     known = {
         dim: tensor.shape[axis]
@@ -118,6 +129,19 @@ def _draws(session: Session, names: list[str], tensors: list[Tensor], sizes_free
                 (tensor, shapes.get(name, tensor.shape)) for name, tensor in zip(names, tensors, strict=True)
             )
         ]
+
+
+def _part(tensor: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
+    """A part of an example if it has one of this shape, else random. In a few random values of a mask, nothing might be
+    seen."""
+    if any(size > whole for size, whole in zip(shape, tensor.shape, strict=True)):
+        return _random(tensor, shape, generator)
+    return tensor[tuple(slice(size) for size in shape)].contiguous()
+
+
+def _sizes(names: list[str], tensors: list[Tensor]) -> str:
+    """The inputs' shapes, in words."""
+    return ", ".join(f"{name}{list(t.shape)}" for name, t in zip(names, tensors, strict=True))
 
 
 def _random(like: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from budget import assert_budget
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from stated import assert_stated
 
 Array = np.ndarray
 
@@ -56,7 +57,7 @@ class Net:
         return self.add("Conv", x, *weights, pads=[pad] * 4, group=groups, kernel_shape=[size, size])
 
     def model(self, *outputs: str, double: bool = False) -> onnx.ModelProto:
-        """The file, its shapes inferred; with ``double`` the same in float64."""
+        """The file, its shapes inferred, and stated of constants too, as exporters do; with ``double`` in float64."""
         kind = TensorProto.DOUBLE if double else TensorProto.FLOAT
         constants = [
             numpy_helper.from_array(array.astype(np.float64) if double and array.dtype == np.float32 else array, name)
@@ -66,7 +67,8 @@ class Net:
         x.CopyFrom(self.input)
         x.type.tensor_type.elem_type = kind
         values = [helper.make_tensor_value_info(name, kind, None) for name in outputs]
-        graph = helper.make_graph(self.nodes, "net", [x], values, constants)
+        said = [helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in constants]
+        graph = helper.make_graph(self.nodes, "net", [x], values, constants, value_info=said)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
         return onnx.shape_inference.infer_shapes(made, strict_mode=True, data_prop=True)
 
@@ -87,5 +89,6 @@ def assert_same(net: Net, outputs: list[str], shrunk: onnx.ModelProto, where: st
     exact = truth.run(None, {"x": x.astype(np.float64)})
     for ours, oracle, exactly in zip(run(shrunk, x), run(whole, x), exact, strict=True):
         assert_budget(*map(torch.from_numpy, (ours, oracle, np.asarray(exactly))), where)
+    assert_stated(shrunk, {"x": x}, where)
     # Of a batch of one the shapes alone: its handful of numbers may by luck be without an error.
     assert [y.shape for y in run(shrunk, x[:1])] == [y.shape for y in run(whole, x[:1])], where

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import CASES
+from stated import assert_valid
 from torch import Tensor, nn
 
 import topkast
@@ -20,6 +21,7 @@ from topkast.compiler import parity
 
 
 def _run(path: Path, *tensors: Tensor) -> list[Tensor]:
+    assert_valid(onnx.load(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     feeds = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from onnx import TensorProto, helper, numpy_helper
 from products import dense_file, parts, session, sparse_matrix
+from stated import assert_stated, assert_valid
 from test_native import within
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,6 +92,7 @@ def test_fuzz(data: st.DataObject) -> None:
     )
     x = torch.randn(batch, channels * groups, *size)
     (y,) = session(model, threads).run(None, {"x": x.numpy()})
+    assert_valid(model, x=tuple(x.shape), y=y.shape)
     check_conv(matrix, bias, x, torch.from_numpy(y), act, window)
 
 
@@ -136,6 +138,7 @@ def test_a_stock_session_runs_the_function(kind: str, act: str) -> None:
     x = torch.randn(2, 3, 7, 8) if conv else torch.randn(5, 27)
     stock = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (plain,), (ours,) = (made.run(None, {"x": x.numpy()}) for made in (stock, session(model)))
+    assert_valid(model, x=tuple(x.shape), y=plain.shape)
     torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(plain), rtol=1e-5, atol=1e-5)
     if conv:
         check_conv(matrix, bias, x, torch.from_numpy(ours), act, window)
@@ -208,6 +211,7 @@ def test_depthwise_stays_dense_and_groups_do_not() -> None:
         (site,) = convert(model, Wanted("custom", blocks=[unit]))
         assert site.format == format and why in site.why
         x = np.random.default_rng(0).standard_normal((2, 8, 6, 7)).astype(np.float32)
+        assert_stated(model, {"x": x})
         (plain,), (ours,) = (made.run(None, {"x": x}) for made in (before, session(model)))
         torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(plain), rtol=1e-5, atol=1e-5)
 

@@ -15,6 +15,7 @@ import torch
 from builders import CASES
 from onnx import TensorProto, helper, numpy_helper
 from products import dense_file, run, session, sparse_matrix
+from stated import assert_stated, assert_valid
 from test_onnx_library import check
 from torch import Tensor, nn
 
@@ -93,6 +94,7 @@ def test_models(name: str, format: str, precision: str, unit: tuple[int, int], t
         model.load_state_dict(rounded)
     more = tuple(torch.cat([t, t[:1]]) for t in inputs) if name != "experts" else inputs
     expected = plain(model, *more)
+    assert_stated(onnx.load(result.path), dict(zip(result.inputs, (t.numpy() for t in more), strict=True)))
     for made in (stock(result.path), topkast.onnx.session(result.path)):
         torch.testing.assert_close(outputs(made, *more), expected, rtol=1e-4, atol=1e-5)
     sites = [site for site in result.sites if site.density < 0.5]
@@ -123,7 +125,7 @@ def test_one_product(format: str, half: bool, unit: tuple[int, int], lead: tuple
     model = dense_file(matrix, bias, lead)
     (site,) = convert(model, Wanted(format, half, [unit]))
     x = np.random.default_rng(0).standard_normal([2 if size != "m" else 5 for size in lead] + [160]).astype(np.float32)
-    onnx.checker.check_model(model, full_check=format != "sparse_initializer")
+    assert_stated(model, {"x": x}, f"{format} {unit}")
     if site.format == "custom":
         check(run(model, x=x), x, matrix, bias, f"{format} {unit}")
     check_stock(model, x, matrix, bias, f"{format} {unit}")
@@ -151,6 +153,7 @@ def test_both_forms_of_block(rows: int, even: bool, lead: tuple[Any, ...]) -> No
     (site,) = convert(model, Wanted("block", False, [(32, 32)], sizes={"m": rows}))
     assert site.format == "block" and "MatMul" in {node.op_type for node in model.graph.node}
     assert any("row_major" in t.name for t in model.graph.initializer) == (rows == 300)
+    assert_valid(model)
     for count in (rows, 3):  # the form is chosen once, and is right for any number
         x = rng.standard_normal((count, *lead[1:], 256)).astype(np.float32)
         check_stock(model, x, matrix, None, f"{rows} {even} {count}")
@@ -241,6 +244,7 @@ def test_an_add_inside_a_branch_stays_there() -> None:
     convert(model, Wanted("custom"))
     assert [node.op_type for node in model.graph.node] == ["SparseMatMul", "If"]
     x = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
+    assert_stated(model, {"x": x, "flag": np.array(True)})
     (y,) = session(model).run(None, {"x": x, "flag": np.array(True)})
     np.testing.assert_allclose(y, x @ matrix.T + 1, rtol=1e-5, atol=1e-5)
 

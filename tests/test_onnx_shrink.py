@@ -13,11 +13,14 @@ import torch
 from budget import assert_budget
 from builders import CASES
 from nets import Net, assert_same
+from onnxruntime.quantization import quantize_dynamic
+from stated import assert_stated
 from torch import nn
 
 import topkast
 from topkast.compiler.inspect_file import main
 from topkast.runtime.onnx import metadata, writer
+from topkast.runtime.onnx.convert import Wanted, convert
 from topkast.runtime.onnx.metadata import Shrunk
 from topkast.runtime.onnx.shrink import shrink
 
@@ -236,6 +239,36 @@ def test_sizes_in_shapes_that_are_computed() -> None:
     assert [8, 3] in dims(model).values()
 
 
+def test_what_is_left_can_be_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's tool infers all shapes anew; without dead units a file is as near to the model as with them."""
+    model = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256))
+    model, x = topkast.sparsify(model, 0.9, 0.8, block=(32, 32)), torch.randn(5, 256)
+    small = topkast.export(model, tmp_path / "small.onnx", x[:2], format="dense")
+    monkeypatch.setattr(writer, "shrink", lambda model, blocks, names: ([], names))
+    whole = topkast.export(model, tmp_path / "whole.onnx", x[:2], format="dense", verify=False)
+    assert sum(one.rows for one in small.shrunk) and not whole.shrunk
+
+    def quantized(path: Path) -> torch.Tensor:
+        assert_stated(onnx.load(path), {"input": x.numpy()}, path.name)
+        quantize_dynamic(path, path.with_suffix(".int8"))
+        made = onnxruntime.InferenceSession(path.with_suffix(".int8"), providers=["CPUExecutionProvider"])
+        return torch.from_numpy(made.run(None, {"input": x.numpy()})[0])
+
+    wanted, exact = quantized(whole.path), topkast.densify(model).double()(x.double())
+    assert_budget(quantized(small.path), wanted, exact, "dense")
+    assert {"MatMulInteger", "DynamicQuantizeLinear"} <= kinds(small.path.with_suffix(".int8"))
+    for format in ("auto", "custom", "block", "compact"):
+        file, path = onnx.load(small.path), tmp_path / f"{format}.onnx"
+        sites = convert(file, Wanted(format, blocks=[(32, 32)]))
+        assert format == "auto" or {site.format for site in sites if site.block} == {format}
+        onnx.save(file, path)
+        assert_budget(quantized(path), wanted, exact, format)
+
+
+def kinds(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
 def planted(name: str) -> tuple[nn.Module, Any]:
     """A trained model's like: rows and columns of zeros, and what is beside them."""
     case = CASES[name]
@@ -259,6 +292,7 @@ def test_exports(
     model, inputs = planted(name)
     model = topkast.sparsify(model, 0.0, min_size=1)
     result = topkast.export(model, tmp_path / "small.onnx", inputs, format=format)
+    assert_stated(onnx.load(result.path), dict(zip(result.inputs, (t.numpy() for t in inputs), strict=True)))
     monkeypatch.setattr(writer, "shrink", lambda model, blocks, names: ([], names))
     whole = topkast.export(model, tmp_path / "whole.onnx", inputs, format=format, verify=False)
     assert sum(one.rows for one in result.shrunk) == out and not whole.shrunk

@@ -16,6 +16,7 @@ import pytest
 import torch
 from exported import ZOO, Exported, first
 from products import session
+from stated import assert_stated
 from torch import Tensor, nn
 
 import topkast
@@ -79,6 +80,7 @@ def test_every_format(name: str, tmp_path: Path) -> None:
             large = format[:6] == "sparse" and (half or min(site.density for site in sparse) > 1 / 3)
             left = format == "auto" or (format == "block" and case.block != (16, 16)) or large
             assert left or any(site.format == format for site in sparse)
+            assert_stated(file, {key: t.numpy() for key, t in expected[1][0].items()}, format)
             stock = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
             for made in (stock, session(file)):
                 for given, plain, exact in expected:

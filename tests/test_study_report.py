@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import study
+from _study_dense import caption
 from _study_grid import Point, read_grid
 from _study_report import MARKS, about, summary, tables, with_summary
 from _study_rows import Row, compared, estimate, rows
@@ -117,6 +118,22 @@ def test_only_what_can_be_compared_is_reported() -> None:
         ["topkast", "not run", "-", "-"],
         ["static", "diverged", "1.00", "1.00"],
     ]
+
+
+def test_a_table_with_dense_says_what_holds_dense_back() -> None:
+    def said(task: str, steps: int, *arms: str) -> str:
+        found = [
+            Row(arm, (("task", task),), 0.01, 1, steps, {0: 1.0}, 0, 0, {"flops": 1.0, "bytes": 1.0}, 1) for arm in arms
+        ]
+        (sheet,) = sheets(found, "topkast")
+        assert sheet.note == caption(found) and summary(found).note == sheet.note
+        assert sheet.markdown().endswith(f" |\n\n{sheet.note}\n" if sheet.note else " |\n")
+        return sheet.note
+
+    short, long = said("bytes", 300, "topkast", "dense"), said("bytes", 1500, "dense", "gmp")
+    assert "one learning rate, 0.01" in short and "0.118 ± 0.098 better" in short and "gmp" not in short
+    assert "0.169 ± 0.032" in long and "gmp is likely under-tuned" in long
+    assert "not tried here" in said("digits", 200, "dense", "small-dense", "gmp")
 
 
 def test_what_is_in_the_repository_is_what_the_results_give() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from _study_dense import caption
 from _study_grid import read_grid
 from _study_rows import Row, compared, estimate, rows
 from _study_run import StudyError
@@ -26,6 +27,11 @@ more rates, and makes intervals somewhat too narrow. Each interval is for its fi
 many there are. FLOPs are those of the products of weights that can be sparse. Measured time is steps x the median ratio
 of the compiled step to the compiled dense one (one thread, with its share of the refreshes) x the dense step; a dash:
 not measured.
+
+**Dense arms have one learning rate for all their parameters**, small-dense and gradual pruning (gmp) too. It is the one
+that their matrices bear, and it is low for norms, embeddings and biases, which in sparse arms have 16e-3 and more on
+the bytes. About half of what dense is behind default Top-KAST there at 300 steps comes from that. The lines below each
+table with dense say what a trial with split rates gave.
 """
 
 
@@ -69,7 +75,7 @@ def summary(found: Sequence[Row]) -> Sheet:
         both = dense and row.costs
         costs = [f"{row.costs[name] / dense[name]:.2f}" if both else "-" for name in ("flops", "bytes")]
         lines.append([row.arm, *each, *costs])
-    return Sheet("", headings, lines)
+    return Sheet("", headings, lines, caption([row for row in found if row.task == tasks[0]]))
 
 
 def _short(row: Row) -> str:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from _study_dense import caption
 from _study_rows import Row, estimate
 from _study_tasks import task_of
 from rich.table import Table
@@ -14,15 +15,16 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: the first column is text, the others are figures."""
+    """A table: the first column is text, the others are figures; ``note`` stands below it."""
 
     title: str
     headings: list[str]
     lines: list[list[str]]
+    note: str = ""
 
     def rich(self) -> Table:
         """For the terminal."""
-        table = Table(title=self.title, title_justify="left")
+        table = Table(title=self.title, title_justify="left", caption=self.note or None, caption_justify="left")
         for number, heading in enumerate(self.headings):
             table.add_column(heading, justify="right" if number else "left")
         for line in self.lines:
@@ -33,7 +35,8 @@ class Sheet:
         """For a file, with an empty line at either end of the title."""
         rule = ["---", *["---:"] * (len(self.headings) - 1)]
         lines = [f"| {' | '.join(cells)} |" for cells in (self.headings, rule, *self.lines)]
-        return "\n".join(([f"**{self.title}**", ""] if self.title else []) + lines) + "\n"
+        title, note = ([f"**{self.title}**", ""] if self.title else []), (["", self.note] if self.note else [])
+        return "\n".join(title + lines + note) + "\n"
 
 
 def sheets(found: Sequence[Row], against: str) -> list[Sheet]:
@@ -62,7 +65,7 @@ def _sheet(point: str, here: Sequence[Row], against: str) -> Sheet:
         f"less {against} ± 95 %", f"FLOPs, of {here[0].unit} dense steps", "MB (of dense)",
         "measured time, s (of dense)",
     ]  # fmt: skip
-    return Sheet(title, headings, [_cells(row, base, dense) for row in sorted(here, key=Row.mean)])
+    return Sheet(title, headings, [_cells(row, base, dense) for row in sorted(here, key=Row.mean)], caption(here))
 
 
 def _cells(row: Row, base: Row | None, dense: dict[str, float]) -> list[str]:

@@ -102,7 +102,11 @@ class Graph:
         self._first += nodes
 
     def finish(self) -> None:
-        """Write the changes into the model, without the constants that nothing uses any more."""
+        """Write the changes into the model, without the constants that nothing uses any more.
+
+        A constant states its shape itself. What the file says of it a second time, as exporters do, is left out: it
+        would have to be changed wherever a constant is.
+        """
         proto = self.model.graph
         nodes = [new for node in self.nodes for new in self._instead.get(node.output[0], [node])]
         del proto.node[:]
@@ -113,8 +117,8 @@ class Graph:
         tensors += [tensor for tensor in proto.initializer if tensor.name in inputs]
         del proto.initializer[:]
         proto.initializer.extend(tensors)
-        known = used | {name for node in proto.node for name in node.output}
-        values = [value for value in proto.value_info if value.name in known]
+        computed = {name for node in proto.node for name in node.output}
+        values = [value for value in proto.value_info if value.name in computed]
         del proto.value_info[:]
         proto.value_info.extend(values)
 

@@ -33,15 +33,19 @@ def tidy(model: onnx.ModelProto, prefix: str, axes: Mapping[str, Mapping[int, st
     for value in model.graph.input:
         for axis, wanted in axes.get(value.name, {}).items():
             symbol = value.type.tensor_type.shape.dim[axis].dim_param
-            if symbol:
+            if symbol and not symbol.isdecimal():
                 dims[symbol] = wanted
     for graph in graphs:
         _rename(graph, names)
         for value in [*graph.input, *graph.output, *graph.value_info]:
             value.ClearField("metadata_props")
             for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param:  # a symbol, or an expression of symbols
-                    dim.dim_param = re.sub(r"\w+", lambda found: dims.get(found[0], found[0]), dim.dim_param)
+                if dim.dim_param.isdecimal():  # a size that was to vary, and that the model's code fixes
+                    dim.dim_value = int(dim.dim_param)
+                elif dim.dim_param:  # a symbol, or an expression of symbols, which may be an input's axis too
+                    dim.dim_param = dims.get(dim.dim_param) or re.sub(
+                        r"\w+", lambda found: dims.get(found[0], found[0]), dim.dim_param
+                    )
     if max(entry.version for entry in model.opset_import) <= 20:
         model.ir_version = min(model.ir_version, 9)
     for holder in [*graphs, *model.functions]:

@@ -14,6 +14,7 @@ import onnx
 import torch
 
 from . import metadata
+from .check import check
 from .convert import Wanted, convert
 from .grouped import translations, unstack
 from .metadata import Shrunk, SiteResult
@@ -86,7 +87,7 @@ def write(
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write ``model`` to ``path``, and let onnx.checker look at it.
+    """Write ``model`` to ``path``, and check it in full, see :func:`topkast.runtime.onnx.check.check`.
 
     Weights of more than 2 GB go to ``<path>.data`` beside it, out of ``model``.
 
@@ -97,7 +98,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     beside = f"{path.name}.data"
     (path.parent / beside).unlink(missing_ok=True)  # onnx appends to it
     onnx.save(model, str(path), save_as_external_data=large, location=beside)
-    onnx.checker.check_model(str(path))
+    check(path, bool(model.graph.sparse_initializer))
 
 
 def annotate(
