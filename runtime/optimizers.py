@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .decay import decay_explored
+from .eager_steps import notice_eager_step
 from .follow import check_elementwise, claim
 from .record import SITES
 from .renew import renew_due
@@ -64,6 +65,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
         check_elementwise(optimizer, [site for site, _ in held])
     for site, group in held:
         advance(site, group.get("lr"))
+    notice_eager_step(site for site, _ in held)
 
 
 def advance(site: Site, lr: float | Tensor | None) -> None:
