@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import types
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,8 @@ from torch.nn.utils import parametrize
 
 from topkast.runtime.refused import keep_whole
 from topkast.runtime.site import Site
+
+from .shared_class import share_class, shares_class
 
 
 def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -34,8 +38,8 @@ def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return twin
 
 
-def _follow_flat_weights(module: nn.Module) -> None:
-    """Let a recurrent module read its weights by name: its list of raw parameters would go stale."""
+def _follow_flat_weights(kind: Any) -> None:
+    """Let a recurrent class read its weights by name: its list of raw parameters would go stale."""
 
     def get(self: nn.Module) -> list[Any]:
         return [getattr(self, name) for name in self._flat_weights_names]  # type: ignore[union-attr]
@@ -43,11 +47,14 @@ def _follow_flat_weights(module: nn.Module) -> None:
     def ignore(self: nn.Module, value: Any) -> None:
         """What torch computes for this list is what ``get`` gives."""
 
-    module.__dict__.pop("_flat_weights", None)
-    kind: Any = module.__class__
     kind._flat_weights = property(get, ignore)
     # There is no list to keep up to date; looking whether it is would put every W_A into the graph as an output.
     kind._update_flat_weights = kind._init_flat_weights = lambda self: None
+    # Dynamo remembers for a function's code that it leaves recurrent layers to Python, as it does for plain ones.
+    given = kind.forward
+    own = types.FunctionType(given.__code__.replace(), given.__globals__, given.__name__, None, given.__closure__)
+    own.__defaults__, own.__kwdefaults__ = given.__defaults__, given.__kwdefaults__
+    kind.forward = functools.update_wrapper(own, given)
 
 
 @contextlib.contextmanager
@@ -95,16 +102,28 @@ def attach(module: nn.Module, attribute: str, site: Site) -> None:
     if attribute not in module._parameters:
         return  # a module that has several names in the model comes once for each
     del module._parameters[attribute]
-    if not parametrize.is_parametrized(module):
-        parametrize._inject_new_class(module)
+    module.__dict__.pop("_flat_weights", None)  # of a recurrent module: see _follow_flat_weights
+    parametrized = parametrize.is_parametrized(module)
+    if not parametrized:
         module.parametrizations = nn.ModuleDict()
-        own = getattr(module.__class__.__bases__[0], "__deepcopy__", None)
-        if own is None or isinstance(module, torch.fx.GraphModule):
-            setattr(module.__class__, "__deepcopy__", copy_module)  # noqa: B010
-        if isinstance(module, nn.RNNBase):
-            _follow_flat_weights(module)
-    if "state_dict" not in vars(module.__class__):
-        _leave_state_to_sites(module.__class__)
-        keep_whole(module.__class__)
-    parametrize._inject_property(module, attribute)
+    if shares_class(module) or not (parametrized or isinstance(module, torch.fx.GraphModule)):
+        share_class(module, attribute, _complete)
+    else:
+        # Others' parametrizations, or a graph that is its class's forward: the class is this module's own.
+        if not parametrized:
+            parametrize._inject_new_class(module)
+        if "state_dict" not in vars(type(module)):
+            _complete(module)
+        parametrize._inject_property(module, attribute)
     module.parametrizations[attribute] = site  # type: ignore[index, operator, assignment]
+
+
+def _complete(module: nn.Module) -> None:
+    """What the class of a module with sites must do besides reading them."""
+    kind: Any = type(module)
+    if getattr(kind.__bases__[0], "__deepcopy__", None) is None or isinstance(module, torch.fx.GraphModule):
+        kind.__deepcopy__ = copy_module
+    if isinstance(module, nn.RNNBase):
+        _follow_flat_weights(kind)
+    _leave_state_to_sites(kind)
+    keep_whole(kind)

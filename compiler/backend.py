@@ -14,13 +14,16 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.registry import register_backend
 
 from topkast import passes
-from topkast.passes.insert_refresh import insert_refresh
+from topkast.passes.insert_refresh import insert_refresh, keyed_sites
+from topkast.runtime.eager_steps import Watch
 from topkast.runtime.errors import ConfigError
-from topkast.runtime.renew import refresh_due
 from topkast.runtime.site import Site
 from topkast.runtime.state import sites
 
+from .cxx import lacks_compiler
+from .entry import Entries
 from .traceable import hides, in_the_open, within
+from .why_eager import why_eager
 
 BACKENDS = ("inductor", "aot_eager", "eager")
 
@@ -77,6 +80,26 @@ def _aot_eager(module: fx.GraphModule, inputs: list[Any]) -> Any:
         return compiler(module, inputs)
 
 
+def _inductor_if_possible(
+    module: fx.GraphModule, inputs: list[Any], mode: str | None, options: dict[str, Any] | None
+) -> Any:
+    if lacks_compiler(inputs, options):
+        return _aot_eager(module, inputs)
+    return _inductor(module, inputs, mode, options)
+
+
+def _told(module: fx.GraphModule, inputs: list[Any], compile_graph: Callable[[], Any]) -> Callable[..., Any]:
+    """The compiled graph behind its refresh. An error, which Dynamo may hide, is noted with the sites of the graph."""
+    try:
+        return insert_refresh(module, inputs, compile_graph)
+    except Exception as error:
+        for site in keyed_sites(module, inputs).values():
+            watch = site.__dict__.get("watch")
+            if watch is not None:
+                watch.failed = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise
+
+
 @register_backend(name="topkast")  # the entry point says the same to programs that never import us
 def topkast_backend(
     module: fx.GraphModule,
@@ -91,39 +114,41 @@ def topkast_backend(
         module, inputs: the captured graph and its inputs, as Dynamo gives them.
         mode, options: as ``torch.compile`` has them for Inductor.
     """
-    return insert_refresh(module, inputs, lambda: _inductor(module, inputs, mode, options))
+    return _told(module, inputs, lambda: _inductor_if_possible(module, inputs, mode, options))
 
 
 def topkast_aot_eager(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """The same passes, run op by op without Inductor: quick to compile, for tests and debugging."""
-    return insert_refresh(module, inputs, lambda: _aot_eager(module, inputs))
+    return _told(module, inputs, lambda: _aot_eager(module, inputs))
 
 
 def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any]) -> None:
-    """Compile in place through ``nn.Module.compile``; "eager" leaves the converted module as it is."""
-    if backend == "inductor":
-        module.compile(backend=topkast_backend, **options)
-    elif backend == "aot_eager":
-        module.compile(backend=topkast_aot_eager, **options)
-    recurrent = any(isinstance(part, torch.nn.RNNBase) for part in module.modules())
-    if recurrent and module._compiled_call_impl is not None:
-        # Without this Dynamo leaves recurrent modules out of its graphs, and their products dense.
-        module._compiled_call_impl = torch._dynamo.config.patch(allow_rnn=True)(module._compiled_call_impl)
-    if hides(module) and module._compiled_call_impl is not None:
-        module._compiled_call_impl = within(in_the_open, module._compiled_call_impl)
-    if module._compiled_call_impl is not None:
-        module._compiled_call_impl = _refreshed(module, module._compiled_call_impl)
+    """Compile in place, as ``nn.Module.compile`` does; "eager" leaves the converted module as it is.
 
+    Args:
+        module: converted; each module of it that may be called by itself is compiled when that happens.
+        backend: one of :data:`BACKENDS`.
+        options: of ``torch.compile``.
+    """
+    if backend == "eager":
+        return
+    function = topkast_backend if backend == "inductor" else topkast_aot_eager
 
-def _refreshed(module: torch.nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call`` behind what the root's own hook does in eager mode: a forward may run no graph that has a site."""
+    def compile(part: torch.nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = torch.compile(call, backend=function, **options)
+        if any(isinstance(one, torch.nn.RNNBase) for one in part.modules()):
+            # Without this Dynamo leaves recurrent modules out of its graphs, and their products dense.
+            compiled = torch._dynamo.config.patch(allow_rnn=True)(compiled)
+        return within(in_the_open, compiled) if hides(part) else compiled
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            refresh_due(sites(module).values())
-        return call(*args, **kwargs)
-
-    return run
+    compile(module, module.forward)  # what torch.compile says of the options, it says here
+    watch = Watch(backend)
+    Entries(compile, (backend, repr(sorted(options.items()))), watch).install(module)
+    if not options.get("disable"):
+        watch.explain = lambda: why_eager(module, watch)
+        module._topkast.watch = watch  # type: ignore[union-attr]
+        for site in sites(module).values():
+            site.watch = watch  # type: ignore[assignment]
 
 
 def check_backend(backend: str, options: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from topkast.runtime.eager_steps import notice_eager_step
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.optimizers import advance
 from topkast.runtime.renew import refresh as refresh_sites
@@ -185,3 +186,4 @@ def step(model: torch.nn.Module, lr: float | None = None) -> None:
         if lr is None and site.rule.exploration_decay != 0:
             warnings.warn("topkast.step without lr: exploration_decay is not applied", stacklevel=2)
         advance(site, lr)
+    notice_eager_step(sites(model).values())

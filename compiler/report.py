@@ -13,6 +13,7 @@ from topkast.runtime.planner import measured
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
+from .report_backend import eager_facts, real_backend
 from .report_cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
 
 COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
@@ -32,7 +33,7 @@ class Report:
         totals: parameters, flops, bytes, churn, ever_active.
         warnings: what the user should know.
         how: how the model was traced.
-        backend: what it was compiled with.
+        backend: what it was compiled with, and what runs instead if that cannot.
         config: the arguments of the conversion.
         passes: of all graphs this process compiled (not of those that came from a compile cache), per pass its runs,
             rewrites by kind, refusals by reason and seconds.
@@ -92,7 +93,8 @@ def report(model: Any) -> Report:
         "step": max(site.step for site in found.values()),
     }
     config = {**asdict(record.config), "block": list(record.config.block)}
-    warnings = [*record.warnings, *(text for name, site in found.items() for text in _warnings(name, site))]
+    warnings = [*record.warnings, *eager_facts(record, found)]
+    warnings += [text for name, site in found.items() for text in _warnings(name, site)]
     # The default is meant to be cut, at the rates of SGD; what somebody asked for and did not get is said.
     fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay
     if fastest > MOST_DECAY and asked is not None:
@@ -105,7 +107,8 @@ def report(model: Any) -> Report:
             "the native CPU kernels were not built at install (no C++ compiler?): products on the CPU run on the "
             "reference kernels, slower than dense; install again with a compiler"
         )
-    return Report(rows, dict(record.dense), totals, warnings, record.how, record.backend, _plain(config), summary())
+    backend = real_backend(record, found)
+    return Report(rows, dict(record.dense), totals, warnings, record.how, backend, _plain(config), summary())
 
 
 def _plain(value: Any) -> Any:

@@ -15,17 +15,18 @@ from torch import Tensor, fx
 
 from topkast.runtime.record import SITES, alive, relatives
 from topkast.runtime.renew import refresh_due
+from topkast.runtime.site import Site
 
 
-def key_positions(module: fx.GraphModule, examples: Sequence[Any]) -> list[int]:
-    """Which inputs of a captured graph are keys of sites, in subgraphs (checkpointed regions) too."""
-    found = []
+def keyed_sites(module: fx.GraphModule, examples: Sequence[Any]) -> dict[int, Site]:
+    """Position -> site of those inputs of a captured graph that are keys, in subgraphs (checkpointed regions) too."""
+    found: dict[int, Site] = {}
     holders = [node for node in module.graph.nodes if node.op == "placeholder"]
     for position, (node, example) in enumerate(zip(holders, examples, strict=True)):
         source = node.meta.get("grapharg")
         real = source.example if source is not None else example
-        if isinstance(real, Tensor) and any(site.key is real for site in alive()):
-            found.append(position)
+        if isinstance(real, Tensor):
+            found.update((position, site) for site in alive() if site.key is real)
     return found
 
 
@@ -39,7 +40,7 @@ def insert_refresh(
         examples: its inputs.
         compile_graph: compiles it.
     """
-    keys, trains = key_positions(module, examples), torch.is_grad_enabled()
+    keys, trains = list(keyed_sites(module, examples)), torch.is_grad_enabled()
     compiled = compile_graph()
     if not keys:
         return compiled

@@ -18,6 +18,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .decay import decay_explored
+from .eager_steps import notice_eager_step
 from .follow import check_elementwise, claim
 from .penalty import Step, add_penalty, had_gradient, once_computed
 from .record import alive
@@ -68,6 +69,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
         check_elementwise(optimizer, [site for site, *_ in held])
     for site, lr, moved in held:
         advance(site, lr if moved else None)
+    notice_eager_step(site for site, *_ in held)
 
 
 def _trained(site: Site) -> bool:

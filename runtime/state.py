@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from .eager_steps import Watch
 from .errors import ModelError
 from .site import Site
 
@@ -26,6 +27,7 @@ class Record:
         order: module path -> its original parameters, in order.
         warnings: what the user should know, for the report.
         scaled: parameter name -> what θ was multiplied by at the start, see :mod:`topkast.compiler.initial`.
+        watch: of a compiled model, sees to it that what is not run compiled is told.
     """
 
     config: Any
@@ -39,6 +41,7 @@ class Record:
     backend: str = "not compiled"
     warnings: list[str] = field(default_factory=list)
     scaled: dict[str, float] = field(default_factory=dict)
+    watch: Watch | None = None
 
 
 def find(model: Any) -> tuple[nn.Module, Record]:

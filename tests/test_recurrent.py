@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,6 +49,37 @@ def test_every_product_is_sparse(name: str) -> None:
         assert {"forward", "weight gradient"} <= row["fused"].keys(), row["name"]
     assert torch._C._get_mkldnn_enabled(), "switched off for the trace only"
     assert not torch._dynamo.config.allow_rnn
+
+
+@pytest.mark.parametrize("make", [lambda: Sequence(nn.LSTM), lambda: nn.LSTM(5, 12)])
+def test_beside_a_plain_model(make: Callable[[], nn.Module]) -> None:
+    """Dynamo leaves plain recurrent layers to Python, and remembers that with the code both have; in either order."""
+
+    def train(model: nn.Module) -> nn.Module:
+        output = model(torch.randn(2, 1, 5))
+        (output[0] if isinstance(output, tuple) else output).sum().backward()
+        return model
+
+    def plain() -> int:
+        graphs: list[Any] = []
+
+        def count(module: Any, inputs: Any) -> Any:
+            graphs.append(module)
+            return module.forward
+
+        train(torch.compile(make(), backend=count))
+        return len(graphs)
+
+    def ours() -> None:
+        for row in topkast.report(train(topkast.compile(make(), min_size=1, backend="aot_eager"))).sites:
+            assert row["unfused"] == [] and "weight gradient" in row["fused"], row["name"]
+
+    before = plain()
+    ours()
+    torch._dynamo.reset()
+    ours()
+    assert plain() == before
+    ours()
 
 
 def test_flat_weights_follow_a_copy_and_a_cast() -> None:

@@ -1,0 +1,43 @@
+"""Whether Inductor has the C++ compiler that it needs on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+MISSING = (
+    "no C++ compiler was found, which backend='inductor' needs on the CPU, so graphs run with 'aot_eager': the same "
+    "sparse products, without generated code between them. Install g++ or clang++ (Debian: apt install g++), or start "
+    "Python with CXX set to one"
+)
+_missed: list[str] = []  # that it was missed, and said
+
+
+def lacks_compiler(inputs: Sequence[Any], options: dict[str, Any] | None) -> bool:
+    """Whether Inductor could not compile a graph for want of a C++ compiler. The first time a warning says so.
+
+    Args:
+        inputs: of the graph. If any lies on another device than the CPU, Inductor finds out by itself what it needs.
+        options: of Inductor, which may name a compiler.
+    """
+    if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in inputs):
+        return False
+    from torch._inductor import config, cpp_builder, exc
+
+    try:
+        with config.patch(options or {}):
+            cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        if not _missed:
+            _missed.append(MISSING)
+            warnings.warn(f"topkast: {MISSING}", stacklevel=2)
+        return True
+    return False
+
+
+def missed_compiler() -> bool:
+    """Whether a graph of this process was compiled without Inductor, for want of a C++ compiler."""
+    return bool(_missed)
