@@ -15,6 +15,7 @@ Where ``widths`` is not empty, it says of a product's two activations (operand a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,11 @@ for _name, _schema in SCHEMAS.items():
 
 
 def _geometry(shape: list[int], perm: list[int], lead: int, block: list[int]) -> Geometry:
-    return Geometry(tuple(shape), tuple(perm), lead, (block[0], block[1]))
+    return _kept(tuple(shape), tuple(perm), lead, (block[0], block[1]))
+
+
+# A call of a small product should not spend its time on what a geometry computes about itself.
+_kept = functools.lru_cache(4096)(Geometry)
 
 
 def weight(values: Tensor, *rest: Any) -> Tensor:
