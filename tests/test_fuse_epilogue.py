@@ -50,6 +50,28 @@ def test_keeps_the_budget(isa: str, block: tuple[int, int], act: str) -> None:  
         within(found, [activation(act, before)], activation(act, before.double()), f"{act} {block} m={m}")
 
 
+def test_one_bias_for_all_columns_comes_before_the_activation() -> None:
+    """The kernels add a bias of one number after the product: an activation must not come in between."""
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(24, 12)), nn.Parameter(torch.tensor([-2.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(torch.addmm(self.b, x, self.w.t()))
+
+    x, found = torch.randn(7, 12), []
+    for backend in ("eager", "aot_eager"):
+        torch.manual_seed(0)
+        model = topkast.compile(One(), 0.5, 0.25, backend=backend, min_size=1, include="w")
+        with torch.no_grad():
+            found.append(model(x))
+            theta, bias = topkast.dense_state_dict(model, "forward")["w"].double(), model.b.double()
+    truth = torch.relu(bias + x.double() @ theta.t())
+    assert_budget(found[1], found[0], truth, "a bias of one number")
+
+
 @pytest.mark.parametrize("act", products.ACTIVATIONS[1:])
 def test_where_functions_are_difficult(isa: str, act: str) -> None:  # noqa: F811
     """Far out, near zero, and not a number: a diagonal weight passes its input on."""
