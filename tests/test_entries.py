@@ -167,3 +167,23 @@ def test_a_part_is_copied_alone() -> None:
         for parameter in part.parameters():
             parameter.zero_()
     assert not part(torch.randn(2, 16)).any() and model.encoder(torch.randn(2, 16)).any()
+
+
+ROOTS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(16, 8),
+    "sequential": lambda: nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8)),
+    "layer": lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+    "encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2),
+}
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("name", ROOTS)
+def test_roots_of_torch_s_own_classes(name: str, hooked: bool) -> None:
+    """torch 2.11 skips frames of their files."""
+    model, seen = small(ROOTS[name]()), []
+    if hooked:
+        model.register_forward_hook(lambda module, args, output: seen.append(1))
+    model(torch.randn(3, 5, 16)).sum().backward()
+    assert not any(row["unfused"] for row in topkast.report(model).sites) and "weight gradient" in ran(model)
+    assert len(seen) == hooked
