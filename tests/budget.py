@@ -57,6 +57,6 @@ def assert_budget(
     reference = max(least, *plain)
     budget = 2 * reference + torch.finfo(oracle.dtype).eps * exact.abs().max().item()
     share = 0.0 if error == 0 else error / budget if budget else float("inf")
-    tally(0, share, where)
     assert share <= 1, f"{where}: error {error:.3g} is {share:.2f} of its budget (the oracle's: {reference:.3g})"
+    tally(0, share, where)
     return reference

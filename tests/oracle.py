@@ -168,8 +168,9 @@ class Oracle(Choice):
             return
         for name, theta in self.theta.items():
             theta.copy_(torch.where(self.sets[name][1], theta, self.before.pop(name)))
-            for module, attribute in self.owners[name]:  # W_A and its graph: the next forward makes another
-                module.__dict__.pop(attribute, None)
+            for module, attribute in self.owners[name]:
+                # W_A and its graph go, the next forward makes another; some modules read theirs for a state dict.
+                object.__setattr__(module, attribute, theta.detach())
         self._clear_state()
         # An optimizer leaves alone what has no gradient, with its weight decay: so does the decay of what is explored.
         held = ((group["lr"], p) for group in optimizer.param_groups for p in group["params"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
+from builders import CASES, WAYS_OF
 from lockstep import Trio, adamw, plain, sgd, sites_of
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -46,7 +46,8 @@ def test_rule(rule: str) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "experts", "hf_conv1d", "tied"])
 def test_compiled(name: str) -> None:
-    Trio(CASES[name], {**SPARSE, "backend": "aot_eager"}, adamw).run(partial(plain, steps=7))
+    trio = Trio(CASES[name], {**SPARSE, "backend": "aot_eager"}, adamw, ways=WAYS_OF.get(name, {}))
+    trio.run(partial(plain, steps=7))
 
 
 def test_ties_go_to_the_lower_index() -> None:

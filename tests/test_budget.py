@@ -11,14 +11,16 @@ import pytest
 import torch
 from _zoo_oracle import WAYS, complete_gradients, without_gradient
 from budget import assert_budget
-from builders import CASES
+from builders import CASES, WAYS_OF
 from choice import Rules
-from lockstep import Trio, adamw, plans_of
+from lockstep import Trio, adamw, plain, plans_of, sites_of
 from oracle import Oracle
 from torch import Tensor, nn
+from ways import ORDERS
 
 import topkast
 
+EVERY = {**WAYS, **ORDERS}
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
 
 
@@ -57,8 +59,8 @@ def _values(model: nn.Module) -> Iterator[nn.Parameter]:
     yield from (p for name, p in model.named_parameters() if "parametrizations" in name)
 
 
-def run(name: str, wrong: Callable[[nn.Module], None] | None = None, ties: bool = True) -> Trio:
-    trio = Trio(CASES[name], OPTIONS, adamw, ways=WAYS, ties=ties)
+def run(name: str, wrong: Callable[[nn.Module], None] | None = None, ways: dict[str, Any] = EVERY) -> Trio:
+    trio = Trio(CASES[name], OPTIONS, adamw, ways=ways, ties=True)
 
     def loop(system: Any, optimizer: Any, trio: Trio) -> Iterator[Tensor]:
         for batch in trio.case.batches(3):
@@ -80,13 +82,62 @@ def run(name: str, wrong: Callable[[nn.Module], None] | None = None, ties: bool 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_every_way_of_plain_pytorch_is_run(name: str) -> None:
     trio = run(name)
-    assert len(trio.systems) == 3 + len(WAYS) and any(trio.errors.values())
+    assert len(trio.systems) == 3 + len(EVERY) and any(trio.errors.values())
 
 
-@pytest.mark.parametrize("wrong", [dropped_gradient, wrong_slot, half_a_gradient, decayed_twice])
+ERRORS = [dropped_gradient, wrong_slot, half_a_gradient, decayed_twice]
+BEYOND = r"is \d{3,}\.\d+ of its budget|gradient on one side|B differs"
+
+
+@pytest.mark.parametrize("wrong", ERRORS)
 def test_a_real_error_is_beyond_it(wrong: Callable[[nn.Module], None]) -> None:
-    with pytest.raises(AssertionError, match=r"is \d{3,}\.\d+ of its budget|gradient on one side|B differs"):
+    with pytest.raises(AssertionError, match=BEYOND):
         run("mlp", wrong)
+
+
+@pytest.mark.parametrize("wrong", ERRORS)
+def test_a_real_error_is_as_far_beyond_a_case_s_own_ways(wrong: Callable[[nn.Module], None]) -> None:
+    """The message is the same to the last digit that it has: the ways do not widen the budget of what went wrong."""
+    said = []
+    for ways in ({}, WAYS_OF["experts"]):
+        with pytest.raises(AssertionError, match=r"is \d{2,}\.\d+ of its budget|gradient on one side") as found:
+            run("experts", wrong, ways)
+        said.append(str(found.value))
+    assert said[0] == said[1]
+
+
+def test_a_compiled_way_leaves_ours_compiled() -> None:
+    """The roots are torch.nn's own class, which Dynamo skips where it is not told otherwise: then all ran eagerly."""
+    torch._dynamo.utils.counters.clear()
+    trio = run("mlp", ways={"compiled": WAYS["compiled"]})
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    products = [product for site in sites_of(trio.ours.model).values() for product, *_ in site.ran]
+    assert products and not any(product.startswith("read") for product in products)
+
+
+def test_further_ways_are_run_only_if_the_budget_is_missed() -> None:
+    """Then everything starts anew."""
+    built = []
+
+    def loop(system: Any, optimizer: Any, trio: Trio) -> Iterator[Tensor]:
+        built.append(len(trio.systems))
+        for loss in plain(system, optimizer, trio, steps=2):
+            yield loss + 1e-3 if system is trio.ours and misses and len(trio.systems) == 3 else loss
+
+    for misses in (False, True):
+        built.clear()
+        trio = Trio(CASES["mlp"], OPTIONS, adamw, further=dict(ORDERS))
+        assert trio.run(loop) == 2
+        assert built == [3] * 3 + [3 + len(ORDERS)] * (3 + len(ORDERS)) * misses
+        assert trio.oracle.steps == 2 and len(trio.optimizers) == len(trio.systems)
+    wrong = Trio(CASES["mlp"], OPTIONS, adamw, further=dict(ORDERS))
+
+    def error(system: Any, optimizer: Any, trio: Trio) -> Iterator[Tensor]:
+        yield from (loss + (system is trio.ours) for loss in plain(system, optimizer, trio, steps=2))
+
+    with pytest.raises(AssertionError, match=BEYOND):
+        wrong.run(error)
+    assert len(wrong.systems) == 3 + len(ORDERS)
 
 
 def test_the_largest_of_plain_errors_counts() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
+from builders import CASES, WAYS_OF
 from exact import Wide
 from lockstep import Trio, adamw, compiled, plain, sgd, without_onednn
 from torch import nn
@@ -37,7 +37,7 @@ def test_eager_is_bitwise(name: str) -> None:
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_adamw(name: str, backend: str) -> None:
     # In eager mode oneDNN runs a recurrence as one operator; compiled code, and PyTorch without it, step by step.
-    ways = {"without oneDNN": steps_apart} if name == "bilstm" else {}
+    ways = {"without oneDNN": steps_apart} if name == "bilstm" else WAYS_OF.get(name, {})
     trio = Trio(CASES[name], {**SPARSE, "backend": backend}, adamw, ways=ways)
     assert trio.run(plain) == 5
     assert trio.oracle.refreshed_at == 4

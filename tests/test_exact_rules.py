@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES, Case
+from builders import CASES, WAYS_OF, Case
 from lockstep import Trio, adamw, plain, sgd, sites_of
 from torch import nn
 
@@ -63,7 +63,7 @@ def test_rule(rule: str) -> None:
 def test_rule_compiled(name: str, rule: str) -> None:
     """Weights whose matrix is not their own shape."""
     options = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager", **RULES[rule]}
-    Trio(CASES[name], options, adamw).run(partial(plain, steps=5))
+    Trio(CASES[name], options, adamw, ways=WAYS_OF.get(name, {})).run(partial(plain, steps=5))
 
 
 @pytest.mark.parametrize(

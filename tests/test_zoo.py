@@ -170,6 +170,20 @@ class Single(nn.Linear):
         return super().forward(x)
 
 
+class Own(nn.Linear):
+    """Its state dict reads its weight, as that of torch_geometric's linear layer does."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.weight.detach()
+
+
+def test_the_oracle_has_a_weight_between_its_steps() -> None:
+    made = Entry(
+        "here", "own", "linear", lambda: Own(4, 3, bias=False), lambda g: ((torch.randn(2, 4, generator=g),), {})
+    )
+    sound(asked(made))
+
+
 def test_what_a_model_is_excused_from_is_told_of() -> None:
     assert _zoo_table.settled([GOOD]) == ""
     wider = {**GOOD, _zoo_table.WIDER: "AssertionError: 1.2 of its budget", _zoo_table.TIES: 1}

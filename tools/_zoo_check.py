@@ -14,6 +14,7 @@ from typing import Any
 
 import _zoo_dense
 import _zoo_inductor
+import _zoo_kernels
 import _zoo_oracle
 import torch
 from _zoo_entry import Entry, loss_of, tensors
@@ -107,7 +108,7 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
 def _compile(state: dict[str, Any]) -> dict[str, Any]:
     """topkast.compile, unchanged, beside the oracle and the truth."""
     try:
-        _zoo_oracle.start(state)
+        used = _zoo_kernels.fitting(state, _zoo_oracle.start)
     except topkast.ModelError as error:
         if "no weight can be sparse" in str(error):
             raise Stop(f"refused: {error}") from error
@@ -115,7 +116,7 @@ def _compile(state: dict[str, Any]) -> dict[str, Any]:
     model = state["trio"].ours.model
     report = topkast.report(model)
     reasons = Counter(why for name, why in report.dense.items() if model.get_parameter(name).ndim > 1)
-    return {"how": report.how.split("(")[0].strip(), "dense": dict(reasons.most_common(8))}
+    return {"how": report.how.split("(")[0].strip(), "dense": dict(reasons.most_common(8)), **used}
 
 
 def _oracle(state: dict[str, Any]) -> dict[str, Any]:

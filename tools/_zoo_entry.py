@@ -30,6 +30,7 @@ class Entry:
         build: makes it with random weights.
         batch: makes what it is called with.
         options: of ``topkast.compile``, where its defaults leave nothing to check.
+        kernel: what ``TOPKAST_KERNEL`` says when it runs.
     """
 
     suite: str
@@ -38,6 +39,7 @@ class Entry:
     build: Callable[[], nn.Module]
     batch: Callable[[torch.Generator], Batch]
     options: Mapping[str, Any] = field(default_factory=dict)
+    kernel: str = "dense"
 
     def model(self) -> nn.Module:
         """The same weights every time, without randomness of its own in training mode."""

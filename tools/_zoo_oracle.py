@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,8 +14,11 @@ from builders import Case
 from lockstep import Trio, adamw, compiled, sites_of, without_onednn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from ways import ORDERS, SUMS, WITHOUT_ONEDNN, Way
 
 import topkast
+from topkast.runtime import planner
+from topkast.runtime.kernels import DENSE
 
 OPTIONS = {"fwd": 0.9, "bwd": 0.8, "min_size": 1, "refresh_every": 2, "backend": "aot_eager"}
 STEPS = 3
@@ -28,10 +30,13 @@ WIDER, TIES = "beyond the eager oracle's error", "near-ties decided by rounding"
 # Plain PyTorch in ways that round in other places: compiled by the same backend, and with another library's sums.
 WAYS: dict[str, Callable[[nn.Module], None]] = {
     "compiled": compiled,
-    "without oneDNN": lambda _: None,
-    "compiled, without oneDNN": compiled,
+    **WITHOUT_ONEDNN,
+    "compiled, without oneDNN": Way(compiled, without_onednn),
 }
 TRIES = ((), ("without oneDNN",), tuple(WAYS))
+# Kernels that sum in an order of their own are compared with further orders of plain PyTorch's sums; in the last try
+# with all of them, for a gradient that only compiled code gives as zeros.
+OTHER_ORDERS = ((), tuple(SUMS), (*WAYS, *ORDERS))
 
 
 def start(state: dict[str, Any], ways: dict[str, Callable[[nn.Module], None]] | None = None) -> None:
@@ -57,13 +62,14 @@ def equal(state: dict[str, Any], said: Callable[[BaseException], str]) -> dict[s
     budget stays there.
     """
     why = None
-    for ways in TRIES:
+    tries = TRIES if planner.setting() in DENSE else OTHER_ORDERS
+    for ways in tries:
         if ways:
-            start(state, {way: WAYS[way] for way in ways})
+            start(state, {way: (WAYS | ORDERS)[way] for way in ways})
         try:
             return _steps(state) | ({WIDER: why} if why else {})
         except AssertionError as error:
-            if ("of its budget" not in str(error) and ONE_SIDED not in str(error)) or ways == TRIES[-1]:
+            if ("of its budget" not in str(error) and ONE_SIDED not in str(error)) or ways == tries[-1]:
                 raise
             why = why or said(error)
         # Only here, outside of the handling of the error, whose traceback holds all systems: large models fit once.
@@ -75,20 +81,17 @@ def _steps(state: dict[str, Any]) -> dict[str, Any]:
     lacking: dict[Any, set[int]] = {}
 
     def loop(system: Any, optimizer: torch.optim.Optimizer, trio: Trio) -> Iterator[Tensor]:
-        ours, found = system is trio.ours, contextlib.nullcontext
-        if any(system is twin and "without oneDNN" in way for way, twin in trio.twins.items()):
-            found = without_onednn
+        ours = system is trio.ours
         for step in range(1, STEPS + 1):
             args, kwargs = tree_map(lambda a: trio.cast(system, a) if isinstance(a, Tensor) else a,
                                     state["entry"].at(step))  # fmt: skip
             torch.manual_seed(step)
             begun = time.perf_counter()
             try:
-                with found():
-                    loss = loss_of(system(*args, **kwargs))
-                    if ours and step == 1:
-                        seen["forward"] = ran(system.model)
-                    loss.backward()
+                loss = loss_of(system(*args, **kwargs))
+                if ours and step == 1:
+                    seen["forward"] = ran(system.model)
+                loss.backward()
             except Exception as error:
                 if not ours:
                     error.add_note(BESIDE)
@@ -127,7 +130,7 @@ def ran(model: nn.Module) -> dict[str, Counter[tuple[str, str, str]]]:
 def shares(model: nn.Module, forward: dict[str, Any], both: dict[str, Any]) -> dict[str, Any]:
     """Shares of the weight FLOPs in sparse ops, and why the rest is not."""
     rows = {row["name"]: row for row in topkast.report(model).sites}
-    total, sparse = Counter[str](), Counter[str]()
+    total, sparse, kernels = Counter[str](), Counter[str](), Counter[str]()
     why = Counter[str]()
     for name, row in rows.items():
         work = row["positions"] or 1
@@ -138,11 +141,14 @@ def shares(model: nn.Module, forward: dict[str, Any], both: dict[str, Any]) -> d
                 weight = work * row["matrix"]["rows"] * row["matrix"]["cols"]
                 total[part] += weight
                 sparse[part] += weight * fused / runs
-            for product, _, reason in counts:
+            for (product, kernel, reason), count in counts.items():
                 if product.startswith("read"):
                     why[reason] += 1
+                else:
+                    kernels[kernel] += weight * count / runs
     found = {part: round(sparse[part] / total[part], 4) for part in total}
-    return {"share": found, "unfused": dict(why.most_common(6)), "sites": len(rows)}
+    by = {kernel: round(part / sum(total.values()), 4) for kernel, part in kernels.items()}
+    return {"share": found, "kernels": by, "unfused": dict(why.most_common(6)), "sites": len(rows)}
 
 
 def without_gradient(system: Any) -> set[int]:

@@ -21,7 +21,7 @@ from _results import CONSOLE
 from _zoo_entry import Entry
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-Key = tuple[str, str]
+Key = tuple[str, ...]  # suite and name; and the kernel, unless it is "dense"
 PATIENCE = 20  # clock seconds for one of computing, before a model is given up that may wait for ever
 ROOT = Path(__file__).parent.parent
 
@@ -49,10 +49,15 @@ def versions(suite: str) -> dict[str, str]:
     return {**found, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
 
 
+def key(suite: str, name: str, kernel: str = "dense") -> Key:
+    """What a record is found by."""
+    return (suite, name) if kernel == "dense" else (suite, name, kernel)
+
+
 def read(path: Path) -> dict[Key, dict[str, Any]]:
-    """Records by suite and name; none where there is no file."""
+    """Records by :func:`key`; none where there is no file."""
     rows = json.loads(path.read_text()) if path.exists() else []
-    return {(row["suite"], row["name"]): row for row in rows}
+    return {key(row["suite"], row["name"], row.get("kernel", "dense")): row for row in rows}
 
 
 def write(path: Path, records: dict[Key, dict[str, Any]]) -> None:
@@ -71,6 +76,7 @@ def _child(entry: Entry, stages: tuple[str, ...], gigabytes: float, seconds: flo
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
+    os.environ["TOPKAST_KERNEL"] = entry.kernel
     limit = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     # Its own time, not the clock's: on a busy machine a sweep would lose its largest models.
@@ -90,6 +96,8 @@ class Running:
         self.process.start()
         sender.close()
         self.record: dict[str, Any] = {"suite": entry.suite, "name": entry.name, "family": entry.family, "seconds": {}}
+        if entry.kernel != "dense":
+            self.record["kernel"] = entry.kernel
 
     def take(self) -> bool:
         """Read what has come; whether the process is over."""
@@ -126,7 +134,7 @@ def run(
         seconds, gigabytes: limits of each; seconds are of its own computing.
     """
     records, known = read(path), dict[str, dict[str, str]]()
-    waiting = [entry for entry in entries if (entry.suite, entry.name) not in records]
+    waiting = [entry for entry in entries if key(entry.suite, entry.name, entry.kernel) not in records]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Drawn by hand: a thread that draws would be lost in the fork.
     with Progress(*columns, console=CONSOLE, auto_refresh=False) as bar:
@@ -141,7 +149,7 @@ def run(
                 busy.remove(one)
                 one.record["total"] = round(time.monotonic() - one.start, 1)
                 one.record["versions"] = known.setdefault(one.entry.suite, versions(one.entry.suite))
-                records[one.entry.suite, one.entry.name] = one.record
+                records[key(one.entry.suite, one.entry.name, one.entry.kernel)] = one.record
                 write(path, records)
                 bar.advance(task)
     return records

@@ -33,6 +33,7 @@ SUITES = {
     "others": "_zoo_others",
     "adapted": "_zoo_adapted",
 }
+KERNELS = ("dense", "native", "first")
 STAGES = ("model", "plain compile", "compile", "oracle", "copies", "export", "inductor")
 
 
@@ -43,6 +44,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     run = commands.add_parser("run", formatter_class=form)
     run.add_argument("suites", nargs="*", default=list(SUITES), choices=[*SUITES], help="which, in this order")
     run.add_argument("--name", action="append", metavar="GLOB", help="only models whose name matches; several allowed")
+    run.add_argument("--kernel", default="dense", choices=KERNELS, help="what runs the products: TOPKAST_KERNEL")
+    run.add_argument("--blocks", action="store_true", help="blocks of 1x1, 4x1, 16x1 and 16x16 in turn, not of 1x1")
+    run.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th of these models")
+    run.add_argument("--start", type=int, default=0, metavar="N", help="the first of them")
     run.add_argument("--again", action="store_true", help="run also what has a record already")
     run.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to ask of each model")
     run.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
@@ -68,15 +73,16 @@ def main(argv: list[str] | None = None) -> int:
         put(args.out, args.file)
         return 0
     import torch
-    from _zoo_run import read, run, write
+    from _zoo_run import key, read, run, write
 
     torch.set_num_threads(1)
     entries = [entry for suite in args.suites for entry in importlib.import_module(SUITES[suite]).entries()]
     if args.name:
         entries = [entry for entry in entries if any(fnmatch.fnmatch(entry.name, glob) for glob in args.name)]
+    entries = importlib.import_module("_zoo_kernels").sample(entries, args.kernel, args.every, args.start, args.blocks)
     if args.again:
-        old = {(entry.suite, entry.name) for entry in entries}
-        write(args.out, {key: record for key, record in read(args.out).items() if key not in old})
+        old = {key(entry.suite, entry.name, entry.kernel) for entry in entries}
+        write(args.out, {at: record for at, record in read(args.out).items() if at not in old})
     importlib.import_module("_zoo_check").warm()
     run(entries, args.out, stages=tuple(args.stages), jobs=args.jobs, seconds=args.seconds, gigabytes=args.memory)
     return 0
