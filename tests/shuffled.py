@@ -20,19 +20,23 @@ class Shuffled(TorchDispatchMode):
     """Within it, what is summed is put into another order first, and the result back into its own.
 
     Args:
-        seed: of the orders; the same one gives the same result again.
+        seed: of the orders. Sums of one length have one order: what is computed twice is the same twice.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
 
     def order(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self.generator)
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        change = CHANGED.get(op)
-        return op(*args, **(kwargs or {})) if change is None else change(self, op, *args, **(kwargs or {}))
+        kwargs, change = kwargs or {}, CHANGED.get(op)
+        if change is not None:
+            return change(self, op, *args, **kwargs)
+        with self:  # in inference mode layers come whole, elsewhere as the products they are made of
+            found = op.decompose(*args, **kwargs)
+        return op(*args, **kwargs) if found is NotImplemented else found
 
     def product(self, op: Any, a: Tensor, b: Tensor) -> Tensor:
         """a @ b, also batched."""

@@ -70,6 +70,15 @@ def test_norms(kind: str) -> None:
     assert all(map(torch.equal, gradients(run, given, 3), gradients(run, given, None)))
 
 
+def test_inference_mode_runs_in_the_same_order() -> None:
+    given = torch.randn(9, 300), torch.randn(7, 300), torch.randn(7)
+    with Shuffled(1):
+        expected = F.linear(*given)
+        with torch.inference_mode():
+            found = F.linear(*given)
+    assert torch.equal(found, expected) and not torch.equal(found, F.linear(*given))
+
+
 def test_every_operator_is_met_and_runs_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     met = set()
     for op, change in list(CHANGED.items()):

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import _zoo_kernel_table
 from _results import CONSOLE
 from _zoo_run import read
 
@@ -50,8 +51,12 @@ def put(path: Path, readme: Path) -> None:
 
 
 def section(records: list[Record]) -> str:
-    """The table, how equality was found, what the times were, and where the records come from."""
-    return "\n\n".join(filter(None, (table(records), settled(records), times(records), origin(records))))
+    """The table, how equality was found, the table by kernel, what the times were, and where the records come from."""
+    dense = [record for record in records if "kernel" not in record]
+    others = [record for record in records if "kernel" in record]
+    by_kernel = _zoo_kernel_table.table(list(filter(tried, others)), WIDER)
+    parts = (table(dense), settled(dense), by_kernel, times(dense), origin(records))
+    return "\n\n".join(filter(None, parts))
 
 
 def table(records: list[Record]) -> str:
@@ -65,21 +70,21 @@ def table(records: list[Record]) -> str:
 
 
 def _row(name: str, records: list[Record]) -> tuple[str, ...]:
-    tried = [record for record in records if record.get("model") == "ok" and not refused(record)]
+    ran = [record for record in records if tried(record)]
 
     def count(stage: str) -> str:
-        left = [record for record in tried if stage not in record.get("not ours", {})]
-        theirs = len(tried) - len(left)
+        left = [record for record in ran if stage not in record.get("not ours", {})]
+        theirs = len(ran) - len(left)
         return f"{sum(r.get(stage) == 'ok' for r in left)} of {len(left)}" + f" ({theirs} not ours)" * bool(theirs)
 
-    known = [broken for record in tried if (broken := more_breaks(record)) is not None]
-    unknown, left_out = len(tried) - len(known), len(records) - len(tried)
+    known = [broken for record in ran if (broken := more_breaks(record)) is not None]
+    unknown, left_out = len(ran) - len(known), len(records) - len(ran)
     return (
         name,
-        f"{len(tried)}" + f" ({left_out} left out)" * bool(left_out),
+        f"{len(ran)}" + f" ({left_out} left out)" * bool(left_out),
         count("compile"),
         count("oracle"),
-        f"{_median(tried, 'forward')}, {_median(tried, 'backward')}",
+        f"{_median(ran, 'forward')}, {_median(ran, 'backward')}",
         f"{known.count(False)} of {len(known)}" + f" ({unknown} not known)" * bool(unknown),
         count("copies"),
         count("export"),
@@ -130,6 +135,11 @@ def origin(records: list[Record]) -> str:
     return f"{line}, code {next(iter(known), 'none')}."
 
 
+def tried(record: Record) -> bool:
+    """Whether the package's own model runs and there is something in it that could be sparse."""
+    return record.get("model") == "ok" and not refused(record)
+
+
 def refused(record: Record) -> bool:
     """Whether there is nothing in the model that could be sparse, as the message says."""
     return str(record.get("compile", "")).startswith(REFUSED)
@@ -147,6 +157,8 @@ def failures(records: list[Record]) -> str:
     causes: dict[str, list[str]] = defaultdict(list)
     for record in records:
         name = f"{record['suite']}/{record['name']}"
+        if "kernel" in record:
+            name += f" {record['kernel']} {record.get('block', '')}".rstrip()
         if record.get("model") != "ok":
             causes[f"left out, the package's own model does not run: {record.get('model', 'killed')}"].append(name)
             continue
