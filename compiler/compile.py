@@ -116,7 +116,10 @@ def compile(
         reservoir: where θ outside B is kept: "device", "host" (pinned with a GPU) or "disk" (a mapped temporary file).
         seed: of sets that are drawn at random; None takes torch's own.
         min_size: weights with fewer elements stay dense.
-        backend: "inductor", "aot_eager" (the same passes, no code generation) or "eager" (converted, not compiled).
+        backend: "inductor", "aot_eager" (the same passes, no code generation; on a CPU without a C++ compiler it runs
+            instead of Inductor, with a warning) or "eager" (converted, not compiled). A module with sparse weights that
+            the program calls from outside of the model's own call is compiled too. A training step that ran eagerly
+            all the same is warned of once, and stands in the report with the reason.
         torch_compile_options: ``fullgraph``, ``dynamic``, ``mode``, ``options``, ``disable`` of ``torch.compile``.
 
     Returns:
