@@ -6,10 +6,16 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import budget
-import lockstep
 import pytest
 import torch
+
+# The CUDA kernels run in Triton's interpreter where there is no GPU; Triton asks when it is first imported, which
+# Inductor and the imports below may do. On the CPU they are used only where a test names them in TOPKAST_KERNEL.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import budget
+import lockstep
 import ways
 
 # What is tested must not depend on what was faster today, and the oracle sums in the order of dense products; the
@@ -17,11 +23,6 @@ import ways
 # tests/test_planner.py. With another kernel, plain PyTorch's sums run in further orders if its eager budget is missed.
 if os.environ.setdefault("TOPKAST_KERNEL", "dense") != "dense":
     lockstep.FURTHER.update(ways.SUMS)
-
-# The CUDA kernels run in Triton's interpreter where there is no GPU; Triton asks when it is first imported, which
-# Inductor may do. On the CPU they are used only where a test names them in TOPKAST_KERNEL.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The tensors are tiny, and pytest-xdist already gives every core a process.
 torch.set_num_threads(1)
