@@ -84,11 +84,11 @@ def test_the_table_by_kernel() -> None:
     lines = _zoo_table.section(rows).splitlines()
     first = lines.index(f"| {' | '.join(_zoo_kernel_table.HEADINGS)} |") + 2
     assert lines[first : first + 5] == [
-        "| `native` | 1x1 | 1 | 1 of 1 | 1 | 75.0% |",
-        "| `native` | 4x1 | 1 | 1 of 1 | 0 | 75.0% |",
-        "| `native` | all | 2 | 2 of 2 | 1 | 75.0% |",
-        "| `first` | 4x1 | 2 | 0 of 1 (1 not ours) | 0 | - |",
-        "| `first` | all | 2 | 0 of 1 (1 not ours) | 0 | - |",
+        "| native | 1x1 | 1 | 1 of 1 | 1 | 75.0% |",
+        "| native | 4x1 | 1 | 1 of 1 | 0 | 75.0% |",
+        "| native | all | 2 | 2 of 2 | 1 | 75.0% |",
+        "| first | 4x1 | 2 | 0 of 1 (1 not ours) | 0 | - |",
+        "| first | all | 2 | 0 of 1 (1 not ours) | 0 | - |",
     ]
     assert _zoo_table.table([GOOD]) in _zoo_table.section(rows), "the table of dense kernels counts no others"
     assert "- 1: oracle: AssertionError: no (s/c first 4x1)" in _zoo_table.failures(rows)

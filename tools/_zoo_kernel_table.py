@@ -45,7 +45,7 @@ def _row(kernel: str, block: str, records: list[Record], wider: str) -> tuple[st
     theirs, equal = len(records) - len(left), [record for record in left if record.get("oracle") == "ok"]
     shares = [by.get("native", 0.0) for record in equal if (by := record.get("kernels"))]
     return (
-        f"`{kernel}`",
+        kernel,
         block,
         str(len(records)),
         f"{len(equal)} of {len(left)}" + f" ({theirs} not ours)" * bool(theirs),
