@@ -14,7 +14,7 @@ from _measure import memory
 from torch import Tensor, nn
 
 import topkast
-from topkast.compiler.backend import compile_module
+from topkast.compiler.backend import topkast_aot_eager, topkast_backend
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def build(
         reservoir, every, background: as ``topkast.sparsify`` has them.
     """
     torch.manual_seed(0)
-    backend = "aot_eager" if where.type == "cpu" else "inductor"
-    if where.type == "cpu":  # a dry run takes what a GPU would
+    dry = where.type == "cpu"
+    backend: Any = "aot_eager" if dry else "inductor"
+    if dry:  # a dry run takes what a GPU would
         os.environ["TOPKAST_KERNEL"] = "transient" if block == (1, 1) else "triton"
     with where if block is None else torch.device("meta"):
         model = Decoder(size)
@@ -84,13 +85,11 @@ def build(
             model, 0.9, 0.8, example_inputs=torch.zeros(1, 8, dtype=torch.long), block=block, device=where,
             exclude=["embedding*", "positions*"], reservoir=reservoir, refresh_every=every,
             refresh_in_background=background,
-            balanced=False if where.type == "cpu" else None,  # the interpreter would take a minute to choose by rows
+            balanced=False if dry else None,  # the interpreter would take a minute to choose by rows
         )  # fmt: skip
+        backend = topkast_aot_eager if dry else topkast_backend
     for one in model.blocks:
-        if block is None:
-            one.compile(backend=backend)
-        else:
-            compile_module(one, backend, {})
+        one.compile(backend=backend)
     return model.train()
 
 
