@@ -1,4 +1,4 @@
-"""Put a site in place of a parameter, for every module that owns it."""
+"""Let a site read a parameter, for every module that owns it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.modules import module as torch_module
 
+from topkast.runtime import saved
+from topkast.runtime.errors import ModelError
+from topkast.runtime.optimizers import install_hooks
 from topkast.runtime.refused import keep_whole
 from topkast.runtime.site import Site
+from topkast.runtime.saved import STATE, sites_of
 
-from .shared_class import share_class, shares_class
+from .shared_class import SparseState, share_class
 
 
 def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """How a module that owns a site is copied.
 
-    parametrize's own way would give the copy the original's compiled code, and GraphModule's keeps only what its graph
-    names, so that a site would be lost.
+    torch's own way would give the copy the original's compiled code, and GraphModule's keeps only what its graph names,
+    so that a site would be lost.
     """
     twin = self.__class__.__new__(self.__class__)
     memo[id(self)] = twin
@@ -60,35 +64,69 @@ def _follow_flat_weights(kind: Any) -> None:
 @contextlib.contextmanager
 def _unseen(module: nn.Module) -> Iterator[dict[str, Site]]:
     """A module's sites by attribute. Reading them inside neither refreshes, as it is no forward, nor is counted."""
-    chains: Any = module.parametrizations
-    sites = {name: site for name, site in chains.items() if isinstance(site, Site)}
-    counted = {name: Counter(site.ran) for name, site in sites.items()}
+    found = sites_of(module)
+    counted = {name: Counter(site.ran) for name, site in found.items()}
     try:
-        yield sites
+        yield found
     finally:
-        for name, site in sites.items():
+        for name, site in found.items():
             site.ran = counted[name]
 
 
-def _leave_state_to_sites(kind: Any) -> None:
-    """Code of a class that saves and loads ``self.weight`` itself leaves that to the site."""
+def _state_with_values(kind: Any) -> None:
+    """A class saves and loads values and sets together. Its own code, which may read ``self.weight``, sees W_A."""
 
     @torch.no_grad()
     def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with _unseen(self) as sites:
             found = super(kind, self).state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        for name in sites:
-            found.pop(prefix + name, None)
+        keep_vars = kwargs.get("keep_vars", args[2] if len(args) > 2 else False)
+        for name, site in sites.items():
+            found[prefix + name] = site.original if keep_vars else site.original.detach()
         return found
 
     @torch.no_grad()
-    def load(self: nn.Module, state: Any, prefix: str, version: Any, strict: bool, missing: Any, *rest: Any) -> None:
+    def load(self: nn.Module, state: Any, prefix: str, local: Any, strict: bool, missing: Any, *rest: Any) -> None:
         with _unseen(self) as sites:
-            super(kind, self)._load_from_state_dict(state, prefix, version, strict, missing, *rest)
-        missing[:] = [key for key in missing if key not in {prefix + name for name in sites}]
+            for name, site in sites.items():
+                saved.upgrade(state, prefix, name, site)
+                saved.load(
+                    site, state, saved.keys(prefix, name), missing, rest[-1], local.get("assign_to_params_buffers", False)
+                )
+            own = {prefix + name for name in sites}
+            others = {key: value for key, value in state.items() if key not in own}
+            absent: list[str] = []
+            super(kind, self)._load_from_state_dict(others, prefix, local, strict, absent, *rest)
+        missing += [key for key in absent if key not in own]
 
     kind.state_dict, kind._load_from_state_dict = state_dict, load
+
+
+def _settle_sites(kind: Any) -> None:
+    """``to``, ``half`` and their like may put new tensors in the place of the old ones."""
+
+    def apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+        super(kind, self)._apply(fn, recurse)
+        for site in sites_of(self).values():
+            site.settle()
+        return self
+
+    kind._apply = apply
+
+
+def _refuse_new_values(kind: Any) -> None:
+    """``reset_parameters`` would write into W_A."""
+
+    def reset_parameters(self: nn.Module) -> None:
+        names = ", ".join(f"{kind.__bases__[0].__name__}.{name}" for name in sites_of(self))
+        raise ModelError(
+            f"reset_parameters: {names} is sparse; initialise the model before topkast.compile, or load new values with "
+            "topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
+        )
+
+    if hasattr(kind, "reset_parameters"):
+        kind.reset_parameters = reset_parameters
 
 
 def attach(module: nn.Module, attribute: str, site: Site) -> None:
@@ -97,33 +135,51 @@ def attach(module: nn.Module, attribute: str, site: Site) -> None:
     Args:
         module: an owner of the parameter.
         attribute: its name there.
-        site: holds the parameter already.
+        site: has adopted the parameter already.
     """
-    if attribute not in module._parameters:
-        return  # a module that has several names in the model comes once for each
-    del module._parameters[attribute]
     module.__dict__.pop("_flat_weights", None)  # of a recurrent module: see _follow_flat_weights
-    parametrized = parametrize.is_parametrized(module)
-    if not parametrized:
-        module.parametrizations = nn.ModuleDict()
-    if shares_class(module) or not (parametrized or isinstance(module, torch.fx.GraphModule)):
-        share_class(module, attribute, _complete)
-    else:
-        # Others' parametrizations, or a graph that is its class's forward: the class is this module's own.
-        if not parametrized:
-            parametrize._inject_new_class(module)
-        if "state_dict" not in vars(type(module)):
-            _complete(module)
-        parametrize._inject_property(module, attribute)
-    module.parametrizations[attribute] = site  # type: ignore[index, operator, assignment]
+    if STATE not in module._modules:
+        module._modules[STATE] = SparseState()
+    found: Any = module._modules[STATE]._modules  # type: ignore[union-attr]
+    if attribute in found:
+        return  # a module that has several names in the model comes once for each
+    found[attribute] = site
+    share_class(module, frozenset(found), complete)
 
 
-def _complete(module: nn.Module) -> None:
-    """What the class of a module with sites must do besides reading them."""
-    kind: Any = type(module)
-    if getattr(kind.__bases__[0], "__deepcopy__", None) is None or isinstance(module, torch.fx.GraphModule):
+def detach(module: nn.Module, attribute: str) -> None:
+    """``module.attribute`` is the module's parameter and no more."""
+    found: Any = module._modules[STATE]._modules  # type: ignore[union-attr]
+    del found[attribute]
+    if not found:
+        del module._modules[STATE]
+    share_class(module, frozenset(found), complete)
+
+
+def complete(kind: Any) -> None:
+    """What a class of modules with sites must do besides reading them."""
+    base = kind.__bases__[0]
+    if getattr(base, "__deepcopy__", None) is None or issubclass(base, torch.fx.GraphModule):
         kind.__deepcopy__ = copy_module
-    if isinstance(module, nn.RNNBase):
+    if issubclass(base, nn.RNNBase):
         _follow_flat_weights(kind)
-    _leave_state_to_sites(kind)
+    _state_with_values(kind)
+    _settle_sites(kind)
+    _refuse_new_values(kind)
     keep_whole(kind)
+    # A model that was pickled may come into a process that has converted none.
+    install_hooks()
+    if _on_parameter not in torch_module._global_parameter_registration_hooks.values():
+        torch_module.register_module_parameter_registration_hook(_on_parameter)
+
+
+def _on_parameter(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+    """The hook: ``module.attribute = parameter``. A dense one is the module's weight from now on."""
+    state = module._modules.get(STATE)
+    site: Any = None if state is None else state._modules.get(attribute)
+    if site is None:
+        return
+    if tuple(parameter.shape) == site.value_shape:
+        site.settle(parameter)
+    else:
+        detach(module, attribute)

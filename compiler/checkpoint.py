@@ -22,11 +22,12 @@ from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
 from .checkpoint_check import check_config, check_optimizer, check_sites, check_tensors
+from .checkpoint_old import in_order, upgrade, upgrade_optimizer
 from .config import Config
 from .pack import pack, read, unpack, write
 
 FORMAT = "topkast"
-VERSION = 1
+VERSION = 2  # since 2 a weight keeps its name; see topkast.runtime.saved
 
 
 def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -99,13 +100,21 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     prefixes = ("optimizer/", "extra/")
     state: dict[str, Any] = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefixes)}
     state.update({key: unpack(value, tensors) for key, value in extra.items()})
-    check_tensors(path, root, record, found, state)
+    if header["format_version"] == "1":
+        upgrade(root, state)
+    check_tensors(path, root, state)
+    order: list[list[int]] | None = None
     if optimizer is not None:
-        packed = check_optimizer(path, describe_optimizer(root, optimizer), packed)
+        mine = describe_optimizer(root, optimizer)
+        if header["format_version"] == "1" and packed is not None:
+            packed, order = upgrade_optimizer(root, packed, mine)
+        packed = check_optimizer(path, mine, packed)
         wanted = _named(packed["state"])
         if any(name not in tensors for name in wanted):
             raise CheckpointError(f"{path}: missing tensors: {', '.join(n for n in wanted if n not in tensors)}")
     content = None if optimizer is None or packed is None else unpack(packed["state"], tensors)
+    if content is not None and order is not None and optimizer is not None:
+        content = in_order(content, order, optimizer)
 
     def apply() -> None:
         root.load_state_dict(state)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from topkast.runtime.errors import CheckpointError
 from topkast.runtime.layout import Index, check_index
-from topkast.runtime.site import Site
-from topkast.runtime.state import Record
+from topkast.runtime.saved import keys
+from topkast.runtime.state import owned
 
 SHOWN = 8  # a wrong model differs everywhere: the first few lines say enough
 
@@ -43,7 +43,7 @@ def check_sites(path: Path, mine: dict[str, dict[str, Any]], theirs: dict[str, d
     _refuse(path, "a checkpoint of another model", wrong)
 
 
-def check_tensors(path: Path, root: nn.Module, record: Record, found: dict[str, Site], state: dict[str, Any]) -> None:
+def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
     """Raise CheckpointError unless names, shapes, dtypes and every index fit."""
     own = root.state_dict()
     wrong = [f"missing: {key}" for key in own if key not in state]
@@ -54,9 +54,9 @@ def check_tensors(path: Path, root: nn.Module, record: Record, found: dict[str, 
             if not isinstance(given, Tensor) or given.shape != wanted.shape or given.dtype != wanted.dtype:
                 wrong.append(f"{key}: {_kind(given)} in the file, {_kind(wanted)} in the model")
     _refuse(path, "tensors do not fit the model", wrong)
-    for name, site in found.items():
-        for module, attribute in record.sites[name]:
-            prefix = f"{module + '.' if module else ''}parametrizations.{attribute}."
+    for name, (site, owners) in owned(root).items():
+        for module, attribute in owners:
+            _, prefix = keys(f"{module}." if module else "", attribute)
             kinds = ("", "prepared_") if site.rule.refresh_in_background else ("",)
             for kind in kinds:
                 index = Index(*(state[prefix + kind + field] for field in Index._fields))

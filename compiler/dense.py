@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from topkast.runtime.commit import finish
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.reference import weight
 from topkast.runtime.site import Site
-from topkast.runtime.state import Record, find, sites
+from topkast.runtime.state import find, owned, sites
+
+from .shared_class import SparseState
 
 
 def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
@@ -31,13 +33,19 @@ def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: site.sets() for name, site in sites(model).items()}
 
 
-def _keys(record: Record) -> dict[str, str]:
-    """Original state-dict key -> name of the site whose weight it held; a tied weight has several keys."""
+def _keys(model: Any) -> dict[str, str]:
+    """State-dict key -> name of the site whose weight it holds; a tied weight has several keys."""
     return {
         f"{path}.{attribute}" if path else attribute: name
-        for name, owners in record.sites.items()
+        for name, (_, owners) in owned(model).items()
         for path, attribute in owners
     }
+
+
+def _dense_keys(root: nn.Module, own: Mapping[str, Any]) -> list[str]:
+    """The keys of a state dict that the model would have if it were dense."""
+    ours = tuple(f"{path}." for path, module in root.named_modules() if isinstance(module, SparseState))
+    return [key for key in own if not key.startswith(ours)]
 
 
 def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") -> dict[str, Any]:
@@ -58,16 +66,14 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
     """
     if values not in ("forward", "all"):
         raise ConfigError(f"values={values!r}: must be 'forward' or 'all'")
-    root, record = find(model)
+    root, _ = find(model)
     # The reference is called by itself: through the operator this read would count as one of the model's own.
     dense = {
-        name: site.theta() if values == "all" else weight(site.original.detach(), site.index, site.geometry)
+        name: site.theta() if values == "all" else weight(site.values, site.index, site.geometry)
         for name, site in sites(model).items()
     }
-    own, keys = root.state_dict(), _keys(record)
-    found = OrderedDict(
-        (key, dense[keys[key]] if key in keys else own[key]) for key in record.keys if key in keys or key in own
-    )
+    own, keys = root.state_dict(), _keys(model)
+    found = OrderedDict((key, dense[keys[key]] if key in keys else own[key]) for key in _dense_keys(root, own))
     # By its version a module knows how to read what it saved itself.
     found._metadata = own._metadata  # type: ignore[attr-defined]
     return found
@@ -89,15 +95,16 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
             with more than one value.
         ModelError: the model was not converted.
     """
-    root, record = find(model)
-    found, keys, own = sites(model), _keys(record), root.state_dict()
+    root, _ = find(model)
+    found, keys, own = sites(model), _keys(model), root.state_dict()
+    names = _dense_keys(root, own)
     wrong: list[str] = []
     if strict:
-        wrong += [f"missing: {key}" for key in record.keys if key not in state_dict]
-        wrong += [f"unexpected: {key}" for key in state_dict if key not in record.keys]
+        wrong += [f"missing: {key}" for key in names if key not in state_dict]
+        wrong += [f"unexpected: {key}" for key in state_dict if key not in names]
     thetas: dict[str, Tensor] = {}
     rest = OrderedDict[str, Any]()
-    for key in record.keys:
+    for key in names:
         if key not in state_dict:
             continue
         value = state_dict[key]

@@ -80,6 +80,10 @@ class Entry:
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
 
+    def __reduce__(self) -> Any:
+        """Pickled as None: what is compiled belongs to this process."""
+        return type(None), ()
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.module._call_impl(*args, **kwargs)

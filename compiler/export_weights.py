@@ -10,7 +10,7 @@ from torch import nn
 
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.site import Site
-from topkast.runtime.state import find, sites
+from topkast.runtime.state import owned
 
 
 def round_to_half(plain: nn.Module, model: Any) -> None:
@@ -44,7 +44,6 @@ def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tup
 
 
 def _weights(plain: nn.Module, model: Any) -> Iterator[tuple[str, Site, nn.Parameter]]:
-    _, record = find(model)
-    for name, site in sites(model).items():
-        path, attribute = record.sites[name][0]
+    for name, (site, owners) in owned(model).items():
+        path, attribute = owners[0]
         yield name, site, getattr(plain.get_submodule(path), attribute)

@@ -46,7 +46,7 @@ def start_scales(sites: dict[str, Site], initial: str | None) -> dict[str, float
 
 def _scale(site: Site, initial: str) -> float:
     theta, in_a = site.theta(), ~site.explored()
-    norm, full = float(site.original[in_a].norm()), float(theta.norm())
+    norm, full = float(site.values[in_a].norm()), float(theta.norm())
     wanted = full
     if initial != "dense":
         wanted = (int(in_a.sum()) / theta.numel()) ** 0.5 * full

@@ -11,7 +11,7 @@ from topkast.runtime.decay import MOST_DECAY
 from topkast.runtime.layout import slot_units
 from topkast.runtime.planner import measured
 from topkast.runtime.site import Site
-from topkast.runtime.state import Record, find, sites
+from topkast.runtime.state import Record, find, owned
 
 from .report_backend import eager_facts, real_backend
 from .report_cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
@@ -75,8 +75,9 @@ def report(model: Any) -> Report:
         ModelError: the model was not converted.
     """
     root, record = find(model)
-    found = sites(model)
-    rows = [_row(name, site, record) for name, site in found.items()]
+    owners = owned(model)
+    found = {name: site for name, (site, _) in owners.items()}
+    rows = [_row(name, site, owners[name][1], record) for name, site in found.items()]
     last = [row["churn"][-1] for row in rows if row["churn"]]
     units = sum(site.geometry.units for site in found.values())
     ever = sum(_ever(site) for site in found.values())
@@ -117,7 +118,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _row(name: str, site: Site, record: Record) -> dict[str, Any]:
+def _row(name: str, site: Site, owners: list[tuple[str, str]], record: Record) -> dict[str, Any]:
     geometry = site.geometry
     in_a = int((site.row_fwd - site.row_ptr[:-1]).sum())
     fused: dict[str, dict[str, int]] = {}
@@ -130,15 +131,15 @@ def _row(name: str, site: Site, record: Record) -> dict[str, Any]:
     return {
         "name": name,
         "shape": list(geometry.shape),
-        "owners": [".".join(filter(None, owner)) for owner in record.sites[name]],
-        "ops": list(record.ops[name]),
+        "owners": [".".join(filter(None, owner)) for owner in owners],
+        "ops": list(record.ops[site.name]),
         "density_a": in_a / geometry.units,
         "density_b": int(site.row_ptr[-1]) / geometry.units,
         "block": list(geometry.block),
         "balanced": site.rule.balanced,
-        "scaled": record.scaled.get(name, 1.0),
+        "scaled": record.scaled.get(site.name, 1.0),
         "matrix": {"rows": geometry.rows, "cols": geometry.cols, "perm": list(geometry.perm), "lead": geometry.lead},
-        "positions": record.positions[name],
+        "positions": record.positions[site.name],
         "fused": fused,
         "unfused": unfused,
         "measured": [
@@ -158,7 +159,7 @@ def _ever(site: Site) -> int:
 
 def _warnings(name: str, site: Site) -> list[str]:
     units, in_a = slot_units(site.index, site.geometry)
-    values = site.original.detach().view(-1, site.geometry.unit)
+    values = site.values.view(-1, site.geometry.unit)
     found = []
     if not bool(values.isfinite().all()) or not bool(site.reservoir.isfinite().all()):
         found.append(f"{name}: holds NaN or infinite values")

@@ -1,106 +1,137 @@
-"""Modules of one class that are sparse in the same attributes share one class too.
+"""The classes of modules with sparse weights: as their own, but what is read as the weight is W_A.
 
-Dynamo guards on the class of every module it reads. With a class for each module, as ``torch.nn.utils.parametrize``
-makes them, each model of one kind would be compiled anew, and the ninth not at all. What is made for a class is kept on
-that class and lives as long, so that one defined inside a function can still be freed.
+Modules of one class that are sparse in the same attributes share one class. Dynamo guards on the class of every module
+it reads: with a class for each module, each model of one kind would be compiled anew, and the ninth not at all. A class
+made here is kept on the class that it extends and lives as long, so that one defined inside a function can be freed.
 """
 
 from __future__ import annotations
 
-import functools
+import copyreg
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from topkast.runtime.errors import ModelError
+from topkast.runtime.saved import STATE
+
 _MADE = "_topkast_classes"  # on the class that was extended: attributes -> the class that is sparse in them
-_ATTRIBUTES = "_topkast_attributes"  # on a shared class: which these are
+_ATTRIBUTES = "_topkast_attributes"  # on a class made here: which these are
+
+# What replaces a weight by one that is computed, and reads the weight before it changes anything.
+REPLACING = {"torch.nn.utils.weight_norm", "torch.nn.utils.prune"}
+
+Finish = Callable[[Any], None]
 
 
-def shares_class(module: nn.Module) -> bool:
-    """Whether a module's class is one of those that :func:`share_class` gives."""
-    return _ATTRIBUTES in vars(type(module))
+class SparseState(nn.Module):
+    """What belongs to a module's sparse weights beside their values: one site for each, by the weight's name.
+
+    A ``ModuleDict`` could not hold a weight that is called as one of its methods is (``values``, ``keys``).
+    """
+
+    def forward(self) -> None:
+        """Nothing: the module that owns this reads its sites."""
 
 
-def share_class(module: nn.Module, attribute: str, finish: Callable[[nn.Module], None]) -> None:
-    """Give a module the class in which ``attribute`` is read through its parametrization, beside those that are so.
+def share_class(module: nn.Module, attributes: frozenset[str], complete: Finish) -> None:
+    """Give a module the class in which these attributes are sparse.
 
     Args:
-        module: of a plain class, or of one that this function gave it; has ``parametrizations`` without that attribute.
-        attribute: a name that is no parameter of the module any more.
-        finish: called with the module once for each new class, to complete that class.
+        module: of any class, one made here included.
+        attributes: names of parameters; none: its own class again.
+        complete: called with each class that is new, before any module has it.
     """
-    attributes = frozenset({attribute}) | vars(type(module)).get(_ATTRIBUTES, frozenset())
-    base: Any = type(module).__bases__[0] if shares_class(module) else type(module)
+    kind: Any = type(module)
+    ours = next((made for made in kind.__mro__ if _ATTRIBUTES in vars(made)), None)
+    # A class that torch has made for this module alone, and will take away again as the first of its bases.
+    foreign = ours is not kind and parametrize.is_parametrized(module)
+    base = ours.__bases__[0] if ours else kind.__bases__[0] if foreign else kind
+    found = sparse_class(base, attributes, complete) if attributes else base
+    if foreign:
+        own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+        found = type(kind)(kind.__name__, (found,), own)
+    module.__class__ = found
+
+
+def sparse_class(base: Any, attributes: frozenset[str], complete: Finish) -> Any:
+    """The class that extends ``base`` and is sparse in these attributes."""
     if _MADE not in vars(base):
         setattr(base, _MADE, {})
     made = vars(base)[_MADE]
     if attributes not in made:
-        kind = module.__class__ = _new_class(module, base, attributes)
-        finish(module)
+        own: dict[str, Any] = {name: _weight(name) for name in attributes}
+        own |= {_ATTRIBUTES: attributes, "__module__": base.__module__, "parametrizations": property(_not_ours)}
+        own["__reduce_ex__"] = _reduce
+        kind = type(base)(f"Sparse{base.__name__}", (base,), own)
+        complete(kind)
         made[attributes] = kind  # a whole one only: an interrupt may come before
-    module.__class__ = made[attributes]
+    return made[attributes]
 
 
-def _new_class(module: nn.Module, base: Any, attributes: frozenset[str]) -> Any:
-    module.__class__ = base
-    parametrize._inject_new_class(module)
-    template: Any = type(module)
-    own = {name: value for name, value in vars(template).items() if name not in ("__dict__", "__weakref__")}
-    own |= {_ATTRIBUTES: attributes, **{name: _parametrized(name) for name in attributes}}
-    metaclass: Any = type(template)
-    return _shared_kind(metaclass)(template.__name__, (base,), own)
-
-
-@functools.cache
-def _shared_kind(kind: Any) -> Any:
-    """The metaclass of shared classes, for bases of that metaclass.
-
-    torch puts a property into a module's class when the module gets a parametrization, and deletes it when the module
-    loses that. In a class with many modules either is for the one module: others keep what they have.
-    """
-
-    def put(cls: Any, name: str, value: Any) -> None:
-        torchs = isinstance(value, property) and getattr(value.fget, "__module__", "") == parametrize.__name__
-        kind.__setattr__(cls, name, _parametrized(name) if torchs else value)
-
-    def drop(cls: Any, name: str) -> None:
-        if not isinstance(vars(cls).get(name), _Parametrized):
-            kind.__delattr__(cls, name)
-
-    return type("SharedKind", (kind,), {"__setattr__": put, "__delattr__": drop})
-
-
-class _Parametrized(property):
-    """Reads a parametrization of the modules that have one of that name, and of others the tensor."""
-
-
-def _parametrized(name: str) -> _Parametrized:
-    """As torch's own, which is tied to one module: it keeps that alive, and ``parametrize.cached`` keys by it."""
+def _weight(name: str) -> property:
+    """Reads W_A of the modules that have a site of that name, and of others the parameter."""
 
     def get(self: Any) -> Any:
-        if name in self.parametrizations:
-            chain = self.parametrizations[name]
-            return _cached(self, name, chain) if parametrize._cache_enabled else chain()
-        for tensors in (self._parameters, self._buffers):
-            if name in tensors:
-                return tensors[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name not in self._parameters:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if not torch.compiler.is_compiling() and sys._getframe(1).f_globals.get("__name__") in REPLACING:
+            raise ModelError(_refusal(type(self).__name__, name))
+        values, sites = self._parameters[name], self._modules[STATE]._modules
+        if name not in sites or values is None or values.shape == sites[name].geometry.shape:
+            return values  # a dense tensor, put there by functional_call or by an assignment
+        return sites[name](values)
 
-    def put(self: Any, value: Any) -> None:
-        if name not in self.parametrizations:
-            raise AttributeError(f"{type(self).__name__!r} object has no parameter or buffer {name!r}")
-        self.parametrizations[name].right_inverse(value)
+    def put(self: Any, value: Tensor) -> None:
+        # torch's older spectral_norm has given the parameter another name by now.
+        if name not in self._parameters and f"{name}_orig" in self._parameters:
+            others = dict(self._parameters)
+            self._parameters.clear()
+            self._parameters.update({name: others.pop(f"{name}_orig")} | others)
+        raise ModelError(_refusal(type(self).__name__, name))
 
-    return _Parametrized(get, put)
+    return property(get, put)
 
 
-def _cached(module: nn.Module, name: str, chain: Callable[[], Any]) -> Any:
-    if torch._C._get_tracing_state() is not None:
-        raise RuntimeError("Cannot trace a model while caching parametrizations.")
-    key = id(module), name
-    if key not in parametrize._cache:
-        parametrize._cache[key] = chain()
-    return parametrize._cache[key]
+def _refusal(kind: str, name: str) -> str:
+    return (
+        f"{kind}.{name}: a sparse weight, which cannot be parametrized or replaced by a computed tensor; do that before "
+        "topkast.compile, or take topkast.densify(model)"
+    )
+
+
+def _not_ours(self: nn.Module) -> Any:
+    """What ``module.parametrizations`` finds: torch's own, if there are any.
+
+    ``register_parametrization`` asks for them before it changes anything: for a sparse weight the answer is an error.
+    """
+    caller: Any = sys._getframe(1)
+    for _ in range(2):
+        if caller is not None and caller.f_code is parametrize.register_parametrization.__code__:
+            name = caller.f_locals["tensor_name"]
+            if name in self._modules.get(STATE, nn.Module())._modules:  # type: ignore[union-attr]
+                raise ModelError(_refusal(type(self).__name__, name))
+        caller = caller and caller.f_back
+    if "parametrizations" in self._modules:
+        return self._modules["parametrizations"]
+    raise AttributeError("parametrizations")
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    """Pickled as any module is, but the class by what it extends: nobody could find the class by its name."""
+    found = super(next(kind for kind in type(self).__mro__ if _ATTRIBUTES in vars(kind)), self).__reduce_ex__(protocol)
+    kind = type(self)
+    if _ATTRIBUTES in vars(kind) and found[0] is copyreg.__newobj__ and found[1][0] is kind:  # type: ignore[attr-defined]
+        return (_made_again, (kind.__bases__[0], vars(kind)[_ATTRIBUTES], *found[1][1:]), *found[2:])
+    return found
+
+
+def _made_again(base: Any, attributes: frozenset[str], *args: Any) -> Any:
+    from .attach import complete
+
+    kind = sparse_class(base, attributes, complete)
+    return kind.__new__(kind, *args)

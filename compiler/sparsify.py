@@ -13,11 +13,12 @@ from topkast.runtime.commit import finish
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
-from topkast.runtime.record import Family
+from topkast.runtime.record import Family, alive
 from topkast.runtime.renew import refresh_due
 from topkast.runtime.reservoir import check_disk, values_outside
+from topkast.runtime.saved import refuse_dense
 from topkast.runtime.site import Site
-from topkast.runtime.state import Record, sites
+from topkast.runtime.state import Record, find, sites
 
 from .attach import attach
 from .check import check_model
@@ -39,7 +40,8 @@ def refresh_before_forward(model: nn.Module, args: Any) -> None:
     Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
     """
     if not torch.compiler.is_compiling():
-        refresh_due(sites(model).values())
+        family = find(model)[1].family
+        refresh_due([site for site in alive() if site.family is family])
 
 
 def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:
@@ -143,13 +145,11 @@ def convert(
     counts = distribute(config, geometries, lambda name: parameters[name].detach())
     record = Record(
         config=config,
-        sites={name: selection.sparse[name].owners for name in geometries},
         dense=selection.dense,
         ops={name: selection.sparse[name].ops for name in geometries},
         positions={name: selection.sparse[name].positions for name in geometries},
         how=selection.how,
-        keys=list(model.state_dict().keys()),
-        order={path: list(module._parameters) for path, module in model.named_modules() if module._parameters},
+        family=Family(),
     )
     if example_inputs is not None and selection.how.startswith("structure"):
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
@@ -159,18 +159,17 @@ def convert(
 
     undo = Undo(model)
 
-    family = Family()
-
     def build(name: str) -> None:
         if name in geometries:
             fwd, bwd, balanced = counts[name]
             rule = config.rule(balanced)
             parameter = model.get_parameter(name)
             site = Site(parameter, name, geometries[name], fwd, bwd, rule)
-            site.family = family
+            site.family = record.family
             undo.note(parameter, site)
-            site.adopt(parameter)
-            for path, attribute in record.sites[name]:
+            owners = selection.sparse[name].owners
+            site.adopt(model.get_submodule(owners[0][0]), owners[0][1])
+            for path, attribute in owners:
                 attach(model.get_submodule(path), attribute, site)
 
     def end() -> None:
@@ -190,6 +189,7 @@ def convert(
         found = sites(model)
         record.scaled = start_scales(found, config.initial)
         model.register_forward_pre_hook(refresh_before_forward, prepend=True)
+        model.register_load_state_dict_pre_hook(refuse_dense)
         install_hooks()
         if last is not None:
             last(model)

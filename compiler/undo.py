@@ -44,7 +44,7 @@ class Undo:
 
         def together() -> Tensor:
             index = Index(*(tensor.to(site.home) for tensor in site.index))
-            theta = assemble(parameter.detach().to(site.home), site.reservoir, index, site.geometry)
+            theta = assemble(parameter.detach().to(site.home).view(-1), site.reservoir, index, site.geometry)
             return torch.empty_strided(theta.shape, stride, dtype=theta.dtype, device=parameter.device).copy_(theta)
 
         # Memory that others see too stays anyway, and must be the parameter's again.

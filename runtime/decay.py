@@ -40,7 +40,7 @@ def decay_explored(site: Site, lr: float | Tensor) -> None:
 
 def size(site: Site) -> Tensor:
     """Of a weight in A: their root mean square, a positive scalar in float64."""
-    values = site.original.detach()
+    values = site.values
     if _native(values):
         total = densified.squares(values, site.index, site.geometry)
     else:
@@ -51,7 +51,7 @@ def size(site: Site) -> Tensor:
 
 def scale_explored(site: Site, factor: float | Tensor) -> None:
     """θ ← factor · θ on B \\ A."""
-    values = site.original.detach()
+    values = site.values
     if _native(values):
         densified.scale_explored(values, site.index, site.geometry, float(factor))
         torch.autograd.graph.increment_version(values)

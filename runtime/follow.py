@@ -71,7 +71,8 @@ def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
     if site.unclaimed is not None:
         before, after = (Index(*(tensor.to(site.home) for tensor in at)) for at in (site.unclaimed, site.index))
         moved = [
-            (tensor, follow(tensor.to(site.home), before, after, site.geometry)) for tensor in _state(optimizer, site)
+            (tensor, follow(tensor.to(site.home).reshape(-1), before, after, site.geometry).view(tensor.shape))
+            for tensor in _state(optimizer, site)
         ]
 
     def apply() -> None:

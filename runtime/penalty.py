@@ -71,7 +71,7 @@ def _penalise(site: Site, grad: Tensor, scale: Tensor | None) -> None:
     """``scale``: what the gradient is multiplied by, set while a fused optimizer, which divides by it, makes a step."""
     density = site.n_fwd / site.geometry.units
     factor = torch.full_like(site.original, site.rule.exploration_l2)
-    factor[site.explored()] = site.rule.exploration_l2 / density
+    factor.view(-1)[site.explored()] = site.rule.exploration_l2 / density
     grad.add_(site.original * (factor if scale is None else factor * scale))
 
 

@@ -37,9 +37,9 @@ def strike(site: Site) -> None:
 
 
 def alive() -> list[Site]:
-    """All sites that are known. Another thread may enrol one meanwhile."""
+    """All sites that are known and whose values a module holds. Another thread may enrol one meanwhile."""
     found = (reference() for reference in SITES.valuerefs())  # one call makes the list; SITES.values() can fail
-    return [site for site in found if site is not None]
+    return [site for site in found if site is not None and site.attached]
 
 
 class Family:

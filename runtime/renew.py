@@ -90,7 +90,7 @@ def _laid_out(site: Site, theta: Tensor, held: Held, index: Index, ever: Tensor)
     """θ (at home) taken apart by an index; what is kept for each value follows."""
     values, reservoir = torch.empty_like(held.values), torch.zeros_like(held.reservoir)
     store(theta, values, reservoir, index, site.geometry)
-    kept = [follow(tensor, held.index, index, site.geometry) for tensor in held.kept]
+    kept = [follow(tensor.reshape(-1), held.index, index, site.geometry).view(tensor.shape) for tensor in held.kept]
     fields = {"pending": None, "unclaimed": left(site, held.index)}
     return Change(Held(values, reservoir, index, ever, kept), fields)
 

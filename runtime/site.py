@@ -1,8 +1,9 @@
 """One sparsified parameter: its values on B, its index, and the rest of θ.
 
-A site is what ``torch.nn.utils.parametrize`` finds when the module reads the weight. ``original``, the only trainable
-tensor, is the compact vector of B's values: whatever is elementwise (optimizers, clipping, GradScaler, DDP) works on it
-as it is. All tensors keep their shape for life, so no graph is ever compiled twice because sets changed.
+B's values are the module's own parameter, under its own name: an ordinary ``nn.Parameter`` of two dimensions, on which
+whatever is elementwise (optimizers, clipping, GradScaler, DDP) works as it is. The site holds the rest and makes W_A of
+the values when the module reads its weight. All tensors keep their shape for life, so no graph is ever compiled twice
+because sets changed.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from . import choose, ops, saved  # noqa: F401  (ops defines torch.ops.topkast)
-from .background import Pending, as_state
+from .background import Pending, as_state, known
 from .commit import Change, Held, finish
 from .errors import ConfigError, ModelError, RefreshError
 from .follow import followers
 from .gradient import Read
-from .layout import Geometry, Index, index_masks, slot_units
+from .guarded import guard
+from .layout import Geometry, Index, column_type, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
 from .record import Family, enrol, new_key
@@ -36,26 +37,24 @@ from .rule import Rule
 from .sets import build_index
 
 
-class Site(Whole, parametrize.ParametrizationList):
+class Site(Whole, nn.Module):
     """State of one site.
 
     Args:
-        parameter: the dense parameter; :meth:`adopt` makes it ``original`` (the same object), holding B's values.
+        parameter: the dense parameter; :meth:`adopt` lets the same object hold B's values.
         name: its name in the model, part of the seed of random exploration.
         geometry: how it is cut into units.
         n_fwd, n_bwd: units in A and in B, 0 < n_fwd <= n_bwd; with ``rule.balanced`` whole multiples of the block rows.
         rule: how the sets are renewed.
     """
 
-    original: nn.Parameter
     row_ptr: Tensor
     row_fwd: Tensor
     cols: Tensor
     ever: Tensor
 
     def __init__(self, parameter: nn.Parameter, name: str, geometry: Geometry, n_fwd: int, n_bwd: int, rule: Rule):
-        nn.ModuleList.__init__(self)  # the base class would expect a chain of parametrizing modules
-        self.is_tensor, self.unsafe, self.ntensors = True, True, 1
+        super().__init__()
         self.name, self.geometry, self.rule = name, geometry, rule
         self.n_fwd, self.n_bwd = n_fwd, n_bwd
         self.method = METHODS[rule.method]()
@@ -74,14 +73,42 @@ class Site(Whole, parametrize.ParametrizationList):
         store(theta, self._values, self.reservoir, self.index, geometry)
 
     @torch.no_grad()
-    def adopt(self, parameter: nn.Parameter) -> None:
-        """The parameter that the site was made of becomes B's values. Until then nothing of it has changed."""
-        parameter.grad = None
-        parameter.set_(self._values)  # type: ignore[call-overload]
-        self.register_parameter("original", parameter)
+    def adopt(self, owner: nn.Module, attribute: str) -> None:
+        """The parameter that the site was made of, ``owner.attribute``, becomes B's values. Until then nothing of it
+        has changed."""
+        # The owner's table of parameters, not the owner: no cycle keeps a model alive, and a copy's table is its own.
+        self.table, self.attribute = owner._parameters, attribute
+        self.original.grad = None
+        self.original.set_(self._values.view(self.value_shape))  # type: ignore[call-overload]
         self._own = self._identity()
         del self._values
         enrol(self)
+
+    @property
+    def original(self) -> nn.Parameter:
+        """B's values as the module's parameter, of :attr:`value_shape`."""
+        return self.table[self.attribute]
+
+    @property
+    def values(self) -> Tensor:
+        """The same memory as a detached vector [values]."""
+        return self.original.detach().view(-1)
+
+    @property
+    def value_shape(self) -> tuple[int, int]:
+        """Shape of B's values: [block rows, values of a row], or [1, all of them] if rows differ.
+
+        Never the shape of the weight itself, so that a dense tensor in the place of the values is known as such.
+        """
+        values = self.n_bwd * self.geometry.unit
+        shape = (self.groups, values // self.groups)
+        return shape if shape != self.geometry.shape else (1, values)
+
+    @property
+    def attached(self) -> bool:
+        """Whether a module still holds the values: not if its parameter was deleted, or replaced by a dense one."""
+        values = self.table.get(self.attribute)
+        return values is not None and tuple(values.shape) == self.value_shape
 
     def _start(self) -> None:
         self.key = new_key()
@@ -93,6 +120,7 @@ class Site(Whole, parametrize.ParametrizationList):
         self.broken: str | None = None  # why the site cannot be used any more; see runtime/commit.py
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._own: tuple[int, int] | None = None
 
     def _hold(self, reservoir: Tensor) -> None:
         # Only a reservoir on the device may follow `.to`; it is saved by hand, so that all three kinds look alike.
@@ -112,17 +140,46 @@ class Site(Whole, parametrize.ParametrizationList):
         if "reservoir" in own:
             kept = self.reservoir
             twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
-        twin._own = twin._identity()
         enrol(twin)
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is of this process: optimizers, the key, and a thread's choice, which is waited for."""
+        self.check_whole()
+        own = {name: value for name, value in self.__dict__.items() if name not in ("optimizers", "ran", "key", "_own")}
+        if self.pending is not None:
+            own["pending"] = self.pending.name, self.pending.step, tuple(map(_signed, self.pending.result()))
+        own["_buffers"] = {name: _signed(tensor) for name, tensor in self._buffers.items()}
+        return own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        pending = state.pop("pending")
+        super().__setstate__(state)
+        self._buffers["cols"] = self.cols.view(column_type(self.geometry.grid[1]))
+        churn, scaled, unclaimed = self.churn, self.scaled, self.unclaimed
+        self._start()
+        self.churn, self.scaled, self.unclaimed = churn, scaled, unclaimed
+        if pending is not None:
+            row_ptr, row_fwd, cols = pending[2]
+            pending = known(*pending[:2], Index(row_ptr, row_fwd, cols.view(self.cols.dtype)))
+        self.pending = pending
+        if self.rule.reservoir != "device":  # what was pinned, or in a file, is to be so here
+            kept = self.reservoir
+            self.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
+        enrol(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:
         super()._apply(fn, recurse)
         kept = self.reservoir
-        if kept.dtype != self.original.dtype:  # not a buffer unless on the device, but a cast is for all of θ
-            self.reservoir = allocate(self.rule.reservoir, kept.numel(), self.original.detach()).copy_(kept)
-        self._own = self._identity()
+        # Not a buffer unless on the device, but a cast is for all of θ. The values themselves are the owner's to cast.
+        values = fn(self.original.detach().new_empty(0))
+        if kept.dtype != values.dtype:
+            self.reservoir = allocate(self.rule.reservoir, kept.numel(), values).copy_(kept)
         return self
+
+    def settle(self, values: nn.Parameter | None = None) -> None:
+        """Other tensors are in the place of the site's for good, or these values are about to be."""
+        self._own = id(self.original if values is None else values), id(self.cols)
 
     @property
     def index(self) -> Index:
@@ -141,20 +198,20 @@ class Site(Whole, parametrize.ParametrizationList):
         grid = self.geometry.grid
         return build_index(fwd.view(grid), bwd.view(grid), self.n_bwd)
 
-    def forward(self) -> Tensor:
-        """W_A, dense; its gradient arrives at B only."""
+    def forward(self, values: Tensor) -> Tensor:
+        """W_A, dense; its gradient arrives at B only.
+
+        Args:
+            values: B's, of :attr:`value_shape`.
+        """
         compiling = torch.compiler.is_compiling()
         if not compiling:
             self.check_whole()
             self.refresh_if_due()
-        g, given = self.geometry, (self.original, self.row_ptr, self.row_fwd, self.cols, self.key)
+        g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
         if compiling:
             return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
-        return Read.apply(*given, g)
-
-    def right_inverse(self, value: Tensor) -> None:
-        """``module.weight = tensor``: take it as θ and choose both sets again."""
-        self.load_theta(value)
+        return guard(Read.apply(*given, g), self)
 
     @property
     def groups(self) -> int:
@@ -203,7 +260,7 @@ class Site(Whole, parametrize.ParametrizationList):
     def theta(self) -> Tensor:
         """All of θ, dense, detached, at home: B's values and the reservoir put together."""
         self.check_whole()
-        return assemble(self.original.detach().to(self.home), self.reservoir, self._index_at_home(), self.geometry)
+        return assemble(self.values.to(self.home), self.reservoir, self._index_at_home(), self.geometry)
 
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
@@ -236,6 +293,8 @@ class Site(Whole, parametrize.ParametrizationList):
 
     def undisturbed(self) -> bool:
         """Whether ``functional_call`` has put no other tensors in the place of ours."""
+        if self._own is None:  # a copy, in use for the first time
+            self.settle()
         return self._own == self._identity()
 
     def _identity(self) -> tuple[int, int]:
@@ -279,7 +338,7 @@ class Site(Whole, parametrize.ParametrizationList):
     def held(self) -> Held:
         """What a refresh changes, where it lives."""
         self.check_whole()
-        return Held(self.original.detach(), self.reservoir, self.index, self.ever, followers(self))
+        return Held(self.values, self.reservoir, self.index, self.ever, followers(self))
 
     def commit(self, live: Held, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
         """Put a change in force, as a whole.
@@ -332,8 +391,13 @@ class Site(Whole, parametrize.ParametrizationList):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         saved.add(self, destination, prefix)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        saved.load(self, state_dict, prefix, missing, errors)
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Nothing: the owner loads values and sets together, see :func:`topkast.runtime.saved.load`."""
+
+
+def _signed(tensor: Any) -> Any:
+    """Pickle's own way of storing a tensor knows no uint16."""
+    return tensor.view(torch.int16) if isinstance(tensor, Tensor) and tensor.dtype == torch.uint16 else tensor
 
 
 keep_whole(Site)

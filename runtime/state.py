@@ -9,6 +9,8 @@ from torch import nn
 
 from .eager_steps import Watch
 from .errors import ModelError
+from .record import Family
+from .saved import sites_of
 from .site import Site
 
 
@@ -18,26 +20,22 @@ class Record:
 
     Args:
         config: what the user asked for.
-        sites: parameter name -> (module path, attribute) of each owner; the first is the one in the name.
         dense: parameter name -> why it stayed dense.
         ops: parameter name -> the ops that use it, as the trace saw them.
         positions: parameter name -> matrix products a weight takes part in per traced call, None if not known.
         how: how the model was traced.
-        keys: the keys of the original ``state_dict``, in order.
-        order: module path -> its original parameters, in order.
+        family: the mark of its sites.
         warnings: what the user should know, for the report.
         scaled: parameter name -> what θ was multiplied by at the start, see :mod:`topkast.compiler.initial`.
         watch: of a compiled model, sees to it that what is not run compiled is told.
     """
 
     config: Any
-    sites: dict[str, list[tuple[str, str]]]
     dense: dict[str, str]
     ops: dict[str, list[str]]
     positions: dict[str, int | None]
     how: str
-    keys: list[str]
-    order: dict[str, list[str]]
+    family: Family
     backend: str = "not compiled"
     warnings: list[str] = field(default_factory=list)
     scaled: dict[str, float] = field(default_factory=dict)
@@ -68,11 +66,17 @@ def find(model: Any) -> tuple[nn.Module, Record]:
 
 
 def sites(model: Any) -> dict[str, Site]:
-    """Original parameter name -> site, in the model's order."""
-    root, record = find(model)
-    found: dict[str, Site] = {}
-    for name, owners in record.sites.items():
-        path, attribute = owners[0]
-        owner: Any = root.get_submodule(path)
-        found[name] = owner.parametrizations[attribute]
-    return found
+    """Parameter name -> site, in the model's order. The names are those that the weights have now, after layers were
+    moved, wrapped or removed too."""
+    return {name: site for name, (site, _) in owned(model).items()}
+
+
+def owned(model: Any) -> dict[str, tuple[Site, list[tuple[str, str]]]]:
+    """Parameter name -> (site, (module path, attribute) of each owner, the one in the name first)."""
+    root, _ = find(model)
+    found: dict[int, tuple[str, Site, list[tuple[str, str]]]] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        for attribute, site in sites_of(module).items():
+            name = f"{path}.{attribute}" if path else attribute
+            found.setdefault(id(site), (name, site, []))[2].append((path, attribute))
+    return {name: (site, owners) for name, site, owners in found.values()}

@@ -1,0 +1,96 @@
+"""What eager code reads as a sparse weight: W_A as a tensor that no one can write to in vain.
+
+W_A is put together anew at each read. A write into the tensor would be lost without a word, so a write raises. To
+assign ``weight.data``, as code that merges adapters does, replaces θ. ``requires_grad_`` is for the values.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    from .site import Site
+
+ALLOWED = {"requires_grad_", "retain_grad", "share_memory_", "__setstate__"}
+# ``weight.data += delta`` computes on what ``weight.data`` gave, and then assigns the result.
+AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
+
+
+class SparseWeight(Tensor):
+    """W_A of a site, or ``.data`` of W_A: an ordinary tensor for all that reads, an error for all that writes."""
+
+    site: Site
+    is_data: bool
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        target = kwargs.get("out", args[0] if args else None)
+        with torch._C.DisableTorchFunctionSubclass():
+            if isinstance(target, SparseWeight):
+                site = target.site
+                if func == _DATA.__get__:
+                    return guard(func(*args, **kwargs), site, is_data=True)
+                if func == _DATA.__set__:
+                    return site.load_theta(args[1].detach())
+                if name == "requires_grad_" or func == _REQUIRES_GRAD.__set__:
+                    site.original.requires_grad_(*args[1:], **kwargs)
+                    return target
+                if _writes(name, kwargs) and not (target.is_data and name in AUGMENTED):
+                    raise ModelError(
+                        f"{site.name}: {name or 'a write'} into a sparse weight: what was read is W_A, put together "
+                        "for this read, so the write would be lost; topkast.load_dense_state_dict(model, "
+                        "{name: tensor}, strict=False) replaces the weight"
+                    )
+            return func(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As a plain tensor."""
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.as_subclass(Tensor).__deepcopy__(memo)
+
+
+_DATA: Any = Tensor.data
+_REQUIRES_GRAD: Any = Tensor.requires_grad
+
+
+def guard(weight: Tensor, site: Site, is_data: bool = False) -> Tensor:
+    """The tensor as one that refuses writes; as it is while somebody traces or transforms operators.
+
+    Args:
+        weight: W_A of the site, dense.
+        site: what is told of an assignment to ``data``.
+        is_data: whether the tensor is what ``weight.data`` gave.
+    """
+    if type(weight) is not Tensor or _watched():
+        return weight
+    guarded = weight.as_subclass(SparseWeight)
+    guarded.site, guarded.is_data = site, is_data
+    return guarded
+
+
+def _watched() -> bool:
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or is_fx_symbolic_tracing()
+    )
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    if "out" in kwargs or name in ("__setitem__", *AUGMENTED):
+        return True
+    return name.endswith("_") and not name.endswith("__") and name not in ALLOWED
