@@ -21,7 +21,7 @@ from topkast.runtime.refused import keep_whole
 from topkast.runtime.site import Site
 from topkast.runtime.saved import STATE, sites_of
 
-from .shared_class import SparseState, share_class
+from .shared_class import SparseState, inherited, is_foreign, share_class
 
 
 def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -30,7 +30,10 @@ def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     torch's own way would give the copy the original's compiled code, and GraphModule's keeps only what its graph names,
     so that a site would be lost.
     """
-    twin = self.__class__.__new__(self.__class__)
+    kind = self.__class__
+    if is_foreign(self):  # torch would take properties out of this class when it removes a parametrization
+        kind = type(kind)(kind.__name__, kind.__bases__, inherited(kind))
+    twin = kind.__new__(kind)
     memo[id(self)] = twin
     twin.__dict__ = copy.deepcopy(
         {k: v for k, v in self.__dict__.items() if k not in ("_compiled_call_impl", "_graph")}, memo
@@ -92,7 +95,12 @@ def _state_with_values(kind: Any) -> None:
             for name, site in sites.items():
                 saved.upgrade(state, prefix, name, site)
                 saved.load(
-                    site, state, saved.keys(prefix, name), missing, rest[-1], local.get("assign_to_params_buffers", False)
+                    site,
+                    state,
+                    saved.keys(prefix, name),
+                    missing,
+                    rest[-1],
+                    local.get("assign_to_params_buffers", False),
                 )
             own = {prefix + name for name in sites}
             others = {key: value for key, value in state.items() if key not in own}

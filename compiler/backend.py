@@ -29,7 +29,8 @@ BACKENDS = ("inductor", "aot_eager", "eager")
 
 # What computes an operator is not to be compiled itself, where Dynamo has left a frame of the model to Python.
 for _part in (
-    *("choose", "gradient", "grouped", "kernels", "layout", "methods", "native", "ops", "record", "reference", "rows"),
+    *("choose", "gradient", "grouped", "kernels", "layout", "methods", "native", "operands", "ops", "record"),
+    *("reference", "rows"),
     "triton",
 ):
     trace_rules.add(f"topkast.runtime.{_part}")

@@ -48,14 +48,22 @@ def share_class(module: nn.Module, attributes: frozenset[str], complete: Finish)
     """
     kind: Any = type(module)
     ours = next((made for made in kind.__mro__ if _ATTRIBUTES in vars(made)), None)
-    # A class that torch has made for this module alone, and will take away again as the first of its bases.
-    foreign = ours is not kind and parametrize.is_parametrized(module)
+    foreign = is_foreign(module)
     base = ours.__bases__[0] if ours else kind.__bases__[0] if foreign else kind
     found = sparse_class(base, attributes, complete) if attributes else base
     if foreign:
-        own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-        found = type(kind)(kind.__name__, (found,), own)
+        found = type(kind)(kind.__name__, (found,), inherited(kind))
     module.__class__ = found
+
+
+def is_foreign(module: nn.Module) -> bool:
+    """Whether torch has made a module's class for the module alone, and will put the first of its bases back."""
+    return _ATTRIBUTES not in vars(type(module)) and parametrize.is_parametrized(module)
+
+
+def inherited(kind: Any) -> dict[str, Any]:
+    """What a class that is made anew has of its own."""
+    return {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
 
 
 def sparse_class(base: Any, attributes: frozenset[str], complete: Finish) -> Any:

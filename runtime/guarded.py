@@ -33,9 +33,9 @@ class SparseWeight(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        target = kwargs.get("out", args[0] if args else None)
+        target = _target(args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            if isinstance(target, SparseWeight):
+            if target is not None:
                 site = target.site
                 if func == _DATA.__get__:
                     return guard(func(*args, **kwargs), site, is_data=True)
@@ -88,6 +88,13 @@ def _watched() -> bool:
         or torch._C._is_tracing()
         or is_fx_symbolic_tracing()
     )
+
+
+def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> SparseWeight | None:
+    """What a call would write to, if the call is one that writes."""
+    first = kwargs["out"] if "out" in kwargs else args[0] if args else next(iter(kwargs.values()), None)
+    several = first if isinstance(first, (list, tuple)) else [first]
+    return next((one for one in several if isinstance(one, SparseWeight)), None)
 
 
 def _writes(name: str, kwargs: dict[str, Any]) -> bool:

@@ -102,13 +102,19 @@ class Site(Whole, nn.Module):
         """
         values = self.n_bwd * self.geometry.unit
         shape = (self.groups, values // self.groups)
-        return shape if shape != self.geometry.shape else (1, values)
+        others = (shape for shape in (shape, (1, values), (values, 1)) if shape != self.geometry.shape)
+        return next(others, shape)  # a weight of one element is read as the tensor that it is
 
     @property
     def attached(self) -> bool:
         """Whether a module still holds the values: not if its parameter was deleted, or replaced by a dense one."""
         values = self.table.get(self.attribute)
         return values is not None and tuple(values.shape) == self.value_shape
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` says of a sparse weight."""
+        rows, cols = self.geometry.block
+        return f"{self.n_fwd} and {self.n_bwd} of {self.geometry.units} blocks of {rows}x{cols} in A and B"
 
     def _start(self) -> None:
         self.key = new_key()

@@ -71,7 +71,7 @@ def train(name: str, rank: int) -> list[dict[str, Any]]:
             site.refresh_if_due()
             assert site.pending is not None
     parallel = DistributedDataParallel(model, **SCENARIOS[name][2])
-    own = [path for path in parallel.named_module_buffers if "parametrizations" in path]
+    own = [path for path in parallel.named_module_buffers if "sparse_state" in path]
     assert own == [], f"sent in every forward: {own}"
     optimizer = sgd(list(parallel.parameters()))
     states = []

@@ -233,7 +233,7 @@ def test_a_broken_preparation_is_refused(tmp_path: Path) -> None:
     steps(model, 4)
     topkast.save(model, tmp_path / "c")
     before = copy.deepcopy(model.state_dict())
-    name = "0.parametrizations.weight.prepared_"
+    name = "0.sparse_state.weight.prepared_"
 
     def fewer(header: dict[str, str], tensors: dict[str, Tensor]) -> None:
         tensors[name + "row_ptr"][-1] -= 1

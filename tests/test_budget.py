@@ -56,7 +56,7 @@ def decayed_twice(model: nn.Module) -> None:
 
 
 def _values(model: nn.Module) -> Iterator[nn.Parameter]:
-    yield from (p for name, p in model.named_parameters() if "parametrizations" in name)
+    yield from (site.original for site in sites_of(model).values())
 
 
 def run(name: str, wrong: Callable[[nn.Module], None] | None = None, ways: dict[str, Any] = EVERY) -> Trio:

@@ -121,7 +121,7 @@ def test_gradients_of_gradients(block: tuple[int, int]) -> None:
     sum(g.square().sum() for g in slopes).backward()
     for name, site in sites_of(model).items():
         fwd, bwd = sets[name]
-        expected = Sample.apply(dense[name].grad, *site.index, site.key, site.geometry)
+        expected = Sample.apply(dense[name].grad, *site.index, site.key, site.geometry).view(site.value_shape)
         torch.testing.assert_close(site.original.grad, expected)
         assert bool(dense[name].grad[bwd & ~fwd].any())
     torch.testing.assert_close(model[0].bias.grad, dense["0.bias"].grad)
@@ -134,7 +134,7 @@ def test_the_two_functions_are_each_other_s_derivative(name: str) -> None:
         rest = (*site.index, site.key, site.geometry)
         # Where all of B is A, Read is differentiable in the strict sense.
         strict = (site.row_ptr, site.row_ptr[1:].clone(), site.cols, site.key, site.geometry)
-        values = site.original.detach().clone().requires_grad_()
+        values = site.values.clone().requires_grad_()
         dense = torch.randn(site.geometry.shape, dtype=torch.float64, requires_grad=True)
         options: dict[str, Any] = {"check_forward_ad": True, "fast_mode": True}
         assert torch.autograd.gradcheck(lambda v, s=strict: Read.apply(v, *s), (values,), **options)
@@ -147,14 +147,16 @@ def test_curvature() -> None:
     """All second derivatives at once, of one layer's values: those of the gradient that backward gives."""
     model = made()
     parameters, x, y = parts(model)
-    key = "4.parametrizations.weight.original"
+    key = "4.weight"
 
     def slope(values: Tensor) -> Tensor:
         return grad(loss_of(model))({**parameters, key: values}, x, y)[key]
 
     found = hessian(lambda values: loss_of(model)({**parameters, key: values}, x, y))(parameters[key])
-    step = 1e-5 * torch.eye(parameters[key].numel(), dtype=torch.float64)
-    numeric = torch.stack([(slope(parameters[key] + s) - slope(parameters[key] - s)) / 2e-5 for s in step], dim=1)
+    count, shape = parameters[key].numel(), parameters[key].shape
+    step = 1e-5 * torch.eye(count, dtype=torch.float64).view(count, *shape)
+    numeric = torch.stack([(slope(parameters[key] + s) - slope(parameters[key] - s)) / 2e-5 for s in step], dim=-1)
+    numeric = numeric.view(*shape, *shape)
     torch.testing.assert_close(found, numeric, rtol=1e-6, atol=1e-8)
 
 

@@ -70,7 +70,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[s
 
 def per_site(state: dict[str, Any], name: str) -> list[Any]:
     """What of a state is one site's."""
-    prefix = name.replace("weight", "parametrizations.weight")
+    prefix = name.replace("weight", "sparse_state.weight")
     return [{k: v for k, v in part.items() if k.startswith((prefix, name))} for part in state.values()]
 
 

@@ -184,7 +184,7 @@ def test_one_module_is_dense_at_a_time(monkeypatch):
 
 def test_ties_of_sparse_weights_stay():
     model = topkast.sparsify(on_meta(Tied), min_size=1, example_inputs=torch.randn(9, 24))
-    first, second = (layer.parametrizations.weight for layer in (model.first, model.second))
+    first, second = (layer.sparse_state.weight for layer in (model.first, model.second))
     assert first is second and first.original.device.type == "cpu"
     assert set(sites(model)) == {"first.weight", "between.weight"}
 

@@ -100,7 +100,7 @@ def test_it_warns_of_what_died() -> None:
     assert "2.weight: every weight of A is zero" in text
     assert "0.weight" in text and "output rows" in text and "collapsed" in text
     with torch.no_grad():
-        model[0].parametrizations.weight.original[0] = torch.nan
+        model[0].sparse_state.weight.original[0] = torch.nan
     assert any("NaN" in warning for warning in topkast.report(model).warnings)
 
 

@@ -57,8 +57,8 @@ def from_checkpoint(path: Path) -> Sets:
     header, tensors = read(path)
     found = {}
     for name, facts in json.loads(header["sites"]).items():
-        owner, _, attribute = name.rpartition(".")
-        prefix = f"{owner}.parametrizations.{attribute}." if owner else f"parametrizations.{attribute}."
+        owner, dot, attribute = name.rpartition(".")
+        prefix = f"{owner}{dot}sparse_state.{attribute}."
         index = Index(*(tensors[prefix + field] for field in Index._fields))
         geometry = Geometry(tuple(facts["shape"]), tuple(facts["perm"]), facts["lead"], tuple(facts["block"]))
         found[name] = index, geometry
