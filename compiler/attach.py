@@ -18,8 +18,8 @@ from topkast.runtime import saved
 from topkast.runtime.errors import ModelError
 from topkast.runtime.optimizers import install_hooks
 from topkast.runtime.refused import keep_whole
-from topkast.runtime.site import Site
 from topkast.runtime.saved import STATE, sites_of
+from topkast.runtime.site import Site
 
 from .shared_class import SparseState, inherited, is_foreign, share_class
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from topkast.runtime.reference import weight
-from topkast.runtime.site import Site
 from topkast.runtime.saved import STATE, refuse_dense
+from topkast.runtime.site import Site
 from topkast.runtime.state import find, owned
 
 from .attach import copy_module, detach
