@@ -129,8 +129,8 @@ def _refuse_new_values(kind: Any) -> None:
     def reset_parameters(self: nn.Module) -> None:
         names = ", ".join(f"{kind.__bases__[0].__name__}.{name}" for name in sites_of(self))
         raise ModelError(
-            f"reset_parameters: {names} is sparse; initialise the model before topkast.compile, or load new values with "
-            "topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
+            f"reset_parameters: {names} is sparse; initialise the model before topkast.compile, or load new values "
+            "with topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
         )
 
     if hasattr(kind, "reset_parameters"):

@@ -1,5 +1,5 @@
-"""Checkpoints of format 1: a sparse weight stood under ``parametrizations``, behind the others of its module, its values
-a vector.
+"""Checkpoints of format 1: a sparse weight stood under ``parametrizations``, behind the others of its module, and its
+values were a vector.
 """
 
 from __future__ import annotations

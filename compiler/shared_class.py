@@ -107,8 +107,8 @@ def _weight(name: str) -> property:
 
 def _refusal(kind: str, name: str) -> str:
     return (
-        f"{kind}.{name}: a sparse weight, which cannot be parametrized or replaced by a computed tensor; do that before "
-        "topkast.compile, or take topkast.densify(model)"
+        f"{kind}.{name}: a sparse weight, which cannot be parametrized or replaced by a computed tensor; do that "
+        "before topkast.compile, or take topkast.densify(model)"
     )
 
 
