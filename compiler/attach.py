@@ -30,7 +30,7 @@ def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     torch's own way would give the copy the original's compiled code, and GraphModule's keeps only what its graph names,
     so that a site would be lost.
     """
-    kind = self.__class__
+    kind: Any = self.__class__
     if is_foreign(self):  # torch would take properties out of this class when it removes a parametrization
         kind = type(kind)(kind.__name__, kind.__bases__, inherited(kind))
     twin = kind.__new__(kind)

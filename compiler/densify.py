@@ -52,7 +52,7 @@ def densify(model: Any) -> nn.Module:
         if hook is refresh_before_forward:
             del twin._forward_pre_hooks[key]
     for key, wrapped in list(twin._load_state_dict_pre_hooks.items()):
-        if wrapped.hook is refuse_dense:
+        if getattr(wrapped, "hook", None) is refuse_dense:
             del twin._load_state_dict_pre_hooks[key]
     for module in twin.modules():
         module.__dict__.pop("_compiled_call_impl", None)

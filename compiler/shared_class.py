@@ -131,8 +131,9 @@ def _not_ours(self: nn.Module) -> Any:
 
 def _reduce(self: Any, protocol: Any) -> Any:
     """Pickled as any module is, but the class by what it extends: nobody could find the class by its name."""
-    found = super(next(kind for kind in type(self).__mro__ if _ATTRIBUTES in vars(kind)), self).__reduce_ex__(protocol)
-    kind = type(self)
+    kind: Any = type(self)
+    ours: Any = next(made for made in kind.__mro__ if _ATTRIBUTES in vars(made))
+    found = super(ours, self).__reduce_ex__(protocol)
     if _ATTRIBUTES in vars(kind) and found[0] is copyreg.__newobj__ and found[1][0] is kind:  # type: ignore[attr-defined]
         return (_made_again, (kind.__bases__[0], vars(kind)[_ATTRIBUTES], *found[1][1:]), *found[2:])
     return found

@@ -129,15 +129,16 @@ def refuse_dense(module: nn.Module, state: dict[str, Any], prefix: str, *rest: A
 def _assign(site: Site, found: dict[str, Tensor]) -> None:
     """Let a site have these tensors in the place of its own."""
     values, requires_grad = found["values"], site.original.requires_grad
-    given = values if isinstance(values, nn.Parameter) else nn.Parameter(values, requires_grad)
-    site.table[site.attribute] = given.requires_grad_(requires_grad)
+    parameter = values if isinstance(values, nn.Parameter) else nn.Parameter(values, requires_grad)
+    site.table[site.attribute] = parameter
+    parameter.requires_grad_(requires_grad)
     for name in (*Index._fields, "ever"):
         site._buffers[name] = found[name]
-    kept, given = found["reservoir"], site.original
+    kept = found["reservoir"]
     if site.rule.reservoir == "device":
         site._buffers["reservoir"] = kept
     elif site.reservoir is not kept:
-        site.reservoir = allocate(site.rule.reservoir, kept.numel(), given.detach()).copy_(kept)
+        site.reservoir = allocate(site.rule.reservoir, kept.numel(), parameter.detach()).copy_(kept)
     site.settle()
 
 

@@ -48,6 +48,8 @@ class Site(Whole, nn.Module):
         rule: how the sets are renewed.
     """
 
+    table: dict[str, nn.Parameter | None]
+    attribute: str
     row_ptr: Tensor
     row_fwd: Tensor
     cols: Tensor
@@ -80,14 +82,14 @@ class Site(Whole, nn.Module):
         self.table, self.attribute = owner._parameters, attribute
         self.original.grad = None
         self.original.set_(self._values.view(self.value_shape))  # type: ignore[call-overload]
-        self._own = self._identity()
+        self.settle()
         del self._values
         enrol(self)
 
     @property
     def original(self) -> nn.Parameter:
         """B's values as the module's parameter, of :attr:`value_shape`."""
-        return self.table[self.attribute]
+        return self.table[self.attribute]  # type: ignore[return-value]
 
     @property
     def values(self) -> Tensor:
@@ -167,7 +169,7 @@ class Site(Whole, nn.Module):
         self.churn, self.scaled, self.unclaimed = churn, scaled, unclaimed
         if pending is not None:
             row_ptr, row_fwd, cols = pending[2]
-            pending = known(*pending[:2], Index(row_ptr, row_fwd, cols.view(self.cols.dtype)))
+            pending = known(pending[0], pending[1], Index(row_ptr, row_fwd, cols.view(self.cols.dtype)))
         self.pending = pending
         if self.rule.reservoir != "device":  # what was pinned, or in a file, is to be so here
             kept = self.reservoir
