@@ -18,7 +18,7 @@ from topkast.runtime import saved
 from topkast.runtime.errors import ModelError
 from topkast.runtime.optimizers import install_hooks
 from topkast.runtime.refused import keep_whole
-from topkast.runtime.saved import STATE, sites_of
+from topkast.runtime.saved import STATE, all_sites_of, sites_of
 from topkast.runtime.site import Site
 
 from .shared_class import SparseState, inherited, is_foreign, share_class
@@ -40,8 +40,10 @@ def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     )
     if isinstance(self, torch.fx.GraphModule):
         graph = copy.deepcopy(self.graph, memo)
-        graph.owning_module = twin  # type: ignore[assignment]
+        graph.owning_module = twin
         twin.__dict__["_graph"] = graph
+    for site in sites_of(twin).values():
+        site.bind(twin)
     return twin
 
 
@@ -183,8 +185,7 @@ def complete(kind: Any) -> None:
 
 def _on_parameter(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
     """The hook: ``module.attribute = parameter``. A dense one is the module's weight from now on."""
-    state = module._modules.get(STATE)
-    site: Any = None if state is None else state._modules.get(attribute)
+    site = all_sites_of(module).get(attribute)
     if site is None:
         return
     if tuple(parameter.shape) == site.value_shape:

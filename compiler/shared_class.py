@@ -74,7 +74,7 @@ def sparse_class(base: Any, attributes: frozenset[str], complete: Finish) -> Any
     if attributes not in made:
         own: dict[str, Any] = {name: _weight(name) for name in attributes}
         own |= {_ATTRIBUTES: attributes, "__module__": base.__module__, "parametrizations": property(_not_ours)}
-        own["__reduce_ex__"] = _reduce
+        own |= {"__reduce_ex__": _reduce, "__prepare_scriptable__": _not_scriptable}
         kind = type(base)(f"Sparse{base.__name__}", (base,), own)
         complete(kind)
         made[attributes] = kind  # a whole one only: an interrupt may come before
@@ -90,7 +90,7 @@ def _weight(name: str) -> property:
         if not torch.compiler.is_compiling() and sys._getframe(1).f_globals.get("__name__") in REPLACING:
             raise ModelError(_refusal(type(self).__name__, name))
         values, sites = self._parameters[name], self._modules[STATE]._modules
-        if name not in sites or values is None or values.shape == sites[name].geometry.shape:
+        if name not in sites or values is None or values.size() == sites[name].geometry.shape:
             return values  # a dense tensor, put there by functional_call or by an assignment
         return sites[name](values)
 
@@ -115,7 +115,8 @@ def _refusal(kind: str, name: str) -> str:
 def _not_ours(self: nn.Module) -> Any:
     """What ``module.parametrizations`` finds: torch's own, if there are any.
 
-    ``register_parametrization`` asks for them before it changes anything: for a sparse weight the answer is an error.
+    ``register_parametrization`` asks for them before it changes anything, and so does torch's quantization, which finds
+    layers by their class: for a sparse weight the answer is an error.
     """
     caller: Any = sys._getframe(1)
     for _ in range(2):
@@ -123,10 +124,23 @@ def _not_ours(self: nn.Module) -> Any:
             name = caller.f_locals["tensor_name"]
             if name in self._modules.get(STATE, nn.Module())._modules:  # type: ignore[union-attr]
                 raise ModelError(_refusal(type(self).__name__, name))
+        if caller is not None and caller.f_code is parametrize.type_before_parametrizations.__code__:
+            raise ModelError(
+                f"{type(self).__name__}: torch's quantization and fusion replace layers by their class, and would leave "
+                "sparse ones out; quantize topkast.densify(model), or the file of topkast.export"
+            )
         caller = caller and caller.f_back
     if "parametrizations" in self._modules:
         return self._modules["parametrizations"]
     raise AttributeError("parametrizations")
+
+
+def _not_scriptable(self: nn.Module) -> Any:
+    """What ``torch.jit.script`` asks of each module before it looks at its code."""
+    raise ModelError(
+        f"{type(self).__name__}: torch.jit.script cannot read a sparse weight; script topkast.densify(model), or use "
+        "topkast.export"
+    )
 
 
 def _reduce(self: Any, protocol: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .frozen import refuse_plain_export
 from .kernels import launch
 from .kernels import pack as pack_rows
 from .kernels import unpack as unpack_tiles
@@ -142,6 +143,7 @@ def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, bloc
 
 
 def _fake_weight(values, row_ptr, row_fwd, cols, key, shape, *rest, **options):
+    refuse_plain_export(shape)
     return values.new_empty(shape)
 
 

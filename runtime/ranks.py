@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .background import known
 from .errors import ModelError
 from .layout import Index
+from .noted import note
 from .site import Site
 
 PART = 2**26  # bytes sent at once
@@ -51,6 +52,7 @@ def equalise(parallel: DistributedDataParallel, model: nn.Module) -> None:
         chosen = [] if asked is None else [tensor.clone() for tensor in site.prepared().values()]
         for tensor in (*site.index, site.ever, site.reservoir, *chosen):
             _send(tensor, site.original.device, group)
+        note(site)
         if asked is not None and not first:
             site.pending = known(site.name, asked, Index(*chosen))
 

@@ -15,6 +15,7 @@ from .background import known
 from .commit import Change, finish
 from .errors import CheckpointError
 from .layout import Index, check_index
+from .noted import note
 from .reservoir import allocate
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ DENSE = "topkast.load_dense_state_dict(model, state_dict) loads the state dict o
 def add(site: Site, destination: dict[str, Any], prefix: str) -> None:
     """The reservoir, which is no parameter and not always a buffer; the clock; what a thread has chosen."""
     destination[prefix + "reservoir"] = site.reservoir
-    destination[prefix + "clock"] = torch.tensor([site.step, site.refreshed_at], device="cpu")
+    destination[prefix + "clock"] = site.clock
     destination.update({prefix + name: tensor for name, tensor in site.prepared().items()})
 
 
@@ -108,6 +109,7 @@ def load(
         else:
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
+        note(site)
         site.write(None, Change(fields=fields, then=site.method.forget))
 
     finish([site], apply)
@@ -153,13 +155,12 @@ def _fields(site: Site, found: dict[str, Tensor], chosen: list[Tensor]) -> dict[
 
 def sites_of(module: nn.Module) -> dict[str, Site]:
     """A module's own sites by attribute: those whose values it holds."""
+    known, held = all_sites_of(module), module._parameters.items()
+    return {n: known[n] for n, v in held if n in known and v is not None and tuple(v.shape) == known[n].value_shape}
+
+
+def all_sites_of(module: nn.Module) -> dict[str, Site]:
+    """The same with those whose values it does not hold now. (An exported program has modules of that name too.)"""
     state = module._modules.get(STATE)
-    if state is None:
-        return {}
-    known: dict[str, Any] = state._modules
-    held = module._parameters.items()
-    return {name: known[name] for name, v in held if name in known and v is not None and _fits(v, known[name])}
-
-
-def _fits(values: Any, site: Site) -> bool:
-    return tuple(values.shape) == site.value_shape
+    found: dict[str, Any] = {} if state is None else state._modules
+    return {name: site for name, site in found.items() if hasattr(site, "value_shape")}

@@ -26,15 +26,19 @@ from .errors import ConfigError, ModelError, RefreshError
 from .follow import followers
 from .gradient import Read
 from .guarded import guard
+from .frozen import as_constant
 from .layout import Geometry, Index, column_type, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
+from .noted import WRITTEN, Note, note, written
 from .record import Family, enrol, new_key
 from .refused import Whole, keep_whole
 from .renew import marked, refresh, refresh_due, take
 from .reservoir import allocate, values_outside
 from .rule import Rule
 from .sets import build_index
+
+OF_PROCESS = ("optimizers", "ran", "key", "_own", "noted", "owner")
 
 
 class Site(Whole, nn.Module):
@@ -48,7 +52,6 @@ class Site(Whole, nn.Module):
         rule: how the sets are renewed.
     """
 
-    table: dict[str, nn.Parameter | None]
     attribute: str
     row_ptr: Tensor
     row_fwd: Tensor
@@ -78,13 +81,28 @@ class Site(Whole, nn.Module):
     def adopt(self, owner: nn.Module, attribute: str) -> None:
         """The parameter that the site was made of, ``owner.attribute``, becomes B's values. Until then nothing of it
         has changed."""
-        # The owner's table of parameters, not the owner: no cycle keeps a model alive, and a copy's table is its own.
-        self.table, self.attribute = owner._parameters, attribute
+        self.attribute = attribute
+        self.bind(owner)
         self.original.grad = None
         self.original.set_(self._values.view(self.value_shape))  # type: ignore[call-overload]
+        note(self)
         self.settle()
         del self._values
         enrol(self)
+
+    def bind(self, owner: nn.Module) -> None:
+        """The module whose parameter B's values are.
+
+        Its table of parameters is remembered, which copies of the two have in common too. The module itself is not held:
+        no cycle keeps a model alive. But while it lives it is asked, for ``torch.onnx.export`` replaces its table.
+        """
+        self._table, self.owner = owner._parameters, weakref.ref(owner)
+
+    @property
+    def table(self) -> dict[str, nn.Parameter | None]:
+        """The owner's parameters by name."""
+        owner = None if self.owner is None else self.owner()
+        return self._table if owner is None else owner._parameters
 
     @property
     def original(self) -> nn.Parameter:
@@ -129,6 +147,8 @@ class Site(Whole, nn.Module):
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._own: tuple[int, int] | None = None
+        self.owner: weakref.ref[nn.Module] | None = None
+        self.noted: Note | None = None
 
     def _hold(self, reservoir: Tensor) -> None:
         # Only a reservoir on the device may follow `.to`; it is saved by hand, so that all three kinds look alike.
@@ -138,25 +158,29 @@ class Site(Whole, nn.Module):
             self.reservoir = reservoir
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
+        self.check_whole()
         twin = self.__new__(self.__class__)
         memo[id(self)] = twin
-        own = {"optimizers", "ran", "key", "pending"} | (set() if self.rule.reservoir == "device" else {"reservoir"})
+        own = {*OF_PROCESS, "pending", "_table"} | (set() if self.rule.reservoir == "device" else {"reservoir"})
         twin.__dict__ = copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in own}, memo)
+        twin._table = copy.deepcopy(self.table, memo)
         churn = twin.churn
         twin._start()
         twin.churn, twin.pending = churn, self.pending
         if "reservoir" in own:
             kept = self.reservoir
             twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
+        note(twin)
         enrol(twin)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is of this process: optimizers, the key, and a thread's choice, which is waited for."""
         self.check_whole()
-        own = {name: value for name, value in self.__dict__.items() if name not in ("optimizers", "ran", "key", "_own")}
+        own = {name: value for name, value in self.__dict__.items() if name not in OF_PROCESS}
         if self.pending is not None:
             own["pending"] = self.pending.name, self.pending.step, tuple(map(_signed, self.pending.result()))
+        own["_table"] = self.table
         own["_buffers"] = {name: _signed(tensor) for name, tensor in self._buffers.items()}
         return own
 
@@ -174,6 +198,7 @@ class Site(Whole, nn.Module):
         if self.rule.reservoir != "device":  # what was pinned, or in a file, is to be so here
             kept = self.reservoir
             self.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
+        note(self)
         enrol(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:
@@ -188,6 +213,14 @@ class Site(Whole, nn.Module):
     def settle(self, values: nn.Parameter | None = None) -> None:
         """Other tensors are in the place of the site's for good, or these values are about to be."""
         self._own = id(self.original if values is None else values), id(self.cols)
+        if written(self):
+            self.broken = WRITTEN
+        note(self)
+
+    @property
+    def clock(self) -> Tensor:
+        """(Optimizer steps, the step of the last refresh), as a state dict has them."""
+        return torch.tensor([self.step, self.refreshed_at], device="cpu")
 
     @property
     def index(self) -> Index:
@@ -219,7 +252,7 @@ class Site(Whole, nn.Module):
         g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
         if compiling:
             return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
-        return guard(Read.apply(*given, g), self)
+        return as_constant(values, self) if torch._C._is_tracing() else guard(Read.apply(*given, g), self)
 
     @property
     def groups(self) -> int:
@@ -261,7 +294,9 @@ class Site(Whole, nn.Module):
         return Index(*(tensor.to(self.home) for tensor in self.index))
 
     def check_whole(self) -> None:
-        """Raise ModelError if a change of the site failed in the middle."""
+        """Raise ModelError if a change of the site failed in the middle, or somebody else has changed its sets."""
+        if self.broken is None and self.undisturbed() and written(self):
+            self.broken = WRITTEN
         if self.broken is not None:
             raise ModelError(f"{self.name}: {self.broken}, so its weights are lost; build the model again and load it")
 
@@ -302,7 +337,7 @@ class Site(Whole, nn.Module):
     def undisturbed(self) -> bool:
         """Whether ``functional_call`` has put no other tensors in the place of ours."""
         if self._own is None:  # a copy, in use for the first time
-            self.settle()
+            self._own = self._identity()
         return self._own == self._identity()
 
     def _identity(self) -> tuple[int, int]:
@@ -365,6 +400,7 @@ class Site(Whole, nn.Module):
             for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
                 copy(target, source)
             live.reservoir.copy_(change.parts.reservoir)
+            note(self)
             self.method.forget()
         for name, value in change.fields.items():
             setattr(self, name, value)
