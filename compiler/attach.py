@@ -43,7 +43,8 @@ def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
         graph.owning_module = twin
         twin.__dict__["_graph"] = graph
     for site in sites_of(twin).values():
-        site.bind(twin)
+        if site.owner is None:  # a copy too
+            site.bind(twin)
     return twin
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -44,8 +44,12 @@ def _keys(model: Any) -> dict[str, str]:
 
 def _dense_keys(root: nn.Module, own: Mapping[str, Any]) -> list[str]:
     """The keys of a state dict that the model would have if it were dense."""
-    ours = tuple(f"{path}." for path, module in root.named_modules() if isinstance(module, SparseState))
+    ours = tuple(f"{path}." for path, part in _paths(root) if isinstance(part, SparseState))
     return [key for key in own if not key.startswith(ours)]
+
+
+def _paths(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return root.named_modules(remove_duplicate=False)
 
 
 def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") -> dict[str, Any]:

@@ -34,9 +34,6 @@ class SparseState(nn.Module):
     A ``ModuleDict`` could not hold a weight that is called as one of its methods is (``values``, ``keys``).
     """
 
-    def forward(self) -> None:
-        """Nothing: the module that owns this reads its sites."""
-
 
 def share_class(module: nn.Module, attributes: frozenset[str], complete: Finish) -> None:
     """Give a module the class in which these attributes are sparse.
@@ -126,8 +123,8 @@ def _not_ours(self: nn.Module) -> Any:
                 raise ModelError(_refusal(type(self).__name__, name))
         if caller is not None and caller.f_code is parametrize.type_before_parametrizations.__code__:
             raise ModelError(
-                f"{type(self).__name__}: torch's quantization and fusion replace layers by their class, and would leave "
-                "sparse ones out; quantize topkast.densify(model), or the file of topkast.export"
+                f"{type(self).__name__}: torch's quantization and fusion replace layers by their class, and would "
+                "leave sparse ones out; quantize topkast.densify(model), or the file of topkast.export"
             )
         caller = caller and caller.f_back
     if "parametrizations" in self._modules:

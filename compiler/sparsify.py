@@ -20,6 +20,7 @@ from topkast.runtime.saved import refuse_dense
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
 
+from . import mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
 from .attach import attach
 from .check import check_model
 from .config import Config
@@ -39,7 +40,7 @@ def refresh_before_forward(model: nn.Module, args: Any) -> None:
 
     Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
     """
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not torch._C._is_tracing():
         family = find(model)[1].family
         refresh_due([site for site in alive() if site.family is family])
 

@@ -31,9 +31,9 @@ def refresh(sites: Iterable[Site], prepare: Prepare | None = None) -> None:
 
 def refresh_due(sites: Iterable[Site]) -> None:
     """Refresh those that are due, where it is safe: in a forward that will be differentiated, never while a backward
-    recomputes, nor while a transform of ``torch.func`` runs or ``functional_call`` has put other tensors in a site's
-    place."""
-    transformed = torch._C._are_functorch_transforms_active()
+    recomputes, nor while ``torch.jit.trace`` or a transform of ``torch.func`` runs or ``functional_call`` has put other
+    tensors in a site's place."""
+    transformed = torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
     if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and not transformed:
         refresh([site for site in sites if site.due and site.undisturbed()], renew_due)
 

@@ -24,9 +24,9 @@ from .background import Pending, as_state, known
 from .commit import Change, Held, finish
 from .errors import ConfigError, ModelError, RefreshError
 from .follow import followers
+from .frozen import as_constant
 from .gradient import Read
 from .guarded import guard
-from .frozen import as_constant
 from .layout import Geometry, Index, column_type, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
@@ -93,10 +93,11 @@ class Site(Whole, nn.Module):
     def bind(self, owner: nn.Module) -> None:
         """The module whose parameter B's values are.
 
-        Its table of parameters is remembered, which copies of the two have in common too. The module itself is not held:
-        no cycle keeps a model alive. But while it lives it is asked, for ``torch.onnx.export`` replaces its table.
+        Its table of parameters is remembered, which a copy of both has in common too. The module itself is not held, so
+        that no cycle keeps a model alive; while it lives it is asked, for ``torch.onnx.export`` replaces the table.
         """
-        self._table, self.owner = owner._parameters, weakref.ref(owner)
+        self._table = owner._parameters
+        self.owner = weakref.ref(owner)
 
     @property
     def table(self) -> dict[str, nn.Parameter | None]:
@@ -248,11 +249,13 @@ class Site(Whole, nn.Module):
         compiling = torch.compiler.is_compiling()
         if not compiling:
             self.check_whole()
+            if torch._C._is_tracing():
+                return as_constant(values, self)
             self.refresh_if_due()
         g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
         if compiling:
             return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
-        return as_constant(values, self) if torch._C._is_tracing() else guard(Read.apply(*given, g), self)
+        return guard(Read.apply(*given, g), self)
 
     @property
     def groups(self) -> int:

@@ -38,6 +38,7 @@ def wrong_slot(model: nn.Module) -> None:
     """Two values of one weight's gradient change places: those that differ most."""
     grad = next(iter(_values(model))).grad
     assert grad is not None
+    grad = grad.view(-1)
     low, high = int(grad.argmin()), int(grad.argmax())
     grad[[low, high]] = grad[[high, low]]
 
@@ -46,6 +47,7 @@ def half_a_gradient(model: nn.Module) -> None:
     """One slot of many."""
     grad = next(iter(_values(model))).grad
     assert grad is not None
+    grad = grad.view(-1)
     grad[int(grad.abs().argmax())] *= 0.5
 
 

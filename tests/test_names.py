@@ -237,8 +237,12 @@ def test_state_dicts_of_dense_and_sparse_models_do_not_mix() -> None:
     for strict in (True, False):
         with pytest.raises(topkast.CheckpointError, match=r"topkast\.load_dense_state_dict"):
             model.load_state_dict(plain.state_dict(), strict=strict)
-        with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight"):
+        with pytest.raises(
+            topkast.CheckpointError, match=r"(?s)topkast\.sparsify\(model, \.\.\.\) first.*size mismatch"
+        ):
             plain.load_state_dict(model.state_dict(), strict=strict)
+        with pytest.raises(RuntimeError, match=r"^Error.* in loading"):
+            plain.load_state_dict({"0.weight": torch.zeros(3)}, strict=strict)
     with pytest.raises(RuntimeError, match=r"topkast\.load_dense_state_dict"):
         model[0].load_state_dict(plain[0].state_dict())
     assert equal(theta(model), before)
