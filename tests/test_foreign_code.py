@@ -1,4 +1,4 @@
-"""What others do to a converted model that they take for a plain one: right, or a named error before anything changed."""
+"""What others do to a converted model that they take for a plain one: right, or a named error with nothing changed."""
 
 from __future__ import annotations
 
@@ -142,6 +142,10 @@ def test_tools_that_read_a_model(use: Callable[[nn.Module], None]) -> None:
 def _qat(model: nn.Module) -> None:
     model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
     quantization.prepare_qat(model.train())
+
+
+def _onnx(model: nn.Module) -> None:
+    torch.onnx.export(model, (torch.randn(3, 12),), io.BytesIO(), verbose=False)
 
 
 REFUSED: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
