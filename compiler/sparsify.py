@@ -17,6 +17,7 @@ from topkast.runtime.record import Family
 from topkast.runtime.renew import refresh_due
 from topkast.runtime.reservoir import check_disk, values_outside
 from topkast.runtime.site import Site
+from topkast.runtime.standing import notice_standing
 from topkast.runtime.state import Record, sites
 
 from .attach import attach
@@ -34,12 +35,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def refresh_before_forward(model: nn.Module, args: Any) -> None:
-    """Forward pre-hook of the root: refresh what is due before anything runs.
+    """Forward pre-hook of the root: refresh what is due before anything runs, and see whether the clock goes.
 
     Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
     """
     if not torch.compiler.is_compiling():
-        refresh_due(sites(model).values())
+        found = sites(model).values()
+        refresh_due(found)
+        if torch.is_grad_enabled():
+            notice_standing(found)
 
 
 def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from topkast.runtime.record import SITES, alive, relatives
 from topkast.runtime.renew import refresh_due
 from topkast.runtime.site import Site
+from topkast.runtime.standing import notice_standing
 
 
 def keyed_sites(module: fx.GraphModule, examples: Sequence[Any]) -> dict[int, Site]:
@@ -52,6 +53,8 @@ def insert_refresh(
         # Those that this graph does not use as well: the same in eager mode, and on ranks that take other branches.
         if trains and any(site.due for site in found):
             refresh_due(relatives(found))
+        if trains:
+            notice_standing(found)
         return compiled(*args)
 
     return run

@@ -80,10 +80,10 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 def _trained(site: Site) -> bool:
     """Whether a backward has computed a gradient of the site since its last step."""
-    return _gradients(site) != _counted.get(site, 0)
+    return gradients(site) != _counted.get(site, 0)
 
 
-def _gradients(site: Site) -> int:
+def gradients(site: Site) -> int:
     """How many products have computed a gradient of the site or through it, ever."""
     return sum(runs for (product, *_), runs in site.ran.items() if product.endswith("gradient"))
 
@@ -105,7 +105,7 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
     if lr is not None:
         decay_explored(site, lr)
     site.step += 1
-    _counted[site] = _gradients(site)
+    _counted[site] = gradients(site)
     if site.method.at_step_end and site.due:
         site.refresh()
 

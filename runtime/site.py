@@ -86,6 +86,7 @@ class Site(Whole, parametrize.ParametrizationList):
     def _start(self) -> None:
         self.key = new_key()
         self.ran: Counter[tuple[str, str, str]] = Counter()
+        self.changes = 0  # how often topkast itself has written to the values, see runtime/standing.py
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
         self.unclaimed: Index | None = None  # see runtime/follow.py
         self.decayed_by = 0.0  # lr * exploration_decay of the last step, where asked for; see runtime/decay.py
@@ -122,6 +123,7 @@ class Site(Whole, parametrize.ParametrizationList):
         if kept.dtype != self.original.dtype:  # not a buffer unless on the device, but a cast is for all of θ
             self.reservoir = allocate(self.rule.reservoir, kept.numel(), self.original.detach()).copy_(kept)
         self._own = self._identity()
+        self.changes += 1
         return self
 
     @property
@@ -299,6 +301,7 @@ class Site(Whole, parametrize.ParametrizationList):
                 copy(target, source)
             live.reservoir.copy_(change.parts.reservoir)
             self.method.forget()
+        self.changes += 1
         for name, value in change.fields.items():
             setattr(self, name, value)
         if change.then is not None:
