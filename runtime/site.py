@@ -31,7 +31,7 @@ from .native.theta import assemble, store
 from .record import Family, enrol, new_key
 from .refused import Whole, keep_whole
 from .renew import marked, refresh, refresh_due, take
-from .reservoir import allocate, values_outside
+from .reservoir import allocate, unshared, values_outside
 from .rule import Rule
 from .sets import build_index
 
@@ -281,7 +281,13 @@ class Site(Whole, parametrize.ParametrizationList):
     def held(self) -> Held:
         """What a refresh changes, where it lives."""
         self.check_whole()
+        self.unshare()  # whoever asks is about to write
         return Held(self.original.detach(), self.reservoir, self.index, self.ever, followers(self))
+
+    def unshare(self) -> None:
+        """Before the reservoir is written to: no process that was forked from another one shares it any more."""
+        if (own := unshared(self.reservoir)) is not self.reservoir:
+            self.reservoir = own
 
     def commit(self, live: Held, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
         """Put a change in force, as a whole.
@@ -336,6 +342,7 @@ class Site(Whole, parametrize.ParametrizationList):
         saved.add(self, destination, prefix)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        self.unshare()
         saved.load(self, state_dict, prefix, missing, errors)
 
 

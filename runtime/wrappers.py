@@ -22,10 +22,13 @@ def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> No
     """The hook: ``parent.name = child``."""
     if name != "module" or child is None or not isinstance(parent, (AveragedModel, DistributedDataParallel)):
         return
-    if not any(isinstance(module, Site) for module in child.modules()):
+    sites = [module for module in child.modules() if isinstance(module, Site)]
+    if not sites:
         return
     if isinstance(parent, AveragedModel):
         parent.update_parameters = MethodType(update_parameters, parent)  # type: ignore[method-assign]
     else:
+        for site in sites:
+            site.unshare()
         equalise(parent, child)
         refuse_uneven(parent)
