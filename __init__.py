@@ -11,6 +11,7 @@ from topkast.compiler.distance import MaskDistance, mask_distance
 from topkast.compiler.dynamics import Dynamics
 from topkast.compiler.export import export
 from topkast.compiler.interchange import Interchangeable, interchangeable
+from topkast.compiler.param_groups import param_groups
 from topkast.compiler.report import report
 from topkast.compiler.sparsify import sparsify
 from topkast.runtime.errors import (
@@ -56,6 +57,7 @@ __all__ = [
     "mask_distance",
     "masks",
     "onnx",
+    "param_groups",
     "refresh",
     "report",
     "save",

@@ -163,7 +163,7 @@ def convert(
 
     undo = Undo(model)
 
-    family = Family()
+    family = Family(model)
 
     def build(name: str) -> None:
         if name in geometries:

@@ -27,6 +27,7 @@ from .refused import refuse_optimizer
 from .renew import refresh, renew_due
 from .site import Site
 from .steps import begin, end
+from .undecayed import notice_undecayed
 from .wrappers import on_registration
 
 
@@ -48,7 +49,8 @@ def _skipped(optimizer: torch.optim.Optimizer) -> bool:
 @torch._dynamo.disable
 @torch.no_grad()
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Step | None:
-    sites = [site for site, _ in _held(optimizer)]
+    held = list(_held(optimizer))
+    sites = [site for site, _ in held]
     if not sites:
         return None
     if getattr(optimizer, "world_size", 2) > 1:  # on one rank, the only one that shards makes every weight's step
@@ -58,6 +60,8 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
     for site in sites:
         claim(optimizer, site)
     own = begin(optimizer, sites)
+    if own:
+        notice_undecayed(optimizer, held)
     # No forward has read them since they became due: their sets are those of θ as it is, before this step moves it.
     refresh([site for site in own if site.due and not _trained(site)], renew_due)
     return once_computed(args, kwargs, functools.partial(add_penalty, optimizer, sites))
