@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from topkast.runtime.commit import finish
+from topkast.runtime.copies import settle
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
@@ -41,6 +42,7 @@ def refresh_before_forward(model: nn.Module, args: Any) -> None:
     """
     if not torch.compiler.is_compiling():
         found = sites(model).values()
+        settle(found)
         refresh_due(found)
         if torch.is_grad_enabled():
             notice_standing(found)

@@ -108,6 +108,7 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
         refresh([site], renew_due)
     if lr is not None:
         decay_explored(site, lr)
+    site.alone = True
     site.step += 1
     _counted[site] = gradients(site)
     if site.method.at_step_end and site.due:

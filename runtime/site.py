@@ -21,8 +21,10 @@ from torch.nn.utils import parametrize
 
 from . import choose, ops, saved  # noqa: F401  (ops defines torch.ops.topkast)
 from .background import Pending, as_state
-from .commit import Change, Held, finish
+from .commit import HALF, Change, Held, finish
+from .copies import carried, moves, settle
 from .errors import ConfigError, ModelError, RefreshError
+from .fingerprint import fingerprint, unchanged
 from .follow import followers
 from .gradient import Read
 from .layout import Geometry, Index, index_masks, slot_units
@@ -87,6 +89,10 @@ class Site(Whole, parametrize.ParametrizationList):
         self.key = new_key()
         self.ran: Counter[tuple[str, str, str]] = Counter()
         self.changes = 0  # how often topkast itself has written to the values, see runtime/standing.py
+        self.copies: weakref.WeakSet[Site] = weakref.WeakSet()  # see runtime/copies.py
+        self.copied = self.alone = False  # whether it was made by a copy; whether it went its own way
+        self.print: Tensor | None = None  # fingerprint of a copy's values as they were made
+        self.snapshot: Held | None = None  # sets that a copy was made with, once it has followed
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
         self.unclaimed: Index | None = None  # see runtime/follow.py
         self.decayed_by = 0.0  # lr * exploration_decay of the last step, where asked for; see runtime/decay.py
@@ -105,7 +111,9 @@ class Site(Whole, parametrize.ParametrizationList):
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
         twin = self.__new__(self.__class__)
         memo[id(self)] = twin
-        own = {"optimizers", "ran", "key", "pending"} | (set() if self.rule.reservoir == "device" else {"reservoir"})
+        own = {"optimizers", "ran", "key", "pending", "copies", "snapshot"} | (
+            set() if self.rule.reservoir == "device" else {"reservoir"}
+        )
         twin.__dict__ = copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in own}, memo)
         churn = twin.churn
         twin._start()
@@ -114,6 +122,10 @@ class Site(Whole, parametrize.ParametrizationList):
             kept = self.reservoir
             twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
         twin._own = twin._identity()
+        twin.copied, twin.print = True, fingerprint(twin.original)
+        if unchanged(self.original, self.print):
+            twin.snapshot = self.snapshot
+        self.copies.add(twin)
         enrol(twin)
         return twin
 
@@ -210,6 +222,7 @@ class Site(Whole, parametrize.ParametrizationList):
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
         self.check_whole()
+        settle([self])
         fwd, bwd = (
             self.geometry.from_blocks(mask[:, None].expand(-1, self.geometry.unit))
             for mask in index_masks(self.index, self.geometry)
@@ -234,6 +247,7 @@ class Site(Whole, parametrize.ParametrizationList):
     @torch._dynamo.disable  # called from frames that are not compiled; compiled itself, it would be again at every step
     def refresh_if_due(self) -> None:
         """See :func:`refresh_due`."""
+        settle([self])
         refresh_due([self])
 
     def undisturbed(self) -> bool:
@@ -302,14 +316,22 @@ class Site(Whole, parametrize.ParametrizationList):
     @torch.no_grad()
     def write(self, live: Held | None, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
         """:meth:`commit` without the promise to finish; the same result if it is begun again."""
+        if change.moves is None:
+            change.moves = [] if live is None else moves(self, change)
+        for copied, *_ in change.moves:
+            copied.broken = HALF
         if live is not None and change.parts is not None:
             for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
                 copy(target, source)
             live.reservoir.copy_(change.parts.reservoir)
             self.method.forget()
         self.changes += 1
+        self.snapshot, self.print = None, fingerprint(self.original) if self.copied else None
         for name, value in change.fields.items():
             setattr(self, name, value)
+        for copied, held, its in change.moves:
+            copied.write(held, its)
+            copied.broken = None
         if change.then is not None:
             change.then()
 
@@ -343,7 +365,8 @@ class Site(Whole, parametrize.ParametrizationList):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         self.unshare()
-        saved.load(self, state_dict, prefix, missing, errors)
+        with carried([self]):
+            saved.load(self, state_dict, prefix, missing, errors)
 
 
 keep_whole(Site)

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .fingerprint import fingerprint
 from .optimizers import gradients
 from .record import Family
 from .site import Site
 from .steps import under_way
-
-SAMPLE = 4096  # values of a site that are compared at most
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # How often values must have moved in a row. Some programs move them for a moment and take them back (sharpness-aware
 # steps by hand, adversarial weights); so more is asked for once the clock has been seen to go.
@@ -92,9 +90,7 @@ def _moves(site: Site) -> bool:
 
 def _print(site: Site) -> tuple[tuple[object, ...], Tensor]:
     """What must be the same for two to be compared, and a number that changes with the values."""
-    values = site.original.detach().reshape(-1)
-    few = values[:: -(-values.numel() // SAMPLE)]
-    # Whole numbers: their sum does not depend on its order. The places count, or two that are exchanged would not.
-    bits = few.contiguous().view(INTEGERS[values.element_size()]).long()
-    total = (bits * torch.arange(1, bits.numel() + 1, device=bits.device)).sum()
-    return (site.changes, values.dtype, values.device), total
+    values = site.original.detach()
+    found = fingerprint(values)
+    assert found is not None
+    return (site.changes, values.dtype, values.device), found
