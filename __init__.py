@@ -3,6 +3,7 @@
 import sys
 
 from topkast.compiler.advise import advise
+from topkast.compiler.averaged import averaged
 from topkast.compiler.checkpoint import load, save
 from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
@@ -47,6 +48,7 @@ __all__ = [
     "ReservoirError",
     "TopkastError",
     "advise",
+    "averaged",
     "compile",
     "dense_state_dict",
     "densify",

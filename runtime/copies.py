@@ -51,7 +51,8 @@ def moves(site: Site, change: Change) -> Moves:
     new = change.parts
     if new is None or _alike(site.index, new.index):
         return []
-    _notice_lists(site)
+    if site.alone or not site.copied:
+        _notice_lists(site)
     return [(copy, *_move(copy, new)) for copy in following(site)]
 
 
@@ -105,7 +106,7 @@ def _notice_lists(site: Site) -> None:
     _asked.add(site.family)
     shape = site.original.shape
     for one in gc.get_objects():
-        if type(one) is module.EMAModel and any(_shape(tensor) == shape for tensor in one.shadow_params):
+        if issubclass(type(one), module.EMAModel) and any(_shape(tensor) == shape for tensor in one.shadow_params):
             warnings.warn(
                 "topkast: diffusers' EMAModel keeps a list of tensors, which cannot follow the model: after this "
                 f"refresh slot j of {site.name} is another weight; use average = topkast.averaged(model, decay=0.999) "
