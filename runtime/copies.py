@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ from .renew import follow_sets, take_sets
 
 if TYPE_CHECKING:
     from .site import Site
+
+LISTS = "diffusers.training_utils"  # has EMAModel
 
 Moves = list[tuple["Site", Held, Change]]
 
@@ -48,10 +50,10 @@ def moves(site: Site, change: Change) -> Moves:
     Args:
         change: what is to be of the site, which is still as it was.
     """
-    new = change.parts
-    if new is None or _alike(site.index, new.index):
+    new, lists = change.parts, LISTS in sys.modules and (site.alone or not site.copied)
+    if new is None or not (lists or site.copies) or _alike(site.index, new.index):
         return []
-    if site.alone or not site.copied:
+    if lists:
         _notice_lists(site)
     return [(copy, *_move(copy, new)) for copy in following(site)]
 
@@ -71,9 +73,9 @@ def settle(sites: Iterable[Site]) -> None:
     """These are about to be used: snapshots among them take back the sets that they were made with."""
     for site in sites:
         if site.snapshot is not None:
-            own, site.snapshot = site.snapshot, None
             if unchanged(site.original, site.print):
-                take_sets(site, own)
+                take_sets(site, site.snapshot)
+            site.snapshot = None
 
 
 def _move(copy: Site, new: Held) -> tuple[Held, Change]:
@@ -92,7 +94,9 @@ def _move(copy: Site, new: Held) -> tuple[Held, Change]:
 
 
 def _alike(one: Index, other: Index) -> bool:
-    return all(torch.equal(mine, theirs.to(mine.device)) for mine, theirs in zip(one, other, strict=True))
+    if one.cols.device != other.cols.device:  # in host memory: a refresh allocates nothing on a device
+        one, other = (Index(*(tensor.cpu() for tensor in index)) for index in (one, other))
+    return all(map(torch.equal, one, other))
 
 
 _asked: weakref.WeakSet[Family] = weakref.WeakSet()
@@ -100,9 +104,9 @@ _asked: weakref.WeakSet[Family] = weakref.WeakSet()
 
 def _notice_lists(site: Site) -> None:
     """Warn at a model's first refresh of a list of tensors that averages its parameters: such a list cannot follow."""
-    module = sys.modules.get("diffusers.training_utils")
-    if module is None or site.family in _asked:
+    if site.family in _asked:
         return
+    module: Any = sys.modules[LISTS]
     _asked.add(site.family)
     shape = site.original.shape
     for one in gc.get_objects():

@@ -86,4 +86,4 @@ def _state(optimizer: torch.optim.Optimizer, site: Site) -> list[Tensor]:
     values = site.original
     state = [value for value in optimizer.state.get(values, {}).values() if isinstance(value, Tensor)]
     # SAM's `p.data = old_p` leaves the values' own memory in its state: it follows already, and is not cleared.
-    return [value for value in state if value.shape == values.shape and value.data_ptr() != values.data_ptr()]
+    return [value for value in state if value.shape == values.shape and not value.is_set_to(values)]

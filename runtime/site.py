@@ -311,6 +311,7 @@ class Site(Whole, parametrize.ParametrizationList):
             change: what is to be.
             copy: (target, source) -> None, made in the order of the calls.
         """
+        change.moves = moves(self, change)  # before anything changes: it may fail
         finish([self], lambda: self.write(live, change, copy))
 
     @torch.no_grad()
@@ -326,7 +327,8 @@ class Site(Whole, parametrize.ParametrizationList):
             live.reservoir.copy_(change.parts.reservoir)
             self.method.forget()
         self.changes += 1
-        self.snapshot, self.print = None, fingerprint(self.original) if self.copied else None
+        now = self.original if change.parts is None else change.parts.values  # a copy may be under way still
+        self.snapshot, self.print = None, fingerprint(now) if self.copied else None
         for name, value in change.fields.items():
             setattr(self, name, value)
         for copied, held, its in change.moves:

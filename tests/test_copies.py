@@ -19,6 +19,7 @@ from lockstep import Trio, assert_sets, plain, sgd, sites_of
 from torch import Tensor, nn
 
 import topkast
+from topkast.runtime import copies
 
 CASE = CASES["mlp"]
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 3, "backend": "eager"}
@@ -295,6 +296,25 @@ def test_a_copy_takes_what_its_source_loads() -> None:
     before = theta(average)
     loaded(model)
     assert alike(average, model) and same(theta(average), before)
+
+
+def test_a_copy_that_cannot_follow_stops_the_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has changed by then, and nothing is broken."""
+    model, optimizer = trained()
+    average = copy.deepcopy(model)
+    train(model, optimizer, 2)
+    before = bits(model), bits(average)
+
+    def full(*_: Any) -> Any:
+        raise topkast.ReservoirError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "follow_sets", full)
+        with pytest.raises(topkast.ReservoirError):
+            topkast.refresh(model)
+    assert same(bits(model), before[0]) and same(bits(average), before[1])
+    topkast.refresh(model)
+    assert alike(model, average) and not same(bits(model), before[0])
 
 
 def test_nobody_is_kept_alive() -> None:
