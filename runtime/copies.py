@@ -17,7 +17,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +28,7 @@ from .fingerprint import fingerprint, unchanged
 from .layout import Index
 from .record import Family
 from .renew import follow_sets, take_sets
+from .stream import at_home
 
 if TYPE_CHECKING:
     from .site import Site
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
 LISTS = "diffusers.training_utils"  # has EMAModel
 
 Moves = list[tuple["Site", Held, Change]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a copy that nothing was written to had before it followed: its sets, and what else went with them."""
+
+    index: Index
+    ever: Tensor
+    fields: dict[str, Any]
 
 
 def following(site: Site) -> list[Site]:
@@ -74,8 +84,15 @@ def settle(sites: Iterable[Site]) -> None:
     for site in sites:
         if site.snapshot is not None:
             if unchanged(site.original, site.print):
-                take_sets(site, site.snapshot)
+                at_home([site], _restored)
             site.snapshot = None
+
+
+def _restored(site: Site, held: Held) -> Change:
+    assert site.snapshot is not None
+    change = follow_sets(site, held, site.snapshot)
+    change.fields |= site.snapshot.fields
+    return change
 
 
 def _move(copy: Site, new: Held) -> tuple[Held, Change]:
@@ -87,8 +104,9 @@ def _move(copy: Site, new: Held) -> tuple[Held, Change]:
     change = follow_sets(copy, home, new)
     change.fields |= {"snapshot": None, "print": None}
     if unchanged(live.values, copy.print) and change.parts is not None:
-        own = replace(live, index=Index(*(tensor.clone() for tensor in live.index)), ever=live.ever.clone(), kept=[])
-        kept = copy.snapshot or replace(own, values=own.values[:0], reservoir=own.reservoir[:0])
+        own = Index(*(tensor.clone() for tensor in live.index))
+        fields = {"pending": copy.pending, "unclaimed": copy.unclaimed}
+        kept = copy.snapshot or Snapshot(own, live.ever.clone(), fields)
         change.fields |= {"snapshot": kept, "print": fingerprint(change.parts.values)}
     return live, change
 

@@ -16,6 +16,7 @@ from .native.theta import assemble, follow, store
 from .stream import Prepare, at_home
 
 if TYPE_CHECKING:
+    from .copies import Snapshot
     from .site import Site
 
 
@@ -99,13 +100,13 @@ def _laid_out(site: Site, theta: Tensor, held: Held, index: Index, ever: Tensor)
 
 
 @torch.no_grad()
-def take_sets(site: Site, other: Site | Held) -> None:
+def take_sets(site: Site, other: Site) -> None:
     """Take the sets of a site of the same counts. θ stays as it is, bit for bit."""
     site.forget()
     at_home([site], lambda site, held: follow_sets(site, held, other))
 
 
-def follow_sets(site: Site, held: Held, other: Site | Held) -> Change:
+def follow_sets(site: Site, held: Held, other: Site | Held | Snapshot) -> Change:
     """What :func:`take_sets` does, prepared.
 
     Args:

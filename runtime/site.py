@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from . import choose, ops, saved  # noqa: F401  (ops defines torch.ops.topkast)
 from .background import Pending, as_state
 from .commit import HALF, Change, Held, finish
-from .copies import carried, moves, settle
+from .copies import Snapshot, carried, moves, settle
 from .errors import ConfigError, ModelError, RefreshError
 from .fingerprint import fingerprint, unchanged
 from .follow import followers
@@ -92,7 +92,7 @@ class Site(Whole, parametrize.ParametrizationList):
         self.copies: weakref.WeakSet[Site] = weakref.WeakSet()  # see runtime/copies.py
         self.copied = self.alone = False  # whether it was made by a copy; whether it went its own way
         self.print: Tensor | None = None  # fingerprint of a copy's values as they were made
-        self.snapshot: Held | None = None  # sets that a copy was made with, once it has followed
+        self.snapshot: Snapshot | None = None  # sets that a copy was made with, once it has followed
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
         self.unclaimed: Index | None = None  # see runtime/follow.py
         self.decayed_by = 0.0  # lr * exploration_decay of the last step, where asked for; see runtime/decay.py

@@ -227,6 +227,18 @@ def test_a_snapshot_is_what_it_was(use: str, backend: str) -> None:
     assert same(bits(best), before) and not alike(best, model)
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_a_run_that_is_forked(background: bool) -> None:
+    """A copy that is trained after its source was goes the same way, as if the source had not been there."""
+    model, optimizer = trained(refresh_in_background=background)
+    twin, state = copy.deepcopy(model), copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, 9)
+    other = sgd(list(twin.parameters()), lr=0.1)
+    other.load_state_dict(state)
+    train(twin, other, 9)
+    assert same(bits(twin), bits(model))
+
+
 def test_a_snapshot_held_by_load_state_dict() -> None:
     model, optimizer = trained()
     best = copy.deepcopy(model)
