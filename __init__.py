@@ -3,6 +3,7 @@
 import sys
 
 from topkast.compiler.advise import advise
+from topkast.compiler.averaged import averaged
 from topkast.compiler.checkpoint import load, save
 from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
@@ -11,6 +12,7 @@ from topkast.compiler.distance import MaskDistance, mask_distance
 from topkast.compiler.dynamics import Dynamics
 from topkast.compiler.export import export
 from topkast.compiler.interchange import Interchangeable, interchangeable
+from topkast.compiler.param_groups import param_groups
 from topkast.compiler.report import report
 from topkast.compiler.sparsify import sparsify
 from topkast.runtime.errors import (
@@ -46,6 +48,7 @@ __all__ = [
     "ReservoirError",
     "TopkastError",
     "advise",
+    "averaged",
     "compile",
     "dense_state_dict",
     "densify",
@@ -56,6 +59,7 @@ __all__ = [
     "mask_distance",
     "masks",
     "onnx",
+    "param_groups",
     "refresh",
     "report",
     "save",

@@ -114,13 +114,13 @@ def _state_with_values(kind: Any) -> None:
     kind.state_dict, kind._load_from_state_dict = state_dict, load
 
 
-def _settle_sites(kind: Any) -> None:
+def _accept_new_tensors(kind: Any) -> None:
     """``to``, ``half`` and their like may put new tensors in the place of the old ones."""
 
     def apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
         super(kind, self)._apply(fn, recurse)
         for site in sites_of(self).values():
-            site.settle()
+            site.accept()
         return self
 
     kind._apply = apply
@@ -175,7 +175,7 @@ def complete(kind: Any) -> None:
     if issubclass(base, nn.RNNBase):
         _follow_flat_weights(kind)
     _state_with_values(kind)
-    _settle_sites(kind)
+    _accept_new_tensors(kind)
     _refuse_new_values(kind)
     keep_whole(kind)
     # A model that was pickled may come into a process that has converted none.
@@ -190,6 +190,6 @@ def _on_parameter(module: nn.Module, attribute: str, parameter: nn.Parameter) ->
     if site is None:
         return
     if tuple(parameter.shape) == site.value_shape:
-        site.settle(parameter)
+        site.accept(parameter)
     else:
         detach(module, attribute)

@@ -11,6 +11,7 @@ from topkast.runtime.decay import MOST_DECAY
 from topkast.runtime.layout import slot_units
 from topkast.runtime.planner import measured
 from topkast.runtime.site import Site
+from topkast.runtime.standing import standing_facts
 from topkast.runtime.state import Record, find, owned
 
 from .report_backend import eager_facts, real_backend
@@ -94,7 +95,7 @@ def report(model: Any) -> Report:
         "step": max(site.step for site in found.values()),
     }
     config = {**asdict(record.config), "block": list(record.config.block)}
-    warnings = [*record.warnings, *eager_facts(record, found)]
+    warnings = [*record.warnings, *eager_facts(record, found), *standing_facts(found.values())]
     warnings += [text for name, site in found.items() for text in _warnings(name, site)]
     # The default is meant to be cut, at the rates of SGD; what somebody asked for and did not get is said.
     fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay

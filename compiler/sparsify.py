@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from topkast.runtime.commit import finish
+from topkast.runtime.copies import settle
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.optimizers import install_hooks
@@ -18,6 +19,7 @@ from topkast.runtime.renew import refresh_due
 from topkast.runtime.reservoir import check_disk, values_outside
 from topkast.runtime.saved import refuse_dense
 from topkast.runtime.site import Site
+from topkast.runtime.standing import notice_standing
 from topkast.runtime.state import Record, find, sites
 
 from . import mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
@@ -36,13 +38,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def refresh_before_forward(model: nn.Module, args: Any) -> None:
-    """Forward pre-hook of the root: refresh what is due before anything runs.
+    """Forward pre-hook of the root: refresh what is due before anything runs, and see whether the clock goes.
 
     Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
     """
     if not torch.compiler.is_compiling() and not torch._C._is_tracing():
         family = find(model)[1].family
-        refresh_due([site for site in alive() if site.family is family])
+        found = [site for site in alive() if site.family is family]
+        settle(found)
+        refresh_due(found)
+        if torch.is_grad_enabled():
+            notice_standing(found)
 
 
 def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:
@@ -150,7 +156,7 @@ def convert(
         ops={name: selection.sparse[name].ops for name in geometries},
         positions={name: selection.sparse[name].positions for name in geometries},
         how=selection.how,
-        family=Family(),
+        family=Family(model),
     )
     if example_inputs is not None and selection.how.startswith("structure"):
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")

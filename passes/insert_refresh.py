@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from topkast.runtime.copies import settle
 from topkast.runtime.record import SITES, alive, relatives
 from topkast.runtime.renew import refresh_due
 from topkast.runtime.site import Site
+from topkast.runtime.standing import notice_standing
 
 
 def keyed_sites(module: fx.GraphModule, examples: Sequence[Any]) -> dict[int, Site]:
@@ -49,9 +51,13 @@ def insert_refresh(
         found = [site for position in keys if (site := SITES.get(int(args[position]))) is not None]
         for site in found:
             site.check_whole()
+        if any(site.snapshot is not None for site in found):
+            settle(relatives(found))
         # Those that this graph does not use as well: the same in eager mode, and on ranks that take other branches.
         if trains and any(site.due for site in found):
             refresh_due(relatives(found))
+        if trains:
+            notice_standing(found)
         return compiled(*args)
 
     return run

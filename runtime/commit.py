@@ -51,11 +51,13 @@ class Change:
         parts: new tensors, at home; None: the site's stay as they are.
         fields: attribute of the site -> new value.
         then: called at the end; what it does must be allowed to happen twice.
+        moves: what the site's copies do at the same time, see runtime/copies.py; None: not known yet.
     """
 
     parts: Held | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     then: Callable[[], None] | None = None
+    moves: list[tuple[Site, Held, Change]] | None = None
 
 
 def finish(sites: Iterable[Site], apply: Callable[[], None]) -> None:

@@ -84,5 +84,7 @@ def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
 
 
 def _state(optimizer: torch.optim.Optimizer, site: Site) -> list[Tensor]:
-    state = optimizer.state.get(site.original, {}).values()
-    return [value for value in state if isinstance(value, Tensor) and value.shape == site.original.shape]
+    values = site.original
+    state = [value for value in optimizer.state.get(values, {}).values() if isinstance(value, Tensor)]
+    # SAM's `p.data = old_p` leaves the values' own memory in its state: it follows already, and is not cleared.
+    return [value for value in state if value.shape == values.shape and not value.is_set_to(values)]

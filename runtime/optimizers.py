@@ -1,7 +1,8 @@
 """What optimizers need so that an unchanged training loop is a sparse one.
 
 Two global hooks around ``Optimizer.step``: before it (or inside of it, if it gets a closure) the penalty of the paper
-joins the gradient; after it the site's clock moves and the explored weights decay.
+joins the gradient; after it the site's clock moves and the explored weights decay, once for all steps that stand inside
+each other.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from .record import alive
 from .refused import refuse_optimizer
 from .renew import refresh, renew_due
 from .site import Site
+from .steps import begin, end
+from .undecayed import notice_undecayed
 from .wrappers import on_registration
 
 
@@ -46,27 +49,34 @@ def _skipped(optimizer: torch.optim.Optimizer) -> bool:
 @torch._dynamo.disable
 @torch.no_grad()
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Step | None:
-    sites = [site for site, _ in _held(optimizer)]
+    held = list(_held(optimizer))
+    sites = [site for site, _ in held]
     if not sites:
         return None
-    refuse_optimizer(optimizer)
+    if getattr(optimizer, "world_size", 2) > 1:  # on one rank, the only one that shards makes every weight's step
+        refuse_optimizer(optimizer)
     for site in sites:
         site.check_whole()
     for site in sites:
         claim(optimizer, site)
+    own = begin(optimizer, sites)
+    if own:
+        notice_undecayed(optimizer, held)
     # No forward has read them since they became due: their sets are those of θ as it is, before this step moves it.
-    refresh([site for site in sites if site.due and not _trained(site)], renew_due)
+    refresh([site for site in own if site.due and not _trained(site)], renew_due)
     return once_computed(args, kwargs, functools.partial(add_penalty, optimizer, sites))
 
 
 @torch._dynamo.disable
 @torch.no_grad()
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    held = [(site, group.get("lr"), had_gradient(site)) for site, group in _held(optimizer)]
+    own = set(map(id, end(optimizer)))
+    every = list(_held(optimizer))
+    held = [(site, group.get("lr"), had_gradient(site)) for site, group in every if id(site) in own]
     if _skipped(optimizer):
         return
-    if held:
-        check_elementwise(optimizer, [site for site, *_ in held])
+    if every:
+        check_elementwise(optimizer, [site for site, _ in every])
     for site, lr, moved in held:
         advance(site, lr if moved else None)
     notice_eager_step(site for site, *_ in held)
@@ -74,10 +84,10 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 def _trained(site: Site) -> bool:
     """Whether a backward has computed a gradient of the site since its last step."""
-    return _gradients(site) != _counted.get(site, 0)
+    return gradients(site) != _counted.get(site, 0)
 
 
-def _gradients(site: Site) -> int:
+def gradients(site: Site) -> int:
     """How many products have computed a gradient of the site or through it, ever."""
     return sum(runs for (product, *_), runs in site.ran.items() if product.endswith("gradient"))
 
@@ -98,8 +108,9 @@ def advance(site: Site, lr: float | Tensor | None) -> None:
         refresh([site], renew_due)
     if lr is not None:
         decay_explored(site, lr)
+    site.alone = True
     site.step += 1
-    _counted[site] = _gradients(site)
+    _counted[site] = gradients(site)
     if site.method.at_step_end and site.due:
         site.refresh()
 

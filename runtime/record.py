@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .state import Site
@@ -44,7 +44,21 @@ def alive() -> list[Site]:
 
 class Family:
     """Marks the sites of one model, which a forward of any part of it refreshes. A copy of the model has a copy of the
-    mark."""
+    mark.
+
+    Args:
+        root: the model; None: not known, as of a copy.
+    """
+
+    def __init__(self, root: nn.Module | None = None) -> None:
+        self.root = None if root is None else weakref.ref(root)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Family:
+        memo[id(self)] = twin = Family()
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Family, ()
 
 
 def relatives(sites: Iterable[Site]) -> list[Site]:

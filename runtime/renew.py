@@ -16,6 +16,7 @@ from .native.theta import assemble, follow, store
 from .stream import Prepare, at_home
 
 if TYPE_CHECKING:
+    from .copies import Snapshot
     from .site import Site
 
 
@@ -26,6 +27,9 @@ def refresh(sites: Iterable[Site], prepare: Prepare | None = None) -> None:
     Args:
         prepare: how; None: :func:`renew`.
     """
+    sites = list(sites)
+    for site in sites:
+        site.alone = True
     at_home(sites, prepare or renew)
 
 
@@ -99,10 +103,16 @@ def _laid_out(site: Site, theta: Tensor, held: Held, index: Index, ever: Tensor)
 def take_sets(site: Site, other: Site) -> None:
     """Take the sets of a site of the same counts. θ stays as it is, bit for bit."""
     site.forget()
-    at_home([site], lambda site, held: _follow_sets(site, held, other))
+    at_home([site], lambda site, held: follow_sets(site, held, other))
 
 
-def _follow_sets(site: Site, held: Held, other: Site) -> Change:
+def follow_sets(site: Site, held: Held, other: Site | Held | Snapshot) -> Change:
+    """What :func:`take_sets` does, prepared.
+
+    Args:
+        held: the site's parts at home.
+        other: has the index and the marks of what was ever in A.
+    """
     index = Index(*(tensor.to(site.home) for tensor in other.index))
     if all(map(torch.equal, held.index, index)):
         return Change()

@@ -14,6 +14,17 @@ from .errors import ReservoirError
 from .layout import Geometry
 from .rule import Rule
 
+_forks = 0  # how often this process, and those that it came from, have been forked
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_forked, after_in_child=_forked)
+
 PART = 2**20  # bytes that are written at once
 KINDS = ("device", "host", "disk")
 
@@ -49,10 +60,26 @@ def allocate(kind: str, numel: int, like: Tensor) -> Tensor:
     handle, path = tempfile.mkstemp(prefix="topkast-", suffix=".reservoir")
     try:
         _reserve(handle, path, numel * like.element_size())
-        return torch.from_file(path, shared=True, size=numel, dtype=like.dtype, device="cpu")
+        mapped = torch.from_file(path, shared=True, size=numel, dtype=like.dtype, device="cpu")
+        mapped.mapped_at = _forks  # type: ignore[attr-defined]
+        return mapped
     finally:
         os.close(handle)
         os.unlink(path)  # the mapping keeps the file alive, nothing is left behind after a crash
+
+
+def unshared(reservoir: Tensor) -> Tensor:
+    """A reservoir that may be written to: itself, or a copy if it is a file that was mapped before a fork.
+
+    Parent and child have the same file mapped, and either may be the first to write. None knows whether the other one
+    still reads, so each takes a file of its own before it writes, and the old one goes with the last that maps it.
+
+    Raises:
+        ReservoirError: the disk has no room for it.
+    """
+    if getattr(reservoir, "mapped_at", _forks) == _forks:
+        return reservoir
+    return allocate("disk", reservoir.numel(), reservoir).copy_(reservoir)
 
 
 def _reserve(handle: int, path: str, size: int) -> None:

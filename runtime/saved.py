@@ -141,7 +141,7 @@ def _assign(site: Site, found: dict[str, Tensor]) -> None:
         site._buffers["reservoir"] = kept
     elif site.reservoir is not kept:
         site.reservoir = allocate(site.rule.reservoir, kept.numel(), parameter.detach()).copy_(kept)
-    site.settle()
+    site.accept()
 
 
 def _fields(site: Site, found: dict[str, Tensor], chosen: list[Tensor]) -> dict[str, Any]:

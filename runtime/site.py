@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from . import choose, ops, saved  # noqa: F401  (ops defines torch.ops.topkast)
 from .background import Pending, as_state, known
-from .commit import Change, Held, finish
+from .commit import HALF, Change, Held, finish
+from .copies import Snapshot, carried, moves, settle
 from .errors import ConfigError, ModelError, RefreshError
+from .fingerprint import fingerprint, unchanged
 from .follow import followers
 from .frozen import as_constant
 from .gradient import Read
@@ -34,11 +36,11 @@ from .noted import WRITTEN, Note, note, written
 from .record import Family, enrol, new_key
 from .refused import Whole, keep_whole
 from .renew import marked, refresh, refresh_due, take
-from .reservoir import allocate, values_outside
+from .reservoir import allocate, unshared, values_outside
 from .rule import Rule
 from .sets import build_index
 
-OF_PROCESS = ("optimizers", "ran", "key", "_own", "noted", "owner")
+OF_PROCESS = ("optimizers", "ran", "key", "copies", "snapshot", "_own", "noted", "owner")
 
 
 class Site(Whole, nn.Module):
@@ -86,7 +88,7 @@ class Site(Whole, nn.Module):
         self.original.grad = None
         self.original.set_(self._values.view(self.value_shape))  # type: ignore[call-overload]
         note(self)
-        self.settle()
+        self.accept()
         del self._values
         enrol(self)
 
@@ -140,6 +142,11 @@ class Site(Whole, nn.Module):
     def _start(self) -> None:
         self.key = new_key()
         self.ran: Counter[tuple[str, str, str]] = Counter()
+        self.changes = 0  # how often topkast itself has written to the values, see runtime/standing.py
+        self.copies: weakref.WeakSet[Site] = weakref.WeakSet()  # see runtime/copies.py
+        self.copied = self.alone = False  # whether it was made by a copy; whether it went its own way
+        self.print: Tensor | None = None  # fingerprint of a copy's values as they were made
+        self.snapshot: Snapshot | None = None  # sets that a copy was made with, once it has followed
         self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
         self.unclaimed: Index | None = None  # see runtime/follow.py
         self.decayed_by = 0.0  # lr * exploration_decay of the last step, where asked for; see runtime/decay.py
@@ -172,12 +179,17 @@ class Site(Whole, nn.Module):
             kept = self.reservoir
             twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
         note(twin)
+        twin.copied, twin.print = True, fingerprint(twin.original)
+        if unchanged(self.original, self.print):
+            twin.snapshot = self.snapshot
+        self.copies.add(twin)
         enrol(twin)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is of this process: optimizers, the key, and a thread's choice, which is waited for."""
         self.check_whole()
+        settle([self])
         own = {name: value for name, value in self.__dict__.items() if name not in OF_PROCESS}
         if self.pending is not None:
             own["pending"] = self.pending.name, self.pending.step, tuple(map(_signed, self.pending.result()))
@@ -209,9 +221,10 @@ class Site(Whole, nn.Module):
         values = fn(self.original.detach().new_empty(0))
         if kept.dtype != values.dtype:
             self.reservoir = allocate(self.rule.reservoir, kept.numel(), values).copy_(kept)
+        self.changes += 1
         return self
 
-    def settle(self, values: nn.Parameter | None = None) -> None:
+    def accept(self, values: nn.Parameter | None = None) -> None:
         """Other tensors are in the place of the site's for good, or these values are about to be."""
         self._own = id(self.original if values is None else values), id(self.cols)
         if written(self):
@@ -311,6 +324,7 @@ class Site(Whole, nn.Module):
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
         self.check_whole()
+        settle([self])
         fwd, bwd = (
             self.geometry.from_blocks(mask[:, None].expand(-1, self.geometry.unit))
             for mask in index_masks(self.index, self.geometry)
@@ -335,6 +349,7 @@ class Site(Whole, nn.Module):
     @torch._dynamo.disable  # called from frames that are not compiled; compiled itself, it would be again at every step
     def refresh_if_due(self) -> None:
         """See :func:`refresh_due`."""
+        settle([self])
         refresh_due([self])
 
     def undisturbed(self) -> bool:
@@ -384,7 +399,13 @@ class Site(Whole, nn.Module):
     def held(self) -> Held:
         """What a refresh changes, where it lives."""
         self.check_whole()
+        self.unshare()  # whoever asks is about to write
         return Held(self.values, self.reservoir, self.index, self.ever, followers(self))
+
+    def unshare(self) -> None:
+        """Before the reservoir is written to: no process that was forked from another one shares it any more."""
+        if (own := unshared(self.reservoir)) is not self.reservoir:
+            self.reservoir = own
 
     def commit(self, live: Held, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
         """Put a change in force, as a whole.
@@ -394,19 +415,30 @@ class Site(Whole, nn.Module):
             change: what is to be.
             copy: (target, source) -> None, made in the order of the calls.
         """
+        change.moves = moves(self, change)  # before anything changes: it may fail
         finish([self], lambda: self.write(live, change, copy))
 
     @torch.no_grad()
     def write(self, live: Held | None, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
         """:meth:`commit` without the promise to finish; the same result if it is begun again."""
+        if change.moves is None:
+            change.moves = [] if live is None else moves(self, change)
+        for copied, *_ in change.moves:
+            copied.broken = HALF
         if live is not None and change.parts is not None:
             for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
                 copy(target, source)
             live.reservoir.copy_(change.parts.reservoir)
             note(self)
             self.method.forget()
+        self.changes += 1
+        now = self.original if change.parts is None else change.parts.values  # a copy may be under way still
+        self.snapshot, self.print = None, fingerprint(now) if self.copied else None
         for name, value in change.fields.items():
             setattr(self, name, value)
+        for copied, held, its in change.moves:
+            copied.write(held, its)
+            copied.broken = None
         if change.then is not None:
             change.then()
 
@@ -439,7 +471,13 @@ class Site(Whole, nn.Module):
         saved.add(self, destination, prefix)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        """Nothing: the owner loads values and sets together, see :func:`topkast.runtime.saved.load`."""
+        """Nothing: the owner lets values and sets be loaded together, by :meth:`load`."""
+
+    def load(self, *given: Any) -> None:
+        """Take the site's part of a state dict: see :func:`topkast.runtime.saved.load`."""
+        self.unshare()
+        with carried([self]):
+            saved.load(self, *given)
 
 
 def _signed(tensor: Any) -> Any:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .averaged import update_parameters
+from .copies import carried
 from .ranks import equalise
 from .refused import refuse_uneven
 from .site import Site
@@ -22,10 +23,14 @@ def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> No
     """The hook: ``parent.name = child``."""
     if name != "module" or child is None or not isinstance(parent, (AveragedModel, DistributedDataParallel)):
         return
-    if not any(isinstance(module, Site) for module in child.modules()):
+    sites = [module for module in child.modules() if isinstance(module, Site)]
+    if not sites:
         return
     if isinstance(parent, AveragedModel):
         parent.update_parameters = MethodType(update_parameters, parent)  # type: ignore[method-assign]
     else:
-        equalise(parent, child)
+        for site in sites:
+            site.unshare()
+        with carried(sites):
+            equalise(parent, child)
         refuse_uneven(parent)

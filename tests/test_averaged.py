@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -152,6 +153,7 @@ def test_a_copy_of_an_average_is_one() -> None:
     twin = copy.deepcopy(average)
     held = {key: value.clone() for key, value in twin.state_dict().items()}
     advance(case, model, optimizer, average, 4)
+    topkast.masks(twin)  # nothing was averaged into it: when it is used, it is what it was
     assert all(torch.equal(value, held[key]) for key, value in twin.state_dict().items())
     advance(case, model, optimizer, twin, 4)
     assert_sets(topkast.masks(twin), topkast.masks(model), "the copy")
@@ -165,6 +167,38 @@ def test_what_else_is_done_with_an_average() -> None:
         torch.testing.assert_close(topkast.densify(average)(*args), average(*args))
     update_bn([args[0]], average)
     assert "0.weight" in str(topkast.report(average))
+
+
+@pytest.mark.parametrize("decay", [0.8, None])
+def test_averaged_is_torchs_with_an_update(decay: float | None) -> None:
+    case, model, optimizer, _ = trained()
+    kind: dict[str, Any] = {"multi_avg_fn": get_ema_multi_avg_fn(0.8)} if decay else {}
+    other, ours = AveragedModel(model, **kind), topkast.averaged(model, decay)
+    for _ in range(9):
+        advance(case, model, optimizer, other, 1)
+        ours.update()
+    assert_sets(topkast.masks(ours), topkast.masks(model), "ours")
+    found = [topkast.dense_state_dict(average, values="all") for average in (ours, other)]
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=0, atol=0 if decay else 1e-7)
+    args, _ = case.batches(1)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(topkast.densify(ours.module)(*args), ours(*args))
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2, float("nan"), "0.9", True])
+def test_what_is_no_decay(decay: Any) -> None:
+    with pytest.raises(topkast.ConfigError, match=r"decay=.*0 <= decay < 1, or None"):
+        topkast.averaged(trained()[1], decay)
+
+
+def test_averaged_needs_a_converted_model_that_is_there() -> None:
+    with pytest.raises(topkast.ModelError, match="has not converted"):
+        topkast.averaged(nn.Linear(4, 4))
+    average = topkast.averaged(trained()[1])
+    gc.collect()
+    with pytest.raises(topkast.ModelError, match="there no more"):
+        average.update()
 
 
 def test_another_model_is_refused() -> None:

@@ -233,7 +233,7 @@ def test_surgery_after_conversion(cut: Callable[[nn.Module], list[str]], backend
 
 def test_state_dicts_of_dense_and_sparse_models_do_not_mix() -> None:
     model, plain = small(), topkast.densify(small())
-    before, mixed_up = theta(model), r"(?s)topkast\.sparsify\(model, \.\.\.\) first.*size mismatch"
+    before = theta(model)
     for strict in (True, False):
         with pytest.raises(topkast.CheckpointError, match=r"topkast\.load_dense_state_dict"):
             model.load_state_dict(plain.state_dict(), strict=strict)

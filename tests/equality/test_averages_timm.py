@@ -1,0 +1,56 @@
+"""timm's ModelEmaV3 of a sparse model is the average that a dense model would have; its Lookahead counts once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from builders import CASES
+from lockstep import sgd, sites_of
+from test_copies import follow
+
+import topkast
+
+# A torchvision whose compiled operators fit another torch cannot be imported, and timm imports it where it is there.
+if not hasattr(torch.ops.torchvision, "nms"):
+    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+    for _name in ("nms", "qnms"):
+        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+pytest.importorskip("timm")
+from timm.optim.lookahead import Lookahead
+from timm.utils.model_ema import ModelEmaV3
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "foreach": {},
+    "one by one": {"foreach": False},
+    "another type": {"dtype": torch.float64},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_model_ema(name: str) -> None:
+    held: list[Any] = []
+
+    def made(model: torch.nn.Module) -> torch.nn.Module:
+        held.append(ModelEmaV3(model, decay=0.8, **OPTIONS[name]))
+        return held[-1].module
+
+    def update(average: torch.nn.Module, model: torch.nn.Module, number: int) -> None:
+        held[-1].update(model)
+
+    follow(update, {}, made)
+
+
+@pytest.mark.parametrize("base", [sgd, partial(torch.optim.Adam, lr=0.01)])
+def test_lookahead(base: Callable[..., torch.optim.Optimizer]) -> None:
+    model = topkast.compile(CASES["mlp"].model(), 0.8, 0.6, refresh_every=2, min_size=1, backend="eager")
+    optimizer = Lookahead(base(list(model.parameters())), k=2)
+    for args, target in CASES["mlp"].batches(3):
+        optimizer.zero_grad()
+        CASES["mlp"].loss(model(*args), target).backward()
+        optimizer.step()
+    assert {site.step for site in sites_of(model).values()} == {3}
