@@ -97,14 +97,8 @@ def _state_with_values(kind: Any) -> None:
         with _unseen(self) as sites:
             for name, site in sites.items():
                 saved.upgrade(state, prefix, name, site)
-                saved.load(
-                    site,
-                    state,
-                    saved.keys(prefix, name),
-                    missing,
-                    rest[-1],
-                    local.get("assign_to_params_buffers", False),
-                )
+                assign = local.get("assign_to_params_buffers", False)
+                site.load(state, saved.keys(prefix, name), missing, rest[-1], assign)
             own = {prefix + name for name in sites}
             others = {key: value for key, value in state.items() if key not in own}
             absent: list[str] = []
