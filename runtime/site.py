@@ -242,7 +242,7 @@ class Site(Whole, parametrize.ParametrizationList):
         return id(self.original), id(self.cols)
 
     def refresh(self) -> None:
-        """Choose A and B again from all of θ; optimizer state follows its weight, what enters starts at zero."""
+        """Choose A and B again from all of θ; optimizer state follows its weight, what enters gets a new one's."""
         refresh([self])
 
     def load_theta(self, theta: Tensor) -> None:
@@ -279,7 +279,7 @@ class Site(Whole, parametrize.ParametrizationList):
     def held(self) -> Held:
         """What a refresh changes, where it lives."""
         self.check_whole()
-        return Held(self.original.detach(), self.reservoir, self.index, self.ever, followers(self))
+        return Held(self.original.detach(), self.reservoir, self.index, self.ever, *followers(self))
 
     def commit(self, live: Held, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
         """Put a change in force, as a whole.
