@@ -131,8 +131,7 @@ def _state(optimizer: torch.optim.Optimizer, site: Site) -> list[tuple[Tensor, f
     values = site.original
     state = {name: one for name, one in optimizer.state.get(values, {}).items() if per_value(one, values)}
     # SAM's `p.data = old_p` leaves the values' own memory in its state: it follows already, and is not cleared.
-    # A tensor that wraps another one has address 0.
-    mine = {name: one for name, one in state.items() if not 0 != one.data_ptr() == values.data_ptr()}
+    mine = {name: one for name, one in state.items() if not one.is_set_to(values)}
     return [(one, start(optimizer, site, name)) for name, one in mine.items()]
 
 
