@@ -54,6 +54,9 @@ def compile(
     gradients, optimizer state and updates exist for the larger set B; both are chosen again every ``refresh_every``
     steps from all weights (Jayakumar et al. 2020, arXiv 2106.03517, section 2).
 
+    Optimizers that treat each weight by itself work unchanged, and so do those that use a weight's norm (LAMB, LARS),
+    which is then that of B's values. Others (Muon, Adafactor, LBFGS) raise ``OptimizerError`` at their first step.
+
     Args:
         model: any ``torch.nn.Module``, an ``fx.GraphModule`` or an exported program's module among them.
         fwd: share of each weight that is zero in the forward pass, in [0, 1).

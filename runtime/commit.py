@@ -29,7 +29,8 @@ class Held:
         reservoir: the values outside B.
         index: of A and B.
         ever: bits of what was ever in A.
-        kept: what follows each value, [values] each: a gradient, optimizer state.
+        kept: what follows each value, one number for each: a gradient, optimizer state.
+        starts: for each of ``kept`` what a weight gets there that enters B; None: its value.
     """
 
     values: Tensor
@@ -37,6 +38,7 @@ class Held:
     index: Index
     ever: Tensor
     kept: list[Tensor]
+    starts: list[float | None]
 
     def tensors(self) -> list[Tensor]:
         """All that lies where the values do: everything but the reservoir."""

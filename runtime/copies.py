@@ -69,7 +69,7 @@ def moves(site: Site, change: Change) -> Moves:
 
 
 @contextmanager
-def carried(sites: Iterable[Site]) -> Iterator[None]:
+def carrying(sites: Iterable[Site]) -> Iterator[None]:
     """Within, the sites' sets are overwritten from outside; their copies take the sets at the end."""
     pairs = [(site, copy) for site in sites for copy in following(site)]
     yield

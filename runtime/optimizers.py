@@ -22,6 +22,7 @@ from .decay import decay_explored
 from .eager_steps import notice_eager_step
 from .follow import check_elementwise, claim
 from .penalty import Step, add_penalty, had_gradient, once_computed
+from .probe import check_probed
 from .record import alive
 from .refused import refuse_optimizer
 from .renew import refresh, renew_due
@@ -57,6 +58,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
         refuse_optimizer(optimizer)
     for site in sites:
         site.check_whole()
+    check_probed(optimizer, sites)
     for site in sites:
         claim(optimizer, site)
     own = begin(optimizer, sites)

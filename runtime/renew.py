@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from .background import prepare
 from .commit import Change, Held
-from .follow import left
+from .follow import carried, left
 from .layout import Index, index_masks
-from .native.theta import assemble, follow, store
+from .native.theta import assemble, store
 from .stream import Prepare, at_home
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ def _laid_out(site: Site, theta: Tensor, held: Held, index: Index, ever: Tensor)
     """θ (at home) taken apart by an index; what is kept for each value follows."""
     values, reservoir = torch.empty_like(held.values), torch.zeros_like(held.reservoir)
     store(theta, values, reservoir, index, site.geometry)
-    kept = [follow(tensor.reshape(-1), held.index, index, site.geometry).view(tensor.shape) for tensor in held.kept]
+    kept = carried(held, values, index, site.geometry)
     fields = {"pending": None, "unclaimed": left(site, held.index)}
-    return Change(Held(values, reservoir, index, ever, kept), fields)
+    return Change(Held(values, reservoir, index, ever, kept, held.starts), fields)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from . import choose, ops, saved  # noqa: F401  (ops defines torch.ops.topkast)
 from .background import Pending, as_state, known
 from .commit import HALF, Change, Held, finish
-from .copies import Snapshot, carried, moves, settle
+from .copies import Snapshot, carrying, moves, settle
 from .errors import ConfigError, ModelError, RefreshError
 from .fingerprint import fingerprint, unchanged
 from .follow import followers
@@ -338,7 +338,7 @@ class Site(Whole, nn.Module):
 
     @property
     def due(self) -> bool:
-        """Whether an optimizer step has carried the site past a point where its sets are to be renewed."""
+        """Whether an optimizer step has carrying the site past a point where its sets are to be renewed."""
         return self.method.due(self, self.step)
 
     @property
@@ -362,7 +362,7 @@ class Site(Whole, nn.Module):
         return id(self.original), id(self.cols)
 
     def refresh(self) -> None:
-        """Choose A and B again from all of θ; optimizer state follows its weight, what enters starts at zero."""
+        """Choose A and B again from all of θ; optimizer state follows its weight, what enters gets a new one's."""
         refresh([self])
 
     def load_theta(self, theta: Tensor) -> None:
@@ -400,7 +400,7 @@ class Site(Whole, nn.Module):
         """What a refresh changes, where it lives."""
         self.check_whole()
         self.unshare()  # whoever asks is about to write
-        return Held(self.values, self.reservoir, self.index, self.ever, followers(self))
+        return Held(self.values, self.reservoir, self.index, self.ever, *followers(self))
 
     def unshare(self) -> None:
         """Before the reservoir is written to: no process that was forked from another one shares it any more."""
@@ -476,7 +476,7 @@ class Site(Whole, nn.Module):
     def load(self, *given: Any) -> None:
         """Take the site's part of a state dict: see :func:`topkast.runtime.saved.load`."""
         self.unshare()
-        with carried([self]):
+        with carrying([self]):
             saved.load(self, *given)
 
 

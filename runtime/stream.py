@@ -72,7 +72,7 @@ def _down(site: Site, copies: Copies) -> tuple[Held, Mark]:
 
     there = site.held()
     index, kept = Index(*map(fetch, there.index)), list(map(fetch, there.kept))
-    return Held(fetch(there.values), there.reservoir, index, fetch(there.ever), kept), copies.mark()
+    return Held(fetch(there.values), there.reservoir, index, fetch(there.ever), kept, there.starts), copies.mark()
 
 
 class Mark(Protocol):

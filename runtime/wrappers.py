@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .averaged import update_parameters
-from .copies import carried
+from .copies import carrying
 from .ranks import equalise
 from .refused import refuse_uneven
 from .site import Site
@@ -31,6 +31,6 @@ def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> No
     else:
         for site in sites:
             site.unshare()
-        with carried(sites):
+        with carrying(sites):
             equalise(parent, child)
         refuse_uneven(parent)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from choice import Choice, Plan, Rules, Sets
+from starts import begin, with_inner
 from torch import Tensor, nn
 
 
@@ -135,13 +136,16 @@ class Oracle(Choice):
 
         def step(self_: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
             def penalised() -> Any:
+                self._show_outside(True)
                 loss = closure()  # type: ignore[misc]
                 self._penalise(optimizer)
+                self._show_outside(False)
                 return loss
 
             self.before = {name: theta.detach().clone() for name, theta in self.theta.items()}
             if closure is None:
                 self._penalise(optimizer)
+            self._show_outside(False)
             loss = plain() if closure is None else plain(penalised)
             self._after_step(optimizer)
             return loss
@@ -161,13 +165,20 @@ class Oracle(Choice):
                 theta.grad += scale * self.rules.l2 / density * torch.where(bwd & ~fwd, theta, 0)
 
     @torch.no_grad()
+    def _show_outside(self, shown: bool) -> None:
+        """θ outside B as it was before the step, or zero: an optimizer that takes a weight's norm takes that of B."""
+        for name, theta in self.theta.items():
+            theta.copy_(torch.where(self.sets[name][1], theta, self.before[name] if shown else 0))
+
+    @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._show_outside(True)
+        self.before = {}
         # A fused optimizer under GradScaler runs its step also when it skips it.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
         for name, theta in self.theta.items():
-            theta.copy_(torch.where(self.sets[name][1], theta, self.before.pop(name)))
             for module, attribute in self.owners[name]:
                 # W_A and its graph go, the next forward makes another; some modules read theirs for a state dict.
                 object.__setattr__(module, attribute, theta.detach())
@@ -194,16 +205,22 @@ class Oracle(Choice):
             self._refresh_if_due()
             self.gradients.clear()
 
-    def _clear_state(self) -> None:
-        """Zero whatever is kept outside B: optimizer state, and a gradient that outlives its step."""
+    def _clear_state(self, entering: dict[str, Tensor] | None = None) -> None:
+        """Begin anew whatever is kept outside B, or has just entered, as for a new parameter of these values: optimizer
+        state, and a gradient that outlives its step."""
+        held = [(one, group) for optimizer in self.optimizers for one in with_inner(optimizer)
+                for group in one.param_groups]  # fmt: skip
         for name, theta in self.theta.items():
             outside = ~self.sets[name][1]
+            if entering is not None:
+                outside |= entering[name]
             if theta.grad is not None:
                 theta.grad[outside] = 0
-            for optimizer in self.optimizers:
-                for value in optimizer.state.get(theta, {}).values():
-                    if isinstance(value, Tensor) and value.shape == theta.shape:
-                        value[outside] = 0
+            for optimizer, group in held:
+                state = optimizer.state.get(theta, {}) if any(p is theta for p in group["params"]) else {}
+                for entry, value in state.items():
+                    if isinstance(value, Tensor) and value.numel() == theta.numel() > 1:
+                        value.view(theta.shape)[outside] = begin(optimizer, group, entry, theta)[outside]
 
     # --- sets --------------------------------------------------------------------------------------------------------
 
@@ -230,18 +247,20 @@ class Oracle(Choice):
         self.asked = None
         before = self.sets
         self._choose()
-        self._clear_state()
+        entering = {name: self.sets[name][1] & ~before[name][1] for name in self.theta}
         if self.rules.method in ("set", "rigl"):
             for name, theta in self.theta.items():
-                theta[self.sets[name][1] & ~before[name][1]] = 0
+                theta[entering[name]] = 0
+        self._clear_state(entering)
 
     @torch.no_grad()
     def _swap(self) -> None:
         """The sets that θ gave at the end of the last interval come into force; what θ gives now waits for the next."""
         self.refreshed_at = self.steps
+        before = self.sets
         if self.asked is not None:
             self._choose(self.asked)
-            self._clear_state()
+            self._clear_state({name: self.sets[name][1] & ~before[name][1] for name in self.theta})
         self.asked = {name: self._select(name) for name in self.theta}
 
     def _choose(self, asked: Sets | None = None) -> None:
