@@ -36,7 +36,7 @@ def explain_mixed_up() -> None:
             raise CheckpointError(f"{type(self).__name__}: {SPARSE}. {error}") from error
 
     load_state_dict.explains = SPARSE  # type: ignore[attr-defined]
-    nn.Module.load_state_dict = load_state_dict  # type: ignore[assignment]
+    nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
 
 def _is_sparse(keys: Iterable[str]) -> bool:

@@ -55,6 +55,7 @@ class Site(Whole, nn.Module):
     """
 
     attribute: str
+    owner: weakref.ref[nn.Module] | None
     row_ptr: Tensor
     row_fwd: Tensor
     cols: Tensor
@@ -155,7 +156,7 @@ class Site(Whole, nn.Module):
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._own: tuple[int, int] | None = None
-        self.owner: weakref.ref[nn.Module] | None = None
+        self.owner = None
         self.noted: Note | None = None
 
     def _hold(self, reservoir: Tensor) -> None:

@@ -87,8 +87,7 @@ class _Way:
                         tensors[1].grad.zero_()
                     return tensors[0].detach().square().sum()
 
-                if not self.closure:
-                    closure()
+                closure()  # some take a closure, and the gradients of before it too
                 box.step(closure if self.closure else None)
         return tensors[0].detach(), box
 
