@@ -22,6 +22,8 @@ from .site import Site
 # Modules whose functions stand between the frame that makes a step and our hooks.
 BETWEEN = ("torch._dynamo.", "torch.utils._contextlib", __name__.rpartition(".")[0])
 
+PRETENDED_WITHIN = 4  # frames from the hook to torch's function, with a learning-rate schedule's wrapper between them
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -53,8 +55,9 @@ def begin(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -> list[Site]
     """
     _forget_failed()
     counted = {id(site) for step in _open.steps for site in step.sites}
-    own = [site for site in sites if id(site) not in counted]
-    _open.steps.append(_Step(optimizer, _maker(), own))
+    maker = _maker()
+    own = [] if _is_pretended(maker) else [site for site in sites if id(site) not in counted]
+    _open.steps.append(_Step(optimizer, maker, own))
     return own
 
 
@@ -84,6 +87,16 @@ def _forget_failed() -> None:
 def _maker() -> FrameType:
     """The frame that called the hook."""
     return next(frame for frame in _callers() if not str(frame.f_globals.get("__name__")).startswith(BETWEEN))
+
+
+def _is_pretended(maker: FrameType) -> bool:
+    """Whether torch's distributed checkpoints make a step at learning rate 0, to see which state there is."""
+    frame: FrameType | None = maker
+    for _ in range(PRETENDED_WITHIN):
+        if frame is not None and frame.f_code.co_name == "_init_optim_state":
+            return frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict"
+        frame = frame and frame.f_back
+    return False
 
 
 def _callers() -> Iterable[FrameType]:

@@ -15,7 +15,12 @@ import torch
 import torch.ao.quantization as quantization
 from test_names import equal, small, theta, train
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 import topkast
 from topkast.runtime.state import sites
@@ -121,6 +126,22 @@ def _distributed_state_dict(model: nn.Module) -> None:
     twin, state = small(), get_model_state_dict(model)
     assert list(state) == list(model.state_dict())
     set_model_state_dict(twin, state)
+    assert equal(theta(twin), theta(model))
+
+
+def test_an_optimizer_s_distributed_state_dict_makes_no_step() -> None:
+    """torch steps once at learning rate 0, to see which state there is."""
+    model, twin = small(), small()
+    optimizer, other = (torch.optim.AdamW(m.parameters(), 0.1) for m in (model, twin))
+    model(torch.randn(3, 12)).square().sum().backward()
+    optimizer.step()
+    set_model_state_dict(twin, get_model_state_dict(model))
+    set_optimizer_state_dict(twin, other, get_optimizer_state_dict(model, optimizer))
+    assert [site.step for site in sites(twin).values()] == [site.step for site in sites(model).values()] == [1, 1]
+    for m, opt in ((model, optimizer), (twin, other)):
+        opt.zero_grad()
+        m(torch.ones(3, 12)).square().sum().backward()
+        opt.step()
     assert equal(theta(twin), theta(model))
 
 
