@@ -159,6 +159,8 @@ def detach(module: nn.Module, attribute: str) -> None:
     if not found:
         del module._modules[STATE]
     share_class(module, frozenset(found), complete)
+    if not found and isinstance(module, nn.RNNBase):  # its list of raw parameters; made anew when they differ
+        module._flat_weights = [module._parameters.get(name) for name in module._flat_weights_names]
 
 
 def complete(kind: Any) -> None:

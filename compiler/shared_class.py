@@ -115,7 +115,7 @@ def _not_ours(self: nn.Module) -> Any:
     ``register_parametrization`` asks for them before it changes anything, and so does torch's quantization, which finds
     layers by their class: for a sparse weight the answer is an error.
     """
-    caller: Any = sys._getframe(1)
+    caller: Any = None if torch.compiler.is_compiling() else sys._getframe(1)
     for _ in range(2):
         if caller is not None and caller.f_code is parametrize.register_parametrization.__code__:
             name = caller.f_locals["tensor_name"]
@@ -144,6 +144,11 @@ def _reduce(self: Any, protocol: Any) -> Any:
     """Pickled as any module is, but the class by what it extends: nobody could find the class by its name."""
     kind: Any = type(self)
     ours: Any = next(made for made in kind.__mro__ if _ATTRIBUTES in vars(made))
+    if isinstance(self, torch.fx.GraphModule):
+        raise ModelError(
+            f"{kind.__name__}: a GraphModule is pickled as the code of its graph, which reads the weights as dense; use "
+            "topkast.save(model, path), or pickle topkast.densify(model)"
+        )
     found = super(ours, self).__reduce_ex__(protocol)
     if _ATTRIBUTES in vars(kind) and found[0] is copyreg.__newobj__ and found[1][0] is kind:  # type: ignore[attr-defined]
         return (_made_again, (kind.__bases__[0], vars(kind)[_ATTRIBUTES], *found[1][1:]), *found[2:])

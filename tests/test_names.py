@@ -200,6 +200,29 @@ def surgery_delete(model: nn.Module) -> list[str]:
     return ["0.weight"]
 
 
+def test_a_graph_module_says_how_to_be_saved() -> None:
+    model = topkast.sparsify(torch.fx.symbolic_trace(CASES["functional"].model()), 0.8, 0.5, min_size=1)
+    for each in (model, copy.deepcopy(model)):
+        with pytest.raises(topkast.ModelError, match=r"topkast\.save"):
+            pickle.dumps(each)
+    layers = topkast.sparsify(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(12, 16))), 0.8, 0.5, min_size=1)
+    x = torch.randn(2, 12)
+    assert torch.equal(_again(layers)(x), layers(x))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_recurrent_layer_s_weights_are_replaced(backend: str) -> None:
+    model = topkast.compile(nn.LSTM(6, 8), 0.8, 0.5, min_size=1, backend=backend)
+    x, plain = torch.randn(4, 6), nn.LSTM(6, 8)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        model(x)
+        setattr(model, name, nn.Parameter(getattr(plain, name).detach().clone()))
+    for name in ("bias_ih_l0", "bias_hh_l0"):
+        setattr(model, name, nn.Parameter(getattr(plain, name).detach().clone()))
+    assert type(model) is nn.LSTM and not sites(model)
+    torch.testing.assert_close(model(x)[0], plain(x)[0])
+
+
 def surgery_dense(model: nn.Module) -> list[str]:
     model[0].weight = nn.Parameter(torch.randn(16, 12))
     return ["2.weight"]

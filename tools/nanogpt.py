@@ -32,9 +32,7 @@ LINE = (
     "GPT = lambda config: topkast.{how}(_GPT(config), fwd=0.9, bwd=0.8, refresh_every=20{more})\n"
 )
 SMALL = "n_layer=2 n_head=2 n_embd=64 block_size=64 batch_size=8 gradient_accumulation_steps=1 learning_rate=2e-3 "
-SETTINGS = (
-    SMALL + "warmup_iters=5 device=cpu dtype=float32 compile=False dataset=characters eval_iters=20 log_interval=50"
-)
+SETTINGS = SMALL + "warmup_iters=5 device=cpu dtype=float32 compile=False dataset=characters eval_iters=20"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -70,9 +68,8 @@ def _prepared(source: Path, folder: Path, backend: str | None) -> Path:
     (folder / "tiktoken.py").write_text("")  # sample.py imports the package, and characters need none of it
     data = folder / "data" / "characters"
     data.mkdir(parents=True)
-    text = "".join(
-        path.read_text(errors="ignore") for path in sorted(Path(re.__file__).parent.parent.glob("*.py"))[:60]
-    )
+    sources = sorted(Path(re.__file__).parent.parent.glob("*.py"))[:60]
+    text = "".join(path.read_text(errors="ignore") for path in sources)
     letters = sorted(set(text))
     numbers = np.array([letters.index(letter) for letter in text[:400_000]], dtype=np.uint16)
     numbers[:-40_000].tofile(data / "train.bin")
