@@ -146,7 +146,7 @@ def _reduce(self: Any, protocol: Any) -> Any:
     ours: Any = next(made for made in kind.__mro__ if _ATTRIBUTES in vars(made))
     if isinstance(self, torch.fx.GraphModule):
         raise ModelError(
-            f"{kind.__name__}: a GraphModule is pickled as the code of its graph, which reads the weights as dense; use "
+            f"{kind.__name__}: a GraphModule is pickled as its graph's code, which reads the weights as dense; use "
             "topkast.save(model, path), or pickle topkast.densify(model)"
         )
     found = super(ours, self).__reduce_ex__(protocol)
