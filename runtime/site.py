@@ -8,7 +8,6 @@ because sets changed.
 
 from __future__ import annotations
 
-import copy
 import weakref
 import zlib
 from collections import Counter
@@ -20,19 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from . import choose, ops, saved  # noqa: F401  (ops defines torch.ops.topkast)
-from .background import Pending, as_state, known
+from .background import Pending, as_state
 from .commit import HALF, Change, Held, finish
 from .copies import Snapshot, carrying, moves, settle
 from .errors import ConfigError, ModelError, RefreshError
-from .fingerprint import fingerprint, unchanged
+from .fingerprint import fingerprint
 from .follow import followers
 from .frozen import as_constant
 from .gradient import Read
 from .guarded import guard
-from .layout import Geometry, Index, column_type, index_masks, slot_units
+from .layout import Geometry, Index, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
 from .noted import WRITTEN, Note, note, written
+from .placed import Placed
+from .portable import cast, copied, packed, unpacked
 from .record import Family, enrol, new_key
 from .refused import Whole, keep_whole
 from .renew import marked, refresh, refresh_due, take
@@ -40,10 +41,8 @@ from .reservoir import allocate, unshared, values_outside
 from .rule import Rule
 from .sets import build_index
 
-OF_PROCESS = ("optimizers", "ran", "key", "copies", "snapshot", "_own", "noted", "owner")
 
-
-class Site(Whole, nn.Module):
+class Site(Whole, Placed, nn.Module):
     """State of one site.
 
     Args:
@@ -54,8 +53,6 @@ class Site(Whole, nn.Module):
         rule: how the sets are renewed.
     """
 
-    attribute: str
-    owner: weakref.ref[nn.Module] | None
     row_ptr: Tensor
     row_fwd: Tensor
     cols: Tensor
@@ -93,48 +90,6 @@ class Site(Whole, nn.Module):
         del self._values
         enrol(self)
 
-    def bind(self, owner: nn.Module) -> None:
-        """The module whose parameter B's values are.
-
-        Its table of parameters is remembered, which a copy of both has in common too. The module itself is not held, so
-        that no cycle keeps a model alive; while it lives it is asked, for ``torch.onnx.export`` replaces the table.
-        """
-        self._table = owner._parameters
-        self.owner = weakref.ref(owner)
-
-    @property
-    def table(self) -> dict[str, nn.Parameter | None]:
-        """The owner's parameters by name."""
-        owner = None if self.owner is None else self.owner()
-        return self._table if owner is None else owner._parameters
-
-    @property
-    def original(self) -> nn.Parameter:
-        """B's values as the module's parameter, of :attr:`value_shape`."""
-        return self.table[self.attribute]  # type: ignore[return-value]
-
-    @property
-    def values(self) -> Tensor:
-        """The same memory as a detached vector [values]."""
-        return self.original.detach().view(-1)
-
-    @property
-    def value_shape(self) -> tuple[int, int]:
-        """Shape of B's values: [block rows, values of a row], or [1, all of them] if rows differ.
-
-        Never the shape of the weight itself, so that a dense tensor in the place of the values is known as such.
-        """
-        values = self.n_bwd * self.geometry.unit
-        shape = (self.groups, values // self.groups)
-        others = (shape for shape in (shape, (1, values), (values, 1)) if shape != self.geometry.shape)
-        return next(others, shape)  # a weight of one element is read as the tensor that it is
-
-    @property
-    def attached(self) -> bool:
-        """Whether a module still holds the values: not if its parameter was deleted, or replaced by a dense one."""
-        values = self.table.get(self.attribute)
-        return values is not None and tuple(values.shape) == self.value_shape
-
     def extra_repr(self) -> str:
         """What ``print(model)`` says of a sparse weight."""
         rows, cols = self.geometry.block
@@ -167,62 +122,17 @@ class Site(Whole, nn.Module):
             self.reservoir = reservoir
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
-        self.check_whole()
-        twin = self.__new__(self.__class__)
-        memo[id(self)] = twin
-        own = {*OF_PROCESS, "pending", "_table"} | (set() if self.rule.reservoir == "device" else {"reservoir"})
-        twin.__dict__ = copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in own}, memo)
-        twin._table = copy.deepcopy(self.table, memo)
-        churn = twin.churn
-        twin._start()
-        twin.churn, twin.pending = churn, self.pending
-        if "reservoir" in own:
-            kept = self.reservoir
-            twin.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
-        note(twin)
-        twin.copied, twin.print = True, fingerprint(twin.original)
-        if unchanged(self.original, self.print):
-            twin.snapshot = self.snapshot
-        self.copies.add(twin)
-        enrol(twin)
-        return twin
+        return copied(self, memo)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what is of this process: optimizers, the key, and a thread's choice, which is waited for."""
-        self.check_whole()
-        settle([self])
-        own = {name: value for name, value in self.__dict__.items() if name not in OF_PROCESS}
-        if self.pending is not None:
-            own["pending"] = self.pending.name, self.pending.step, tuple(map(_signed, self.pending.result()))
-        own["_table"] = self.table
-        own["_buffers"] = {name: _signed(tensor) for name, tensor in self._buffers.items()}
-        return own
+        return packed(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        pending = state.pop("pending")
-        super().__setstate__(state)
-        self._buffers["cols"] = self.cols.view(column_type(self.geometry.grid[1]))
-        churn, scaled, unclaimed = self.churn, self.scaled, self.unclaimed
-        self._start()
-        self.churn, self.scaled, self.unclaimed = churn, scaled, unclaimed
-        if pending is not None:
-            row_ptr, row_fwd, cols = pending[2]
-            pending = known(pending[0], pending[1], Index(row_ptr, row_fwd, cols.view(self.cols.dtype)))
-        self.pending = pending
-        if self.rule.reservoir != "device":  # what was pinned, or in a file, is to be so here
-            kept = self.reservoir
-            self.reservoir = allocate(self.rule.reservoir, kept.numel(), kept).copy_(kept)
-        note(self)
-        enrol(self)
+        unpacked(self, state)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:
         super()._apply(fn, recurse)
-        kept = self.reservoir
-        # Not a buffer unless on the device, but a cast is for all of θ. The values themselves are the owner's to cast.
-        values = fn(self.original.detach().new_empty(0))
-        if kept.dtype != values.dtype:
-            self.reservoir = allocate(self.rule.reservoir, kept.numel(), values).copy_(kept)
-        self.changes += 1
+        cast(self, fn)
         return self
 
     def accept(self, values: nn.Parameter | None = None) -> None:
@@ -231,6 +141,13 @@ class Site(Whole, nn.Module):
         if written(self):
             self.broken = WRITTEN
         note(self)
+
+    def undisturbed(self) -> bool:
+        """Whether ``functional_call`` has put no other tensors in the place of ours."""
+        now = id(self.original), id(self.cols)
+        if self._own is None:  # a copy, in use for the first time
+            self._own = now
+        return self._own == now
 
     @property
     def clock(self) -> Tensor:
@@ -353,15 +270,6 @@ class Site(Whole, nn.Module):
         settle([self])
         refresh_due([self])
 
-    def undisturbed(self) -> bool:
-        """Whether ``functional_call`` has put no other tensors in the place of ours."""
-        if self._own is None:  # a copy, in use for the first time
-            self._own = self._identity()
-        return self._own == self._identity()
-
-    def _identity(self) -> tuple[int, int]:
-        return id(self.original), id(self.cols)
-
     def refresh(self) -> None:
         """Choose A and B again from all of θ; optimizer state follows its weight, what enters gets a new one's."""
         refresh([self])
@@ -424,8 +332,8 @@ class Site(Whole, nn.Module):
         """:meth:`commit` without the promise to finish; the same result if it is begun again."""
         if change.moves is None:
             change.moves = [] if live is None else moves(self, change)
-        for copied, *_ in change.moves:
-            copied.broken = HALF
+        for follower, *_ in change.moves:
+            follower.broken = HALF
         if live is not None and change.parts is not None:
             for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
                 copy(target, source)
@@ -437,9 +345,9 @@ class Site(Whole, nn.Module):
         self.snapshot, self.print = None, fingerprint(now) if self.copied else None
         for name, value in change.fields.items():
             setattr(self, name, value)
-        for copied, held, its in change.moves:
-            copied.write(held, its)
-            copied.broken = None
+        for follower, held, its in change.moves:
+            follower.write(held, its)
+            follower.broken = None
         if change.then is not None:
             change.then()
 
@@ -479,11 +387,6 @@ class Site(Whole, nn.Module):
         self.unshare()
         with carrying([self]):
             saved.load(self, *given)
-
-
-def _signed(tensor: Any) -> Any:
-    """Pickle's own way of storing a tensor knows no uint16."""
-    return tensor.view(torch.int16) if isinstance(tensor, Tensor) and tensor.dtype == torch.uint16 else tensor
 
 
 keep_whole(Site)

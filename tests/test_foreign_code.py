@@ -136,7 +136,8 @@ def test_an_optimizer_s_distributed_state_dict_makes_no_step() -> None:
     model(torch.randn(3, 12)).square().sum().backward()
     optimizer.step()
     set_model_state_dict(twin, get_model_state_dict(model))
-    set_optimizer_state_dict(twin, other, get_optimizer_state_dict(model, optimizer))
+    state = copy.deepcopy(get_optimizer_state_dict(model, optimizer))  # else the two share it
+    set_optimizer_state_dict(twin, other, state)
     assert [site.step for site in sites(twin).values()] == [site.step for site in sites(model).values()] == [1, 1]
     for m, opt in ((model, optimizer), (twin, other)):
         opt.zero_grad()
