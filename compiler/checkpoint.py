@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.commit import finish
+from topkast.runtime.copies import settle
 from topkast.runtime.errors import CheckpointError
 from topkast.runtime.site import Site
 from topkast.runtime.state import Record, find, sites
@@ -47,6 +48,7 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     """
     root, record = find(model)
     found = sites(model)
+    settle(found.values())
     tensors: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     for key, value in root.state_dict().items():

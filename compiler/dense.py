@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.commit import finish
+from topkast.runtime.copies import settle
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.reference import weight
 from topkast.runtime.site import Site
@@ -71,6 +72,7 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
     if values not in ("forward", "all"):
         raise ConfigError(f"values={values!r}: must be 'forward' or 'all'")
     root, _ = find(model)
+    settle(sites(model).values())
     # The reference is called by itself: through the operator this read would count as one of the model's own.
     dense = {
         name: site.theta() if values == "all" else weight(site.values, site.index, site.geometry)

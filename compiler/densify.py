@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from topkast.runtime.copies import settle
 from topkast.runtime.reference import weight
 from topkast.runtime.saved import STATE, refuse_dense
 from topkast.runtime.site import Site
@@ -34,6 +35,7 @@ def densify(model: Any) -> nn.Module:
     """
     root, record = find(model)
     found = owned(model)
+    settle(site for site, _ in found.values())
     # Sites and their values are not copied: whatever the copy would hold of them is replaced below.
     memo: dict[int, Any] = {id(site): site for site, _ in found.values()}
     memo |= {id(site.original): site.original for site, _ in found.values()}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -205,13 +207,18 @@ USES: dict[str, Callable[[nn.Module], Any]] = {
     "without": lambda model: torch.no_grad()(model)(*CASE.batches(1)[0][0]),
     "a layer": lambda model: model[0].weight,
     "masks": topkast.masks,
+    "dense": topkast.dense_state_dict,
+    "densified": topkast.densify,
+    "saved": lambda model: topkast.save(model, "snapshot.topkast"),
+    "pickled": lambda model: pickle.dumps(model),
 }
 
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_snapshot_is_what_it_was(use: str, backend: str) -> None:
+def test_a_snapshot_is_what_it_was(use: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``best = copy.deepcopy(model)``: however often the model is refreshed, the best one computes the same."""
+    monkeypatch.chdir(tmp_path)
     model, optimizer = trained(backend=backend)
     model(*CASE.batches(1)[0][0])  # due or not, it has its sets
     best = copy.deepcopy(model)
