@@ -74,7 +74,9 @@ def start(optimizer: Optimizer, site: Site, entry: str) -> float | None:
 
 def _of(optimizer: Optimizer, site: Site) -> Probe:
     # Kept: counts among the settings change with every step.
-    mine = _found.setdefault(optimizer, weakref.WeakKeyDictionary())
+    if optimizer not in _found:
+        _found[optimizer] = weakref.WeakKeyDictionary()
+    mine = _found[optimizer]
     if site not in mine:
         mine[site] = probe(optimizer, site.original)
     return mine[site]
