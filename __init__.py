@@ -3,7 +3,6 @@
 import sys
 
 from topkast.compiler.advise import advise
-from topkast.compiler.averaged import averaged
 from topkast.compiler.checkpoint import load, save
 from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
@@ -14,6 +13,7 @@ from topkast.compiler.export import export
 from topkast.compiler.interchange import Interchangeable, interchangeable
 from topkast.compiler.param_groups import param_groups
 from topkast.compiler.report import report
+from topkast.compiler.running_average import averaged
 from topkast.compiler.sparsify import sparsify
 from topkast.runtime.errors import (
     CheckpointError,

@@ -29,8 +29,8 @@ BACKENDS = ("inductor", "aot_eager", "eager")
 
 # What computes an operator is not to be compiled itself, where Dynamo has left a frame of the model to Python.
 for _part in (
-    *("choose", "frozen", "gradient", "grouped", "guarded", "kernels", "layout", "methods", "native", "noted"),
-    *("operands", "ops", "record", "reference", "rows", "triton"),
+    *("choose", "gradient", "grouped", "guarded", "kernels", "layout", "methods", "native", "noted"),
+    *("observed", "operands", "ops", "record", "reference", "rows", "triton"),
 ):
     trace_rules.add(f"topkast.runtime.{_part}")
 # Read outside of any graph, a weight is no graph of its own: it would be one for each site, none of which can fuse.

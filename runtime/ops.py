@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .frozen import refuse_plain_export
 from .kernels import launch
 from .kernels import pack as pack_rows
 from .kernels import unpack as unpack_tiles
@@ -30,6 +29,7 @@ from .kernels import weight as dense_weight
 from .kernels import weight_grad as gather_grad
 from .layout import Geometry, Index
 from .methods import gradient
+from .observed import refuse_plain_export
 from .record import SITES, note
 from .reference import ConvArgs
 

@@ -25,13 +25,13 @@ from .copies import Snapshot, carrying, moves, settle
 from .errors import ConfigError, ModelError, RefreshError
 from .fingerprint import fingerprint
 from .follow import followers
-from .frozen import as_constant
 from .gradient import Read
 from .guarded import guard
 from .layout import Geometry, Index, index_masks, slot_units
 from .methods import METHODS
 from .native.theta import assemble, store
 from .noted import WRITTEN, Note, note, written
+from .observed import as_constant
 from .placed import Placed
 from .portable import cast, copied, packed, unpacked
 from .record import Family, enrol, new_key
