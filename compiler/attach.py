@@ -16,6 +16,7 @@ from torch.nn.modules import module as torch_module
 
 from topkast.runtime import saved
 from topkast.runtime.errors import ModelError
+from topkast.runtime.guarded import REPLACE
 from topkast.runtime.optimizers import install_hooks
 from topkast.runtime.refused import keep_whole
 from topkast.runtime.saved import STATE, all_sites_of, sites_of
@@ -127,7 +128,7 @@ def _refuse_new_values(kind: Any) -> None:
         names = ", ".join(f"{kind.__bases__[0].__name__}.{name}" for name in sites_of(self))
         raise ModelError(
             f"reset_parameters: {names} is sparse; initialise the model before topkast.compile, or load new values "
-            "with topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
+            f"with {REPLACE}"
         )
 
     if hasattr(kind, "reset_parameters"):
@@ -164,7 +165,7 @@ def detach(module: nn.Module, attribute: str) -> None:
 
 
 def complete(kind: Any) -> None:
-    """What a class of modules with sites must do besides reading them."""
+    """Let a class of modules with sites do what they must besides reading them."""
     base = kind.__bases__[0]
     if getattr(base, "__deepcopy__", None) is None or issubclass(base, torch.fx.GraphModule):
         kind.__deepcopy__ = copy_module
@@ -174,7 +175,7 @@ def complete(kind: Any) -> None:
     _accept_new_tensors(kind)
     _refuse_new_values(kind)
     keep_whole(kind)
-    # A model that was pickled may come into a process that has converted none.
+    # Here, for a model that was pickled may come into a process that has converted none.
     install_hooks()
     if _on_parameter not in torch_module._global_parameter_registration_hooks.values():
         torch_module.register_module_parameter_registration_hook(_on_parameter)

@@ -102,13 +102,14 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     prefixes = ("optimizer/", "extra/")
     state: dict[str, Any] = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefixes)}
     state.update({key: unpack(value, tensors) for key, value in extra.items()})
-    if header["format_version"] == "1":
+    is_old = header["format_version"] == "1"
+    if is_old:
         upgrade(root, state)
     check_tensors(path, root, state)
     order: list[list[int]] | None = None
     if optimizer is not None:
         mine = describe_optimizer(root, optimizer)
-        if header["format_version"] == "1" and packed is not None:
+        if is_old and packed is not None:
             packed, order = upgrade_optimizer(root, packed, mine)
         packed = check_optimizer(path, mine, packed)
         wanted = _named(packed["state"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from topkast.runtime.errors import CheckpointError
 from topkast.runtime.layout import Index, check_index
-from topkast.runtime.saved import keys
+from topkast.runtime.saved import joined, keys
 from topkast.runtime.state import owned
 
 SHOWN = 8  # a wrong model differs everywhere: the first few lines say enough
@@ -56,7 +56,7 @@ def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
     _refuse(path, "tensors do not fit the model", wrong)
     for name, (site, owners) in owned(root).items():
         for module, attribute in owners:
-            _, prefix = keys(f"{module}." if module else "", attribute)
+            _, prefix = keys(joined(module, ""), attribute)
             kinds = ("", "prepared_") if site.rule.refresh_in_background else ("",)
             for kind in kinds:
                 index = Index(*(state[prefix + kind + field] for field in Index._fields))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from topkast.runtime.record import alive
-from topkast.runtime.saved import as_values, keys
+from topkast.runtime.saved import as_values, joined, keys
 from topkast.runtime.saved import upgrade as upgrade_site
 from topkast.runtime.state import owned
 
@@ -18,7 +18,7 @@ def upgrade(root: nn.Module, state: dict[str, Any]) -> None:
     """Give the tensors of a model's state dict of format 1 their names and shapes of now, in place."""
     for site, owners in owned(root).values():
         for path, attribute in owners:
-            upgrade_site(state, f"{path}." if path else "", attribute, site)
+            upgrade_site(state, joined(path, ""), attribute, site)
 
 
 def upgrade_optimizer(root: nn.Module, packed: dict[str, Any], mine: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -36,7 +36,7 @@ def upgrade_optimizer(root: nn.Module, packed: dict[str, Any], mine: dict[str, A
     shapes: dict[str, tuple[str, list[int]]] = {}
     for name, (site, owners) in owned(root).items():
         for path, attribute in owners:
-            old, _ = keys(f"{path}." if path else "", attribute, old=True)
+            old, _ = keys(joined(path, ""), attribute, old=True)
             shapes[old] = name, list(site.value_shape)
     groups = [[list(shapes.get(name, (name, shape))) for name, shape in group] for group in packed["params"]]
     packed = {**packed, "params": groups}

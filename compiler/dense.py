@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from topkast.runtime.commit import finish
 from topkast.runtime.copies import settle
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.reference import weight
+from topkast.runtime.saved import joined
 from topkast.runtime.site import Site
 from topkast.runtime.state import find, owned, sites
 
@@ -34,23 +35,18 @@ def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: site.sets() for name, site in sites(model).items()}
 
 
-def _keys(model: Any) -> dict[str, str]:
-    """State-dict key -> name of the site whose weight it holds; a tied weight has several keys."""
-    return {
-        f"{path}.{attribute}" if path else attribute: name
-        for name, (_, owners) in owned(model).items()
-        for path, attribute in owners
-    }
+def _with_keys(model: Any) -> tuple[dict[str, Site], dict[str, str]]:
+    """(Name -> site, state-dict key -> name of the site whose weight it holds); a tied weight has several keys."""
+    found = owned(model)
+    keys = {joined(*owner): name for name, (_, owners) in found.items() for owner in owners}
+    return {name: site for name, (site, _) in found.items()}, keys
 
 
 def _dense_keys(root: nn.Module, own: Mapping[str, Any]) -> list[str]:
     """The keys of a state dict that the model would have if it were dense."""
-    ours = tuple(f"{path}." for path, part in _paths(root) if isinstance(part, SparseState))
+    paths = root.named_modules(remove_duplicate=False)
+    ours = tuple(f"{path}." for path, part in paths if isinstance(part, SparseState))
     return [key for key in own if not key.startswith(ours)]
-
-
-def _paths(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return root.named_modules(remove_duplicate=False)
 
 
 def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") -> dict[str, Any]:
@@ -72,17 +68,18 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
     if values not in ("forward", "all"):
         raise ConfigError(f"values={values!r}: must be 'forward' or 'all'")
     root, _ = find(model)
-    settle(sites(model).values())
+    found, keys = _with_keys(model)
+    settle(found.values())
     # The reference is called by itself: through the operator this read would count as one of the model's own.
     dense = {
         name: site.theta() if values == "all" else weight(site.values, site.index, site.geometry)
-        for name, site in sites(model).items()
+        for name, site in found.items()
     }
-    own, keys = root.state_dict(), _keys(model)
-    found = OrderedDict((key, dense[keys[key]] if key in keys else own[key]) for key in _dense_keys(root, own))
+    own = root.state_dict()
+    state = OrderedDict((key, dense[keys[key]] if key in keys else own[key]) for key in _dense_keys(root, own))
     # By its version a module knows how to read what it saved itself.
-    found._metadata = own._metadata  # type: ignore[attr-defined]
-    return found
+    state._metadata = own._metadata  # type: ignore[attr-defined]
+    return state
 
 
 def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:
@@ -102,7 +99,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
         ModelError: the model was not converted.
     """
     root, _ = find(model)
-    found, keys, own = sites(model), _keys(model), root.state_dict()
+    (found, keys), own = _with_keys(model), root.state_dict()
     names = _dense_keys(root, own)
     wrong: list[str] = []
     if strict:

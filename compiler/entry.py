@@ -17,11 +17,10 @@ import torch
 from torch import nn
 from torch._dynamo import trace_rules
 from torch._dynamo.eval_frame import skip_code
-from torch.autograd import forward_ad
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules import module as torchs
 
 from topkast.runtime.eager_steps import Watch
+from topkast.runtime.observed import under_observation
 from topkast.runtime.site import Site
 
 from .own_code import call_of, forward_of
@@ -52,7 +51,7 @@ class Entries:
     def enter(self, entry: Entry, *args: Any, **kwargs: Any) -> Any:
         """Call an entry's module, compiled unless it is a part of what runs."""
         module, inside = entry.module, self.inside
-        if not entry.root and (inside.depth or _under_observation()):
+        if not entry.root and (inside.depth or under_observation()):
             return module._call_impl(*args, **kwargs)
         self.watch.entered += 1
         if entry.root:
@@ -106,17 +105,6 @@ for _function in (Entries.enter, Entry.__call__):  # in a frame that Dynamo has 
 
 def _can_be_called(module: nn.Module) -> bool:
     return not isinstance(module, Site) and getattr(type(module), "forward", None) is not nn.Module.forward
-
-
-def _under_observation() -> bool:
-    """Whether somebody looks at operators, or transforms them, as they run: such a program sees them in eager mode."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-        or torch._C._is_tracing()
-        or is_fx_symbolic_tracing()
-    )
 
 
 def _has_hooks(module: nn.Module) -> bool:

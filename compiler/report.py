@@ -10,6 +10,7 @@ from topkast.runtime import native
 from topkast.runtime.decay import MOST_DECAY
 from topkast.runtime.layout import slot_units
 from topkast.runtime.planner import measured
+from topkast.runtime.saved import joined
 from topkast.runtime.site import Site
 from topkast.runtime.standing import standing_facts
 from topkast.runtime.state import Record, find, owned
@@ -132,7 +133,7 @@ def _row(name: str, site: Site, owners: list[tuple[str, str]], record: Record) -
     return {
         "name": name,
         "shape": list(geometry.shape),
-        "owners": [".".join(filter(None, owner)) for owner in owners],
+        "owners": [joined(*owner) for owner in owners],
         "ops": list(record.ops[site.name]),
         "density_a": in_a / geometry.units,
         "density_b": int(site.row_ptr[-1]) / geometry.units,

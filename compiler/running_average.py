@@ -15,7 +15,7 @@ from topkast.runtime.state import find
 
 
 class Averaged(AveragedModel):
-    """What :func:`averaged` returns: a ``torch.optim.swa_utils.AveragedModel`` that knows what it averages.
+    """A ``torch.optim.swa_utils.AveragedModel`` that knows the model it averages; :func:`averaged` makes it.
 
     ``average(inputs)`` runs it, ``average.module`` is a converted model for ``topkast.save``, ``densify``, ``export``
     and ``dense_state_dict``, and ``average.state_dict()`` is its state for a checkpoint.

@@ -22,14 +22,14 @@ from topkast.runtime.saved import STATE
 _MADE = "_topkast_classes"  # on the class that was extended: attributes -> the class that is sparse in them
 _ATTRIBUTES = "_topkast_attributes"  # on a class made here: which these are
 
-# What replaces a weight by one that is computed, and reads the weight before it changes anything.
+# These modules of torch replace a weight by one that is computed, and read the weight before they change anything.
 REPLACING = {"torch.nn.utils.weight_norm", "torch.nn.utils.prune"}
 
 Finish = Callable[[Any], None]
 
 
 class SparseState(nn.Module):
-    """What belongs to a module's sparse weights beside their values: one site for each, by the weight's name.
+    """Holds a module's sites, by the names of their weights.
 
     A ``ModuleDict`` could not hold a weight that is called as one of its methods is (``values``, ``keys``).
     """
@@ -59,7 +59,7 @@ def is_foreign(module: nn.Module) -> bool:
 
 
 def inherited(kind: Any) -> dict[str, Any]:
-    """What a class that is made anew has of its own."""
+    """The entries of a class that the class itself has, for one that is made anew."""
     return {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
 
 
@@ -110,7 +110,7 @@ def _refusal(kind: str, name: str) -> str:
 
 
 def _not_ours(self: nn.Module) -> Any:
-    """What ``module.parametrizations`` finds: torch's own, if there are any.
+    """``module.parametrizations``: torch's own, if there are any.
 
     ``register_parametrization`` asks for them before it changes anything, and so does torch's quantization, which finds
     layers by their class: for a sparse weight the answer is an error.
@@ -133,7 +133,7 @@ def _not_ours(self: nn.Module) -> Any:
 
 
 def _not_scriptable(self: nn.Module) -> Any:
-    """What ``torch.jit.script`` asks of each module before it looks at its code."""
+    """``torch.jit.script`` asks for this before it looks at a module's code."""
     raise ModelError(
         f"{type(self).__name__}: torch.jit.script cannot read a sparse weight; script topkast.densify(model), or use "
         "topkast.export"

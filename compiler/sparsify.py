@@ -13,8 +13,7 @@ from topkast.runtime.commit import finish
 from topkast.runtime.copies import settle
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
-from topkast.runtime.optimizers import install_hooks
-from topkast.runtime.record import Family, alive
+from topkast.runtime.record import Family, members
 from topkast.runtime.renew import refresh_due
 from topkast.runtime.reservoir import check_disk, values_outside
 from topkast.runtime.saved import refuse_dense
@@ -43,8 +42,7 @@ def refresh_before_forward(model: nn.Module, args: Any) -> None:
     Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
     """
     if not torch.compiler.is_compiling() and not torch._C._is_tracing():
-        family = find(model)[1].family
-        found = [site for site in alive() if site.family is family]
+        found = members([find(model)[1].family])
         settle(found)
         refresh_due(found)
         if torch.is_grad_enabled():
@@ -197,7 +195,6 @@ def convert(
         record.scaled = start_scales(found, config.initial)
         model.register_forward_pre_hook(refresh_before_forward, prepend=True)
         model.register_load_state_dict_pre_hook(refuse_dense)
-        install_hooks()
         if last is not None:
             last(model)
         finish((), end)  # each site by itself is scaled as a whole

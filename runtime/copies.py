@@ -40,7 +40,7 @@ Moves = list[tuple["Site", Held, Change]]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a copy that nothing was written to had before it followed: its sets, and what else went with them."""
+    """The sets that an unwritten copy had before it followed, and the fields that belong to them."""
 
     index: Index
     ever: Tensor
@@ -55,7 +55,7 @@ def following(site: Site) -> list[Site]:
 
 
 def moves(site: Site, change: Change) -> Moves:
-    """What else is to be done when a site's sets change: for each copy its parts as they are, and its own change.
+    """The changes of a site's copies that belong to its own: for each copy its parts as they are, and the change.
 
     Args:
         change: what is to be of the site, which is still as it was.

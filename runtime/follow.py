@@ -1,4 +1,4 @@
-"""What optimizers keep for a weight goes where the weight goes; what enters B gets what a new parameter would."""
+"""Optimizer state goes where its weight goes; a weight that enters B gets the state of a new parameter."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def followers(site: Site) -> tuple[list[Tensor], list[float | None]]:
 
 
 def carried(held: Held, values: Tensor, index: Index, geometry: Geometry) -> list[Tensor]:
-    """What is kept for each value, in the slots of another index.
+    """The tensors that are kept for each value, in the slots of another index.
 
     Args:
         held: all in one place, as it is.

@@ -1,4 +1,4 @@
-"""What eager code reads as a sparse weight: W_A as a tensor that no one can write to in vain.
+"""Eager code reads a sparse weight as a tensor that no one can write to in vain.
 
 W_A is put together anew at each read. A write into the tensor would be lost without a word, so a write raises. To
 assign ``weight.data``, as code that merges adapters does, replaces θ. ``requires_grad_`` is for the values.
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from .errors import ModelError
+from .observed import under_observation
 
 if TYPE_CHECKING:
     from .site import Site
 
+# How a weight is replaced; an end for errors of those who write into W_A.
+REPLACE = "topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
 ALLOWED = {"requires_grad_", "retain_grad", "share_memory_", "__setstate__"}
 # ``weight.data += delta`` computes on what ``weight.data`` gave, and then assigns the result.
 AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
@@ -47,8 +48,7 @@ class SparseWeight(Tensor):
                 if _writes(name, kwargs) and not (target.is_data and name in AUGMENTED):
                     raise ModelError(
                         f"{site.name}: {name or 'a write'} into a sparse weight: what was read is W_A, put together "
-                        "for this read, so the write would be lost; topkast.load_dense_state_dict(model, "
-                        "{name: tensor}, strict=False) replaces the weight"
+                        f"for this read, so the write would be lost; {REPLACE} replaces the weight"
                     )
             return func(*args, **kwargs)
 
@@ -72,26 +72,15 @@ def guard(weight: Tensor, site: Site, is_data: bool = False) -> Tensor:
         site: what is told of an assignment to ``data``.
         is_data: whether the tensor is what ``weight.data`` gave.
     """
-    if type(weight) is not Tensor or _watched():
+    if type(weight) is not Tensor or under_observation() or torch._C._len_torch_function_stack() > 0:
         return weight
     guarded = weight.as_subclass(SparseWeight)
     guarded.site, guarded.is_data = site, is_data
     return guarded
 
 
-def _watched() -> bool:
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or forward_ad._current_level >= 0
-        or torch._C._is_tracing()
-        or is_fx_symbolic_tracing()
-    )
-
-
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> SparseWeight | None:
-    """What a call would write to, if the call is one that writes."""
+    """The weight that a call would write to, if the call is one that writes."""
     first = kwargs["out"] if "out" in kwargs else args[0] if args else next(iter(kwargs.values()), None)
     several = first if isinstance(first, (list, tuple)) else [first]
     return next((one for one in several if isinstance(one, SparseWeight)), None)

@@ -1,4 +1,4 @@
-"""How a weight is read by those who write a program down: as W_A of now, or not at all."""
+"""Those who look at operators as they run, or write them down: how they are known, and what they read as a weight."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from .errors import ExportError
 from .reference import weight
 
 if TYPE_CHECKING:
     from .site import Site
+
+
+def under_observation() -> bool:
+    """Whether somebody looks at operators, or transforms them, as they run: such a program sees them in eager mode."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or is_fx_symbolic_tracing()
+    )
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Placed:
-    """What a site knows of its values' place."""
+    """The part of a site that finds its values."""
 
     attribute: str
     owner: weakref.ref[nn.Module] | None

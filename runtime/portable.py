@@ -46,7 +46,7 @@ def copied(site: Site, memo: dict[int, Any]) -> Site:
 
 
 def packed(site: Site) -> dict[str, Any]:
-    """What is pickled: all but what is of this process; a thread's choice is waited for."""
+    """The state to pickle: all but what is of this process; a thread's choice is waited for."""
     site.check_whole()
     settle([site])
     own = {name: value for name, value in site.__dict__.items() if name not in OF_PROCESS}

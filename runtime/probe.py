@@ -1,4 +1,4 @@
-"""What is known of the optimizers that train sparse values: tried out once per class and settings.
+"""Optimizers that train sparse values are tried out, once per class and settings.
 
 B's values lie in another order than the weights of the dense model, and in another shape. So an optimizer must treat
 each by itself, or all alike; and a weight that enters B gets what the optimizer would give to a new parameter.
@@ -100,7 +100,7 @@ def _from_elsewhere(optimizer: Optimizer, site: Site, entry: str) -> Start:
 
 
 def probe(optimizer: Optimizer, parameter: nn.Parameter) -> Probe:
-    """What is known of an optimizer with the settings that it has for one of its parameters."""
+    """The findings for an optimizer with the settings that it has for one of its parameters."""
     known, key = _known.setdefault(type(optimizer), {}), _settings(optimizer, parameter)
     if key not in known:
         known[key] = tried(optimizer, parameter)
@@ -108,7 +108,7 @@ def probe(optimizer: Optimizer, parameter: nn.Parameter) -> Probe:
 
 
 def _settings(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[Any, ...]:
-    """What makes two optimizers of a class the same; a learning rate does not, nor a count of steps."""
+    """The settings by which two optimizers of a class are told apart; a learning rate and a count of steps are none."""
     found: list[Any] = [type(optimizer)]
     for source in (group_of(optimizer, parameter), vars(optimizer)):
         for name, value in sorted(source.items()):

@@ -63,8 +63,13 @@ class Family:
 
 def relatives(sites: Iterable[Site]) -> list[Site]:
     """All sites of the models that these are of."""
-    families = {id(site.family) for site in sites}
-    return [site for site in alive() if id(site.family) in families]
+    return members(site.family for site in sites)
+
+
+def members(families: Iterable[Family]) -> list[Site]:
+    """All sites that have one of these marks."""
+    wanted = set(map(id, families))
+    return [site for site in alive() if id(site.family) in wanted]
 
 
 def note(key: Tensor, product: str, kernel: str, why: str = "") -> None:

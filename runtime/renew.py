@@ -107,7 +107,7 @@ def take_sets(site: Site, other: Site) -> None:
 
 
 def follow_sets(site: Site, held: Held, other: Site | Held | Snapshot) -> Change:
-    """What :func:`take_sets` does, prepared.
+    """:func:`take_sets`, prepared.
 
     Args:
         held: the site's parts at home.

@@ -80,7 +80,7 @@ class Sandbox:
         self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     def state(self) -> dict[str, Any]:
-        """What is kept for the first of the tensors, by whichever of the optimizers."""
+        """The state of the first of the tensors, whichever of the optimizers keeps it."""
         found: dict[str, Any] = {}
         for optimizer in self._all():
             found |= optimizer.state.get(self.tensors[0], {})

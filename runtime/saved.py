@@ -27,6 +27,11 @@ STATE = "sparse_state"  # submodule of a module with sparse weights: attribute -
 DENSE = "topkast.load_dense_state_dict(model, state_dict) loads the state dict of the dense model"
 
 
+def joined(path: str, name: str) -> str:
+    """A name below a module's path, which is empty for the root; with an empty name the prefix of all that is there."""
+    return f"{path}.{name}" if path else name
+
+
 def add(site: Site, destination: dict[str, Any], prefix: str) -> None:
     """The reservoir, which is no parameter and not always a buffer; the clock; what a thread has chosen."""
     destination[prefix + "reservoir"] = site.reservoir
@@ -79,8 +84,8 @@ def load(
         missing, errors: are added to.
         assign: whether the site takes the tensors themselves, with their device and dtype.
     """
-    mine = {name: getattr(site, name) for name in (*Index._fields, "ever", "reservoir")}
-    mine = {"values": site.original, **mine}
+    held = {name: getattr(site, name) for name in (*Index._fields, "ever", "reservoir")}
+    mine = {"values": site.original, **held}
     own = {**mine, "clock": torch.empty(2)}
     chosen = [f"prepared_{name}" for name in Index._fields] if site.rule.refresh_in_background else []
     own |= {name: mine[name.removeprefix("prepared_")] for name in chosen}
@@ -123,7 +128,7 @@ def refuse_dense(module: nn.Module, state: dict[str, Any], prefix: str, *rest: A
     """
     for path, part in module.named_modules():
         for attribute, site in sites_of(part).items():
-            key = prefix + (f"{path}.{attribute}" if path else attribute)
+            key = prefix + joined(path, attribute)
             if isinstance(state.get(key), Tensor) and tuple(state[key].shape) == site.geometry.shape:
                 raise CheckpointError(f"{key}: a dense weight of shape {site.geometry.shape}; {DENSE}")
 

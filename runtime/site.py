@@ -91,7 +91,7 @@ class Site(Whole, Placed, nn.Module):
         enrol(self)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` says of a sparse weight."""
+        """``print(model)`` shows this of a sparse weight."""
         rows, cols = self.geometry.block
         return f"{self.n_fwd} and {self.n_bwd} of {self.geometry.units} blocks of {rows}x{cols} in A and B"
 

@@ -29,7 +29,7 @@ OFTEN, OFTEN_AFTER_STEPS = 2, 5
 
 @dataclass
 class _Seen:
-    """What was seen of a site since its clock last moved."""
+    """The values of a site as they were seen since its clock last moved."""
 
     step: int
     gradients: int
@@ -89,7 +89,7 @@ def _moves(site: Site) -> bool:
 
 
 def _print(site: Site) -> tuple[tuple[object, ...], Tensor]:
-    """What must be the same for two to be compared, and a number that changes with the values."""
+    """(Facts that must agree for two to be compared, a number that changes with the values)."""
     values = site.original.detach()
     found = fingerprint(values)
     assert found is not None

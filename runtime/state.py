@@ -10,7 +10,7 @@ from torch import nn
 from .eager_steps import Watch
 from .errors import ModelError
 from .record import Family
-from .saved import sites_of
+from .saved import joined, sites_of
 from .site import Site
 
 
@@ -77,6 +77,5 @@ def owned(model: Any) -> dict[str, tuple[Site, list[tuple[str, str]]]]:
     found: dict[int, tuple[str, Site, list[tuple[str, str]]]] = {}
     for path, module in root.named_modules(remove_duplicate=False):
         for attribute, site in sites_of(module).items():
-            name = f"{path}.{attribute}" if path else attribute
-            found.setdefault(id(site), (name, site, []))[2].append((path, attribute))
+            found.setdefault(id(site), (joined(path, attribute), site, []))[2].append((path, attribute))
     return {name: (site, owners) for name, site, owners in found.values()}

@@ -27,7 +27,7 @@ RATES = (0.5, 0.25)  # learning rates; powers of two, so that what is made of th
 
 @dataclass(frozen=True)
 class Start:
-    """What an entry of the state is for a parameter that is new.
+    """The first value of an entry of the state, for a new parameter.
 
     Args:
         constant, per_rate: the number ``constant + per_rate * learning rate``.
@@ -41,7 +41,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Probe:
-    """What is known of an optimizer with given settings.
+    """The findings of the trials, for given settings.
 
     Args:
         refused: why it cannot train sparse values; None: it can.
@@ -99,7 +99,7 @@ def tried(
     until: Iterable[str] = (),
     rebuilds: tuple[bool, ...] = (False, True),
 ) -> Probe:
-    """What a class does with the settings that one optimizer has for one of its parameters, which are not changed.
+    """Try out a class with the settings that one optimizer has for one of its parameters; neither is changed.
 
     Args:
         until: entries of the state that are made late; wait for them.
@@ -120,7 +120,7 @@ def tried(
 
 def _judged(way: _Way, until: Iterable[str]) -> Probe:
     small, large = _draw(0, SMALL), _draw(0, LARGE)
-    # What is refused may be slow: the cheapest first.
+    # An optimizer that is refused may be slow: the cheapest trial first.
     for theta, steps in ((small, 1), (small, STEPS), (large, 1)):
         _, box = way.run(theta, _towards, steps)
         odd = _odd(box.state(), theta.numel())
@@ -176,7 +176,7 @@ def _coupled(way: _Way, theta: Tensor) -> bool:
 
 
 def _starts(way: _Way, theta: Tensor, until: Iterable[str]) -> dict[str, Start]:
-    """What each entry of the state is before it has moved: nothing moves it if gradients and weight decay are zero.
+    """Each entry of the state before it has moved: nothing moves it if gradients and weight decay are zero.
 
     Args:
         until: go on for some steps until all of these are there.

@@ -1,4 +1,4 @@
-"""What optimizers keep for a parameter that is new, as their own sources say it; written by hand, for the oracle."""
+"""The state that optimizers give to a new parameter, as their own sources say it; written by hand, for the oracle."""
 
 from __future__ import annotations
 

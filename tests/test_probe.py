@@ -47,7 +47,8 @@ class Simple(optim.Optimizer):
         return loss
 
     def rule(self, group: dict[str, Any], state: dict[str, Any], theta: Tensor, grad: Tensor) -> None:
-        raise NotImplementedError
+        """What a subclass does to θ."""
+        raise AssertionError(f"{type(self).__name__} must say its rule")
 
 
 class Anchored(Simple):
@@ -126,15 +127,21 @@ def converted(seed: int = 0, **options: Any) -> nn.Module:
     return topkast.compile(MLP.model(seed), **{**SPARSE, **options})
 
 
-def train(model: nn.Module, optimizer: optim.Optimizer, steps: int = 3, seed: int = 1) -> None:
+def closures(model: nn.Module, steps: int, seed: int = 1) -> Iterator[Callable[[], Tensor]]:
+    """One for each batch: clears the gradients, and computes those of the batch."""
     for (x,), target in MLP.batches(steps, seed):
 
         def closure(x: Tensor = x, target: Tensor = target) -> Tensor:
-            optimizer.zero_grad()
+            model.zero_grad()
             loss = MLP.loss(model(x), target)
             loss.backward()
             return loss
 
+        yield closure
+
+
+def train(model: nn.Module, optimizer: optim.Optimizer, steps: int = 3, seed: int = 1) -> None:
+    for closure in closures(model, steps, seed):
         optimizer.step(closure)
 
 
@@ -190,14 +197,7 @@ def test_dense_parameters_have_what_they_like(name: str) -> None:
     dense = [p for p in model.parameters() if not any(p is one for one in sparse)]
     other, optimizer = REFUSED[name](dense), optim.SGD(sparse, lr=0.1)
     before = [p.detach().clone() for p in (*dense, *sparse)]
-    for (x,), target in MLP.batches(4):
-
-        def closure(x: Tensor = x, target: Tensor = target) -> Tensor:
-            model.zero_grad()
-            loss = MLP.loss(model(x), target)
-            loss.backward()
-            return loss
-
+    for closure in closures(model, 4):
         other.step(closure)
         optimizer.step()
     assert all(bool((p != old).any()) for p, old in zip((*dense, *sparse), before, strict=True))
