@@ -56,8 +56,12 @@ class SparseWeight(Tensor):
         """As a plain tensor."""
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
-    def __deepcopy__(self, memo: Any) -> Tensor:
-        return self.as_subclass(Tensor).__deepcopy__(memo)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        plain = self.as_subclass(Tensor)
+        twin = plain.__deepcopy__(memo)
+        del memo[id(plain)]  # the number of an object that ends here: the next one to get it would be taken for a copy
+        memo[id(self)] = twin = twin
+        return twin
 
 
 _DATA: Any = Tensor.data

@@ -17,6 +17,7 @@ from .errors import CheckpointError
 from .layout import Index, check_index
 from .noted import note
 from .reservoir import allocate
+from .saved_index import as_plain, as_saved
 
 if TYPE_CHECKING:
     from .site import Site
@@ -32,11 +33,17 @@ def joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def add(site: Site, destination: dict[str, Any], prefix: str) -> None:
-    """The reservoir, which is no parameter and not always a buffer; the clock; what a thread has chosen."""
+def add(site: Site, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    """Add to the buffers of a site: the reservoir, which is not always a buffer; the clock; what a thread has chosen.
+    The index becomes tensors that say what cannot be done with them, unless the buffers themselves were asked for."""
     destination[prefix + "reservoir"] = site.reservoir
     destination[prefix + "clock"] = site.clock
     destination.update({prefix + name: tensor for name, tensor in site.prepared().items()})
+    if keep_vars:
+        return
+    for name in (*Index._fields, *(f"prepared_{name}" for name in Index._fields)):
+        if (key := prefix + name) in destination:
+            destination[key] = as_saved(destination[key])
 
 
 def keys(prefix: str, attribute: str, old: bool = False) -> tuple[str, str]:
@@ -90,7 +97,7 @@ def load(
     chosen = [f"prepared_{name}" for name in Index._fields] if site.rule.refresh_in_background else []
     own |= {name: mine[name.removeprefix("prepared_")] for name in chosen}
     key = {name: places[0] if name == "values" else places[1] + name for name in own}
-    found: dict[str, Tensor] = {name: state[key[name]] for name in own if key[name] in state}
+    found: dict[str, Tensor] = {name: as_plain(state[key[name]]) for name in own if key[name] in state}
     missing += [key[name] for name in own if name not in found]
     for name, tensor in found.items():
         if tensor.shape != own[name].shape:

@@ -377,7 +377,7 @@ class Site(Whole, Placed, nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.check_whole()
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        saved.add(self, destination, prefix)
+        saved.add(self, destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """Nothing: the owner lets values and sets be loaded together, by :meth:`load`."""
