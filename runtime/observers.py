@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
+from topkast.runtime.reference.products import weight
+
 from .errors import ExportError
-from .reference import weight
 
 if TYPE_CHECKING:
-    from .site import Site
+    from topkast.runtime.state.site import Site
 
 
 def under_observation() -> bool:

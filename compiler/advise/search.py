@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from topkast.compiler.backend import check_backend
+from topkast.compiler.config import Config, pair
+from topkast.compiler.convert.check import check_model
 from topkast.runtime.errors import ConfigError
 
 from .advice import Advice, Trial
-from .backend import check_backend
-from .check import check_model
-from .config import Config, pair
-from .trial_run import MakeOptimizer, Runner, StepFn, Timed
+from .trial import MakeOptimizer, Runner, StepFn, Timed
 
 Setting = dict[str, Any]
 FACTORS = ("block", "bwd", "refresh_every")  # in the order in which they are decided

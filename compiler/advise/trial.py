@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from topkast.compiler.capture.trace import compiled, forget
+from topkast.compiler.compile import compile, refresh
+from topkast.compiler.convert.sparsify import sparsify
+from topkast.compiler.report.cost import count_model_bytes
 from topkast.runtime.errors import ConfigError
-from topkast.runtime.state import sites
-
-from .compile import compile, refresh
-from .report_cost import count_model_bytes
-from .sparsify import sparsify
-from .trace import compiled, forget
+from topkast.runtime.state.model import sites
 
 StepFn = Callable[[nn.Module, torch.optim.Optimizer, int], Any]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

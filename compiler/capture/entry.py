@@ -19,12 +19,12 @@ from torch._dynamo import trace_rules
 from torch._dynamo.eval_frame import skip_code
 from torch.nn.modules import module as torchs
 
-from topkast.runtime.eager_steps import Watch
-from topkast.runtime.observed import under_observation
-from topkast.runtime.site import Site
+from topkast.compiler.convert.sparsify import refresh_before_forward
+from topkast.runtime.observers import under_observation
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.eager_steps import Watch
 
 from .own_code import call_of, forward_of
-from .sparsify import refresh_before_forward
 
 Compile = Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]
 

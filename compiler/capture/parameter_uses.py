@@ -16,8 +16,8 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
-from topkast.compiler.axes import layout_of
-from topkast.compiler.optable import (
+from .matrix_view import layout_of
+from .op_table import (
     EMBEDDINGS,
     GATHERS,
     IGNORED,
@@ -31,7 +31,7 @@ from topkast.compiler.optable import (
     slots,
     value_of,
 )
-from topkast.compiler.trace import Capture, Traced, attribute
+from .trace import Capture, Traced, attribute
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo import eval_frame
 
-from topkast.runtime.eager_steps import Watch
+from topkast.runtime.training.eager_steps import Watch
 
 from .own_code import own_codes
 

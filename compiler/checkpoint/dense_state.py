@@ -9,15 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from topkast.runtime.commit import finish
-from topkast.runtime.copies import settle
+from topkast.compiler.convert.shared_class import SparseState
 from topkast.runtime.errors import CheckpointError, ConfigError
-from topkast.runtime.reference import weight
-from topkast.runtime.saved import joined
-from topkast.runtime.site import Site
-from topkast.runtime.state import find, owned, sites
-
-from .shared_class import SparseState
+from topkast.runtime.reference.products import weight
+from topkast.runtime.state.copies import settle
+from topkast.runtime.state.model import find, owned, sites
+from topkast.runtime.state.parts import finish
+from topkast.runtime.state.saved import joined
+from topkast.runtime.state.site import Site
 
 
 def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:

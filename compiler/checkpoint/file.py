@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topkast.runtime.commit import finish
-from topkast.runtime.copies import settle
+from topkast.compiler.config import Config
 from topkast.runtime.errors import CheckpointError
-from topkast.runtime.site import Site
-from topkast.runtime.state import Record, find, sites
+from topkast.runtime.state.copies import settle
+from topkast.runtime.state.model import Record, find, sites
+from topkast.runtime.state.parts import finish
+from topkast.runtime.state.site import Site
 
-from .checkpoint_check import check_config, check_optimizer, check_sites, check_tensors
-from .checkpoint_old import in_order, upgrade, upgrade_optimizer
-from .config import Config
+from .format1 import in_order, upgrade, upgrade_optimizer
 from .pack import pack, read, unpack, write
+from .validate import check_config, check_optimizer, check_sites, check_tensors
 
 FORMAT = "topkast"
-VERSION = 2  # since 2 a weight keeps its name; see topkast.runtime.saved
+VERSION = 2  # since 2 a weight keeps its name; see topkast.runtime.state.saved
 
 
 def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:

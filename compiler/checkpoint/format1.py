@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from topkast.runtime.record import alive
-from topkast.runtime.saved import as_values, joined, keys
-from topkast.runtime.saved import upgrade as upgrade_site
-from topkast.runtime.state import owned
+from topkast.runtime.state.model import owned
+from topkast.runtime.state.registry import alive
+from topkast.runtime.state.saved import as_values, joined, keys
+from topkast.runtime.state.saved import upgrade as upgrade_site
 
 
 def upgrade(root: nn.Module, state: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from topkast.runtime.errors import CheckpointError
 from topkast.runtime.layout import Index, check_index
-from topkast.runtime.saved import joined, keys
-from topkast.runtime.state import owned
+from topkast.runtime.state.model import owned
+from topkast.runtime.state.saved import joined, keys
 
 SHOWN = 8  # a wrong model differs everywhere: the first few lines say enough
 

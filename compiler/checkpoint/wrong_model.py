@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from topkast.runtime.errors import CheckpointError
-from topkast.runtime.saved import STATE
+from topkast.runtime.state.saved import STATE
 
 SPARSE = (
     "the state dict is of a sparse model, and this one is dense: call topkast.sparsify(model, ...) first, with the "

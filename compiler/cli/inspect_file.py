@@ -41,7 +41,7 @@ def read(path: Path) -> tuple[dict[str, Any], int]:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from topkast.runtime.onnx import metadata
+    from topkast.passes.onnx import metadata
 
     try:
         model = onnx.load(str(path), load_external_data=False)

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from topkast.runtime import saved
 from topkast.runtime.errors import ModelError
-from topkast.runtime.guarded import REPLACE
-from topkast.runtime.optimizers import install_hooks
-from topkast.runtime.refused import keep_whole
-from topkast.runtime.saved import STATE, all_sites_of, sites_of
-from topkast.runtime.site import Site
+from topkast.runtime.state import saved
+from topkast.runtime.state.guarded_weight import REPLACE
+from topkast.runtime.state.saved import STATE, all_sites_of, sites_of
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.optimizer_hooks import install_hooks
+from topkast.runtime.training.sharded.refused import keep_whole
 
 from .shared_class import SparseState, inherited, is_foreign, share_class
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.refused import parallel_already
-from topkast.runtime.site import Site
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.sharded.refused import parallel_already
 
 
 def check_model(model: Any) -> None:

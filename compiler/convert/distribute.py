@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from topkast.runtime import choose
+from topkast.compiler.config import Config
 from topkast.runtime.layout import Geometry
-
-from .config import Config
+from topkast.runtime.reference import selection as choose
 
 # Blocks of A to a row, on the average, from which on every row gets as many: no fewer, so that rounding to whole blocks
 # changes a density by a third at most.

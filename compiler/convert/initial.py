@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topkast.runtime.choose import largest
-from topkast.runtime.site import Site
+from topkast.runtime.reference.selection import largest
+from topkast.runtime.state.site import Site
 
 from .distribute import units_at
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from topkast.compiler.follow import Found, Hit, follow
-from topkast.compiler.trace import capture
+from topkast.compiler.capture.parameter_uses import Found, Hit, follow
+from topkast.compiler.capture.trace import capture
 from topkast.runtime.errors import ConfigError, ModelError
 
 Owner = tuple[str, str]  # (module path, attribute)

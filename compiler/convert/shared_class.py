@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.saved import STATE
+from topkast.runtime.state.saved import STATE
 
 _MADE = "_topkast_classes"  # on the class that was extended: attributes -> the class that is sparse in them
 _ATTRIBUTES = "_topkast_attributes"  # on a class made here: which these are

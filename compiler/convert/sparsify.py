@@ -9,27 +9,27 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from topkast.runtime.commit import finish
-from topkast.runtime.copies import settle
+from topkast.compiler.checkpoint import wrong_model as mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
+from topkast.compiler.config import Config
+from topkast.compiler.convert.meta.materialise import materialise
+from topkast.compiler.convert.meta.rehearse import Init, Plan, rehearse
+from topkast.compiler.convert.meta.tensors import held
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
-from topkast.runtime.record import Family, members
-from topkast.runtime.renew import refresh_due
-from topkast.runtime.reservoir import check_disk, values_outside
-from topkast.runtime.saved import refuse_dense
-from topkast.runtime.site import Site
-from topkast.runtime.standing import notice_standing
-from topkast.runtime.state import Record, find, sites
+from topkast.runtime.state.copies import settle
+from topkast.runtime.state.model import Record, find, sites
+from topkast.runtime.state.parts import finish
+from topkast.runtime.state.refresh import refresh_due
+from topkast.runtime.state.registry import Family, members
+from topkast.runtime.state.reservoirs import check_disk, values_outside
+from topkast.runtime.state.saved import refuse_dense
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.standing_clock import notice_standing
 
-from . import mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
 from .attach import attach
 from .check import check_model
-from .config import Config
 from .distribute import Count, Counts, distribute
 from .initial import start_scales
-from .materialise import materialise
-from .meta import held
-from .rehearse import Init, Plan, rehearse
 from .select import Selection, select
 from .undo import Undo
 
@@ -128,7 +128,7 @@ def convert(
     """Convert ``model`` in place; if that fails or is interrupted, the model is as it was.
 
     Args:
-        model: any module; see :func:`topkast.compiler.check.check_model` for what is refused.
+        model: any module; see :func:`topkast.compiler.convert.check.check_model` for what is refused.
         config: validated arguments.
         example_inputs, init, device: see :func:`topkast.compile`.
         last: what else is done to the converted model; undone with the rest.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from topkast.runtime.layout import Index
 from topkast.runtime.native.theta import assemble
-from topkast.runtime.record import strike
-from topkast.runtime.site import Site
+from topkast.runtime.state.registry import strike
+from topkast.runtime.state.site import Site
 
 
 class Undo:

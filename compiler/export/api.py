@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
+from topkast.compiler.densify import densify
 from topkast.runtime import native
 from topkast.runtime.errors import ConfigError, ExportError
-from topkast.runtime.state import find
+from topkast.runtime.state.model import find
 
-from .densify import densify
-from .export_result import ExportResult
-from .export_trace import first_line, trace
-from .export_weights import known_weights, round_to_half
 from .flatten import Flat, Inputs, without_cache
+from .program import first_line, trace
+from .result import ExportResult
+from .weights import known_weights, round_to_half
 
 FORMATS = ("auto", "custom", "block", "compact", "dense", "sparse_initializer")
 PRECISIONS = ("fp32", "fp16")
@@ -41,11 +41,10 @@ def export(
 
     The file appears only once it has passed: onnx.checker, and with ``verify`` runs in ONNX Runtime, with topkast's
     library and without, on the example inputs and on random ones of other batch sizes, whose results must agree with
-    PyTorch's (see :func:`topkast.compiler.parity.compare` for the bound). Units that are dead, because their row of W_A
-    is all zero or nothing reads them, are taken out of all tensors they are in, where that is exact; the result says
-    which stayed and why. The model itself is not touched. A later
-    forward that is differentiated may refresh the sets, after which the model is not the one in the file: compare under
-    ``no_grad``.
+    PyTorch's (see :func:`topkast.compiler.export.parity.compare` for the bound). Units that are dead, because their row
+    of W_A is all zero or nothing reads them, are taken out of all tensors they are in, where that is exact; the result
+    says which stayed and why. The model itself is not touched. A later forward that is differentiated may refresh the
+    sets, after which the model is not the one in the file: compare under ``no_grad``.
 
     Args:
         model: a model converted by topkast, or a wrapper of it.
@@ -87,8 +86,8 @@ def export(
         ModelError: the model was not converted.
     """
     # ONNX and its runtime take long to import, and training needs neither.
-    from topkast.runtime.onnx.convert import Wanted
-    from topkast.runtime.onnx.writer import annotate, save, write
+    from topkast.passes.onnx.convert import Wanted
+    from topkast.passes.onnx.writer import annotate, save, write
 
     from .parity import compare
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from topkast.passes.nodes import aten, emit
+from topkast.passes.aten.nodes import aten, emit
 
 
 def keep_empty_rows(graph: fx.Graph) -> None:

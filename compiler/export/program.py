@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkast.compiler.capture.traceable import in_the_open
 from topkast.runtime.errors import ExportError
 
-from .export_attention import keep_empty_rows
-from .export_axes import doubled, read
-from .export_sizes import Sizes, sizes
+from .attention import keep_empty_rows
+from .axes import doubled, read
 from .flatten import Flat, Inputs
-from .traceable import in_the_open
+from .sizes import Sizes, sizes
 
 
 def trace(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from topkast.runtime.onnx.metadata import Shrunk, SiteResult
+    from topkast.passes.onnx.metadata import Shrunk, SiteResult
 
 
 @dataclass(frozen=True)

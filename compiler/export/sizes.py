@@ -10,7 +10,7 @@ from torch import SymInt, Tensor
 
 from topkast.runtime.errors import ExportError
 
-from .export_axes import Axis
+from .axes import Axis
 
 
 @dataclass

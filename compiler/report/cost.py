@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topkast.runtime.site import Site
+from topkast.runtime.state.site import Site
 
 
 def count_parameters(root: nn.Module, found: dict[str, Site]) -> dict[str, int]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from topkast.passes import summary
+from topkast.passes.aten import summary
 from topkast.runtime import native
-from topkast.runtime.decay import MOST_DECAY
 from topkast.runtime.layout import slot_units
-from topkast.runtime.planner import measured
-from topkast.runtime.saved import joined
-from topkast.runtime.site import Site
-from topkast.runtime.standing import standing_facts
-from topkast.runtime.state import Record, find, owned
+from topkast.runtime.planner.plan import measured
+from topkast.runtime.state.model import Record, find, owned
+from topkast.runtime.state.saved import joined
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.exploration_decay import MOST_DECAY
+from topkast.runtime.training.standing_clock import standing_facts
 
-from .report_backend import eager_facts, real_backend
-from .report_cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
+from .cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
+from .how_it_ran import eager_facts, real_backend
 
 COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
 
@@ -55,12 +55,12 @@ class Report:
         return asdict(self)
 
     def __rich__(self) -> Any:
-        from .report_table import render
+        from .table import render
 
         return render(self)
 
     def __str__(self) -> str:
-        from .report_table import to_text
+        from .table import to_text
 
         return to_text(self)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from topkast.runtime.eager_steps import gradients
-from topkast.runtime.site import Site
-from topkast.runtime.state import Record
-
-from .cxx import missed_compiler
+from topkast.compiler.capture.cpp_compiler import missed_compiler
+from topkast.runtime.state.model import Record
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.eager_steps import gradients
 
 
 def real_backend(record: Record, sites: dict[str, Site]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .facts import Report
 
 WIDTH = 160
 

@@ -1,11 +1,13 @@
-"""How products, convolutions, reductions and norms pair dimensions; see :mod:`topkast.compiler.dim_rules`."""
+"""How products, convolutions, reductions and norms pair dimensions; see
+:mod:`topkast.compiler.topology.dimension_rules`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .dim_rules import PICKED, Dims, Sizes, broadcast, rule
-from .dims import ONE, Atoms, Dim
+from .dimension_rules import PICKED, Dims, Sizes, broadcast, rule
+from .dimensions import ONE, Atoms, Dim
 
 POSITIONS = "positions of an image"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .dims import ONE, Atoms, Dim
+from .dimensions import ONE, Atoms, Dim
 
 
 class Dims(list[Dim]):

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from . import dim_products  # noqa: F401  (its rules)
-from .dim_rules import RULES, Dims, pointwise
-from .dims import Atoms, Dim, Segment
-from .optable import IGNORED, op_name
-from .trace import Traced
+from topkast.compiler.capture.op_table import IGNORED, op_name
+from topkast.compiler.capture.trace import Traced
+
+from . import dimension_products as dim_products  # noqa: F401  (its rules)
+from .dimension_rules import RULES, Dims, pointwise
+from .dimensions import Atoms, Dim, Segment
 
 BAD_FORM = (
     IndexError,

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from topkast.compiler.checkpoint.dense_state import masks
 from topkast.runtime.errors import ConfigError
 
-from .dense import masks
-from .interchange import Interchangeable, interchangeable
+from .interchangeable import Interchangeable, interchangeable
 
 Pair = tuple[float, float]
 Masks = Mapping[str, tuple[Tensor, Tensor]]
@@ -63,7 +63,7 @@ def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, exam
     sets = [{name: torch.stack(pair).cpu() for name, pair in given.items()} for given in (one, two)]
     permutations = None
     if isinstance(match, Interchangeable):
-        from .match import match as best_match  # scipy takes a while to import
+        from .matching import match as best_match  # scipy takes a while to import
 
         unknown = [name for name in one if name not in match.dims]
         if unknown:

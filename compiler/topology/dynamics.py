@@ -9,8 +9,8 @@ import numpy as np
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from topkast.runtime.layout import index_masks
-from topkast.runtime.site import Site
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
+from topkast.runtime.state.site import Site
 
 Bits = np.ndarray  # of a set, eight units a byte
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from topkast.compiler.capture.trace import capture
+from topkast.compiler.densify import densify
 from topkast.runtime.errors import ModelError
 
-from .densify import densify
-from .dim_rules import Dims
-from .dim_walk import Walk
-from .dims import Dim, Segment
-from .trace import capture
+from .dimension_rules import Dims
+from .dimension_walk import Walk
+from .dimensions import Dim, Segment
 
 Permutations = Mapping[int, np.ndarray]
 

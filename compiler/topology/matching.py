@@ -19,8 +19,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .dims import Dim
-from .interchange import Interchangeable
+from .dimensions import Dim
+from .interchangeable import Interchangeable
 
 Sets = dict[str, Tensor]  # parameter name -> bool [sets, *shape]
 Found = dict[int, np.ndarray]

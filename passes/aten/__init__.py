@@ -10,23 +10,24 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from topkast.runtime import epilogues, planner, tiles
+from topkast.passes.aten.finish.choose_kernel import ChooseKernel
+from topkast.passes.aten.finish.explain_unfused import ExplainUnfused
+from topkast.passes.aten.finish.keep_transposed import KeepTransposed
+from topkast.passes.aten.finish.recompute_weight import RecomputeWeight
+from topkast.passes.aten.fuse.fuse_convolution import FuseConvolution
+from topkast.passes.aten.fuse.fuse_epilogue import FuseEpilogue
+from topkast.passes.aten.fuse.fuse_grouped import FuseGrouped
+from topkast.passes.aten.fuse.fuse_matmul import FuseMatmul
+from topkast.passes.aten.prepare.fold_batch import FoldBatch
+from topkast.passes.aten.prepare.order_dims import OrderDims
+from topkast.passes.aten.prepare.sink_casts import SinkCasts
+from topkast.passes.aten.prepare.spell_bilinear import SpellBilinear
+from topkast.passes.aten.prepare.split_joined import SplitJoined
+from topkast.passes.aten.prepare.split_rows import SplitRows
+from topkast.runtime.planner import epilogues, tiles
+from topkast.runtime.planner import plan as planner
 
 from .base import LOG, Pass, run, summary
-from .choose_kernel import ChooseKernel
-from .explain_unfused import ExplainUnfused
-from .fold_batch import FoldBatch
-from .fuse_convolution import FuseConvolution
-from .fuse_epilogue import FuseEpilogue
-from .fuse_grouped import FuseGrouped
-from .fuse_matmul import FuseMatmul
-from .keep_transposed import KeepTransposed
-from .order_dims import OrderDims
-from .recompute_weight import RecomputeWeight
-from .sink_casts import SinkCasts
-from .spell_bilinear import SpellBilinear
-from .split_joined import SplitJoined
-from .split_rows import SplitRows
 
 JOINT: list[type[Pass]] = [
     SpellBilinear,
@@ -68,11 +69,9 @@ class JointPass(CustomGraphPass):
     def uuid(self) -> bytes:
         from pathlib import Path
 
-        here = Path(__file__).parent
-        runtime = here.parent / "runtime"
-        folders = [here, runtime, runtime / "native", runtime / "triton"]
-        files = sorted([path for folder in folders for path in folder.glob("*.py")])
-        files += (runtime / "triton").glob("*.json")
+        root = Path(__file__).parents[2]
+        files = [path for room in ("passes", "runtime") for path in (root / room).rglob("*.py")]
+        files = sorted([*files, *(root / "runtime").rglob("*.json")])
         # Which kernels were chosen stands in the graph: another machine, setting or thread count chooses again.
         settings = planner.setting(), tiles.setting(), epilogues.setting()
         chosen = [torch.__version__, planner.machine(), *settings, str(torch.get_num_threads())]

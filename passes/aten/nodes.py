@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from topkast.runtime import grouped, ops  # noqa: F401  (define torch.ops.topkast)
 from topkast.runtime.layout import Geometry
+from topkast.runtime.ops import grouped_mm as grouped  # noqa: F401  (define torch.ops.topkast)
 
 aten, topkast = torch.ops.aten, torch.ops.topkast
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.runtime.copies import settle
-from topkast.runtime.record import SITES, alive, relatives
-from topkast.runtime.renew import refresh_due
-from topkast.runtime.site import Site
-from topkast.runtime.standing import notice_standing
+from topkast.runtime.state.copies import settle
+from topkast.runtime.state.refresh import refresh_due
+from topkast.runtime.state.registry import SITES, alive, relatives
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.standing_clock import notice_standing
 
 
 def keyed_sites(module: fx.GraphModule, examples: Sequence[Any]) -> dict[int, Site]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .blocks import Array
+from topkast.passes.onnx.formats.blocks import Array
 
 
 class Graph:

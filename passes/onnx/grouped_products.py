@@ -15,7 +15,7 @@ import onnxscript
 import torch
 from onnx import helper, numpy_helper
 
-from ..errors import ExportError
+from topkast.runtime.errors import ExportError
 
 op: Any = onnxscript.opset18  # its methods are typed for tensors, while values of a graph are what they get here
 

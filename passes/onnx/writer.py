@@ -13,12 +13,13 @@ from pathlib import Path
 import onnx
 import torch
 
+from topkast.passes.onnx.shrink.remove_dead_units import shrink
+
 from . import metadata
-from .check import check
+from .check_file import check
 from .convert import Wanted, convert
-from .grouped import translations, unstack
+from .grouped_products import translations, unstack
 from .metadata import Shrunk, SiteResult
-from .shrink import shrink
 from .tidy import tidy
 
 INLINE_LIMIT = 2_000_000_000  # protobuf holds less than 2 GiB: beyond this the weights go to a file beside
@@ -87,7 +88,7 @@ def write(
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write ``model`` to ``path``, and check it in full, see :func:`topkast.runtime.onnx.check.check`.
+    """Write ``model`` to ``path``, and check it in full, see :func:`topkast.passes.onnx.check_file.check`.
 
     Weights of more than 2 GB go to ``<path>.data`` beside it, out of ``model``.
 
@@ -109,7 +110,7 @@ def annotate(
     shrunk: Iterable[Shrunk],
     max_error: float | None,
 ) -> None:
-    """Note in the file at ``path`` what is in it, see :mod:`topkast.runtime.onnx.metadata`."""
+    """Note in the file at ``path`` what is in it, see :mod:`topkast.passes.onnx.metadata`."""
     model = onnx.load(str(path), load_external_data=False)
     metadata.write(model, format, precision, sites, shrunk, max_error)
     onnx.save(model, str(path))

@@ -1,8 +1,8 @@
 """The kernels that can run a product. A kernel never changes what is computed, only how.
 
-A new implementation is a module with the functions of :class:`topkast.runtime.reference.DenseProducts` it speeds up,
-listed here with the case it fits. ``passes/choose_kernel.py`` asks :func:`candidates` and writes the chosen name into
-the graph.
+A new implementation is a module with the functions of :class:`topkast.runtime.reference.products.DenseProducts` it
+speeds up, listed here with the case it fits. ``passes/aten/finish/choose_kernel.py`` asks :func:`candidates` and writes
+the chosen name into the graph.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .layout import Geometry, Index
-from .native import convolution, densified, grouped, library, products
-from .reference import REFERENCE, ConvArgs
-from .reference import pack as reference_pack
-from .reference import unpack as reference_unpack
-from .triton import products as blocks
-from .triton import single, transient
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.native import convolution, densified, grouped, library, products
+from topkast.runtime.reference.products import REFERENCE, ConvArgs
+from topkast.runtime.reference.products import pack as reference_pack
+from topkast.runtime.reference.products import unpack as reference_unpack
+from topkast.runtime.triton import products as blocks
+from topkast.runtime.triton import single, transient
 
 PRODUCTS = (
     *("spmm", "spmm_t", "sddmm"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .layout import Index
-from .native import sets as native
-from .triton import sets as triton
+from topkast.runtime.layout import Index
+from topkast.runtime.native import sets as native
+from topkast.runtime.triton import sets as triton
 
 
 def largest(score: Tensor, count: int) -> Tensor:
-    """:func:`topkast.runtime.choose.largest`, for scores that are not negative."""
+    """:func:`topkast.runtime.reference.selection.largest`, for scores that are not negative."""
     return (triton if triton.fits(score) else native).largest(score, count)
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..choose import largest
-from .gradient import Rows
+from topkast.runtime.reference.dense_gradient import Rows
+from topkast.runtime.reference.selection import largest
 
 if TYPE_CHECKING:
-    from ..site import Site
+    from topkast.runtime.state.site import Site
 
 Sets = tuple[Tensor, Tensor]
 
@@ -21,7 +21,7 @@ class Method(ABC):
     """The rule of one site; an object belongs to one site.
 
     Scores and sets have the shape [groups, units / groups]: one group, or one for each block row of a balanced site;
-    every group has the same counts. ``score`` is that of θ, see :func:`topkast.runtime.choose.scores`.
+    every group has the same counts. ``score`` is that of θ, see :func:`topkast.runtime.reference.selection.scores`.
     """
 
     name: ClassVar[str]

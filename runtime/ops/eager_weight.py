@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops  # noqa: F401  (defines torch.ops.topkast)
-from .errors import ModelError
-from .layout import Geometry
-from .record import SITES
+from topkast.runtime.errors import ModelError
+from topkast.runtime.layout import Geometry
+from topkast.runtime.state.registry import SITES
+
+from . import operators as ops  # noqa: F401  (defines torch.ops.topkast)
 
 
 class Read(torch.autograd.Function):

@@ -1,8 +1,8 @@
 """The products of E sparse weights stacked in one, where each weight has a run of the rows: a mixture of experts.
 
 Rows ``ends[e - 1]:ends[e]`` of the activations belong to weight ``e`` (from 0 for the first); a run may be empty. Rows
-after the last run belong to none: their results are zero. As in :mod:`topkast.runtime.ops` the products are not
-differentiable: they stand in graphs that passes rewrote, where they close over each other.
+after the last run belong to none: their results are zero. As in :mod:`topkast.runtime.ops.operators` the products are
+not differentiable: they stand in graphs that passes rewrote, where they close over each other.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernels import launch
-from .layout import Geometry, Index
-from .methods import gradient
-from .ops import _GEOMETRY, _INDEX, _SPARSE, _fake_values, _geometry, _watch
-from .record import note
-from .reference import runs
+from topkast.runtime.kernels.candidates import launch
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.reference import dense_gradient as gradient
+from topkast.runtime.reference.products import runs
+from topkast.runtime.state.registry import note
+
+from .operators import _GEOMETRY, _INDEX, _SPARSE, _fake_values, _geometry, _watch
 
 SCHEMAS = {
     "grouped_spmm": f"(Tensor x, Tensor ends, {_SPARSE}, str impl='reference') -> Tensor",

@@ -10,7 +10,7 @@ written into the graph, so they survive compile caches.
 
 Where ``widths`` is not empty, it says of a product's two activations (operand and result; dy and x) which are tiles
 [M / width, n, width] instead of rows [M, n] (0). Tiles are what the native kernels compute on: see ``keep_transposed``.
-``act`` is what ``spmm`` does to its result, as :func:`topkast.runtime.reference.activation` means it.
+``act`` is what ``spmm`` does to its result, as :func:`topkast.runtime.reference.products.activation` means it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import launch
-from .kernels import pack as pack_rows
-from .kernels import unpack as unpack_tiles
-from .kernels import weight as dense_weight
-from .kernels import weight_grad as gather_grad
-from .layout import Geometry, Index
-from .methods import gradient
-from .observed import refuse_plain_export
-from .record import SITES, note
-from .reference import ConvArgs
+from topkast.runtime.kernels.candidates import launch
+from topkast.runtime.kernels.candidates import pack as pack_rows
+from topkast.runtime.kernels.candidates import unpack as unpack_tiles
+from topkast.runtime.kernels.candidates import weight as dense_weight
+from topkast.runtime.kernels.candidates import weight_grad as gather_grad
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.observers import refuse_plain_export
+from topkast.runtime.reference import dense_gradient as gradient
+from topkast.runtime.reference.products import ConvArgs
+from topkast.runtime.state.registry import SITES, note
 
 _INDEX = "Tensor row_ptr, Tensor row_fwd, Tensor cols, Tensor key"
 _GEOMETRY = "int[] shape, int[] perm, int lead, int[] block"

@@ -10,9 +10,10 @@ import functools
 
 from torch import Tensor
 
-from . import planner
-from .kernels import launch
-from .reference import activation
+from topkast.runtime.kernels.candidates import launch
+from topkast.runtime.reference.products import activation
+
+from . import plan as planner
 
 
 def setting() -> str:

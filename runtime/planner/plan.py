@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native
-from .errors import ConfigError
-from .kernels import DENSE, KERNELS, candidates, launch
-from .layout import Geometry, build_index
-from .record import alive
-from .reference import ConvArgs
-from .triton import single
+from topkast.runtime import native
+from topkast.runtime.errors import ConfigError
+from topkast.runtime.kernels.candidates import DENSE, KERNELS, candidates, launch
+from topkast.runtime.layout import Geometry, build_index
+from topkast.runtime.reference.products import ConvArgs
+from topkast.runtime.state.registry import alive
+from topkast.runtime.triton import single
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 _CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ class Problem:
     """What decides how long a product takes.
 
     Args:
-        product: one of :data:`topkast.runtime.kernels.PRODUCTS`.
+        product: one of :data:`topkast.runtime.kernels.candidates.PRODUCTS`.
         operands: shape and strides of the activations, in the product's order.
         dtype: of the activations and values.
         geometry: of the weight.

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from . import planner
-from .layout import Geometry
-from .native import products
-from .planner import Problem
+from topkast.runtime.layout import Geometry
+from topkast.runtime.native import products
+
+from . import plan as planner
+from .plan import Problem
 
 Conversion = tuple[int, int, int]  # rows, columns, width
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import choose
-from ..layout import Geometry
+from topkast.runtime.layout import Geometry
+
+from . import selection as choose
 
 PART = 2**20  # elements of the gradient that are there at once, unless one row of blocks has more
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .layout import Geometry, Index, slot_units
+from topkast.runtime.layout import Geometry, Index, slot_units
 
 
 class ConvArgs(NamedTuple):
@@ -101,7 +101,7 @@ class DenseProducts:
         return self.weight_grad(dense, index, geometry)
 
     def grouped_spmm(self, x: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-        """Y = X W_A^T, each row by its own weight. x: [M, cols]; see :mod:`topkast.runtime.grouped`."""
+        """Y = X W_A^T, each row by its own weight. x: [M, cols]; see :mod:`topkast.runtime.ops.grouped_mm`."""
         return _grouped(x, self.matrix(values, index, geometry).unflatten(0, (ends.numel(), -1)).mT, ends)
 
     def grouped_spmm_t(self, dy: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:

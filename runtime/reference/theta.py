@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .layout import Geometry, Index, index_masks, slot_units
+from topkast.runtime.layout import Geometry, Index, index_masks, slot_units
 
 PART = 2**20  # values that are moved to or from the reservoir at once
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import RefreshError
-from .layout import Geometry, Index
-from .native.theta import assemble
+from topkast.runtime.errors import RefreshError
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.native.theta import assemble
 
 
 @dataclass(frozen=True)

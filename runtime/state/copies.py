@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .commit import Change, Held
+from topkast.runtime.layout import Index
+
 from .fingerprint import fingerprint, unchanged
-from .layout import Index
-from .record import Family
-from .renew import follow_sets, take_sets
-from .stream import at_home
+from .parts import Change, Held
+from .refresh import follow_sets, take_sets
+from .registry import Family
+from .streaming import at_home
 
 if TYPE_CHECKING:
     from .site import Site

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import ModelError
-from .observed import under_observation
+from topkast.runtime.errors import ModelError
+from topkast.runtime.observers import under_observation
 
 if TYPE_CHECKING:
     from .site import Site

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .layout import Index
+from topkast.runtime.layout import Index
 
 if TYPE_CHECKING:
     from .site import Site

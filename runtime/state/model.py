@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from .eager_steps import Watch
-from .errors import ModelError
-from .record import Family
+from topkast.runtime.errors import ModelError
+from topkast.runtime.training.eager_steps import Watch
+
+from .registry import Family
 from .saved import joined, sites_of
 from .site import Site
 
@@ -26,7 +27,7 @@ class Record:
         how: how the model was traced.
         family: the mark of its sites.
         warnings: what the user should know, for the report.
-        scaled: parameter name -> what θ was multiplied by at the start, see :mod:`topkast.compiler.initial`.
+        scaled: parameter name -> what θ was multiplied by at the start, see :mod:`topkast.compiler.convert.initial`.
         watch: of a compiled model, sees to it that what is not run compiled is told.
     """
 

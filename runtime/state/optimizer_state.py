@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .commit import Held, finish
-from .errors import OptimizerError
-from .layout import Geometry, Index, slot_units
-from .native.theta import follow
-from .probe import INSTEAD, start
+from topkast.runtime.errors import OptimizerError
+from topkast.runtime.layout import Geometry, Index, slot_units
+from topkast.runtime.native.theta import follow
+from topkast.runtime.training.probe import INSTEAD, start
+
+from .parts import Held, finish
 
 if TYPE_CHECKING:
     from .site import Site

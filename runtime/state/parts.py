@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .layout import Index
+from topkast.runtime.layout import Index
 
 if TYPE_CHECKING:
     from .site import Site
@@ -53,7 +53,7 @@ class Change:
         parts: new tensors, at home; None: the site's stay as they are.
         fields: attribute of the site -> new value.
         then: called at the end; what it does must be allowed to happen twice.
-        moves: what the site's copies do at the same time, see runtime/copies.py; None: not known yet.
+        moves: what the site's copies do at the same time, see runtime/state/copies.py; None: not known yet.
     """
 
     parts: Held | None = None

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from topkast.runtime.layout import Index, column_type
+
 from .background import known
 from .copies import settle
 from .fingerprint import fingerprint, unchanged
-from .layout import Index, column_type
-from .noted import note
-from .record import enrol
-from .reservoir import allocate
+from .index_check import note
+from .registry import enrol
+from .reservoirs import allocate
 
 if TYPE_CHECKING:
     from .site import Site

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from topkast.runtime.layout import Index, index_masks
+from topkast.runtime.native.theta import assemble, store
+
 from .background import prepare
-from .commit import Change, Held
-from .follow import carried, left
-from .layout import Index, index_masks
-from .native.theta import assemble, store
-from .stream import Prepare, at_home
+from .optimizer_state import carried, left
+from .parts import Change, Held
+from .streaming import Prepare, at_home
 
 if TYPE_CHECKING:
     from .copies import Snapshot

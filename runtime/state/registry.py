@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .state import Site
+    from .model import Site
 
 SITES: weakref.WeakValueDictionary[int, Site] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)

@@ -10,9 +10,9 @@ import tempfile
 import torch
 from torch import Tensor
 
-from .errors import ReservoirError
-from .layout import Geometry
-from .rule import Rule
+from topkast.runtime.errors import ReservoirError
+from topkast.runtime.layout import Geometry
+from topkast.runtime.rule import Rule
 
 _forks = 0  # how often this process, and those that it came from, have been forked
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from topkast.runtime.errors import CheckpointError
+from topkast.runtime.layout import Index, check_index
+
 from .background import known
-from .commit import Change, finish
-from .errors import CheckpointError
-from .layout import Index, check_index
-from .noted import note
-from .reservoir import allocate
+from .index_check import note
+from .parts import Change, finish
+from .reservoirs import allocate
 from .saved_index import as_plain, as_saved
 
 if TYPE_CHECKING:

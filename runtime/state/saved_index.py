@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from topkast.runtime.errors import CheckpointError
 
 WHAT_TO_AVERAGE = (
     "the positions of sparse weights cannot be averaged or scaled; average topkast.dense_state_dict(model), or use "

@@ -18,28 +18,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import choose, ops, saved  # noqa: F401  (ops defines torch.ops.topkast)
+from topkast.runtime.errors import ConfigError, ModelError, RefreshError
+from topkast.runtime.kernels.sets import build_index
+from topkast.runtime.layout import Geometry, Index, index_masks, slot_units
+from topkast.runtime.methods import METHODS
+from topkast.runtime.native.theta import assemble, store
+from topkast.runtime.observers import as_constant
+from topkast.runtime.ops.eager_weight import Read
+from topkast.runtime.reference import selection as choose
+from topkast.runtime.rule import Rule
+from topkast.runtime.training.sharded.refused import Whole, keep_whole
+
+from . import saved
 from .background import Pending, as_state
-from .commit import HALF, Change, Held, finish
 from .copies import Snapshot, carrying, moves, settle
-from .errors import ConfigError, ModelError, RefreshError
 from .fingerprint import fingerprint
-from .follow import followers
-from .gradient import Read
-from .guarded import guard
-from .layout import Geometry, Index, index_masks, slot_units
-from .methods import METHODS
-from .native.theta import assemble, store
-from .noted import WRITTEN, Note, note, written
-from .observed import as_constant
+from .guarded_weight import guard
+from .index_check import WRITTEN, Note, note, written
+from .optimizer_state import followers
+from .parts import HALF, Change, Held, finish
 from .placed import Placed
 from .portable import cast, copied, packed, unpacked
-from .record import Family, enrol, new_key
-from .refused import Whole, keep_whole
-from .renew import marked, refresh, refresh_due, take
-from .reservoir import allocate, unshared, values_outside
-from .rule import Rule
-from .sets import build_index
+from .refresh import marked, refresh, refresh_due, take
+from .registry import Family, enrol, new_key
+from .reservoirs import allocate, unshared, values_outside
 
 
 class Site(Whole, Placed, nn.Module):
@@ -98,16 +100,18 @@ class Site(Whole, Placed, nn.Module):
     def _start(self) -> None:
         self.key = new_key()
         self.ran: Counter[tuple[str, str, str]] = Counter()
-        self.changes = 0  # how often topkast itself has written to the values, see runtime/standing.py
-        self.copies: weakref.WeakSet[Site] = weakref.WeakSet()  # see runtime/copies.py
+        self.changes = 0  # how often topkast itself has written to the values, see runtime/training/standing_clock.py
+        self.copies: weakref.WeakSet[Site] = weakref.WeakSet()  # see runtime/state/copies.py
         self.copied = self.alone = False  # whether it was made by a copy; whether it went its own way
         self.print: Tensor | None = None  # fingerprint of a copy's values as they were made
         self.snapshot: Snapshot | None = None  # sets that a copy was made with, once it has followed
-        self.late = 0  # refreshes that no forward made, see runtime/optimizers.py
-        self.unclaimed: Index | None = None  # see runtime/follow.py
-        self.decayed_by = 0.0  # lr * exploration_decay of the last step, where asked for; see runtime/decay.py
-        self.scaled = 1.0  # what θ was multiplied by at the start, see topkast.compiler.initial
-        self.broken: str | None = None  # why the site cannot be used any more; see runtime/commit.py
+        self.late = 0  # refreshes that no forward made, see runtime/training/optimizer_hooks.py
+        self.unclaimed: Index | None = None  # see runtime/state/optimizer_state.py
+        self.decayed_by = (
+            0.0  # lr * exploration_decay of the last step, where asked for; see runtime/training/exploration_decay.py
+        )
+        self.scaled = 1.0  # what θ was multiplied by at the start, see topkast.compiler.convert.initial
+        self.broken: str | None = None  # why the site cannot be used any more; see runtime/state/parts.py
         self.churn: list[tuple[int, float, float]] = []
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._own: tuple[int, int] | None = None
@@ -383,7 +387,7 @@ class Site(Whole, Placed, nn.Module):
         """Nothing: the owner lets values and sets be loaded together, by :meth:`load`."""
 
     def load(self, *given: Any) -> None:
-        """Take the site's part of a state dict: see :func:`topkast.runtime.saved.load`."""
+        """Take the site's part of a state dict: see :func:`topkast.runtime.state.saved.load`."""
         self.unshare()
         with carrying([self]):
             saved.load(self, *given)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from .commit import Change, Held
-from .layout import Index
+from topkast.runtime.layout import Index
+
+from .parts import Change, Held
 
 if TYPE_CHECKING:
     from .site import Site

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from .errors import ModelError
-from .renew import take_sets
-from .site import Site
+from topkast.runtime.errors import ModelError
+from topkast.runtime.state.refresh import take_sets
+from topkast.runtime.state.site import Site
 
 
 def update_parameters(self: AveragedModel, model: nn.Module) -> None:

@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .record import alive
-from .site import Site
+from topkast.runtime.state.registry import alive
+from topkast.runtime.state.site import Site
 
 EAGER = ("read gradient", "reference", "eager")
 GRADIENTS = ("read gradient", "input gradient", "weight gradient")

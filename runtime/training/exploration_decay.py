@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layout import slot_units
-from .native import densified
-from .site import Site
+from topkast.runtime.layout import slot_units
+from topkast.runtime.native import densified
+from topkast.runtime.state.site import Site
 
 # Share of an explored weight that one step takes away at most: with a rate like SGD's, lr * exploration_decay would
 # wipe out what was explored, and turn its sign above 1.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .site import Site
+from topkast.runtime.state.site import Site
 
 Step = tuple[tuple[Any, ...], dict[str, Any]]  # what an optimizer's step is called with
 

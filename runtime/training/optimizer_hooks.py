@@ -18,18 +18,19 @@ from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from .decay import decay_explored
+from topkast.runtime.state.optimizer_state import check_elementwise, claim
+from topkast.runtime.state.refresh import refresh, renew_due
+from topkast.runtime.state.registry import alive
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.sharded.refused import refuse_optimizer
+from topkast.runtime.training.sharded.wrappers import on_registration
+
 from .eager_steps import notice_eager_step
-from .follow import check_elementwise, claim
-from .penalty import Step, add_penalty, had_gradient, once_computed
+from .exploration_decay import decay_explored
+from .exploration_penalty import Step, add_penalty, had_gradient, once_computed
 from .probe import check_probed
-from .record import alive
-from .refused import refuse_optimizer
-from .renew import refresh, renew_due
-from .site import Site
 from .steps import begin, end
 from .undecayed import notice_undecayed
-from .wrappers import on_registration
 
 
 def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Site, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from topkast.runtime.errors import ConfigError
-from topkast.runtime.state import find, sites
+from topkast.runtime.state.model import find, sites
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from .errors import OptimizerError
+from topkast.runtime.errors import OptimizerError
+
 from .sandbox import group_of
 from .trials import Probe, Start, tried
 
 if TYPE_CHECKING:
-    from .site import Site
+    from topkast.runtime.state.site import Site
 
 INSTEAD = "use an elementwise optimizer: SGD, Adam, AdamW, NAdam, RMSprop, Adagrad, Rprop, ..."
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from topkast.runtime.errors import ConfigError, ModelError
-from topkast.runtime.state import find
+from topkast.runtime.state.model import find
 
 
 class Averaged(AveragedModel):

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .fingerprint import fingerprint
-from .optimizers import gradients
-from .record import Family
-from .site import Site
+from topkast.runtime.state.fingerprint import fingerprint
+from topkast.runtime.state.registry import Family
+from topkast.runtime.state.site import Site
+
+from .optimizer_hooks import gradients
 from .steps import under_way
 
 # How often values must have moved in a row. Some programs move them for a moment and take them back (sharpness-aware

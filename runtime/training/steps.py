@@ -17,7 +17,7 @@ from types import FrameType
 
 import torch
 
-from .site import Site
+from topkast.runtime.state.site import Site
 
 # Modules whose functions stand between the frame that makes a step and our hooks.
 BETWEEN = ("torch._dynamo.", "torch.utils._contextlib", __name__.rpartition(".")[0])

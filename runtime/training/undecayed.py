@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .site import Site
+from topkast.runtime.state.site import Site
 
 _seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 

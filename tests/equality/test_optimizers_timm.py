@@ -6,16 +6,16 @@ import copy
 from functools import partial
 from typing import Any
 
-import _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
 import pytest
 import torch
-import ways
-from builders import CASES
-from lockstep import Trio, adamw, plain, sgd, sites_of
 from torch import nn
 
 import topkast
-from topkast.runtime.probe import probe
+from topkast.runtime.training.probe import probe
+from topkast.tests.support import ways
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
+from topkast.tools.zoo import entry as _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
 
 timm_optim = pytest.importorskip("timm.optim")
 

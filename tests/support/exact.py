@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from oracle import Oracle
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
+
+from topkast.tests.support.oracle import Oracle
 
 LESS = (torch.float32, torch.bfloat16, torch.float16)
 CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from builders import CASES
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -19,6 +18,8 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
+
+from topkast.tests.support.builders import CASES
 
 WORDS = 41
 

@@ -9,7 +9,9 @@ from topkast.runtime import triton as package
 
 INTERPRETED = [
     pytest.mark.skipif(not package.available(), reason="Triton is not installed"),
-    pytest.mark.skipif(not package.interpreted(), reason="there is a GPU: tests/test_cuda.py runs the kernels on it"),
+    pytest.mark.skipif(
+        not package.interpreted(), reason="there is a GPU: tests/runtime/triton/test_cuda.py runs the kernels on it"
+    ),
     # Of a float32 that overflows numpy warns, a GPU does not: what comes of it is compared.
     pytest.mark.filterwarnings("ignore:overflow encountered in:RuntimeWarning"),
 ]

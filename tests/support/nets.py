@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from budget import assert_budget
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from stated import assert_stated
+
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.stated import assert_stated
 
 Array = np.ndarray
 

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from stated import assert_valid
 
 import topkast.onnx
-from topkast.runtime.onnx import custom
-from topkast.runtime.onnx.blocks import Block, Blocks, encode
+from topkast.passes.onnx.formats import custom
+from topkast.passes.onnx.formats.blocks import Block, Blocks, encode
+from topkast.tests.support.stated import assert_valid
 
 
 def sparse_matrix(rows: int, columns: int, block: Block, density: float, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""What one of two processes runs for tests/test_ranks.py; pytest's own process has the oracle beside it."""
+"""What one of two processes runs for tests/runtime/training/test_ranks.py; pytest's own process has the oracle beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import refusals
 import torch
 import torch.distributed as dist
-from builders import CASES
-from lockstep import sgd, sites_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import topkast
-from topkast.passes.insert_refresh import insert_refresh
+from topkast.passes.dynamo.insert_refresh import insert_refresh
+from topkast.tests.support import refusals
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import sgd, sites_of
 
 RANKS, STEPS = 2, 7
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "min_size": 1}

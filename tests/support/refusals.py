@@ -1,4 +1,6 @@
-"""What is said to each way of training that would give ranks sets of their own; run on every rank by tests/ranks.py."""
+"""What is said to each way of training that would give ranks sets of their own; run on every rank by
+tests/support/ranks.py.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from builders import CASES
-from lockstep import sgd, sites_of
 from torch import nn
 from torch.distributed._composable import replicate_with_fsdp
 from torch.distributed._composable.replicate import replicate
@@ -26,6 +26,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import topkast
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import sgd, sites_of
 
 CASE = CASES["mlp"]
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "min_size": 1, "backend": "eager"}

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from topkast.runtime.onnx.check import check
+from topkast.passes.onnx.check_file import check
 
 Array = np.ndarray
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from shuffled import CHANGED, Shuffled
 from torch import Tensor
+
+from topkast.tests.support.shuffled import CHANGED, Shuffled
 
 
 def whole(*shape: int, seed: int = 0) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from budget import assert_budget
-from lockstep import dense_slots, sites_of, without_onednn
-from oracle import MaskedWeight
 from torch import Tensor, nn
 
 import topkast
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.lockstep import dense_slots, sites_of, without_onednn
+from topkast.tests.support.oracle import MaskedWeight
 
 Move = tuple[Any, ...]  # a method of Tensor and its arguments; "part" takes the first half along a dim
 USES: dict[str, Callable[..., Tensor]] = {

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lockstep import without_onednn
-from shuffled import Shuffled
 from torch import nn
+
+from topkast.tests.support.lockstep import without_onednn
+from topkast.tests.support.shuffled import Shuffled
 
 
 def _nothing(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""tools/bench.py: the arithmetic of its pairs, the peers it compares with, and a tiny run of each benchmark."""
+"""topkast.tools.bench: the arithmetic of its pairs, the peers it compares with, and a tiny run of each benchmark."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import _bench_memory
-import bench
 import pytest
 import torch
-from _layer import PRODUCTS, random_layer
-from _pairs import bound, geomean, geomean_spread, measure, spread
-from _peers import masked_dense, masks, mkl_csr, sparselab_step
-from _trained_sets import from_checkpoint
 
 import topkast
-from topkast.runtime.kernels import KERNELS
+from topkast.runtime.kernels.candidates import KERNELS
 from topkast.runtime.layout import index_masks
-from topkast.runtime.reference import weight_grad
-from topkast.runtime.state import sites
+from topkast.runtime.reference.products import weight_grad
+from topkast.runtime.state.model import sites
+from topkast.tools.bench import __main__ as bench
+from topkast.tools.bench import memory as _bench_memory
+from topkast.tools.bench.layer import PRODUCTS, random_layer
+from topkast.tools.bench.peers import masked_dense, masks, mkl_csr, sparselab_step
+from topkast.tools.bench.trained_sets import from_checkpoint
+from topkast.tools.common.pairs import bound, geomean, geomean_spread, measure, spread
 
 
 class FakeTime:

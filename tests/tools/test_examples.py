@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-FILES = sorted((Path(__file__).parent.parent / "tools" / "examples").glob("*.py"))
+from topkast.tools.common.places import ROOT
+
+FILES = sorted((ROOT / "tools" / "examples").glob("*.py"))
 # name -> the package it needs
 OUTSIDE = {"ddp": "torch", "hf_trainer": "accelerate", "lightning_trainer": "lightning"}
 SHOWN = {

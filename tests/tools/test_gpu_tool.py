@@ -1,4 +1,5 @@
-"""tools/gpu.sh at toy sizes, in Triton's interpreter: its parts, their limits, what a failure costs; and the tuner."""
+"""tools/gpu/gpu.sh at toy sizes, in Triton's interpreter: its parts, their limits, what a failure costs; and the
+tuner."""
 
 from __future__ import annotations
 
@@ -11,16 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreted import INTERPRETED
 
 from topkast.runtime.triton import configs, products
+from topkast.tests.support.interpreted import INTERPRETED
+from topkast.tools.common.places import ROOT
 
 pytestmark = INTERPRETED
 
 
 def test_the_gpu_script_dry(tmp_path: Path) -> None:
-    """Every part of tools/gpu.sh, at toy sizes."""
-    script = Path(__file__).parent.parent / "tools" / "gpu.sh"
+    """Every part of tools/gpu/gpu.sh, at toy sizes."""
+    script = ROOT / "tools" / "gpu" / "gpu.sh"
     env = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run([script, "--dry", "--out", tmp_path], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -41,14 +43,14 @@ def test_the_gpu_script_dry(tmp_path: Path) -> None:
 
 def test_the_parts_of_the_gpu_script_have_their_time() -> None:
     """Each has a limit, and all together stop before nine minutes, the headline's own run too."""
-    import gpu
+    from topkast.tools.gpu import __main__ as gpu
 
     assert gpu.TOTAL < 540 and all(0 < limit < 600 for _, _, limit, _ in gpu.PARTS.values())
     assert sum(limit for _, _, limit, unasked in gpu.PARTS.values() if unasked) < 1.2 * gpu.TOTAL
 
 
 def test_a_part_that_fails_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gpu
+    from topkast.tools.gpu import __main__ as gpu
 
     monkeypatch.setenv("TOPKAST_CACHE", str(tmp_path))
     monkeypatch.setattr(gpu, "PARTS", {
@@ -70,7 +72,7 @@ def test_a_part_that_fails_costs_only_itself(tmp_path: Path, monkeypatch: pytest
 
 def test_the_tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures what it is told to, keeps the fastest that runs, and leaves the rest of the table as it is."""
-    import tune_triton
+    from topkast.tools.gpu import tune as tune_triton
 
     fast, slow, broken = (configs.Config(tile, 16, 1, 4, 2) for tile in (32, 16, 64))
     monkeypatch.setattr(tune_triton, "M", {"decode": 8})

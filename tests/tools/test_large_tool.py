@@ -1,11 +1,12 @@
-"""tools/bench.py large: a tiny run, and what it asks of the disk before it begins."""
+"""topkast.tools.bench large: a tiny run, and what it asks of the disk before it begins."""
 
 import json
 import os
 
-import _large
-import bench
 import pytest
+
+from topkast.tools.bench import __main__ as bench
+from topkast.tools.bench import large as _large
 
 
 def test_a_tiny_run(tmp_path, monkeypatch):

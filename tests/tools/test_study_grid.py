@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import study
-from _study_grid import Point, read_grid
-from _study_run import Run, StudyError, canonical
-from _study_tasks import TASKS
-from _study_times import Times, key_of
+
+from topkast.tools.study import __main__ as study
+from topkast.tools.study.grid import Point, read_grid
+from topkast.tools.study.run import Run, StudyError, canonical
+from topkast.tools.study.tasks import TASKS
+from topkast.tools.study.times import Times, key_of
 
 COMMON: dict[str, Any] = {"task": "digits", "steps": 10, "batch": 4, "lr": 0.1}
 BASE = """

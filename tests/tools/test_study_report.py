@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import study
-from _study_dense import caption
-from _study_grid import Point, read_grid
-from _study_report import MARKS, about, summary, tables, with_summary
-from _study_rows import Row, compared, estimate, rows
-from _study_run import Run, StudyError, canonical
-from _study_store import read
-from _study_table import sheets
-from _study_times import Times, key_of, read_times
-from _study_topology import WAYS, topology
+
+from topkast.tools.common.places import README
+from topkast.tools.study import __main__ as study
+from topkast.tools.study.dense import caption
+from topkast.tools.study.grid import Point, read_grid
+from topkast.tools.study.report import MARKS, about, summary, tables, with_summary
+from topkast.tools.study.rows import Row, compared, estimate, rows
+from topkast.tools.study.run import Run, StudyError, canonical
+from topkast.tools.study.store import read
+from topkast.tools.study.table import sheets
+from topkast.tools.study.times import Times, key_of, read_times
+from topkast.tools.study.topology import WAYS, topology
 
 COMMON: dict[str, Any] = {"task": "digits", "steps": 1, "batch": 1, "lr": 0.1}
-README = Path(study.HERE).parent / "README.md"
 
 
 def test_estimate() -> None:
@@ -137,7 +138,7 @@ def test_a_table_with_dense_says_what_holds_dense_back() -> None:
 
 
 def test_what_is_in_the_repository_is_what_the_results_give() -> None:
-    """`python tools/study.py report` mends it."""
+    """`python -m topkast.tools.study report` mends it."""
     held, times = read(study.FOLDER / "runs.jsonl"), read_times(study.FOLDER / "times.json")
     made = tables(study.HERE / "grids", held, times, study.FOLDER / "topology")
     assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
@@ -148,12 +149,13 @@ def test_what_is_in_the_repository_is_what_the_results_give() -> None:
 
 
 def test_a_report_takes_old_pictures_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tools" / "grids").mkdir(parents=True)
-    monkeypatch.setattr(study, "HERE", tmp_path / "tools")
+    (tmp_path / "grids").mkdir()
+    grids = study.HERE / "grids"
+    monkeypatch.setattr(study, "HERE", tmp_path)
     monkeypatch.setattr(study, "FOLDER", tmp_path)
-    grids = Path(__file__).parent.parent / "tools" / "grids"
+    monkeypatch.setattr(study, "README", tmp_path / "README.md")
     for name in ("rivals", study.SUMMARY):  # the second is like the first
-        (tmp_path / "tools" / "grids" / f"{name}.toml").write_text((grids / f"{name}.toml").read_text())
+        (tmp_path / "grids" / f"{name}.toml").write_text((grids / f"{name}.toml").read_text())
     (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}\n{MARKS[1]}\nafter\n")
     (tmp_path / "gone.png").touch()
     assert study.main(["report", "--results", str(tmp_path / "no.jsonl"), "--times", str(tmp_path / "no.json")]) == 0
@@ -181,7 +183,7 @@ def test_topology_over_pairs_of_seeds(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"4.json: other arguments than 0.json's"):
         topology(tmp_path)
     (tmp_path / "4.json").write_text("{}")
-    with pytest.raises(StudyError, match=r"a file that tools/mask_dynamics.py did not write"):
+    with pytest.raises(StudyError, match=r"a file that tools/study/mask_dynamics.py did not write"):
         topology(tmp_path)
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from _study_data import cifar, digits, enwik8, wikitext103
-from _study_models import ByteModel, ConvNet
-from _study_references import SparseGradient, SparseOperands, largest, meprop, swat
-from _study_run import StudyError
-from _study_tasks import TASKS
 from torch import nn
 
 import topkast
+from topkast.tools.study.data import cifar, digits, enwik8, wikitext103
+from topkast.tools.study.models import ByteModel, ConvNet
+from topkast.tools.study.references import SparseGradient, SparseOperands, largest, meprop, swat
+from topkast.tools.study.run import StudyError
+from topkast.tools.study.tasks import TASKS
 
 
 def test_meprop_keeps_the_largest_gradients() -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import study
-from _study_clock import _move, course
-from _study_run import Run, StudyError, canonical
-from _study_tasks import TASKS
-from _study_times import Times, add_time, key_of, read_times
-from _study_train import prepare
 
 import topkast
+from topkast.tools.study import __main__ as study
+from topkast.tools.study.clock import _move, course
+from topkast.tools.study.run import Run, StudyError, canonical
+from topkast.tools.study.tasks import TASKS
+from topkast.tools.study.times import Times, add_time, key_of, read_times
+from topkast.tools.study.train import prepare
 
 COMMON: dict[str, Any] = {"task": "digits", "steps": 100, "batch": 8, "lr": 0.1, "fwd": 0.9}
 MACHINE = {"cpu": "a", "torch": "2", "backend": "inductor", "threads": 1}

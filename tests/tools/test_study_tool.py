@@ -1,4 +1,4 @@
-"""tools/study.py run: the small grid of the whole, twice; the pool, the file of results, and what a run counts."""
+"""topkast.tools.study run: the small grid of the whole, twice; the pool, the file of results, and what a run counts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import study
-from _study_grid import Point
-from _study_models import width_for
-from _study_references import layers_of
-from _study_rows import rows
-from _study_run import Run, StudyError, canonical
-from _study_store import read
-from _study_tasks import TASKS
-from _study_times import Times
-from _study_train import flops_share, prepare, schedule, train
 from torch import nn
 
 import topkast
+from topkast.tools.study import __main__ as study
+from topkast.tools.study.grid import Point
+from topkast.tools.study.models import width_for
+from topkast.tools.study.references import layers_of
+from topkast.tools.study.rows import rows
+from topkast.tools.study.run import Run, StudyError, canonical
+from topkast.tools.study.store import read
+from topkast.tools.study.tasks import TASKS
+from topkast.tools.study.times import Times
+from topkast.tools.study.train import flops_share, prepare, schedule, train
 
 TINY = (study.HERE / "grids" / "tiny.toml").read_text()
 AGAIN = TINY + '\n[arms."topkast again"]\nmethod = "topkast"\n'

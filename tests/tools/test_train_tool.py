@@ -1,4 +1,4 @@
-"""tools/train.py: its parts one by one, and one tiny run of the whole."""
+"""topkast.tools.demo: its parts one by one, and one tiny run of the whole."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from _measure import churn, memory, quartiles, weight_flops
-from _text import TextError, in_validation, load_text
 from torch import nn
+
+from topkast.tools.common.measure import churn, memory, quartiles, weight_flops
+from topkast.tools.common.text import TextError, in_validation, load_text
 
 
 def test_standard_library_is_split_by_file() -> None:
@@ -92,7 +93,7 @@ def test_quartiles() -> None:
     ],
 )
 def test_bad_arguments_say_what_is_allowed(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
-    import train
+    from topkast.tools.demo import __main__ as train
 
     with pytest.raises(SystemExit, match="2"):
         train.arguments(words)
@@ -100,7 +101,7 @@ def test_bad_arguments_say_what_is_allowed(words: list[str], message: str, capsy
 
 
 def test_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    import train
+    from topkast.tools.demo import __main__ as train
 
     size = ["--model", "gpt2-nano", "--steps", "5", "--refresh-every", "2", "--batch", "2", "--length", "16"]
     assert train.main([*size, "--backend", "eager", "--out", str(tmp_path)]) == 0

@@ -1,6 +1,6 @@
 """A sample of the model zoo, which together touch every pass; and the zoo's own bookkeeping.
 
-The whole sweep is run by hand: tools/zoo.py.
+The whole sweep is run by hand: topkast.tools.zoo.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import _zoo_dense
-import _zoo_nn
-import _zoo_run
-import _zoo_table
-import _zoo_transformers
 import pytest
 import torch
-from _zoo_check import check
-from _zoo_entry import Entry, floats, loss_of, without_dropout
-from _zoo_oracle import shares
 from torch import nn
+
+from topkast.tools.common.places import README, RESULTS
+from topkast.tools.zoo import dense as _zoo_dense
+from topkast.tools.zoo import run as _zoo_run
+from topkast.tools.zoo import table as _zoo_table
+from topkast.tools.zoo import torch_nn as _zoo_nn
+from topkast.tools.zoo import transformers_models as _zoo_transformers
+from topkast.tools.zoo.check import check
+from topkast.tools.zoo.entry import Entry, floats, loss_of, without_dropout
+from topkast.tools.zoo.oracle import shares
 
 TRANSFORMERS = ("albert", "gpt2", "t5", "vit", "convnext", "wavlm", "mamba", "clip", "llama")
 MODULES = (
@@ -122,12 +124,11 @@ def test_the_table_is_put_between_its_marks(tmp_path: Path) -> None:
 
 
 def test_the_readme_has_the_records_table() -> None:
-    root = Path(__file__).parent.parent
-    records = list(_zoo_run.read(root / "tools" / "results" / "zoo.json").values())
+    records = list(_zoo_run.read(RESULTS / "zoo.json").values())
     assert len(records) > 200
-    assert f"{_zoo_table.MARKS[0]}\n\n{_zoo_table.section(records)}\n\n{_zoo_table.MARKS[1]}" in (
-        root / "README.md"
-    ).read_text(encoding="utf-8")
+    assert f"{_zoo_table.MARKS[0]}\n\n{_zoo_table.section(records)}\n\n{_zoo_table.MARKS[1]}" in README.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_state_of_the_code_changes_with_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,19 +6,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import _zoo_kernel_table
-import _zoo_kernels
-import _zoo_run
-import _zoo_table
 import pytest
 import torch
-import zoo
-from _zoo_check import check
-from _zoo_entry import Entry
-from test_zoo import GOOD
 from torch import nn
 
 import topkast
+from topkast.tests.tools.test_zoo import GOOD
+from topkast.tools.zoo import __main__ as zoo
+from topkast.tools.zoo import kernel_table as _zoo_kernel_table
+from topkast.tools.zoo import kernels as _zoo_kernels
+from topkast.tools.zoo import run as _zoo_run
+from topkast.tools.zoo import table as _zoo_table
+from topkast.tools.zoo.check import check
+from topkast.tools.zoo.entry import Entry
 
 
 def linear(name: str, size: int = 40) -> Entry:

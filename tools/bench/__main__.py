@@ -20,15 +20,17 @@ import sys
 from pathlib import Path
 
 import torch
-from _results import machine, write
+
+from topkast.tools.common.places import RESULTS
+from topkast.tools.common.results import machine, write
 
 MODULES = {
-    "kernels": "_bench_kernels",
-    "step": "_bench_step",
-    "model": "_bench_memory",
-    "large": "_large",
-    "onnx": "_bench_onnx",
-    "convs": "_onnx_convs",
+    "kernels": "kernels",
+    "step": "step",
+    "model": "memory",
+    "large": "large",
+    "onnx": "onnx",
+    "convs": "onnx_convs",
 }
 
 
@@ -40,9 +42,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         if name not in argv[:1]:
             continue
-        command.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"{name}.json")
+        command.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
         command.add_argument("--quick", action="store_true", help="a tiny sample: does everything run?")
-        loaded = importlib.import_module(module)
+        loaded = importlib.import_module(f"topkast.tools.bench.{module}")
         loaded.add_arguments(command)
         command.set_defaults(run=loaded.run)
     return parser.parse_args(argv)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from _layer import block_name, measure_layer, random_layer
-from _pairs import show
-from _results import progress
 from rich.table import Table
+
+from topkast.tools.common.pairs import show
+from topkast.tools.common.results import progress
+
+from .layer import block_name, measure_layer, random_layer
 
 SIZE, SPARSITY = 4096, 0.9
 ROWS = [1, 8, 32, 256]

@@ -6,14 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from _arguments import add_device
-from _forward_only import forward_table, measure_forward
-from _layer import PRODUCTS, block_name, impl_names, measure_layer, random_layer
-from _pairs import add_timing, bound, geomean_spread
-from _peers import measure_peers, peer_table
-from _results import CONSOLE, progress
-from _trained_sets import measure_trained_sets, trained_table
 from rich.table import Table
+
+from topkast.tools.common.arguments import add_device
+from topkast.tools.common.pairs import add_timing, bound, geomean_spread
+from topkast.tools.common.results import CONSOLE, progress
+
+from .forward_only import forward_table, measure_forward
+from .layer import PRODUCTS, block_name, impl_names, measure_layer, random_layer
+from .peers import measure_peers, peer_table
+from .trained_sets import measure_trained_sets, trained_table
 
 SHAPES = [(256, 1024, 4096), (512, 768, 3072), (2048, 1024, 1024), (64, 4096, 4096)]  # M, K, N
 SPARSITIES = [(0.8, 0.5), (0.9, 0.8), (0.95, 0.9), (0.98, 0.95)]

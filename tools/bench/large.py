@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _arguments import add_device, block, positive
-from _bench_memory import anonymous, peak_on, settled
-from _bench_step import now
-from _loop import loss_of
-from _results import CONSOLE, progress
-from _text import VOCABULARY, load_text
 from rich.table import Table
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import topkast
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
+from topkast.tools.common.arguments import add_device, block, positive
+from topkast.tools.common.loop import loss_of
+from topkast.tools.common.results import CONSOLE, progress
+from topkast.tools.common.text import VOCABULARY, load_text
+
+from .memory import anonymous, peak_on, settled
+from .step import now
 
 STATE = 16  # bytes a parameter of dense training: value, gradient and AdamW's two moments, in float32
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")

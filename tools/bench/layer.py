@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from _pairs import measure
 from torch import Tensor
 
-from topkast.runtime import planner
-from topkast.runtime.kernels import KERNELS, candidates, launch
+from topkast.runtime.kernels.candidates import KERNELS, candidates, launch
 from topkast.runtime.layout import Geometry, Index, build_index
-from topkast.runtime.reference import weight_grad
+from topkast.runtime.planner import plan as planner
+from topkast.runtime.reference.products import weight_grad
+from topkast.tools.common.pairs import measure
 
 # product -> what it is; the order in which a training step runs them
 PRODUCTS = {"spmm": "forward", "spmm_t": "input gradient", "sddmm": "weight gradient"}

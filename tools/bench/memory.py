@@ -19,8 +19,9 @@ import time
 from typing import Any
 
 import torch
-from _arguments import add_device, positive
 from torch import nn
+
+from topkast.tools.common.arguments import add_device, positive
 
 WAYS = ("dense", "device", "disk")  # all but the first name the reservoir
 AIMS = {"device": 0.55, "disk": 0.32, "host": 0.32}
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    from _results import CONSOLE, progress
+    from topkast.tools.common.results import CONSOLE, progress
 
     width, layers = (256, 2) if args.quick else (args.width, args.layers)
     found: dict[str, dict[str, Any]] = {}
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _child(way: str, width: int, layers: int, device: torch.device) -> dict[str, Any]:
-    command = [sys.executable, __file__, way, str(width), str(layers), device.type]
+    command = [sys.executable, "-m", "topkast.tools.bench.memory", way, str(width), str(layers), device.type]
     # Not to measure kernels: the buffers that compiling does it with would be the peak.
     environment = {**os.environ, "TOPKAST_KERNEL": "first"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from _arguments import positive
-from _layer import block_name
-from _onnx_layers import ROWS, SPARSITIES, layer_table, measure_layers
-from _onnx_models import MODELS, export_both
-from _onnx_sessions import memory, runner, session
-from _pairs import add_timing, measure, show
-from _results import CONSOLE
 from rich.table import Table
 
 import topkast.onnx
+from topkast.tools.common.arguments import positive
+from topkast.tools.common.pairs import add_timing, measure, show
+from topkast.tools.common.results import CONSOLE
+
+from .layer import block_name
+from .onnx_layers import ROWS, SPARSITIES, layer_table, measure_layers
+from .onnx_models import MODELS, export_both
+from .onnx_sessions import memory, runner, session
 
 KINDS = {
     "custom-16x1": ("custom", (16, 1)),

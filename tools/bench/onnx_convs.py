@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from _layer import block_name
-from _onnx_files import random_matrix
-from _pairs import add_timing, geomean, show, spread
-from _results import CONSOLE, progress
 from onnx import TensorProto, helper, numpy_helper
 from rich.table import Table
 
 import topkast.onnx
-from topkast.runtime.onnx.convert import Wanted, convert
+from topkast.passes.onnx.convert import Wanted, convert
+from topkast.tools.common.pairs import add_timing, geomean, show, spread
+from topkast.tools.common.results import CONSOLE, progress
+
+from .layer import block_name
+from .onnx_files import random_matrix
 
 # (channels in, out, kernel, stride, size of the image) of ResNet-50: those that most of its time goes to.
 LAYERS = [

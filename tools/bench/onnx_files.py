@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from _layer import block_name
 from onnx import TensorProto, helper, numpy_helper
 
-from topkast.runtime.onnx.convert import Wanted, convert
+from topkast.passes.onnx.convert import Wanted, convert
+
+from .layer import block_name
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _text import VOCABULARY
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 import topkast
+from topkast.tools.common.text import VOCABULARY
 
 SPARSITY = 0.9
 

@@ -44,7 +44,15 @@ def memory(path: Path, feeds: Feeds, threads: int, library: Path) -> dict[str, i
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "feeds.npz"
         np.savez(given, **feeds)
-        command = [sys.executable, __file__, str(path), str(given), str(threads), str(library)]
+        command = [
+            sys.executable,
+            "-m",
+            "topkast.tools.bench.onnx_sessions",
+            str(path),
+            str(given),
+            str(threads),
+            str(library),
+        ]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

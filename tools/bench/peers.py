@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _layer import Layer, random_layer
-from _pairs import bound, measure, show, spread
 from rich.table import Table
 from torch import Tensor
 
 from topkast.runtime.layout import index_masks
+from topkast.tools.common.pairs import bound, measure, show, spread
+
+from .layer import Layer, random_layer
 
 Parts = list[Callable[[], object]]
 

@@ -8,17 +8,18 @@ import time
 from typing import Any
 
 import torch
-from _arguments import add_device, block, positive
-from _layer import block_name
-from _pairs import Spread, add_timing, bound, measure, show
-from _results import CONSOLE, progress
-from _step_models import MODELS, Workload
 from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import topkast
-from topkast.compiler.report import Report
+from topkast.compiler.report.facts import Report
+from topkast.tools.common.arguments import add_device, block, positive
+from topkast.tools.common.pairs import Spread, add_timing, bound, measure, show
+from topkast.tools.common.results import CONSOLE, progress
+
+from .layer import block_name
+from .step_models import MODELS, Workload
 
 REFRESHES = 3  # timed; the steps' own interval is far longer than the measurement
 

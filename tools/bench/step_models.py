@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from _loop import loss_of
-from _text import VOCABULARY, load_text
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification
+
+from topkast.tools.common.loop import loss_of
+from topkast.tools.common.text import VOCABULARY, load_text
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _layer import Layer, layer_on, measure_layer, random_index
-from _pairs import bound, measure, show
-from _results import CONSOLE, progress
 from rich.table import Table
 
 import topkast
-from topkast.compiler.pack import read
+from topkast.compiler.checkpoint.pack import read
 from topkast.runtime.layout import Geometry, Index
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
+from topkast.tools.common.pairs import bound, measure, show
+from topkast.tools.common.results import CONSOLE, progress
+
+from .layer import Layer, layer_on, measure_layer, random_index
 
 ROWS = 256  # of the activations
 SITES = 3
@@ -33,13 +34,13 @@ def measure_trained_sets(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def from_training(quick: bool) -> Sets:
     """Train a small GPT-2 on the standard library's sources as the demo does, and take its sets."""
-    import train  # the demo, with all that it needs: only when it is used
-    from _loop import make_side, train_step
-    from _text import load_text
+    import topkast.tools.demo.__main__ as demo  # the demo, with all that it needs: only when it is used
+    from topkast.tools.common.loop import make_side, train_step
+    from topkast.tools.common.text import load_text
 
     size, steps, backend = ("gpt2-nano", 3, "eager") if quick else ("gpt2-mini", 200, "aot_eager")
-    args = train.arguments(["--model", size, "--steps", str(steps), "--length", "16" if quick else "128"])
-    model = train.build_model(args)
+    args = demo.arguments(["--model", size, "--steps", str(steps), "--length", "16" if quick else "128"])
+    model = demo.build_model(args)
     topkast.compile(model, args.fwd, args.bwd, refresh_every=args.refresh_every, backend=backend)
     side, text = make_side("sparse", model, args), load_text(None, args.length)
     generator = torch.Generator().manual_seed(args.seed)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from _measure import churn
-from _text import Text
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 import topkast
+
+from .measure import churn
+from .text import Text
 
 NATS_TO_BITS = 1 / math.log(2)
 

@@ -1,7 +1,7 @@
 """Run the tests of the ONNX Runtime library and of exported files on another version of ONNX Runtime.
 
-    python tools/old_onnxruntime.py 1.17.3
-    python tools/old_onnxruntime.py gpu-1.31.1
+    python -m topkast.tools.common.old_onnxruntime 1.17.3
+    python -m topkast.tools.common.old_onnxruntime gpu-1.31.1
 
 The second is of onnxruntime-gpu, 250 MB, which runs on the CPU where there is no GPU. The version is installed into a
 folder of its own, build/onnxruntime/<version>, which Python then sees first; the environment itself stays as it is.
@@ -15,8 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-TESTS = tuple(f"tests/test_onnx_{name}.py" for name in ("library", "conv", "formats", "session"))
+from .places import ROOT
+
+TESTS = ("tests/runtime/onnx", "tests/passes/onnx/test_onnx_conv.py", "tests/passes/onnx/test_onnx_formats.py")
 BEFORE_NUMPY_2 = (1, 19)  # older ones were built against numpy 1
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from _arguments import positive
-from _measure import quartiles
+
+from .arguments import positive
+from .measure import quartiles
 
 Parts = Sequence[Callable[[], object]]
 Spread = dict[str, float]

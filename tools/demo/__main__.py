@@ -15,16 +15,17 @@ import sys
 from pathlib import Path
 
 import torch
-from _arguments import block, positive
-from _export import run_exported
-from _loop import Side, make_side, train
-from _plots import plot_churn, plot_loss
-from _summary import describe_export, export_table, footnote, summarise, table
-from _text import VOCABULARY, TextError, load_text
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import topkast
+from topkast.tools.common.arguments import block, positive
+from topkast.tools.common.loop import Side, make_side, train
+from topkast.tools.common.text import VOCABULARY, TextError, load_text
+
+from .plots import plot_churn, plot_loss
+from .run_exported import run_exported
+from .summary import describe_export, export_table, footnote, summarise, table
 
 # name → layers, width, heads; `gpt2` and up are the published sizes, for machines that can.
 MODELS = {

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _onnx_sessions import runner, session
-from _pairs import measure
 from torch import Tensor, nn
 
 import topkast
 from topkast.runtime import native
+from topkast.tools.bench.onnx_sessions import runner, session
+from topkast.tools.common.pairs import measure
 
 PAIRS = 40  # of runs of the dense and the sparse file
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _loop import NATS_TO_BITS, Side
-from _measure import memory, quartiles, weight_flops
-from _pairs import show
-from _text import Text
 from rich.table import Table
 
 import topkast
+from topkast.tools.common.loop import NATS_TO_BITS, Side
+from topkast.tools.common.measure import memory, quartiles, weight_flops
+from topkast.tools.common.pairs import show
+from topkast.tools.common.text import Text
 
 
 def summarise(args: argparse.Namespace, text: Text, sides: tuple[Side, Side], turnover: list[tuple]) -> dict:

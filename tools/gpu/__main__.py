@@ -1,4 +1,5 @@
-"""The parts of tools/gpu.sh, each in a process of its own: one that fails, hangs or fills memory costs only itself."""
+"""The parts of tools/gpu/gpu.sh, each in a process of its own: one that fails, hangs or fills memory costs only
+itself."""
 
 from __future__ import annotations
 
@@ -13,18 +14,19 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from _results import CONSOLE, machine, write
+from topkast.tools.common.places import RESULTS
+from topkast.tools.common.results import CONSOLE, machine, write
 
 # name -> module, function, seconds it may take, whether it is run unasked
 PARTS = {
-    "hardware": ("_gpu_hardware", "run", 40, True),
-    "correct": ("_gpu_correct", "run", 150, True),
-    "products": ("_gpu_products", "run_products", 100, True),
-    "single": ("_gpu_products", "run_single", 30, True),
-    "steps": ("_gpu_steps", "run", 160, True),
-    "decode": ("_gpu_products", "run_decode", 50, True),
-    "large": ("_gpu_large", "run", 100, True),
-    "headline": ("_gpu_large", "run_headline", 560, False),
+    "hardware": ("hardware", "run", 40, True),
+    "correct": ("correct", "run", 150, True),
+    "products": ("products", "run_products", 100, True),
+    "single": ("products", "run_single", 30, True),
+    "steps": ("steps", "run", 160, True),
+    "decode": ("products", "run_decode", 50, True),
+    "large": ("large_model", "run", 100, True),
+    "headline": ("large_model", "run_headline", 560, False),
 }
 TOTAL = 530  # seconds, of all parts together
 
@@ -42,7 +44,7 @@ def work(name: str, dry: bool, path: Path) -> None:
             CONSOLE.print(f"  {name}: {json.dumps(row)}", highlight=False, soft_wrap=True)
 
         try:
-            getattr(importlib.import_module(module), function)(dry, add)
+            getattr(importlib.import_module(f"topkast.tools.gpu.{module}"), function)(dry, add)
         except BaseException:
             add({"error": traceback.format_exc()[-3000:]})
             raise
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry", action="store_true", help="toy sizes, on the CPU")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="unset: all but the headline")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     # This process must not touch CUDA, or its children could not.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"

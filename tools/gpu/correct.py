@@ -14,7 +14,11 @@ from typing import Any
 def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
     """Raises RuntimeError where a test fails, or none ran."""
     path = Path(os.environ["TOPKAST_CACHE"]) / "tests.xml"
-    chosen = ["tests/test_triton_sets.py", "-k", "columns"] if dry else ["tests/test_cuda.py", "-n", str(_workers())]
+    chosen = (
+        ["tests/runtime/triton/test_triton_sets.py", "-k", "columns"]
+        if dry
+        else ["tests/runtime/triton/test_cuda.py", "-n", str(_workers())]
+    )
     # Another torch warns of other things than the one the tests are written with.
     options = ["-q", "-p", "no:cacheprovider", "-W", "default", "-o", "filterwarnings=default", f"--junitxml={path}"]
     env = {key: value for key, value in os.environ.items() if key != "TOPKAST_KERNEL"}

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _measure import memory
 from torch import Tensor, nn
 
 import topkast
 from topkast.compiler.backend import topkast_aot_eager, topkast_backend
+from topkast.tools.common.measure import memory
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _gpu_time import device, seconds
-from _layer import random_layer
 
-from topkast.runtime.kernels import KERNELS
-from topkast.runtime.planner import machine
+from topkast.runtime.kernels.candidates import KERNELS
+from topkast.runtime.planner.plan import machine
+from topkast.tools.bench.layer import random_layer
+
+from .timing import device, seconds
 
 
 def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:

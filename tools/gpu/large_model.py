@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from _gpu_model import Decoder, Size, Trainer, build, clear, clock, peak, ran
-from _gpu_time import device
 
 import topkast
+
+from .decoder import Decoder, Size, Trainer, build, clear, clock, peak, ran
+from .timing import device
 
 Add = Callable[[dict[str, Any]], None]
 

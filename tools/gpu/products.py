@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _gpu_time import device, micros, ratio, seconds
-from _layer import Layer, random_layer
-from _pairs import bound
 
 from topkast.runtime.layout import index_masks
-from topkast.runtime.reference import REFERENCE
+from topkast.runtime.reference.products import REFERENCE
 from topkast.runtime.triton import products as BLOCKS
 from topkast.runtime.triton.transient import TRANSIENT
+from topkast.tools.bench.layer import Layer, random_layer
+from topkast.tools.common.pairs import bound
+
+from .timing import device, micros, ratio, seconds
 
 Add = Callable[[dict[str, Any]], None]
 Parts = list[Callable[[], Any]]

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from _gpu_model import Size, Trainer, build, clear, clock, peak, ran
-from _gpu_time import device
-
 import topkast
+
+from .decoder import Size, Trainer, build, clear, clock, peak, ran
+from .timing import device
 
 SIZE = Size(layers=24, width=2048, heads=16, vocabulary=50304, sequence=1024, batch=8)
 TOY = Size(layers=1, width=32, heads=2, vocabulary=96, sequence=16, batch=2)

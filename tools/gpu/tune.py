@@ -1,7 +1,7 @@
 """Fill the table of tile sizes for the GPU of this machine: measure candidates, keep the fastest, write configs.json.
 
-    python tools/tune_triton.py                              all products, dtypes, block sides and classes of rows
-    python tools/tune_triton.py --sides 128 --kinds half     some of them; the rest of the table stays
+    python -m topkast.tools.gpu.tune                              all products, dtypes, block sides and classes of rows
+    python -m topkast.tools.gpu.tune --sides 128 --kinds half     some of them; the rest of the table stays
 
 A candidate that the GPU cannot run, for its registers or its shared memory, is passed over.
 """
@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _gpu_time import seconds
-from _layer import Layer, random_layer
-from _results import CONSOLE
 
 from topkast.runtime.triton import configs, products
 from topkast.runtime.triton.configs import KINDS, PRODUCTS, ROWS, SIDES, Config
+from topkast.tools.bench.layer import Layer, random_layer
+from topkast.tools.common.results import CONSOLE
+
+from .timing import seconds
 
 M = {"decode": 16, "small": 256, "large": 8192}
 DTYPES = {"half": torch.bfloat16, "single": torch.float32}

@@ -4,9 +4,9 @@
     time    measure the step of each kind of run with the real kernels, beside compiled dense, in pairs
     table   mean, deviation and 95 % interval over seeds, and the paired difference from one arm
     plot    quality against density, FLOPs, measured time and bytes, one PNG
-    report  all grids of tools/grids: TABLES.md and the PNGs beside the results, and the README's table
+    report  all grids of tools/study/grids: TABLES.md and the PNGs beside the results, and the README's table
 
-A grid is a TOML file of tools/grids (its name is enough) or your own; results are JSON lines, one file for all
+A grid is a TOML file of tools/study/grids (its name is enough) or your own; results are JSON lines, one file for all
 grids: a run that two of them share is trained once.
 """
 
@@ -16,16 +16,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from _arguments import positive
-from _study_grid import Point, read_grid
-from _study_run import StudyError
-from _study_store import complete, read
-from _study_times import read_times
 from rich.console import Console
 from rich.markup import escape
 
+from topkast.tools.common.arguments import positive
+from topkast.tools.common.places import README, RESULTS
+
+from .grid import Point, read_grid
+from .run import StudyError
+from .store import complete, read
+from .times import read_times
+
 HERE = Path(__file__).parent
-FOLDER = HERE / "results" / "study"
+FOLDER = RESULTS / "study"
 SUMMARY = "rivals-balanced"  # the grid of the README's table: what topkast.compile does by default, beside its rivals
 
 
@@ -36,7 +39,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("run", "time", "table", "plot", "report"):
         command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         if name != "report":
-            command.add_argument("grid", help="a name in tools/grids, or the path of a TOML file")
+            command.add_argument("grid", help="a name in tools/study/grids, or the path of a TOML file")
         command.add_argument("--results", type=Path, default=FOLDER / "runs.jsonl", help="file of results")
         command.add_argument("--times", type=Path, default=FOLDER / "times.json", help="file of measured times")
         if name in ("run", "time"):
@@ -69,15 +72,15 @@ def train(grid: list[Point], args: argparse.Namespace, console: Console) -> int:
 def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
     """The tables or the picture of one grid."""
     # What draws and counts needs packages that training does not.
-    from _study_rows import rows
-    from _study_table import sheets
+    from .rows import rows
+    from .table import sheets
 
     found = rows(grid, read(args.results), read_times(args.times))
     if args.command == "table":
         for sheet in sheets(found, args.against):
             console.print(sheet.rich())
         return
-    from _study_plot import plot
+    from .plot import plot
 
     name = grid_path(args.grid).stem
     written = plot(found, name, args.out / f"{name}.png")
@@ -86,14 +89,14 @@ def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
 
 def report(args: argparse.Namespace, console: Console) -> None:
     """Every table and picture that is kept in the repository."""
-    from _study_plot import plot
-    from _study_report import tables, with_summary
-    from _study_rows import compared, rows
+    from .plot import plot
+    from .report import tables, with_summary
+    from .rows import compared, rows
 
     held, times = read(args.results), read_times(args.times)
     text = tables(HERE / "grids", held, times, FOLDER / "topology")
     (FOLDER / "TABLES.md").write_text(text, encoding="utf-8")
-    readme = HERE.parent / "README.md"
+    readme = README
     found = rows(read_grid(grid_path(SUMMARY), times), held, times)
     readme.write_text(with_summary(readme.read_text(encoding="utf-8"), found), encoding="utf-8")
     for old in FOLDER.glob("*.png"):  # one of a grid that is gone, or of results that are, would stay
@@ -120,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "run":
             return train(grid, args, console)
         if args.command == "time":
-            from _study_clock import measure_grid
+            from .clock import measure_grid
 
             measure_grid(grid, args.times, args.repeats, "aot_eager" if args.quick else "inductor", args.data)
         else:

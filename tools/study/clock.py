@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _pairs import SPREAD, measure, show
-from _results import CONSOLE, machine
-from _study_grid import Point
-from _study_run import BASELINES, Run, canonical
-from _study_tasks import task_of
-from _study_times import UNMEASURED, add_time, key_of, read_times
-from _study_train import make_optimizer, prepare, train_step
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
+from topkast.tools.common.pairs import SPREAD, measure, show
+from topkast.tools.common.results import CONSOLE, machine
+
+from .grid import Point
+from .run import BASELINES, Run, canonical
+from .tasks import task_of
+from .times import UNMEASURED, add_time, key_of, read_times
+from .train import make_optimizer, prepare, train_step
 
 STEPS = 10**6  # of the run that is measured: no refresh comes due by itself
 PARTS = 5  # of gradual pruning, measured one by one

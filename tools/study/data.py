@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _study_run import StudyError
-from _text import Text, load_text
 from torch import Tensor
+
+from topkast.tools.common.text import Text, load_text
+
+from .run import StudyError
 
 Images = tuple[Tensor, Tensor, Tensor, Tensor]  # training images, their classes, test images, their classes
 

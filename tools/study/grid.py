@@ -22,8 +22,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from _study_run import Run, StudyError, canonical
-from _study_times import Times
+from .run import Run, StudyError, canonical
+from .times import Times
 
 TABLES = ("base", "axes", "arms", "tasks")
 OF_GRID = ("times", "equal")  # what decides about the steps and is no field of a run

@@ -5,8 +5,8 @@ of the weights that was ever in A. Between the seeds: the distance as it is and 
 interchangeable neurons, at the start and at the end, each beside the same for shuffled masks, since a matching finds
 some overlap in any two sets.
 
-`python tools/study.py report` makes a table with intervals of the `between_seeds.json` of several runs (`--seed 0`,
-`--seed 2`, ...) that were put into tools/results/study/topology/ under any names.
+`python -m topkast.tools.study report` makes a table with intervals of the `between_seeds.json` of several runs (`--seed
+0`, `--seed 2`, ...) that were put into tools/results/study/topology/ under any names.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import sys
 from dataclasses import asdict
 
 import torch
-import train
-from _loop import make_side, train_step
-from _plot_dynamics import plot_bars, plot_layers
-from _results import CONSOLE, progress
-from _text import Text, load_text
 from rich.table import Table
 from torch import Tensor
 
 import topkast
-from topkast.compiler.interchange import Interchangeable
+import topkast.tools.demo.__main__ as demo
+from topkast.compiler.topology.interchangeable import Interchangeable
+from topkast.tools.common.loop import make_side, train_step
+from topkast.tools.common.results import CONSOLE, progress
+from topkast.tools.common.text import Text, load_text
+
+from .plot_dynamics import plot_bars, plot_layers
 
 Masks = dict[str, tuple[Tensor, Tensor]]
 PLOTS = {
@@ -39,7 +40,7 @@ PLOTS = {
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The demo's arguments, with another default folder."""
     given = sys.argv[1:] if argv is None else argv
-    return train.arguments(["--out", "build/dynamics", *given])
+    return demo.arguments(["--out", "build/dynamics", *given])
 
 
 def train_one(
@@ -48,7 +49,7 @@ def train_one(
     """The recorder, the first and the last sets and the model of one seed."""
     args = argparse.Namespace(**{**vars(args), "seed": seed})
     model = topkast.compile(
-        train.build_model(args),
+        demo.build_model(args),
         args.fwd,
         args.bwd,
         block=args.block,

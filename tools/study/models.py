@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from _study_run import StudyError
 from torch import Tensor, nn
+
+from .run import StudyError
 
 
 class Block(nn.Module):
@@ -93,7 +94,7 @@ def torchvision_resnet(width: int) -> nn.Module:
     Raises:
         StudyError: torchvision is not installed.
     """
-    import _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
+    from topkast.tools.zoo import entry as _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
 
     try:
         from torchvision.models.resnet import BasicBlock, ResNet

@@ -13,10 +13,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from _study_rows import Row, estimate
-from _study_tasks import task_of
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
+
+from .rows import Row, estimate
+from .tasks import task_of
 
 COSTS = {
     "density": "forward density",

@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # files only: there may be no display
 
 import matplotlib.pyplot as plt
 
-from topkast.compiler.dynamics import Moved
+from topkast.compiler.topology.dynamics import Moved
 
 SETS = {"a": "A, the forward set", "b": "B, the backward set"}
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from _study_dense import caption
-from _study_grid import read_grid
-from _study_rows import Row, compared, estimate, rows
-from _study_run import StudyError
-from _study_store import Results
-from _study_table import Sheet, sheets
-from _study_tasks import task_of
-from _study_times import Times
-from _study_topology import topology
+from .dense import caption
+from .grid import read_grid
+from .rows import Row, compared, estimate, rows
+from .run import StudyError
+from .store import Results
+from .table import Sheet, sheets
+from .tasks import task_of
+from .times import Times
+from .topology import topology
 
-MARKS = "<!-- study: made by `python tools/study.py report` -->", "<!-- study: end -->"
+MARKS = "<!-- study: made by `python -m topkast.tools.study report` -->", "<!-- study: end -->"
 HEAD = """# Tables of the study
 
-Made by `python tools/study.py report` from `runs.jsonl` and `times.json`; nothing here is written by hand.
+Made by `python -m topkast.tools.study report` from `runs.jsonl` and `times.json`; nothing here is written by hand.
 Lower is better in every quality. A figure is a mean over seeds, its standard deviation and the 95 % interval of the
 mean (Student's t); the difference from an arm is taken seed by seed, over the seeds that ended well in both, with half
 the width of its interval. Seeds that diverged (a loss that is not finite) or were not run are counted, and in no mean.

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from _study_grid import Point
-from _study_store import Results
-from _study_times import Times
 from scipy import stats
+
+from .grid import Point
+from .store import Results
+from .times import Times
 
 
 @dataclass(frozen=True)

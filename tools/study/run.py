@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from topkast.compiler.config import Config, pair
-from topkast.compiler.initial import QUARTER, TENTH
+from topkast.compiler.convert.initial import QUARTER, TENTH
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.methods import METHODS
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _study_run import Run, StudyError, canonical
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .run import Run, StudyError, canonical
 
 Results = dict[str, dict[str, Any]]  # key of the run -> its result
 
@@ -48,7 +49,7 @@ def _prepare(threads: int) -> None:
 
 
 def _train(run: Run, data: Path | None) -> dict[str, Any]:
-    from _study_train import train
+    from .train import train
 
     return train(run, data)
 

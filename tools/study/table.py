@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from _study_dense import caption
-from _study_rows import Row, estimate
-from _study_tasks import task_of
 from rich.table import Table
+
+from .dense import caption
+from .rows import Row, estimate
+from .tasks import task_of
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import _study_data as data
 import torch
 import torch.nn.functional as F
-from _study_models import ByteModel, ConvNet, torchvision_resnet
-from _study_run import StudyError
-from _text import Text
 from torch import Tensor, nn
+
+from topkast.tools.common.text import Text
+
+from . import data
+from .models import ByteModel, ConvNet, torchvision_resnet
+from .run import StudyError
 
 LENGTH = 64
 

@@ -1,20 +1,23 @@
-"""Question 7, is it the same topology over seeds: a table from what tools/mask_dynamics.py found of pairs of models."""
+"""Question 7, is it the same topology over seeds: a table from what tools/study/mask_dynamics.py found of pairs of
+models.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from _study_rows import estimate
-from _study_run import StudyError
-from _study_table import Sheet
+from .rows import estimate
+from .run import StudyError
+from .table import Sheet
 
 HEAD = """## topology
 
 Question 7: do two seeds end with the same topology? Each model is one of a pair of seeds, each pair is a file of
-`topology/`, made by `python tools/mask_dynamics.py --seed N`. The distance of A is the share not in common: 0 the same
-sets, 1 nothing in common. Matching permutes interchangeable neurons for the largest overlap, and finds some in shuffled
-sets too; the last column is what training adds to that, pair by pair, negative where the seeds agree.
+`topology/`, made by `python -m topkast.tools.study.mask_dynamics --seed N`. The distance of A is the share not in
+common: 0 the same sets, 1 nothing in common. Matching permutes interchangeable neurons for the largest overlap, and
+finds some in shuffled sets too; the last column is what training adds to that, pair by pair, negative where the seeds
+agree.
 """
 WAYS = ("as they are", "matched", "shuffled", "shuffled, matched")
 
@@ -33,7 +36,7 @@ def topology(folder: Path) -> str:
         apart = [one["between seeds"] for one in read]
         lines = [_line(when, [ways[when] for ways in apart]) for when in ("start", "end")]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise StudyError(f"{folder}: a file that tools/mask_dynamics.py did not write: {error}") from error
+        raise StudyError(f"{folder}: a file that tools/study/mask_dynamics.py did not write: {error}") from error
     for path, one in zip(paths, given, strict=True):
         if one != given[0]:
             raise StudyError(f"{path}: other arguments than {paths[0].name}'s, so they cannot be averaged")

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import memory
-from _study_models import width_for
-from _study_references import layers_of, meprop, swat
-from _study_run import Run
-from _study_tasks import Task, loss_of, task_of
 from torch import Tensor, nn
 
 import topkast
+from topkast.tools.common.measure import memory
+
+from .models import width_for
+from .references import layers_of, meprop, swat
+from .run import Run
+from .tasks import Task, loss_of, task_of
 
 LOOKS = 20  # how often in a run the sets are counted for its FLOPs
 

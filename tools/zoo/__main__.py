@@ -19,19 +19,18 @@ import os
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-# The oracle is the tests', and there is one: masked dense training in plain PyTorch.
-sys.path.append(str(HERE.parent / "tests"))
+from topkast.tools.common.places import README, RESULTS
+
 # Sets and sums are compared with a dense model's, so products run as dense ones, whichever kernel would be faster.
 os.environ.setdefault("TOPKAST_KERNEL", "dense")
 
 SUITES = {
-    "nn": "_zoo_nn",
-    "torchvision": "_zoo_torchvision",
-    "transformers": "_zoo_transformers",
-    "timm": "_zoo_timm",
-    "others": "_zoo_others",
-    "adapted": "_zoo_adapted",
+    "nn": "torch_nn",
+    "torchvision": "torchvision_models",
+    "transformers": "transformers_models",
+    "timm": "timm_models",
+    "others": "others",
+    "adapted": "adapted",
 }
 KERNELS = ("dense", "native", "first")
 STAGES = ("model", "plain compile", "compile", "oracle", "copies", "export", "inductor")
@@ -54,36 +53,39 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--seconds", type=float, default=600, help="limit of a model's computing")
     run.add_argument("--memory", type=float, default=16, metavar="GB", help="limit of a model")
     readme = commands.add_parser("readme", formatter_class=form)
-    readme.add_argument("--file", type=Path, default=HERE.parent / "README.md", help="the README")
+    readme.add_argument("--file", type=Path, default=README, help="the README")
     for command in (run, readme, commands.add_parser("table", formatter_class=form)):
-        command.add_argument("--out", type=Path, default=HERE / "results" / "zoo.json", help="the file of records")
+        command.add_argument("--out", type=Path, default=RESULTS / "zoo.json", help="the file of records")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(sys.argv[1:] if argv is None else argv)
     if args.command == "table":
-        from _zoo_table import show
+        from .table import show
 
         show(args.out)
         return 0
     if args.command == "readme":
-        from _zoo_table import put
+        from .table import put
 
         put(args.out, args.file)
         return 0
     import torch
-    from _zoo_run import key, read, run, write
+
+    from . import check, kernels
+    from .run import key, read, run, write
 
     torch.set_num_threads(1)
-    entries = [entry for suite in args.suites for entry in importlib.import_module(SUITES[suite]).entries()]
+    suites = [importlib.import_module(f"topkast.tools.zoo.{SUITES[suite]}") for suite in args.suites]
+    entries = [entry for suite in suites for entry in suite.entries()]
     if args.name:
         entries = [entry for entry in entries if any(fnmatch.fnmatch(entry.name, glob) for glob in args.name)]
-    entries = importlib.import_module("_zoo_kernels").sample(entries, args.kernel, args.every, args.start, args.blocks)
+    entries = kernels.sample(entries, args.kernel, args.every, args.start, args.blocks)
     if args.again:
         old = {key(entry.suite, entry.name, entry.kernel) for entry in entries}
         write(args.out, {at: record for at, record in read(args.out).items() if at not in old})
-    importlib.import_module("_zoo_check").warm()
+    check.warm()
     run(entries, args.out, stages=tuple(args.stages), jobs=args.jobs, seconds=args.seconds, gigabytes=args.memory)
     return 0
 

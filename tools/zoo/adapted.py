@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable
 
 import torch
-from _zoo_entry import Batch, Entry
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
+
+from .entry import Batch, Entry
 
 
 class LowRank(nn.Module):

@@ -12,15 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import _zoo_dense
-import _zoo_inductor
-import _zoo_kernels
-import _zoo_oracle
 import torch
-from _zoo_entry import Entry, loss_of, tensors
 from torch import Tensor, nn
 
 import topkast
+
+from . import dense as _zoo_dense
+from . import inductor as _zoo_inductor
+from . import kernels as _zoo_kernels
+from . import oracle as _zoo_oracle
+from .entry import Entry, loss_of, tensors
 
 Tell = Callable[[dict[str, Any]], None]
 

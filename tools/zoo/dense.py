@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _zoo_entry import Entry, loss_of, tensors
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from topkast.compiler.flatten import Flat, Inputs, without_cache
-from topkast.compiler.parity import compare
+from topkast.compiler.export.flatten import Flat, Inputs, without_cache
+from topkast.compiler.export.parity import compare
+
+from .entry import Entry, loss_of, tensors
 
 BESIDE = "in plain PyTorch, beside our model"
 NO_MEMORY = "can't allocate memory"  # says as much of the limit as of the model

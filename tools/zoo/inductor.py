@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from _zoo_entry import Entry, loss_of
 from torch import nn
 from torch._inductor.utils import fresh_cache
 
 import topkast
+
+from .entry import Entry, loss_of
 
 # One of a kind: generating code takes most of the time of a model, and it is the same code that is left as it was.
 SAMPLE = {

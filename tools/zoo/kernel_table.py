@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from _zoo_kernels import BLOCKS, name
+from .kernels import BLOCKS, name
 
 Record = dict[str, Any]
 HEADINGS = (

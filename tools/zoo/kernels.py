@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from _zoo_entry import Entry
-
 import topkast
+
+from .entry import Entry
 
 BLOCKS = ((1, 1), (4, 1), (16, 1), (16, 16))
 TOO_LARGE = "larger than every weight that could be sparse"

@@ -1,6 +1,6 @@
 """nanoGPT's own ``train.py`` and ``sample.py`` with one line more: what its rules and files make of a sparse model.
 
-    git clone https://github.com/karpathy/nanoGPT && python tools/nanogpt.py nanoGPT
+    git clone https://github.com/karpathy/nanoGPT && python -m topkast.tools.zoo.nanogpt nanoGPT
 
 Trains on characters of the standard library, dense and sparse, then resumes the sparse run and samples from it. The
 table shows which matrices decay (nanoGPT asks each parameter for its ``dim()``), the losses, whether the clock went on,
@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from _results import machine, write
 from rich.console import Console
 from rich.table import Table
+
+from topkast.tools.common.results import machine, write
 
 IMPORT = "from model import GPTConfig, GPT\n"
 LINE = (

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from _zoo_dense import BESIDE
-from _zoo_entry import loss_of
-from builders import Case
-from lockstep import Trio, adamw, compiled, sites_of, without_onednn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from ways import ORDERS, SUMS, WITHOUT_ONEDNN, Way
 
 import topkast
-from topkast.runtime import planner
-from topkast.runtime.kernels import DENSE
+from topkast.runtime.kernels.candidates import DENSE
+from topkast.runtime.planner import plan as planner
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, adamw, compiled, sites_of, without_onednn
+from topkast.tests.support.ways import ORDERS, SUMS, WITHOUT_ONEDNN, Way
+
+from .dense import BESIDE
+from .entry import loss_of
 
 OPTIONS = {"fwd": 0.9, "bwd": 0.8, "min_size": 1, "refresh_every": 2, "backend": "aot_eager"}
 STEPS = 3

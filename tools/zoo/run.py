@@ -17,13 +17,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from _results import CONSOLE
-from _zoo_entry import Entry
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from topkast.tools.common.places import ROOT
+from topkast.tools.common.results import CONSOLE
+
+from .entry import Entry
 
 Key = tuple[str, ...]  # suite and name; and the kernel, unless it is "dense"
 PATIENCE = 20  # clock seconds for one of computing, before a model is given up that may wait for ever
-ROOT = Path(__file__).parent.parent
 
 
 def state_of_the_code() -> str:
@@ -71,7 +73,7 @@ def write(path: Path, records: dict[Key, dict[str, Any]]) -> None:
 
 def _child(entry: Entry, stages: tuple[str, ...], gigabytes: float, seconds: float, sender: Connection) -> None:
     """In a process of its own: what it prints is nobody's business, what it finds goes through the pipe."""
-    from _zoo_check import check
+    from .check import check
 
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)

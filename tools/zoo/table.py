@@ -7,13 +7,14 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-import _zoo_kernel_table
-from _results import CONSOLE
-from _zoo_run import read
+from topkast.tools.common.results import CONSOLE
+
+from . import kernel_table as _zoo_kernel_table
+from .run import read
 
 Record = dict[str, Any]
 REFUSED = "refused"  # begins what is said of a model in which there is nothing to make sparse
-MARKS = ("<!-- zoo: written by tools/zoo.py readme -->", "<!-- /zoo -->")
+MARKS = ("<!-- zoo: written by topkast.tools.zoo readme -->", "<!-- /zoo -->")
 HEADINGS = (
     "suite",
     "models",

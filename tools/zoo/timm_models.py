@@ -6,9 +6,10 @@ import functools
 from typing import Any
 
 import timm
-from _zoo_entry import Entry, image
 from timm.models import _registry
 from torch import nn
+
+from .entry import Entry, image
 
 # model -> side of its images, and what makes it small; what takes least time first
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {

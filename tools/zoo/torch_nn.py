@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from _zoo_entry import Batch, Entry
 from torch import nn
 from torch.testing._internal.common_modules import module_db
+
+from .entry import Batch, Entry
 
 SAMPLES = 5
 

@@ -9,8 +9,9 @@ import os
 from typing import Any
 
 import torch
-from _zoo_entry import Batch, Entry
 from torch import Tensor, nn
+
+from .entry import Batch, Entry
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from transformers import AutoConfig, AutoModel

@@ -7,19 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from topkast.compiler.convert.check import check_finite
 from topkast.runtime.errors import ModelError
 
-from .check import check_finite
-from .meta import current, like
+from .access import Watch
 from .rehearse import REMEDY, Plan, Step
-from .watch import Watch
+from .tensors import current, like
 
 
 def materialise(plan: Plan, device: torch.device, finished: Callable[[str], None]) -> None:
     """Give every tensor of the plan its values.
 
     Args:
-        plan: from :func:`topkast.compiler.rehearse.rehearse`.
+        plan: from :func:`topkast.compiler.convert.meta.rehearse.rehearse`.
         device: where tensors are made.
         finished: called with the name of each tensor that no later initialisation touches, so that it can be let go
             before the next one is made.

@@ -19,8 +19,8 @@ from torch import nn
 
 from topkast.runtime.errors import ModelError
 
-from .meta import Owners, current, held, on_meta_only, refuse_loose
-from .watch import Watch
+from .access import Watch
+from .tensors import Owners, current, held, on_meta_only, refuse_loose
 
 Init = Callable[[nn.Module], Any]
 RESETS = ("reset_parameters", "_reset_parameters")  # the second is nn.MultiheadAttention's

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.runtime import planner
-from topkast.runtime.kernels import DENSE, PRODUCTS, candidates
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import geometry_of, named, topkast
+from topkast.runtime.kernels.candidates import DENSE, PRODUCTS, candidates
 from topkast.runtime.native import library
 from topkast.runtime.native.convolution import refusal
-from topkast.runtime.reference import ConvArgs
-
-from .base import Pass
-from .nodes import geometry_of, named, topkast
+from topkast.runtime.planner import plan as planner
+from topkast.runtime.reference.products import ConvArgs
 
 _TARGETS = {getattr(topkast, product).default: product for product in PRODUCTS}
 

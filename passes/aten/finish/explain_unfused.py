@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from .base import Pass
-from .nodes import MOVES, WEIGHT, WEIGHT_GRAD, source
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import MOVES, WEIGHT, WEIGHT_GRAD, source
 
 _PIECES = ("slice", "split", "select", "chunk", "unbind", "split_with_sizes", "cat", "index")
 

@@ -5,7 +5,7 @@ The native kernels have the batch as the vector axis: each product turns its ope
 gradient on its way back through them; what is saved for it) both conversions can go. Sums over rows (a bias' gradient)
 read tiles too, in another order; random ops draw the same numbers for other elements. All else is bit for bit the
 same. Which values are tiles is a minimum cut, see :mod:`.layouts`; what it proposes is taken where it measures faster,
-see :mod:`topkast.runtime.tiles`.
+see :mod:`topkast.runtime.planner.tiles`.
 
 Tensors that come as rows are left to the products, which pack them tile by tile in the cache: an op that packs one for
 all its readers is a pass over memory, as slow as packing twice (measured).
@@ -18,13 +18,13 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from topkast.runtime import tiles
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import aten, emit, geometry_of, named, topkast
+from topkast.passes.aten.tile_layouts import PRODUCTS, SAME, Layouts, assign, matrix, sums_rows
 from topkast.runtime.native import products as native
+from topkast.runtime.planner import tiles
 
-from .base import Pass
 from .choose_kernel import problem
-from .layouts import PRODUCTS, SAME, Layouts, assign, matrix, sums_rows
-from .nodes import aten, emit, geometry_of, named, topkast
 
 
 class KeepTransposed(Pass):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from .base import Pass
-from .nodes import MOVES, WEIGHT, is_cast
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import MOVES, WEIGHT, is_cast
 
 
 class RecomputeWeight(Pass):

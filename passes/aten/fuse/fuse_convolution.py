@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.runtime.layout import Geometry
-
-from .base import Pass
-from .nodes import (
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import (  # fmt: skip
     WEIGHT_GRAD,
     as_matrix,
     aten,
@@ -28,7 +26,8 @@ from .nodes import (
     source,
     topkast,
     weight_operand,
-)  # fmt: skip
+)
+from topkast.runtime.layout import Geometry
 
 MIXED = "the weight's rows and columns are mixed before the convolution"
 LIES = "the result lies in memory as no convolution of the kernels leaves one"

@@ -17,15 +17,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from topkast.runtime import epilogues
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.finish.choose_kernel import problem
+from topkast.passes.aten.nodes import aten, emit, is_cast, named, topkast
+from topkast.passes.aten.tile_layouts import SAME, matrix, tensor
 from topkast.runtime.native.products import ACTIVATIONS
-from topkast.runtime.reference import activation
+from topkast.runtime.planner import epilogues
+from topkast.runtime.reference.products import activation
 from topkast.runtime.triton.products import DTYPES
-
-from .base import Pass
-from .choose_kernel import problem
-from .layouts import SAME, matrix, tensor
-from .nodes import aten, emit, is_cast, named, topkast
 
 # The kernels that take bias and activation, and the dtypes in which theirs is PyTorch's arithmetic, or a finer one.
 FUSING = {"native": (torch.float32,), "triton": DTYPES, "csr": DTYPES}

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from topkast.runtime.layout import Geometry
-
-from .base import Pass
-from .nodes import (
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.matrix_products import side_of
+from topkast.passes.aten.nodes import (  # fmt: skip
     WEIGHT_GRAD,
     as_matrix,
     aten,
@@ -28,8 +27,8 @@ from .nodes import (
     topkast,
     transposed,
     weight_operand,
-)  # fmt: skip
-from .products import side_of
+)
+from topkast.runtime.layout import Geometry
 
 # Known by name: transformers need not be there.
 FORWARD, BACKWARD = "transformers::grouped_mm_fallback", "transformers::grouped_mm_fallback_backward"

@@ -2,14 +2,15 @@
 
 Every way of writing a linear layer (``F.linear``, ``addmm``, ``matmul``, ``einsum``, attention's projections, batched
 experts) is one of ``mm``, ``addmm``, ``bmm``, ``baddbmm`` here, after some moves of the weight's elements. Which of the
-products it is depends on where the moves took the elements, see :func:`topkast.passes.nodes.weight_operand`.
+products it is depends on where the moves took the elements, see :func:`topkast.passes.aten.nodes.weight_operand`.
 """
 
 from __future__ import annotations
 
 from torch import fx
 
-from .nodes import (
+from topkast.passes.aten.matrix_products import PRODUCTS, ProductPass, is_scaled, side_of
+from topkast.passes.aten.nodes import (  # fmt: skip
     as_matrix,
     aten,
     emit,
@@ -20,8 +21,7 @@ from .nodes import (
     topkast,
     transposed,
     weight_operand,
-)  # fmt: skip
-from .products import PRODUCTS, ProductPass, is_scaled, side_of
+)
 
 
 class FuseMatmul(ProductPass):

@@ -14,8 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .nodes import as_matrix, aten, emit, geometry, positions, replay, source, transposed, weight_operand
-from .products import ProductPass, known, side_of
+from topkast.passes.aten.matrix_products import ProductPass, known, side_of
+from topkast.passes.aten.nodes import (
+    as_matrix,
+    aten,
+    emit,
+    geometry,
+    positions,
+    replay,
+    source,
+    transposed,
+    weight_operand,
+)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from topkast.passes.aten.matrix_products import PRODUCTS, ProductPass, is_scaled, known, side_of
+from topkast.passes.aten.nodes import as_matrix, aten, emit, geometry, positions, replay, source, weight_operand
 from topkast.runtime.layout import Geometry
-
-from .nodes import as_matrix, aten, emit, geometry, positions, replay, source, weight_operand
-from .products import PRODUCTS, ProductPass, is_scaled, known, side_of
 
 Order = tuple[int, ...]
 PLAIN: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}

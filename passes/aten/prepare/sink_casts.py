@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from .base import Pass
-from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, is_cast, source
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import WEIGHT, WEIGHT_GRAD, aten, emit, is_cast, source
 
 
 class SinkCasts(Pass):

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import fx
 
-from .base import Pass
-from .nodes import MOVES, WEIGHT, WEIGHT_GRAD, aten, emit
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import MOVES, WEIGHT, WEIGHT_GRAD, aten, emit
 
 Dims = tuple[int, ...]
 # The dimensions are numbered n, o, i, j; each operand, and the result, has some of them.

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import fx
 
-from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, positions, replay, sliced, source
-from .products import PRODUCTS, ProductPass, is_scaled, side_of
+from topkast.passes.aten.matrix_products import PRODUCTS, ProductPass, is_scaled, side_of
+from topkast.passes.aten.nodes import WEIGHT, WEIGHT_GRAD, aten, emit, positions, replay, sliced, source
 
 
 class SplitJoined(ProductPass):

@@ -16,11 +16,10 @@ from typing import Any
 
 from torch import fx
 
-from topkast.runtime import rows  # noqa: F401  (defines its operators)
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import WEIGHT, WEIGHT_GRAD, aten, emit, geometry, getitems, sliced, topkast
 from topkast.runtime.layout import Geometry
-
-from .base import Pass
-from .nodes import WEIGHT, WEIGHT_GRAD, aten, emit, geometry, getitems, sliced, topkast
+from topkast.runtime.reference import rows  # noqa: F401  (defines its operators)
 
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 CUTS = {

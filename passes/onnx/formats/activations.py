@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx import NodeProto, helper
 
-from .graph import Graph
+from topkast.passes.onnx.graph import Graph
 
 X = "x"  # what the activation takes
 _ERF = ("Add", ("Erf", ("Div", X, math.sqrt(2))), 1.0)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, helper
 
+from topkast.passes.onnx.constant_products import Product
+from topkast.passes.onnx.graph import Graph
+
 from .blocks import Array, Blocks
-from .graph import Graph
-from .products import Product
 
 ROW_MAJOR_FROM = 256  # rows of x from which the form that does not turn it is faster,
 ROW_MAJOR_BLOCK = 32  # for blocks of at least this many rows and columns (measured)

@@ -1,16 +1,18 @@
 """Which format "auto" takes for a weight: the fastest that was measured, and never one that loses to dense.
 
-Measured by ``tools/bench.py onnx`` on layers of 4096 x 4096 and 1024 x 4096 at 1 to 256 rows of x, and on smaller ones:
-a limit is the densest that was measured and beat dense in the worst case (a fifth and a tenth, with room for rounding).
+Measured by ``topkast.tools.bench onnx`` on layers of 4096 x 4096 and 1024 x 4096 at 1 to 256 rows of x, and on smaller
+ones: a limit is the densest that was measured and beat dense in the worst case (a fifth and a tenth, with room for
+rounding).
 """
 
 from __future__ import annotations
 
 import math
 
+from topkast.passes.onnx.constant_products import Convolution
+
 from . import block
 from .blocks import Blocks
-from .products import Convolution
 
 MANY_ROWS = 16  # rows of x from which the kernels' vectors are full
 # Multiplications of the dense product, for x of many rows and of few: with less, what a node costs beside them decides.
@@ -20,8 +22,8 @@ CUSTOM = {True: {1: 0.22}, False: {1: 0.11, 4: 0.22}}
 # Rows or columns of a block, the fewer -> the density up to which standard operators win, padding included.
 STANDARD = {32: 0.22}
 
-# Convolutions, by ``tools/bench.py convs``: ResNet-50's at batches of 1 and 8, single weights and blocks of 16 x 1.
-# Multiplications of the smallest that was measured; and columns of the weight -> the density up to which ours win:
+# Convolutions, by ``topkast.tools.bench convs``: ResNet-50's at batches of 1 and 8, single weights and blocks of 16 x
+# 1. Multiplications of the smallest that was measured; and columns of the weight -> the density up to which ours win:
 # with less than 16 rows a block, the same for one image, and with more. With few columns memory decides.
 CONV_LEAST_WORK = 2**23
 CONV = {128: 0.11, 256: 0.22}

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from topkast.passes.onnx.graph import Graph
+
 from .blocks import Array, Blocks
-from .graph import Graph
 
 WIDEST = 255  # what a byte holds
 

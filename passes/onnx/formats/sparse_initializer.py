@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .graph import Graph
+from topkast.passes.onnx.graph import Graph
 
 
 def size(nonzeros: int, half: bool) -> int:

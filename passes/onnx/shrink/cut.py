@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import NodeProto, helper
 
-from .blocks import Array
-from .graph import graphs
+from topkast.passes.onnx.formats.blocks import Array
+from topkast.passes.onnx.graph import graphs
+
 from .move_rules import entries_of
 from .units import At, Linear, Units
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import Array
-from .graph import Graph
+from topkast.passes.onnx.formats.blocks import Array
+from topkast.passes.onnx.graph import Graph
+
 from .units import At, Axes, Units
 
 FLATTENED = "it is flattened with another axis"

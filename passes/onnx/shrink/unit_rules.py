@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .blocks import Array, Block
-from .graph import Graph, graphs
+from topkast.passes.onnx.formats.blocks import Array, Block
+from topkast.passes.onnx.graph import Graph, graphs
+
 from .linear_rules import LINEAR
 from .move_rules import MOVES
 from .units import At, Units

@@ -16,8 +16,8 @@ import networkx
 import numpy as np
 from onnx import NodeProto, helper
 
-from .blocks import Array
-from .graph import Graph
+from topkast.passes.onnx.formats.blocks import Array
+from topkast.passes.onnx.graph import Graph
 
 Axes = list[Array | None]  # labels, int64 [size], axis by axis; None where the size is not fixed
 Operand = str | tuple[str, int, int]  # a value, or a small constant in one place: (name, node, input)

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .background import known
-from .errors import ModelError
-from .layout import Index
-from .noted import note
-from .site import Site
+from topkast.runtime.errors import ModelError
+from topkast.runtime.layout import Index
+from topkast.runtime.state.background import known
+from topkast.runtime.state.index_check import note
+from topkast.runtime.state.site import Site
 
 PART = 2**26  # bytes sent at once
 

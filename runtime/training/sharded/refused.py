@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import ModelError, OptimizerError
+from topkast.runtime.errors import ModelError, OptimizerError
 
 INSTEAD = "use torch.nn.parallel.DistributedDataParallel, without join(), and an optimizer of torch.optim"
 

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from .averaged import update_parameters
-from .copies import carrying
-from .ranks import equalise
+from topkast.runtime.state.copies import carrying
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.averaged_models import update_parameters
+
+from .data_parallel import equalise
 from .refused import refuse_uneven
-from .site import Site
 
 
 def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:

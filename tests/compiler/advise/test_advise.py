@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.compiler.advise import _difference
+from topkast.compiler.advise.search import _difference
 
 X = torch.randn(512, 24, generator=torch.Generator().manual_seed(0))
 Y = (X @ torch.randn(24, 6, generator=torch.Generator().manual_seed(1))).argmax(1)
@@ -88,7 +88,7 @@ def test_compiled_steps_are_what_is_timed() -> None:
 
 
 def test_many_copies_are_no_recompilations_of_one_another() -> None:
-    from topkast.compiler.trial_run import Runner
+    from topkast.compiler.advise.trial import Runner
 
     runner = Runner(model(), step_fn, torch.optim.SGD, 4, 0, "aot_eager", {"min_size": 200})
     with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
@@ -100,7 +100,7 @@ class _Rigged:
     """Losses and times by setting, in place of runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: dict[Any, float], seconds: dict[Any, float]) -> None:
-        from topkast.compiler.trial_run import Runner, Timed
+        from topkast.compiler.advise.trial import Runner, Timed
 
         def loss(runner: Runner, repeat: int, setting: dict[str, Any] | None) -> float:
             value = 1.0 if setting is None else losses[setting["block"]]

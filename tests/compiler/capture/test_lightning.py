@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
 
 lightning = pytest.importorskip("lightning")
 pytestmark = [

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from builders import Case
-from lockstep import Trio, plain, sgd
 from torch import Tensor, nn
 from torch.backends import mha
 
 import topkast
-from topkast.compiler.traceable import in_the_open
+from topkast.compiler.capture.traceable import in_the_open
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, plain, sgd
 
 
 class Masked(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
 import topkast
-from topkast.compiler import cxx
+from topkast.compiler.capture import cpp_compiler as cxx
 
 PROGRAM = """
 import warnings

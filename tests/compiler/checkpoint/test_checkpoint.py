@@ -12,23 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import topkast
+from topkast.tests.support.builders import CASES
 
 RESUME = """
 import sys
 import torch
-sys.path.insert(0, sys.argv[1])
-from test_checkpoint import made, state_of, train
-model, optimizer = made(sys.argv[2], sys.argv[3], seed=99)
+from topkast.tests.compiler.checkpoint.test_checkpoint import made, state_of, train
+model, optimizer = made(sys.argv[1], sys.argv[2], seed=99)
 import topkast
-topkast.load(model, sys.argv[4], optimizer)
-train(sys.argv[2], model, optimizer, 7, 14)
-torch.save(state_of(model, optimizer), sys.argv[5])
+topkast.load(model, sys.argv[3], optimizer)
+train(sys.argv[1], model, optimizer, 7, 14)
+torch.save(state_of(model, optimizer), sys.argv[4])
 """
 
 # With explore="random" and no seed in the config, the seed must come out of the file.
@@ -72,7 +71,7 @@ def test_a_new_process_goes_on_bit_for_bit(case: str, optimizer: str, tmp_path: 
     train(case, model, opt, 0, 7)  # in the middle of the second interval
     topkast.save(model, tmp_path / "half.safetensors", opt)
     train(case, model, opt, 7, 14)  # two refreshes, and the end of exploration
-    script = [RESUME, str(Path(__file__).parent), case, optimizer, str(tmp_path / "half.safetensors")]
+    script = [RESUME, case, optimizer, str(tmp_path / "half.safetensors")]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here, see conftest.py: two sum in another order
     subprocess.run([sys.executable, "-c", *script, str(tmp_path / "end.pt")], check=True, env=one_thread)
     resumed = torch.load(tmp_path / "end.pt")

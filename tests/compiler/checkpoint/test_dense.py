@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import topkast
-from topkast.compiler.sparsify import refresh_before_forward
-from topkast.runtime.state import sites
+from topkast.compiler.convert.sparsify import refresh_before_forward
+from topkast.runtime.state.model import sites
+from topkast.tests.support.builders import CASES
 
 
 def _train(case: Any, model: nn.Module, steps: int) -> torch.optim.Optimizer:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import Case
-from lockstep import Trio, adamw, plain
 from torch import Tensor, nn
 
 import topkast
 from topkast.compiler.backend import topkast_aot_eager
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, adamw, plain
 
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
 
 
 def mlp(width=32):

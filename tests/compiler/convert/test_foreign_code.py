@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.ao.quantization as quantization
-from test_names import equal, small, theta, train
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -23,7 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import topkast
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
+from topkast.tests.compiler.convert.test_names import equal, small, theta, train
 
 
 @torch.no_grad()
@@ -198,8 +198,7 @@ CHILD = """
 import sys
 import torch
 import torch.multiprocessing as multiprocessing
-sys.path.insert(0, sys.argv[1])
-from test_names import equal, small, theta, train
+from topkast.tests.compiler.convert.test_names import equal, small, theta, train
 
 def work(model, queue):
     train(model, 4, seed=3)
@@ -222,11 +221,9 @@ if __name__ == "__main__":
 
 
 def test_a_spawned_process_trains_the_model_it_was_given(tmp_path: Any) -> None:
-    from pathlib import Path
-
     script = tmp_path / "child.py"
     script.write_text(CHILD)
-    subprocess.run([sys.executable, str(script), str(Path(__file__).parent)], check=True, timeout=300)
+    subprocess.run([sys.executable, str(script)], check=True, timeout=300)
 
 
 def test_reading_a_loaded_checkpoint_once_compiles_nothing(tmp_path: Any) -> None:

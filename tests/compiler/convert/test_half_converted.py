@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import sites_of
 from torch import nn
 
 import topkast
-from topkast.runtime import site as site_file
-from topkast.runtime.record import alive
+from topkast.runtime.state import site as site_file
+from topkast.runtime.state.registry import alive
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import sites_of
 
 OPTIONS: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "min_size": 1}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import topkast
-from topkast.compiler.initial import as_drawn
+from topkast.compiler.convert.initial import as_drawn
 
 INITIALISERS = {
     "linear": lambda weight: nn.init.kaiming_uniform_(weight, a=5**0.5),

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import CASES, Encoder, Tied, gpt2
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import topkast
-from topkast.compiler import sparsify as sparsify_module
-from topkast.runtime.record import alive
-from topkast.runtime.state import sites
+from topkast.compiler.convert import sparsify as sparsify_module
+from topkast.runtime.state.model import sites
+from topkast.runtime.state.registry import alive
+from topkast.tests.support.builders import CASES, Encoder, Tied, gpt2
 
 TOKENS = torch.arange(24).view(2, 12) % 41
 

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import dense_slots
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import topkast
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import dense_slots
+from topkast.tools.common.places import ROOT
 
-DATA = Path(__file__).parent / "data"
+DATA = ROOT / "tests" / "support" / "data"
 
 
 def small(**options: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 import topkast
 from topkast.compiler.backend import topkast_aot_eager
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
 
 MANY = 10  # Dynamo's limit is 8
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from topkast.compiler.select import Selection, select
+from topkast.compiler.convert.select import Selection, select
 from topkast.runtime.errors import ConfigError
 
 

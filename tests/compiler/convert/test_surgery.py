@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import topkast
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
 
 TOKENS = torch.arange(12).view(2, 6)
 

@@ -12,12 +12,12 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import CASES
-from stated import assert_valid
 from torch import Tensor, nn
 
 import topkast
-from topkast.compiler import parity
+from topkast.compiler.export import parity
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.stated import assert_valid
 
 
 def _run(path: Path, *tensors: Tensor) -> list[Tensor]:

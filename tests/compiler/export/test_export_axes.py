@@ -10,15 +10,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from exported import ZOO
-from stated import assert_stated
-from test_onnx_zoo import feeds, trials
 from torch import Tensor, nn
 from torch.export import Dim
 
 import topkast
-from topkast.compiler import parity
-from topkast.runtime.onnx.convert import Wanted, convert
+from topkast.compiler.export import parity
+from topkast.passes.onnx.convert import Wanted, convert
+from topkast.tests.passes.onnx.test_onnx_zoo import feeds, trials
+from topkast.tests.support.exported import ZOO
+from topkast.tests.support.stated import assert_stated
 
 OUTPUTS: dict[str, dict[str, list[Any]]] = {
     "gpt2": {"logits": ["batch", "length", 41]},

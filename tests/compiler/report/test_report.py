@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from standin import DEVICE, Device, move
 from torch import nn
 
 import topkast
-from topkast.compiler.report_cost import count_places
-from topkast.runtime.state import sites
+from topkast.compiler.report.cost import count_places
+from topkast.runtime.state.model import sites
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.standin import DEVICE, Device, move
 
 
 def _trained(name: str, steps: int = 3, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import CASES
 
 import topkast
+from topkast.tests.support.builders import CASES
 
 
 def _share(part: int, whole: int) -> float:
@@ -79,7 +79,7 @@ def test_a_plain_model_is_refused() -> None:
 
 
 def test_the_tool_writes_plots_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    import mask_dynamics
+    from topkast.tools.study import mask_dynamics
 
     size = ["--model", "gpt2-nano", "--steps", "5", "--refresh-every", "2", "--batch", "2", "--length", "16"]
     assert mask_dynamics.main([*size, "--backend", "eager", "--out", str(tmp_path)]) == 0

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from budget import assert_budget
-from builders import CASES
-from permuting import permuted, random_permutations
 from torch import Tensor, nn
 
 import topkast
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.permuting import permuted, random_permutations
 
 # Sizes of the classes that must be found, largest first; the recurrent ones have no rule.
 EXPECTED = {

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from permuting import permuted, random_permutations
 from torch import Tensor, nn
 
 import topkast
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.permuting import permuted, random_permutations
 
 Masks = dict[str, tuple[Tensor, Tensor]]
 

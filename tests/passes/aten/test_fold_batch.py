@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from builders import Case
-from lockstep import Trio, plain, sgd
 from torch import Tensor, nn
 
 import topkast
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, plain, sgd
 
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
 

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from budget import assert_budget
-from test_native import BLOCKS, LIBRARY, isa, sets, within  # noqa: F401
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import topkast
-from topkast.passes import LOG
-from topkast.runtime import epilogues, planner
+from topkast.passes.aten import LOG
 from topkast.runtime.layout import Geometry, build_index
 from topkast.runtime.native import products
-from topkast.runtime.reference import activation
+from topkast.runtime.planner import epilogues
+from topkast.runtime.planner import plan as planner
+from topkast.runtime.reference.products import activation
+from topkast.tests.runtime.native.test_native import BLOCKS, LIBRARY, isa, sets, within  # noqa: F401
+from topkast.tests.support.budget import assert_budget
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
 

@@ -9,19 +9,19 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import transformers.integrations.moe  # noqa: F401  (defines torch.ops.transformers.grouped_mm_fallback)
-from budget import assert_budget
-from builders import Case
 from hypothesis import given, settings
-from lockstep import Trio, adamw, plain
-from test_ops import index_of, pack
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import topkast
-from topkast.runtime.kernels import candidates
+from topkast.runtime.kernels.candidates import candidates
 from topkast.runtime.layout import Geometry
-from topkast.runtime.methods.gradient import whole_rows
 from topkast.runtime.native import library
+from topkast.runtime.reference.dense_gradient import whole_rows
+from topkast.tests.runtime.ops.test_ops import index_of, pack
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, adamw, plain
 
 ops = torch.ops.topkast
 IN, OUT, HIDDEN, EXPERTS = 16, 5, 24, 4
@@ -140,7 +140,7 @@ def test_opcheck_and_the_gradient_in_parts() -> None:
     torch.library.opcheck(ops.grouped_spmm.default, (x, ends, values, *where, *sizes))
     torch.library.opcheck(ops.grouped_spmm_t.default, (dy, ends, values, *where, *sizes))
     torch.library.opcheck(ops.grouped_sddmm.default, (dy, x, ends, *where, *sizes))
-    from topkast.runtime.grouped import _rows
+    from topkast.runtime.ops.grouped_mm import _rows
 
     whole = torch.stack([dy[b:e].T @ x[b:e] for b, e in ((0, 2), (2, 2), (2, 6))])
     for first, last in ((0, 12), (3, 9), (5, 6)):

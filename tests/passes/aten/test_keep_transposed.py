@@ -10,19 +10,20 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from budget import assert_budget
 from hypothesis import given, settings
-from test_native import AVAILABLE, BLOCKS, LIBRARY, isa, sets  # noqa: F401
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import topkast
-from topkast.passes import LOG
-from topkast.runtime import planner, tiles
-from topkast.runtime import reference as ref
+from topkast.passes.aten import LOG
 from topkast.runtime.layout import Geometry
 from topkast.runtime.native import products
+from topkast.runtime.planner import plan as planner
+from topkast.runtime.planner import tiles
+from topkast.runtime.reference import products as ref
+from topkast.tests.runtime.native.test_native import AVAILABLE, BLOCKS, LIBRARY, isa, sets  # noqa: F401
+from topkast.tests.support.budget import assert_budget
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
 

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import topkast
-from topkast.passes import LOG
-from topkast.passes.base import Pass, run
-from topkast.runtime.state import sites
+from topkast.passes.aten import LOG
+from topkast.passes.aten.base import Pass, run
+from topkast.runtime.state.model import sites
 
 
 class Holder(nn.Module):
@@ -174,7 +174,7 @@ def test_inference_pipeline_runs_on_any_graph_module():
     model = topkast.sparsify(nn.Linear(12, 10), 0.6, 0.3, min_size=20)
     x = rows(6, 12)
     program = torch.export.export(model, (x,)).run_decompositions()
-    module = topkast.passes.inference(program.graph_module)
+    module = topkast.passes.aten.inference(program.graph_module)
     assert any(node.target is torch.ops.topkast.spmm.default for node in module.graph.nodes)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import Case
-from lockstep import Trio, adamw, plain
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import topkast
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, adamw, plain
 
 
 class Packed(nn.Module):

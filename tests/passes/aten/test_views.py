@@ -9,13 +9,13 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from builders import Case
 from hypothesis import HealthCheck, Phase, given, reject, settings
-from lockstep import Trio, adamw, plain
-from views import Move, View, check
 
 import topkast
 from topkast.runtime import native
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, adamw, plain
+from topkast.tests.support.views import Move, View, check
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
 TAP: tuple[Move, ...] = (("unsqueeze", 2),)

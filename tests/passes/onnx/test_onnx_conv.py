@@ -13,16 +13,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from onnx import TensorProto, helper, numpy_helper
-from products import dense_file, parts, session, sparse_matrix
-from stated import assert_stated, assert_valid
-from test_native import within
 from torch import Tensor
 from torch.nn import functional as F
 
+from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.formats import custom
+from topkast.passes.onnx.formats.blocks import encode
 from topkast.runtime import native
-from topkast.runtime.onnx import custom
-from topkast.runtime.onnx.blocks import encode
-from topkast.runtime.onnx.convert import Wanted, convert
+from topkast.tests.runtime.native.test_native import within
+from topkast.tests.support.products import dense_file, parts, session, sparse_matrix
+from topkast.tests.support.stated import assert_stated, assert_valid
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -47,7 +47,7 @@ def node_file(kind: str, given: dict[str, np.ndarray], **attributes: Any) -> onn
 
 
 def check_conv(matrix: np.ndarray, bias: np.ndarray, x: Tensor, y: Tensor, act: str, shape: dict[str, Any]) -> None:
-    """The budget of tests/test_native.py, channels in four orders."""
+    """The budget of tests/runtime/native/test_native.py, channels in four orders."""
     dims, groups, pads = len(shape["kernel_shape"]), shape["group"], shape["pads"]
     w = torch.from_numpy(matrix).reshape(len(matrix), -1, *shape["kernel_shape"])
     sides = [pads[d + side * dims] for d in reversed(range(dims)) for side in (0, 1)]

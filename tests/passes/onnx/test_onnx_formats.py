@@ -12,20 +12,21 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from builders import CASES
 from onnx import TensorProto, helper, numpy_helper
-from products import dense_file, run, session, sparse_matrix
-from stated import assert_stated, assert_valid
-from test_onnx_library import check
 from torch import Tensor, nn
 
 import topkast
-from topkast.compiler import parity
-from topkast.compiler.inspect_file import main
+from topkast.compiler.cli.inspect_file import main
+from topkast.compiler.export import parity
+from topkast.passes.onnx import metadata, writer
+from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.formats import block, compact, custom
+from topkast.passes.onnx.formats.blocks import encode, fitting
 from topkast.runtime import native
-from topkast.runtime.onnx import block, compact, custom, metadata, writer
-from topkast.runtime.onnx.blocks import encode, fitting
-from topkast.runtime.onnx.convert import Wanted, convert
+from topkast.tests.runtime.onnx.test_onnx_library import check
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.products import dense_file, run, session, sparse_matrix
+from topkast.tests.support.stated import assert_stated, assert_valid
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 FORMATS = ["auto", "custom", "block", "compact", "sparse_initializer", "dense"]

@@ -10,19 +10,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from budget import assert_budget
-from builders import CASES
-from nets import Net, assert_same
 from onnxruntime.quantization import quantize_dynamic
-from stated import assert_stated
 from torch import nn
 
 import topkast
-from topkast.compiler.inspect_file import main
-from topkast.runtime.onnx import metadata, writer
-from topkast.runtime.onnx.convert import Wanted, convert
-from topkast.runtime.onnx.metadata import Shrunk
-from topkast.runtime.onnx.shrink import shrink
+from topkast.compiler.cli.inspect_file import main
+from topkast.passes.onnx import metadata, writer
+from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.metadata import Shrunk
+from topkast.passes.onnx.shrink.remove_dead_units import shrink
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.nets import Net, assert_same
+from topkast.tests.support.stated import assert_stated
 
 
 def dims(model: onnx.ModelProto) -> dict[str, list[int]]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import Net
-from test_onnx_shrink import check
+
+from topkast.tests.passes.onnx.test_onnx_shrink import check
+from topkast.tests.support.nets import Net
 
 ANY = ["act", "residual", "gate", "cat", "twin", "scale", "where"]
 IMAGE = [*ANY, "linear", "padded", "norm", "pool", "mean pool", "groups", "up", "pad"]

@@ -14,15 +14,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from exported import ZOO, Exported, first
-from products import session
-from stated import assert_stated
 from torch import Tensor, nn
 
 import topkast
-from topkast.compiler import parity
+from topkast.compiler.export import parity
+from topkast.passes.onnx.convert import Wanted, convert
 from topkast.runtime import native
-from topkast.runtime.onnx.convert import Wanted, convert
+from topkast.tests.support.exported import ZOO, Exported, first
+from topkast.tests.support.products import session
+from topkast.tests.support.stated import assert_stated
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 FORMATS = ["auto", "custom", "block", "compact", "sparse_initializer", "dense"]

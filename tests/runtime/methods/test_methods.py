@@ -10,18 +10,19 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from builders import CASES
 from hypothesis import given, settings
-from lockstep import Trio, adamw, plain, sgd, sites_of
-from test_checkpoint import same, state_of, train
-from test_native import LIBRARY
 from torch import nn
 
 import topkast
-from topkast.runtime import choose
 from topkast.runtime.layout import Geometry
-from topkast.runtime.methods import METHODS, gradient
-from topkast.runtime.reference import ConvArgs
+from topkast.runtime.methods import METHODS
+from topkast.runtime.reference import dense_gradient as gradient
+from topkast.runtime.reference import selection as choose
+from topkast.runtime.reference.products import ConvArgs
+from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of, train
+from topkast.tests.runtime.native.test_native import LIBRARY
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
 
 RULES: dict[str, dict[str, Any]] = {
     "static": {"method": "static"},

@@ -9,20 +9,22 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from budget import tally
-from builders import CASES
 from hypothesis import given, settings
-from lockstep import adamw
 from torch import Tensor
 
 import topkast
-from topkast.runtime import choose, native, theta
-from topkast.runtime.kernels import KERNELS, candidates
+from topkast.runtime import native
+from topkast.runtime.kernels.candidates import KERNELS, candidates
 from topkast.runtime.layout import Geometry, Index, build_index
 from topkast.runtime.native import densified, products
 from topkast.runtime.native import sets as native_sets
 from topkast.runtime.native import theta as native_theta
-from topkast.runtime.reference import REFERENCE
+from topkast.runtime.reference import selection as choose
+from topkast.runtime.reference import theta
+from topkast.runtime.reference.products import REFERENCE
+from topkast.tests.support.budget import tally
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import adamw
 
 LIBRARY = native.library()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")

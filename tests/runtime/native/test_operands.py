@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_native import sets
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.distributed.tensor import DTensor, Replicate
@@ -20,9 +19,10 @@ from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.native import convolution, densified, grouped, products
 from topkast.runtime.native import sets as native_sets
 from topkast.runtime.native import theta as native_theta
-from topkast.runtime.reference import ConvArgs
+from topkast.runtime.reference.products import ConvArgs
 from topkast.runtime.triton import products as triton_products
 from topkast.runtime.triton import single, transient
+from topkast.tests.runtime.native.test_native import sets
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
 GEOMETRY, IMAGES = Geometry((24, 10), (0, 1), 1, (4, 1)), Geometry((24, 10, 3), (0, 1, 2), 1, (4, 1))

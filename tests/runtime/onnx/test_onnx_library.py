@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from products import node_file, parts, run, session, sparse_file, sparse_matrix
-from test_native import BLOCKS, within
 
 import topkast
+from topkast.passes.onnx.formats.blocks import encode
 from topkast.runtime import native
-from topkast.runtime.onnx.blocks import encode
+from topkast.tests.runtime.native.test_native import BLOCKS, within
+from topkast.tests.support.products import node_file, parts, run, session, sparse_file, sparse_matrix
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 
 
 def check(y: np.ndarray, x: np.ndarray, matrix: np.ndarray, bias: np.ndarray | None, where: str) -> None:
-    """The budget of tests/test_native.py, plain PyTorch's sums in four orders."""
+    """The budget of tests/runtime/native/test_native.py, plain PyTorch's sums in four orders."""
     a, w, b = (
         torch.from_numpy(x),
         torch.from_numpy(matrix),

@@ -14,14 +14,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from products import dense_file, sparse_file, sparse_matrix
-from test_onnx_library import check
 from torch import nn
 
 import topkast
+from topkast.passes.onnx.convert import Wanted, convert
 from topkast.runtime import native
 from topkast.runtime.onnx import providers
-from topkast.runtime.onnx.convert import Wanted, convert
+from topkast.tests.runtime.onnx.test_onnx_library import check
+from topkast.tests.support.products import dense_file, sparse_file, sparse_matrix
+from topkast.tools.common.places import ROOT
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -121,13 +122,13 @@ def c_library() -> Path | None:
 @pytest.mark.parametrize("compiler", ["cc", "c++"])
 def test_from_c(compiler: str, tmp_path: Path) -> None:
     """tools/examples/run.c, as C and as C++, against the session of Python and against float64."""
-    library, source = c_library(), Path(__file__).parents[1] / "tools" / "examples" / "run.c"
+    library, source = c_library(), ROOT / "tools" / "examples" / "run.c"
     if shutil.which(compiler) is None:
         pytest.skip(f"there is no {compiler}")
     assert library is not None
     (tmp_path / "libonnxruntime.so.1").symlink_to(library)  # by this name the loader asks for it
     language = ["-x", "c++" if compiler == "c++" else "c"]
-    command = [compiler, *language, "-Wall", "-Wextra", "-Werror", "-I", str(Path(__file__).parent / "include")]
+    command = [compiler, *language, "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "tests" / "support" / "include")]
     subprocess.run(
         [*command, str(source), "-x", "none", str(tmp_path / "libonnxruntime.so.1"), "-o", str(tmp_path / "run")],
         check=True,

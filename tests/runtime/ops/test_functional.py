@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import sites_of
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vmap
 
 import topkast
-from topkast.runtime.gradient import Read, Sample
+from topkast.runtime.ops.eager_weight import Read, Sample
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import sites_of
 
 Parameters = dict[str, Tensor]
 

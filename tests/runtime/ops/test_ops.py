@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from topkast.runtime import choose, ops
 from topkast.runtime.layout import Geometry, Index, build_index, check_index, index_masks
-from topkast.runtime.record import note
+from topkast.runtime.ops import operators as ops
+from topkast.runtime.reference import selection as choose
+from topkast.runtime.state.registry import note
 
 
 def index_of(geometry, fwd_share=0.3, bwd_share=0.6, spare=0, seed=0):

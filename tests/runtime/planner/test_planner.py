@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.runtime import native, planner
+from topkast.runtime import native
 from topkast.runtime.layout import Geometry
-from topkast.runtime.reference import ConvArgs
+from topkast.runtime.planner import plan as planner
+from topkast.runtime.reference.products import ConvArgs
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
 PROBLEM = planner.Problem(

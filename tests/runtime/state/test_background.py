@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES, WAYS_OF
-from lockstep import Trio, adamw, plain, sgd, sites_of
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_checkpoint import same, state_of
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.site import Site
+from topkast.runtime.state.site import Site
+from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
+from topkast.tests.support.builders import CASES, WAYS_OF
+from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
 
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "refresh_in_background": True}
 RULES: dict[str, dict[str, Any]] = {

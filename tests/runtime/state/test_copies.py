@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from budget import assert_budget
-from builders import CASES
-from interrupts import interrupt, moments
-from lockstep import Trio, assert_sets, plain, sgd, sites_of
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime import copies
+from topkast.runtime.state import copies
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.interrupts import interrupt, moments
+from topkast.tests.support.lockstep import Trio, assert_sets, plain, sgd, sites_of
 
 CASE = CASES["mlp"]
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 3, "backend": "eager"}

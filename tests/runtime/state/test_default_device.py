@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from test_checkpoint import same, state_of
 
 import topkast
+from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
+from topkast.tests.support.builders import CASES
 
 RULES: dict[str, dict[str, Any]] = {
     "random": {"explore": "random", "seed": 3},

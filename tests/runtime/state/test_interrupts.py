@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from interrupts import interrupt, moments
-from lockstep import sites_of
-from test_checkpoint import same
 from torch import Tensor, nn
 from torch.optim import optimizer as optim
 
 import topkast
-from topkast.runtime.record import alive
-from topkast.runtime.site import Site
+from topkast.runtime.state.registry import alive
+from topkast.runtime.state.site import Site
+from topkast.tests.compiler.checkpoint.test_checkpoint import same
+from topkast.tests.support.interrupts import interrupt, moments
+from topkast.tests.support.lockstep import sites_of
 
 # What is refreshed how, and of how many lines every which is tried: the lines of the later ones are mostly the first's.
 RULES: dict[str, tuple[dict[str, Any], int]] = {

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import CASES
 from torch import nn
 
 import topkast
-from topkast.runtime.reservoir import allocate
+from topkast.runtime.state.reservoirs import allocate
+from topkast.tests.support.builders import CASES
 
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "min_size": 1, "reservoir": "disk"}
 

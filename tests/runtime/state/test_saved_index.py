@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_names import equal, small, theta, train
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.saved_index import SavedIndex
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
+from topkast.runtime.state.saved_index import SavedIndex
+from topkast.tests.compiler.convert.test_names import equal, small, theta, train
 
 State = dict[str, Tensor]
 AVERAGES: dict[str, Callable[[State, State], Any]] = {

@@ -1,6 +1,6 @@
 """A refresh in host memory of a model on a device: equal to the one in one memory, and nothing is added to the device.
 
-The device is a stand-in (tests/standin.py), so that it can be counted what lies on it and when copies are made.
+The device is a stand-in (tests/support/standin.py), so that it can be counted what lies on it and when copies are made.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from standin import DEVICE, MEMORY, Device, Engine, OnDevice, move
-from test_checkpoint import same
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime import stream
-from topkast.runtime.renew import renew
-from topkast.runtime.site import Site
-from topkast.runtime.state import sites
+from topkast.runtime.state import streaming as stream
+from topkast.runtime.state.model import sites
+from topkast.runtime.state.refresh import renew
+from topkast.runtime.state.site import Site
+from topkast.tests.compiler.checkpoint.test_checkpoint import same
+from topkast.tests.support.standin import DEVICE, MEMORY, Device, Engine, OnDevice, move
 
 
 @pytest.fixture

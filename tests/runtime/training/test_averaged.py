@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from budget import assert_budget
-from builders import CASES, Case
-from lockstep import Trio, adamw, assert_sets, plain, sgd, sites_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import (
     AveragedModel,
@@ -23,6 +20,9 @@ from torch.optim.swa_utils import (
 )
 
 import topkast
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.builders import CASES, Case
+from topkast.tests.support.lockstep import Trio, adamw, assert_sets, plain, sgd, sites_of
 
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 3, "backend": "eager"}
 

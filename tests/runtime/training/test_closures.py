@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import Trio, adamw, sgd, sites_of
 from torch import Tensor, nn
 
 import topkast
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, adamw, sgd, sites_of
 
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
 PENALTY = {**SPARSE, "exploration_decay": 0, "exploration_l2": 0.3}

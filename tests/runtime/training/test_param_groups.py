@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import Trio, plain, sites_of
 from torch import nn
 
 import topkast
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, plain, sites_of
 
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "eager"}
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import Ours, Trio, adamw, plain, sites_of
-from starts import begin
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.common_optimizers import optim_db
 
 import topkast
-from topkast.runtime import probe as probing
 from topkast.runtime.errors import OptimizerError
+from topkast.runtime.training import probe as probing
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Ours, Trio, adamw, plain, sites_of
+from topkast.tests.support.starts import begin
 
 optim = torch.optim
 MLP = CASES["mlp"]

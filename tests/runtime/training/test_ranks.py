@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from budget import assert_budget, tally
-from builders import CASES
-from choice import Rules
-from lockstep import assert_sets, plans_of, sgd
-from oracle import Oracle
-from ranks import RANKS, SCENARIOS, SPARSE, model_of, run, shares
+
+from topkast.tests.support.budget import assert_budget, tally
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.choice import Rules
+from topkast.tests.support.lockstep import assert_sets, plans_of, sgd
+from topkast.tests.support.oracle import Oracle
+from topkast.tests.support.ranks import RANKS, SCENARIOS, SPARSE, model_of, run, shares
 
 Found = list[dict[str, Any]]
 

@@ -1,4 +1,4 @@
-"""The kernels and the training on a GPU: skipped without one. ``tools/gpu.sh`` runs them first."""
+"""The kernels and the training on a GPU: skipped without one. ``tools/gpu/gpu.sh`` runs them first."""
 
 import copy
 import dataclasses
@@ -6,18 +6,19 @@ import itertools
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import Trio, adamw, plain
-from test_native import check, sets, within
 from torch import nn
 
 import topkast
-from topkast.passes import LOG
-from topkast.runtime import choose, layout
-from topkast.runtime import sets as fastest
-from topkast.runtime.kernels import KERNELS, candidates
+from topkast.passes.aten import LOG
+from topkast.runtime import layout
+from topkast.runtime.kernels import sets as fastest
+from topkast.runtime.kernels.candidates import KERNELS, candidates
 from topkast.runtime.layout import Geometry, Index
-from topkast.runtime.reference import REFERENCE
+from topkast.runtime.reference import selection as choose
+from topkast.runtime.reference.products import REFERENCE
+from topkast.tests.runtime.native.test_native import check, sets, within
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, adamw, plain
 
 pytestmark = [
     pytest.mark.cuda,

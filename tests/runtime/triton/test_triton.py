@@ -1,6 +1,7 @@
 """The CUDA kernels for blocks in Triton's interpreter, on the CPU: the same arithmetic, mask by mask, as on a GPU.
 
-That they compile for a GPU is tested too. What they do there is shown by tests/test_cuda.py and tools/gpu.sh.
+That they compile for a GPU is tested too. What they do there is shown by tests/runtime/triton/test_cuda.py and
+tools/gpu/gpu.sh.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from interpreted import DTYPES, INTERPRETED
-from test_native import check, sets, within
 
 from topkast.runtime import layout
-from topkast.runtime.kernels import KERNELS
+from topkast.runtime.kernels.candidates import KERNELS
 from topkast.runtime.layout import Geometry
 from topkast.runtime.native.products import ACTIVATIONS
-from topkast.runtime.reference import REFERENCE, activation
+from topkast.runtime.reference.products import REFERENCE, activation
 from topkast.runtime.triton import configs, products, transient
+from topkast.tests.runtime.native.test_native import check, sets, within
+from topkast.tests.support.interpreted import DTYPES, INTERPRETED
 
 pytestmark = INTERPRETED
 SQUARE = [(16, 16), (32, 32), (64, 64), (128, 128)]

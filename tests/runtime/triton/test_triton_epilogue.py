@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from budget import assert_budget
-from interpreted import DTYPES, INTERPRETED
-from test_fuse_epilogue import NEAR, WAYS, Net, outcome
 from torch import Tensor, nn
 
-from topkast.runtime import epilogues, planner
 from topkast.runtime.layout import Geometry
+from topkast.runtime.planner import epilogues
+from topkast.runtime.planner import plan as planner
+from topkast.tests.passes.aten.test_fuse_epilogue import NEAR, WAYS, Net, outcome
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.interpreted import DTYPES, INTERPRETED
 
 pytestmark = INTERPRETED
 BLOCKS = {"triton": (16, 16), "csr": (1, 1)}

@@ -9,14 +9,15 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from interpreted import INTERPRETED
-from test_native import sets
 
-from topkast.runtime import choose, layout
+from topkast.runtime import layout
 from topkast.runtime.layout import Geometry, Index, index_masks
-from topkast.runtime.reference import REFERENCE
+from topkast.runtime.reference import selection as choose
+from topkast.runtime.reference.products import REFERENCE
 from topkast.runtime.triton import products, single
 from topkast.runtime.triton import sets as triton_sets
+from topkast.tests.runtime.native.test_native import sets
+from topkast.tests.support.interpreted import INTERPRETED
 
 pytestmark = INTERPRETED
 

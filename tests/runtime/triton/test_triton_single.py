@@ -6,13 +6,13 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from interpreted import DTYPES, INTERPRETED
-from test_native import check, sets
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from topkast.runtime.layout import Geometry
-from topkast.runtime.reference import REFERENCE
+from topkast.runtime.reference.products import REFERENCE
 from topkast.runtime.triton import transient
+from topkast.tests.runtime.native.test_native import check, sets
+from topkast.tests.support.interpreted import DTYPES, INTERPRETED
 
 pytestmark = INTERPRETED
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreted import INTERPRETED
-from test_native import check_training
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from topkast.runtime import planner
 from topkast.runtime import triton as package
-from topkast.runtime.kernels import candidates
+from topkast.runtime.kernels.candidates import candidates
 from topkast.runtime.layout import Geometry
+from topkast.runtime.planner import plan as planner
+from topkast.tests.runtime.native.test_native import check_training
+from topkast.tests.support.interpreted import INTERPRETED
 
 pytestmark = INTERPRETED
 
