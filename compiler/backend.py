@@ -33,7 +33,7 @@ BACKENDS = ("inductor", "aot_eager", "eager")
 for _path in sorted(Path(runtime.__path__[0]).iterdir()):
     if _path.stem not in ("__init__", "__pycache__", "state", "training"):
         trace_rules.add(f"topkast.runtime.{_path.stem}")
-for _file in ("guarded_weight", "index_check", "registry"):
+for _file in ("guarded_weight", "index_check", "family"):
     trace_rules.add(f"topkast.runtime.state.{_file}")
 # Read outside of any graph, a weight is no graph of its own: it would be one for each site, none of which can fuse.
 torch._dynamo.eval_frame.skip_code(Site.forward.__code__)

@@ -1,22 +1,16 @@
-"""Those who look at operators as they run, or write them down: how they are known, and what they read as a weight."""
+"""Code that looks at operators as they run, or writes them down: how it is recognised."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-from topkast.runtime.reference.products import weight
-
 from .errors import ExportError
-
-if TYPE_CHECKING:
-    from topkast.runtime.state.site import Site
 
 
 def under_observation() -> bool:
@@ -28,18 +22,6 @@ def under_observation() -> bool:
         or torch._C._is_tracing()
         or is_fx_symbolic_tracing()
     )
-
-
-@torch.no_grad()
-def as_constant(values: Tensor, site: Site) -> Tensor:
-    """W_A as ``torch.jit.trace`` can hold it: a constant, made while the trace does not look."""
-    tracing: Any = torch._C
-    state = tracing._get_tracing_state()
-    tracing._set_tracing_state(None)
-    try:
-        return weight(values.detach().reshape(-1), site.index, site.geometry)
-    finally:
-        tracing._set_tracing_state(state)
 
 
 def refuse_plain_export(shape: Sequence[int]) -> None:

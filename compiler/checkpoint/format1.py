@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from topkast.runtime.state.family import alive
 from topkast.runtime.state.model import owned
-from topkast.runtime.state.registry import alive
 from topkast.runtime.state.saved import as_values, joined, keys
 from topkast.runtime.state.saved import upgrade as upgrade_site
 

@@ -190,3 +190,6 @@ def _on_parameter(module: nn.Module, attribute: str, parameter: nn.Parameter) ->
         site.accept(parameter)
     else:
         detach(module, attribute)
+
+
+keep_whole(Site)

@@ -17,10 +17,10 @@ from topkast.compiler.convert.meta.tensors import held
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.state.copies import settle
+from topkast.runtime.state.family import Family, members
 from topkast.runtime.state.model import Record, find, sites
 from topkast.runtime.state.parts import finish
 from topkast.runtime.state.refresh import refresh_due
-from topkast.runtime.state.registry import Family, members
 from topkast.runtime.state.reservoirs import check_disk, values_outside
 from topkast.runtime.state.saved import refuse_dense
 from topkast.runtime.state.site import Site

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from topkast.runtime.kernels.theta import assemble
 from topkast.runtime.layout import Index
-from topkast.runtime.native.theta import assemble
-from topkast.runtime.state.registry import strike
+from topkast.runtime.registry import unregister
 from topkast.runtime.state.site import Site
 
 
@@ -64,7 +64,7 @@ class Undo:
             table.clear()
             table.update(entries)
         for parameter, site, grad, dense in self._parameters:
-            strike(site)
+            unregister(site)
             if parameter.shape != site.geometry.shape:
                 parameter.set_(dense())  # type: ignore[call-overload]
             parameter.grad = grad

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from topkast.compiler.densify import densify
-from topkast.runtime import native
 from topkast.runtime.errors import ConfigError, ExportError
+from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
 from .flatten import Flat, Inputs, without_cache
@@ -141,7 +141,7 @@ def export(
                 ) from error
             del written
             custom = sum(site.format == "custom" for site in found)
-            library = native.path() if custom else None
+            library = native_library.path() if custom else None
             if custom and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
             checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from topkast.passes.aten import summary
-from topkast.runtime import native
+from topkast.runtime.kernels import native_library
 from topkast.runtime.layout import slot_units
 from topkast.runtime.planner.plan import measured
 from topkast.runtime.state.model import Record, find, owned
@@ -105,7 +105,7 @@ def report(model: Any) -> Report:
             f"exploration_decay={asked:g}: times the learning rate that is {fastest:.3g} of "
             f"a weight, more than a step may take: explored weights decayed by {MOST_DECAY:g} at each"
         )
-    if native.library() is None:
+    if native_library.library() is None:
         warnings.append(
             "the native CPU kernels were not built at install (no C++ compiler?): products on the CPU run on the "
             "reference kernels, slower than dense; install again with a compiler"

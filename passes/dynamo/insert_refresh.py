@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from topkast.runtime.state.copies import settle
+from topkast.runtime.state.family import alive, relatives, site_of
 from topkast.runtime.state.refresh import refresh_due
-from topkast.runtime.state.registry import SITES, alive, relatives
 from topkast.runtime.state.site import Site
 from topkast.runtime.training.standing_clock import notice_standing
 
@@ -48,7 +48,7 @@ def insert_refresh(
         return compiled
 
     def run(*args: Any) -> Any:
-        found = [site for position in keys if (site := SITES.get(int(args[position]))) is not None]
+        found = [site for position in keys if (site := site_of(args[position])) is not None]
         for site in found:
             site.check_whole()
         if any(site.snapshot is not None for site in found):

@@ -94,6 +94,8 @@ def launch(kernel: str, product: str) -> Callable[..., Any]:
     return getattr(KERNELS[kernel].products, product)
 
 
+CSR_DENSITY = single.DENSITY  # above this share of single weights, "csr" on a GPU is not worth trying
+
 # The dense product on a W_A that somebody has to write: in native code, in Triton, or in plain PyTorch.
 DENSE = ("transient", "dense", "reference")
 

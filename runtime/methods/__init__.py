@@ -7,6 +7,7 @@ from .magnitude_ste import MagnitudeSTE
 from .method import Method
 from .rigl import RigL
 from .set import SET
+from .set_state import SetState
 from .static import Static, StaticMagnitude
 from .topkast import TopKAST
 
@@ -14,4 +15,4 @@ METHODS: dict[str, type[Method]] = {
     method.name: method for method in (TopKAST, Static, StaticMagnitude, SET, RigL, MagnitudeSTE, GMP)
 }
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "Method", "SetState"]

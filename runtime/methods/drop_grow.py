@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .method import Sets, largest_inside
+from .set_state import SetState
 from .static import Static
-
-if TYPE_CHECKING:
-    from topkast.runtime.state.site import Site
 
 
 class DropGrow(Static):
@@ -26,23 +23,23 @@ class DropGrow(Static):
     enters_at_zero = True
 
     @abstractmethod
-    def grow(self, site: Site, kept: Tensor, count: int, step: int) -> Tensor:
+    def grow(self, state: SetState, kept: Tensor, count: int) -> Tensor:
         """``count`` units of every group outside ``kept``; bool [groups, units / groups]."""
 
-    def renew(self, site: Site, score: Tensor, step: int) -> Sets:
-        old = site.members()[0].view_as(score)
-        count = self.dropped(site, step)
-        kept = largest_inside(score, old, site.n_fwd // site.groups - count)
-        fwd = kept | self.grow(site, kept, count, step)
+    def renew(self, state: SetState, score: Tensor) -> Sets:
+        old = state.members()[0].view_as(score)
+        count = self.dropped(state)
+        kept = largest_inside(score, old, state.fwd_per_group - count)
+        fwd = kept | self.grow(state, kept, count)
         return fwd, fwd
 
-    def dropped(self, site: Site, step: int) -> int:
-        """How many units of every group a refresh after ``step`` steps exchanges."""
-        stop, share = site.rule.stop_exploring_after, site.rule.drop_fraction
+    def dropped(self, state: SetState) -> int:
+        """How many units of every group a refresh exchanges."""
+        stop, share = state.rule.stop_exploring_after, state.rule.drop_fraction
         if stop is not None:
-            share *= (1 + math.cos(math.pi * min(1.0, step / max(1, stop)))) / 2
-        return round(share * (site.n_fwd // site.groups))
+            share *= (1 + math.cos(math.pi * min(1.0, state.step / max(1, stop)))) / 2
+        return round(share * state.fwd_per_group)
 
-    def due(self, site: Site, step: int) -> bool:
-        every, stop = site.rule.refresh_every, site.rule.stop_exploring_after
-        return step // every > site.refreshed_at // every and (stop is None or step < stop)
+    def due(self, state: SetState) -> bool:
+        every, stop = state.rule.refresh_every, state.rule.stop_exploring_after
+        return state.step // every > state.refreshed_at // every and (stop is None or state.step < stop)

@@ -7,16 +7,10 @@ and comes back if what was kept falls below it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from topkast.runtime.kernels.sets import largest
-
 from .method import Method, Sets
-
-if TYPE_CHECKING:
-    from topkast.runtime.state.site import Site
+from .set_state import SetState
 
 
 class GMP(Method):
@@ -24,20 +18,20 @@ class GMP(Method):
     uses = ("refresh_every", "stop_exploring_after")
     bwd = 0.0
 
-    def start(self, site: Site, score: Tensor, step: int) -> Sets:
-        assert site.rule.stop_exploring_after is not None
-        done = min(1.0, step / max(1, site.rule.stop_exploring_after))
-        units, last = score.shape[1], site.n_fwd // site.groups
-        fwd = largest(score, units - round((units - last) * (1 - (1 - done) ** 3)))
+    def start(self, state: SetState, score: Tensor) -> Sets:
+        assert state.rule.stop_exploring_after is not None
+        done = min(1.0, state.step / max(1, state.rule.stop_exploring_after))
+        units, last = score.shape[1], state.fwd_per_group
+        fwd = state.largest(score, units - round((units - last) * (1 - (1 - done) ** 3)))
         return fwd, fwd
 
-    def renew(self, site: Site, score: Tensor, step: int) -> Sets:
-        return self.start(site, score, step)
+    def renew(self, state: SetState, score: Tensor) -> Sets:
+        return self.start(state, score)
 
-    def due(self, site: Site, step: int) -> bool:
-        stop = site.rule.stop_exploring_after
+    def due(self, state: SetState) -> bool:
+        stop = state.rule.stop_exploring_after
         assert stop is not None
-        return site.refreshed_at < stop and super().due(site, step)
+        return state.refreshed_at < stop and super().due(state)
 
-    def holds(self, site: Site, fwd: int, bwd: int) -> bool:
-        return site.n_fwd <= fwd == bwd <= site.n_bwd
+    def holds(self, state: SetState, fwd: int, bwd: int) -> bool:
+        return state.n_fwd <= fwd == bwd <= state.n_bwd

@@ -7,7 +7,7 @@ that can grow.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from topkast.runtime.reference.selection import largest
 
 from .drop_grow import DropGrow
 from .method import Sets
-
-if TYPE_CHECKING:
-    from topkast.runtime.state.site import Site
+from .set_state import SetState
 
 
 class RigL(DropGrow):
@@ -34,8 +32,8 @@ class RigL(DropGrow):
     def forget(self) -> None:
         self.seen: tuple[Tensor, Tensor] | None = None  # units and their scores
 
-    def see(self, site: Site, rows: Rows) -> None:
-        """One product of a backward has the site's dense gradient, as ``rows(begin, end)`` of its matrix.
+    def see(self, state: SetState, rows: Rows) -> None:
+        """One product of a backward has the dense gradient, as ``rows(begin, end)`` of its matrix.
 
         Raises:
             ModelError: a second product of the same backward. The gradient is their sum, which would have to be held
@@ -44,21 +42,20 @@ class RigL(DropGrow):
         backward = torch._C._current_graph_task_id()
         if backward != -1 and backward == self.backward:
             raise ModelError(
-                f"{site.name}: takes part in several products of one backward; method='rigl' grows by the gradient of "
+                f"{state.name}: takes part in several products of one backward; method='rigl' grows by the gradient of "
                 "one, for their sum would have to be held whole: exclude this weight, or use another method"
             )
         self.backward = backward
-        if self.due(site, site.step + 1):
-            count = site.n_fwd // site.groups
-            self.seen = best_units(rows, site.geometry, count, site.rule.balanced)
+        if self.due(replace(state, step=state.step + 1)):
+            self.seen = best_units(rows, state.geometry, state.fwd_per_group, state.rule.balanced)
 
-    def renew(self, site: Site, score: Tensor, step: int) -> Sets:
+    def renew(self, state: SetState, score: Tensor) -> Sets:
         if self.seen is None:  # a refresh by hand, or a weight that got no gradient: nothing says where to grow
-            fwd = site.members()[0].view_as(score)
+            fwd = state.members()[0].view_as(score)
             return fwd, fwd
-        return super().renew(site, score, step)
+        return super().renew(state, score)
 
-    def grow(self, site: Site, kept: Tensor, count: int, step: int) -> Tensor:
+    def grow(self, state: SetState, kept: Tensor, count: int) -> Tensor:
         assert self.seen is not None
         units, scores = (tensor.to(kept.device) for tensor in self.seen)
         score = torch.full(kept.shape, -1.0, dtype=scores.dtype, device=kept.device)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from topkast.runtime.kernels.sets import largest
-
 from .drop_grow import DropGrow
-
-if TYPE_CHECKING:
-    from topkast.runtime.state.site import Site
+from .set_state import SetState
 
 
 class SET(DropGrow):
     name = "set"
 
-    def grow(self, site: Site, kept: Tensor, count: int, step: int) -> Tensor:
-        drawn = site.draw(kept, step, "grow")
-        return largest(torch.where(kept, 0.0, drawn + 1), count)  # a draw may be 0: shifted above what is kept
+    def grow(self, state: SetState, kept: Tensor, count: int) -> Tensor:
+        drawn = state.draw(kept, "grow")
+        return state.largest(torch.where(kept, 0.0, drawn + 1), count)  # a draw may be 0: shifted above what is kept

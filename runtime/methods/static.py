@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from topkast.runtime.kernels.sets import largest
-
 from .method import Method, Sets
-
-if TYPE_CHECKING:
-    from topkast.runtime.state.site import Site
+from .set_state import SetState
 
 
 class Static(Method):
@@ -20,15 +16,15 @@ class Static(Method):
     name = "static"
     uses: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, site: Site, score: Tensor, step: int) -> Sets:
-        fwd = largest(site.draw(score, step), site.n_fwd // site.groups)
+    def start(self, state: SetState, score: Tensor) -> Sets:
+        fwd = state.largest(state.draw(score, ""), state.fwd_per_group)
         return fwd, fwd
 
-    def renew(self, site: Site, score: Tensor, step: int) -> Sets:
-        fwd = site.members()[0].view_as(score)
+    def renew(self, state: SetState, score: Tensor) -> Sets:
+        fwd = state.members()[0].view_as(score)
         return fwd, fwd
 
-    def due(self, site: Site, step: int) -> bool:
+    def due(self, state: SetState) -> bool:
         return False
 
 
@@ -38,6 +34,6 @@ class StaticMagnitude(Static):
     name = "static-magnitude"
     largest_first = True
 
-    def start(self, site: Site, score: Tensor, step: int) -> Sets:
-        fwd = largest(score, site.n_fwd // site.groups)
+    def start(self, state: SetState, score: Tensor) -> Sets:
+        fwd = state.largest(score, state.fwd_per_group)
         return fwd, fwd

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from topkast.runtime.kernels.sets import largest
-
 from .method import Method, Sets
-
-if TYPE_CHECKING:
-    from topkast.runtime.state.site import Site
+from .set_state import SetState
 
 
 class TopKAST(Method):
@@ -23,13 +19,13 @@ class TopKAST(Method):
         "exploration_decay",
     )  # fmt: skip
 
-    def start(self, site: Site, score: Tensor, step: int) -> Sets:
-        fwd = largest(score, site.n_fwd // site.groups)
-        if site.stopped_at(step):
+    def start(self, state: SetState, score: Tensor) -> Sets:
+        fwd = state.largest(score, state.fwd_per_group)
+        if state.exploration_ended:
             return fwd, fwd
-        if site.rule.explore == "random":
-            score = torch.where(fwd, 2.0, site.draw(score, step))
-        return fwd, largest(score, site.n_bwd // site.groups)
+        if state.rule.explore == "random":
+            score = torch.where(fwd, 2.0, state.draw(score, ""))
+        return fwd, state.largest(score, state.bwd_per_group)
 
-    def renew(self, site: Site, score: Tensor, step: int) -> Sets:
-        return self.start(site, score, step)
+    def renew(self, state: SetState, score: Tensor) -> Sets:
+        return self.start(state, score)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topkast.runtime import native
 from topkast.runtime.errors import ConfigError
+from topkast.runtime.kernels import native_library
 
 from . import providers as placement
 
@@ -31,7 +31,7 @@ def library_path() -> Path:
     Raises:
         ConfigError: topkast was installed without a C++ compiler, so there is none.
     """
-    found = native.path()
+    found = native_library.path()
     if found is None:
         raise ConfigError("the ONNX Runtime library was not built: install topkast where there is a C++ compiler")
     return found

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.layout import Geometry
-from topkast.runtime.state.registry import SITES
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.reference.products import weight
+from topkast.runtime.registry import find
 
 from . import operators as ops  # noqa: F401  (defines torch.ops.topkast)
 
@@ -97,10 +98,10 @@ def _one_by_one(name: str) -> None:
 
 def _refuse_watched(key: Tensor) -> None:
     """A method that grows by a backward's one gradient cannot tell what a program makes of a batch of them."""
-    site = SITES.get(int(key))
-    if site is not None and site.method.watches:
+    site = find(key)
+    if site is not None and site.grows_by_gradient:
         raise ModelError(
-            f"{site.name}: torch.func.vmap takes its gradient for each element apart, and method={site.method.name!r} "
+            f"{site.name}: torch.func.vmap takes its gradient for each element apart, and method={site.grows_by_gradient!r} "
             "grows by the one of a whole backward: take torch.func.grad of the whole batch's loss, or, if the "
             "gradients are not for training, any of topkast.densify(model); else use another method"
         )
@@ -108,3 +109,15 @@ def _refuse_watched(key: Tensor) -> None:
 
 for _name in ("weight", "weight_grad"):
     _one_by_one(_name)
+
+
+@torch.no_grad()
+def as_constant(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """W_A as ``torch.jit.trace`` can hold it: a constant, made while the trace does not look."""
+    tracing: Any = torch._C
+    state = tracing._get_tracing_state()
+    tracing._set_tracing_state(None)
+    try:
+        return weight(values.detach().reshape(-1), index, geometry)
+    finally:
+        tracing._set_tracing_state(state)

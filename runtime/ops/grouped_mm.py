@@ -14,7 +14,7 @@ from topkast.runtime.kernels.candidates import launch
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.reference import dense_gradient as gradient
 from topkast.runtime.reference.products import runs
-from topkast.runtime.state.registry import note
+from topkast.runtime.registry import count_run
 
 from .operators import _GEOMETRY, _INDEX, _SPARSE, _fake_values, _geometry, _watch
 
@@ -30,21 +30,21 @@ for _name, _schema in SCHEMAS.items():
 
 def grouped_spmm(x, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
     """Y = X W_A^T, each row by its own weight. x: [M, cols], ends: int [E] -> [M, rows / E]."""
-    note(key, "forward", impl)
+    count_run(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "grouped_spmm")(x, ends, values, index, geometry)
 
 
 def grouped_spmm_t(dy, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
     """dX = dY W_A, each row by its own weight. dy: [M, rows / E], ends: int [E] -> [M, cols]."""
-    note(key, "input gradient", impl)
+    count_run(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "grouped_spmm_t")(dy, ends, values, index, geometry)
 
 
 def grouped_sddmm(dy, x, ends, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
     """dY^T X of every run at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols]."""
-    note(key, "weight gradient", impl)
+    count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     _watch(key, lambda: _rows(dy, x, ends, geometry))
     return launch(impl, "grouped_sddmm")(dy, x, ends, index, geometry)

@@ -31,7 +31,7 @@ from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.observers import refuse_plain_export
 from topkast.runtime.reference import dense_gradient as gradient
 from topkast.runtime.reference.products import ConvArgs
-from topkast.runtime.state.registry import SITES, note
+from topkast.runtime.registry import count_run, find
 
 _INDEX = "Tensor row_ptr, Tensor row_fwd, Tensor cols, Tensor key"
 _GEOMETRY = "int[] shape, int[] perm, int lead, int[] block"
@@ -66,7 +66,7 @@ _kept = functools.lru_cache(4096)(Geometry)
 
 def weight(values: Tensor, *rest: Any) -> Tensor:
     row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
-    note(key, "read", "reference", why)
+    count_run(key, "read", "reference", why)
     return dense_weight(values, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
 
 
@@ -85,14 +85,14 @@ def _given(*more: Any) -> tuple[Any, ...]:
 
 def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:
     """Show the dense gradient to a method that grows by it."""
-    site = SITES.get(int(key))
-    if site is not None and site.method.watches:
-        site.method.see(site, rows())
+    site = find(key)
+    if site is not None and site.grows_by_gradient:
+        site.see_gradient(rows())
 
 
 def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
     row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
-    note(key, "read gradient", "reference", why)
+    count_run(key, "read gradient", "reference", why)
     geometry = _geometry(shape, perm, lead, block)
     _watch(key, lambda: gradient.whole_rows(grad, geometry))
     return gather_grad(grad, Index(row_ptr, row_fwd, cols), geometry)
@@ -101,19 +101,19 @@ def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
 def spmm(
     x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
 ):
-    note(key, "forward", impl)
+    count_run(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "spmm")(x, values, index, geometry, bias, *_given(widths, act))
 
 
 def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
-    note(key, "input gradient", impl)
+    count_run(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "spmm_t")(dy, values, index, geometry, *_given(widths))
 
 
 def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
-    note(key, "weight gradient", impl)
+    count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     taken, other = widths or (0, 0)
     _watch(key, lambda: gradient.product_rows(unpack(dy) if taken else dy, unpack(x) if other else x))
@@ -122,21 +122,21 @@ def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="re
 
 def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl="reference"):
     args, impl = args[:6], (*args, impl)[6]
-    note(key, "forward", impl)
+    count_run(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "conv")(x, values, index, geometry, bias, ConvArgs(*args))
 
 
 def conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
     args, impl = args[:6], (*args, impl)[6]
-    note(key, "input gradient", impl)
+    count_run(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "conv_input_grad")(dy, x, values, index, geometry, ConvArgs(*args))
 
 
 def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
     args, impl = args[:6], (*args, impl)[6]
-    note(key, "weight gradient", impl)
+    count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     _watch(key, lambda: gradient.conv_rows(dy, x, geometry, ConvArgs(*args)))
     return launch(impl, "conv_weight_grad")(dy, x, index, geometry, ConvArgs(*args))

@@ -23,13 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkast.runtime import native
 from topkast.runtime.errors import ConfigError
-from topkast.runtime.kernels.candidates import DENSE, KERNELS, candidates, launch
+from topkast.runtime.kernels import native_library
+from topkast.runtime.kernels.candidates import CSR_DENSITY, DENSE, KERNELS, candidates, launch
 from topkast.runtime.layout import Geometry, build_index
 from topkast.runtime.reference.products import ConvArgs
-from topkast.runtime.state.registry import alive
-from topkast.runtime.triton import single
+from topkast.runtime.registry import all_alive
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 _CPU = torch.device("cpu")
@@ -104,7 +103,7 @@ def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, 
 
 def forward_count(geometry: Geometry, n_bwd: int) -> int:
     """Blocks in A of the live sites that look like this (a graph knows its sites' shapes only)."""
-    same = (s.n_fwd for s in alive() if s.n_bwd == n_bwd and _matrix(s.geometry) == _matrix(geometry))
+    same = (s.n_fwd for s in all_alive() if s.n_bwd == n_bwd and _matrix(s.geometry) == _matrix(geometry))
     return next(same, n_bwd)
 
 
@@ -140,7 +139,7 @@ def worth_trying(problem: Problem, fitting: list[str]) -> list[str]:
     dense = next(name for name in fitting if name in DENSE)
     read = problem.n_bwd if problem.product.endswith("sddmm") else problem.n_fwd
     slow = {name for name in fitting if name in DENSE} - {dense}
-    if read > single.DENSITY * problem.geometry.units:
+    if read > CSR_DENSITY * problem.geometry.units:
         slow.add("csr")
     return [name for name in fitting if name not in slow]
 
@@ -246,10 +245,10 @@ def machine() -> str:
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
         model = platform.processor()
-    lib = native.library()
+    lib = native_library.library()
     digest = hashlib.blake2b(Path(lib._name).read_bytes(), digest_size=8).hexdigest() if lib else "none"
     gpus = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    cpu = f"{model} x{os.cpu_count()}, torch {torch.__version__}, kernels {digest}, {native.isa()}"
+    cpu = f"{model} x{os.cpu_count()}, torch {torch.__version__}, kernels {digest}, {native_library.isa()}"
     return ", ".join([cpu, *sorted(gpus)])
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.errors import RefreshError
+from topkast.runtime.kernels.theta import assemble
 from topkast.runtime.layout import Geometry, Index
-from topkast.runtime.native.theta import assemble
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from topkast.runtime.layout import Index
 
+from .family import Family
 from .fingerprint import fingerprint, unchanged
 from .parts import Change, Held
 from .refresh import follow_sets, take_sets
-from .registry import Family
 from .streaming import at_home
 
 if TYPE_CHECKING:

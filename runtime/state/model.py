@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.training.eager_steps import Watch
 
-from .registry import Family
+from .family import Family
 from .saved import joined, sites_of
 from .site import Site
 
@@ -40,7 +39,7 @@ class Record:
     backend: str = "not compiled"
     warnings: list[str] = field(default_factory=list)
     scaled: dict[str, float] = field(default_factory=dict)
-    watch: Watch | None = None
+    watch: Any = None
 
 
 def find(model: Any) -> tuple[nn.Module, Record]:

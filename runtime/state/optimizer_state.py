@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.errors import OptimizerError
+from topkast.runtime.kernels.theta import follow
 from topkast.runtime.layout import Geometry, Index, slot_units
-from topkast.runtime.native.theta import follow
-from topkast.runtime.training.probe import INSTEAD, start
+from topkast.runtime.optimizers.probe import INSTEAD, start
 
 from .parts import Held, finish
 
@@ -133,7 +133,7 @@ def _state(optimizer: torch.optim.Optimizer, site: Site) -> list[tuple[Tensor, f
     state = {name: one for name, one in optimizer.state.get(values, {}).items() if per_value(one, values)}
     # SAM's `p.data = old_p` leaves the values' own memory in its state: it follows already, and is not cleared.
     mine = {name: one for name, one in state.items() if not one.is_set_to(values)}
-    return [(one, start(optimizer, site, name)) for name, one in mine.items()]
+    return [(one, start(optimizer, values, name)) for name, one in mine.items()]
 
 
 def _cut(optimizer: torch.optim.Optimizer, site: Site) -> dict[str, Tensor]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.layout import Index, column_type
+from topkast.runtime.registry import register
 
 from .background import known
 from .copies import settle
 from .fingerprint import fingerprint, unchanged
 from .index_check import note
-from .registry import enrol
 from .reservoirs import allocate
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def copied(site: Site, memo: dict[int, Any]) -> Site:
     if unchanged(site.original, site.print):
         twin.snapshot = site.snapshot
     site.copies.add(twin)
-    enrol(twin)
+    register(twin)
     return twin
 
 
@@ -74,7 +74,7 @@ def unpacked(site: Site, state: dict[str, Any]) -> None:
         kept = site.reservoir
         site.reservoir = allocate(site.rule.reservoir, kept.numel(), kept).copy_(kept)
     note(site)
-    enrol(site)
+    register(site)
 
 
 def cast(site: Site, fn: Any) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from topkast.runtime.kernels.theta import assemble, store
 from topkast.runtime.layout import Index, index_masks
-from topkast.runtime.native.theta import assemble, store
 
 from .background import prepare
 from .optimizer_state import carried, left

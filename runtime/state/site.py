@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 from topkast.runtime.errors import ConfigError, ModelError, RefreshError
 from topkast.runtime.kernels.sets import build_index
+from topkast.runtime.kernels.theta import assemble, store
 from topkast.runtime.layout import Geometry, Index, index_masks, slot_units
 from topkast.runtime.methods import METHODS
-from topkast.runtime.native.theta import assemble, store
-from topkast.runtime.observers import as_constant
-from topkast.runtime.ops.eager_weight import Read
+from topkast.runtime.ops.eager_weight import Read, as_constant
 from topkast.runtime.reference import selection as choose
+from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
-from topkast.runtime.training.sharded.refused import Whole, keep_whole
 
 from . import saved
 from .background import Pending, as_state
 from .copies import Snapshot, carrying, moves, settle
+from .family import Family
 from .fingerprint import fingerprint
 from .guarded_weight import guard
 from .index_check import WRITTEN, Note, note, written
@@ -40,11 +40,10 @@ from .parts import HALF, Change, Held, finish
 from .placed import Placed
 from .portable import cast, copied, packed, unpacked
 from .refresh import marked, refresh, refresh_due, take
-from .registry import Family, enrol, new_key
 from .reservoirs import allocate, unshared, values_outside
 
 
-class Site(Whole, Placed, nn.Module):
+class Site(Placed, nn.Module):
     """State of one site.
 
     Args:
@@ -90,7 +89,7 @@ class Site(Whole, Placed, nn.Module):
         note(self)
         self.accept()
         del self._values
-        enrol(self)
+        register(self)
 
     def extra_repr(self) -> str:
         """``print(model)`` shows this of a sparse weight."""
@@ -185,7 +184,7 @@ class Site(Whole, Placed, nn.Module):
         if not compiling:
             self.check_whole()
             if torch._C._is_tracing():
-                return as_constant(values, self)
+                return as_constant(values, self.index, self.geometry)
             self.refresh_if_due()
         g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
         if compiling:
@@ -391,6 +390,3 @@ class Site(Whole, Placed, nn.Module):
         self.unshare()
         with carrying([self]):
             saved.load(self, *given)
-
-
-keep_whole(Site)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from topkast.runtime.state.registry import alive
+from topkast.runtime.state.family import alive
 from topkast.runtime.state.site import Site
 
 EAGER = ("read gradient", "reference", "eager")

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topkast.runtime.layout import slot_units
-from topkast.runtime.native import densified
+from topkast.runtime.kernels.explored import scale_explored, square_sum_of_a
 from topkast.runtime.state.site import Site
 
 # Share of an explored weight that one step takes away at most: with a rate like SGD's, lr * exploration_decay would
@@ -32,32 +31,14 @@ def decay_explored(site: Site, lr: float | Tensor) -> None:
         return
     decay = lr * (DECAY / size(site) if asked is None else asked)
     if isinstance(decay, Tensor):
-        scale_explored(site, 1 - decay.clamp(max=MOST_DECAY))
+        scale_explored(site.values, site.index, site.geometry, 1 - decay.clamp(max=MOST_DECAY))
     else:
         site.decayed_by = decay  # of a tensor it would be a sync, for the sake of a warning
-        scale_explored(site, 1 - min(decay, MOST_DECAY))
+        scale_explored(site.values, site.index, site.geometry, 1 - min(decay, MOST_DECAY))
 
 
 def size(site: Site) -> Tensor:
     """Of a weight in A: their root mean square, a positive scalar in float64."""
     values = site.values
-    if _native(values):
-        total = densified.squares(values, site.index, site.geometry)
-    else:
-        in_a = slot_units(site.index, site.geometry)[1].repeat_interleave(site.geometry.unit)
-        total = torch.where(in_a, values.double(), 0.0).square().sum()
+    total = square_sum_of_a(values, site.index, site.geometry)
     return (total / (site.n_fwd * site.geometry.unit)).sqrt().clamp(min=torch.finfo(values.dtype).tiny)
-
-
-def scale_explored(site: Site, factor: float | Tensor) -> None:
-    """θ ← factor · θ on B \\ A."""
-    values = site.values
-    if _native(values):
-        densified.scale_explored(values, site.index, site.geometry, float(factor))
-        torch.autograd.graph.increment_version(values)
-    else:
-        values.copy_(torch.where(site.explored(), values * factor, values))
-
-
-def _native(values: Tensor) -> bool:
-    return densified.fits(values) and values.is_contiguous()

@@ -18,9 +18,10 @@ from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from topkast.runtime.optimizers.probe import check_probed
+from topkast.runtime.state.family import alive
 from topkast.runtime.state.optimizer_state import check_elementwise, claim
 from topkast.runtime.state.refresh import refresh, renew_due
-from topkast.runtime.state.registry import alive
 from topkast.runtime.state.site import Site
 from topkast.runtime.training.sharded.refused import refuse_optimizer
 from topkast.runtime.training.sharded.wrappers import on_registration
@@ -28,7 +29,6 @@ from topkast.runtime.training.sharded.wrappers import on_registration
 from .eager_steps import notice_eager_step
 from .exploration_decay import decay_explored
 from .exploration_penalty import Step, add_penalty, had_gradient, once_computed
-from .probe import check_probed
 from .steps import begin, end
 from .undecayed import notice_undecayed
 
@@ -59,7 +59,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
         refuse_optimizer(optimizer)
     for site in sites:
         site.check_whole()
-    check_probed(optimizer, sites)
+    check_probed(optimizer, [(site.name, site.original) for site in sites])
     for site in sites:
         claim(optimizer, site)
     own = begin(optimizer, sites)

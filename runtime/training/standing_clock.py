@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from topkast.runtime.state.family import Family
 from topkast.runtime.state.fingerprint import fingerprint
-from topkast.runtime.state.registry import Family
 from topkast.runtime.state.site import Site
 
 from .optimizer_hooks import gradients

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.runtime.training.probe import probe
+from topkast.runtime.optimizers.probe import probe
 from topkast.tests.support import ways
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of

@@ -31,13 +31,6 @@ ASKERS = {
 }
 
 
-class Whole:
-    """What a site answers, and with it the module that owns it, to those that would take it apart."""
-
-    def _replicate_for_data_parallel(self) -> NoReturn:
-        refuse("nn.DataParallel")
-
-
 def _answer(self: nn.Module) -> Any:
     frame: Any = sys._getframe(1)
     # The one that reads the name, and two that helpers of torch may stand between.
@@ -48,9 +41,14 @@ def _answer(self: nn.Module) -> Any:
     raise AttributeError("not there")
 
 
-def keep_whole(kind: type) -> None:
+def _replicate(self: nn.Module) -> NoReturn:
+    refuse("nn.DataParallel")
+
+
+def keep_whole(kind: Any) -> None:
     """Let modules of this class refuse to be distributed."""
-    kind._distribute_module_applied = property(_answer)  # type: ignore[attr-defined]
+    kind._replicate_for_data_parallel = _replicate
+    kind._distribute_module_applied = property(_answer)
     if torch.distributed.is_available():
         from torch.distributed._composable.contract import REGISTRY_KEY
 

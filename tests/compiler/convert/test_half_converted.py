@@ -11,7 +11,7 @@ from torch import nn
 
 import topkast
 from topkast.runtime.state import site as site_file
-from topkast.runtime.state.registry import alive
+from topkast.runtime.state.family import alive
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import sites_of
 

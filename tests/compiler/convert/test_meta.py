@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import topkast
 from topkast.compiler.convert import sparsify as sparsify_module
+from topkast.runtime.state.family import alive
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.registry import alive
 from topkast.tests.support.builders import CASES, Encoder, Tied, gpt2
 
 TOKENS = torch.arange(24).view(2, 12) % 41

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from topkast.runtime.layout import Geometry, Index, build_index, check_index, index_masks
 from topkast.runtime.ops import operators as ops
 from topkast.runtime.reference import selection as choose
-from topkast.runtime.state.registry import note
+from topkast.runtime.registry import count_run
 
 
 def index_of(geometry, fwd_share=0.3, bwd_share=0.6, spare=0, seed=0):
@@ -153,4 +153,4 @@ def test_columns_that_step_back_are_found(cols):
 
 
 def test_a_key_of_a_site_that_is_gone_is_ignored():
-    note(torch.tensor(-1), "forward", "reference")
+    count_run(torch.tensor(-1), "forward", "reference")

@@ -10,51 +10,49 @@ import gc
 import warnings
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from topkast.runtime.errors import OptimizerError
 
 from .sandbox import group_of
 from .trials import Probe, Start, tried
 
-if TYPE_CHECKING:
-    from topkast.runtime.state.site import Site
-
 INSTEAD = "use an elementwise optimizer: SGD, Adam, AdamW, NAdam, RMSprop, Adagrad, Rprop, ..."
 
 _known: weakref.WeakKeyDictionary[type, dict[tuple[Any, ...], Probe]] = weakref.WeakKeyDictionary()
-_found: weakref.WeakKeyDictionary[Optimizer, weakref.WeakKeyDictionary[Site, Probe]] = weakref.WeakKeyDictionary()
+_found: weakref.WeakKeyDictionary[Optimizer, WeakIdKeyDictionary] = weakref.WeakKeyDictionary()  # parameter -> Probe
 _elsewhere: weakref.WeakKeyDictionary[Optimizer, dict[str, Start]] = weakref.WeakKeyDictionary()
-_told: weakref.WeakSet[type] = weakref.WeakSet()
+_warned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
-def check_probed(optimizer: Optimizer, sites: Iterable[Site]) -> None:
+def check_probed(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
     """Refuse an optimizer that cannot train sparse values, before it has moved anything.
 
     Args:
-        sites: those that it is about to update.
+        parameters: (name, values) of the sparse weights that it is about to update.
 
     Raises:
         OptimizerError: names the optimizer, the weights and what to use instead.
     """
-    new = [site for site in sites if site not in _found.get(optimizer, ())]
-    found = [(site.name, _of(optimizer, site)) for site in new]
+    new = [(name, values) for name, values in parameters if values not in _found.get(optimizer, ())]
+    found = [(name, _of(optimizer, values)) for name, values in new]
     refused = [(name, one.refused) for name, one in found if one.refused is not None]
     kind = type(optimizer)
     if refused:
-        for site in new:
-            _found[optimizer].pop(site)  # refused each time
+        for _, values in new:
+            _found[optimizer].pop(values)  # refused each time
         names = ", ".join(name for name, _ in refused[:3]) + (", ..." if len(refused) > 3 else "")
         raise OptimizerError(
             f"{kind.__name__} {refused[0][1]}, so it cannot train sparse weights ({names}), whose values lie in an "
             f"order of their own; {INSTEAD}; {kind.__name__} may train dense parameters beside it"
         )
     failed = next((one.failed for _, one in found if one.failed is not None), None)
-    if failed is not None and kind not in _told:
-        _told.add(kind)
+    if failed is not None and kind not in _warned:
+        _warned.add(kind)
         warnings.warn(
             f"topkast: {kind.__name__} could not be tried out on small tensors ({failed}); it is taken for an "
             "elementwise optimizer whose state starts at zero",
@@ -62,28 +60,28 @@ def check_probed(optimizer: Optimizer, sites: Iterable[Site]) -> None:
         )
 
 
-def start(optimizer: Optimizer, site: Site, entry: str) -> float | None:
+def start(optimizer: Optimizer, parameter: nn.Parameter, entry: str) -> float | None:
     """The number that the optimizer's state begins with for a new weight; None: it begins with the weight's value."""
-    found = _of(optimizer, site)
-    first = found.starts.get(entry) or _from_elsewhere(optimizer, site, entry)
+    found = _of(optimizer, parameter)
+    first = found.starts.get(entry) or _from_elsewhere(optimizer, parameter, entry)
     if first.value:
         return None
     if first.per_rate == 0:
         return first.constant
-    return first.constant + first.per_rate * float(group_of(optimizer, site.original)["lr"])
+    return first.constant + first.per_rate * float(group_of(optimizer, parameter)["lr"])
 
 
-def _of(optimizer: Optimizer, site: Site) -> Probe:
+def _of(optimizer: Optimizer, parameter: nn.Parameter) -> Probe:
     # Kept: counts among the settings change with every step.
     if optimizer not in _found:
-        _found[optimizer] = weakref.WeakKeyDictionary()
+        _found[optimizer] = WeakIdKeyDictionary()
     mine = _found[optimizer]
-    if site not in mine:
-        mine[site] = probe(optimizer, site.original)
-    return mine[site]
+    if parameter not in mine:
+        mine[parameter] = probe(optimizer, parameter)
+    return mine[parameter]
 
 
-def _from_elsewhere(optimizer: Optimizer, site: Site, entry: str) -> Start:
+def _from_elsewhere(optimizer: Optimizer, parameter: nn.Parameter, entry: str) -> Start:
     """How an entry starts that no step of the optimizer makes: its constructor does, or an optimizer around it."""
     known = _elsewhere.setdefault(optimizer, {})
     if entry in known:
@@ -94,7 +92,7 @@ def _from_elsewhere(optimizer: Optimizer, site: Site, entry: str) -> Start:
         if issubclass(type(one), Optimizer) and any(value is optimizer for value in vars(one).values())
     ]
     for one, rebuild in [(optimizer, True), *((one, rebuild) for one in around for rebuild in (False, True))]:
-        starts = tried(one, site.original, [entry], (rebuild,)).starts
+        starts = tried(one, parameter, [entry], (rebuild,)).starts
         if entry in starts:
             return known.setdefault(entry, starts[entry])
     return known.setdefault(entry, Start())
