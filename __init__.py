@@ -9,7 +9,7 @@ from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.convert.sparsify import sparsify
 from topkast.compiler.densify import densify
 from topkast.compiler.export.api import export
-from topkast.compiler.report.facts import report
+from topkast.compiler.report.api import report
 from topkast.compiler.topology.distance import MaskDistance, mask_distance
 from topkast.compiler.topology.dynamics import Dynamics
 from topkast.compiler.topology.interchangeable import Interchangeable, interchangeable

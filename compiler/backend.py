@@ -23,7 +23,7 @@ from topkast.passes import aten as passes
 from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.eager_steps import Watch
 
 BACKENDS = ("inductor", "aot_eager", "eager")
@@ -33,10 +33,10 @@ BACKENDS = ("inductor", "aot_eager", "eager")
 for _path in sorted(Path(runtime.__path__[0]).iterdir()):
     if _path.stem not in ("__init__", "__pycache__", "state", "training"):
         trace_rules.add(f"topkast.runtime.{_path.stem}")
-for _file in ("guarded_weight", "index_check", "family"):
+for _file in ("guarded_weight", "index_check", "find_sites"):
     trace_rules.add(f"topkast.runtime.state.{_file}")
 # Read outside of any graph, a weight is no graph of its own: it would be one for each site, none of which can fuse.
-torch._dynamo.eval_frame.skip_code(Site.forward.__code__)
+torch._dynamo.eval_frame.skip_code(SiteModule.forward.__code__)
 
 
 @contextlib.contextmanager
@@ -150,7 +150,7 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
         watch.explain = lambda: why_eager(module, watch)
         module._topkast.watch = watch  # type: ignore[union-attr]
         for site in sites(module).values():
-            site.watch = watch  # type: ignore[assignment]
+            site.set_watch(watch)
 
 
 def check_backend(backend: str, options: dict[str, Any]) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from topkast.compiler.checkpoint.wrong_model import refuse_dense
 from topkast.compiler.convert.attach import copy_module, detach
 from topkast.compiler.convert.sparsify import refresh_before_forward
 from topkast.runtime.reference.products import weight
-from topkast.runtime.state.copies import settle
 from topkast.runtime.state.model import find, owned
-from topkast.runtime.state.saved import STATE, refuse_dense
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.persist.state_dict import STATE
+from topkast.runtime.state.site_module import SiteModule
+from topkast.runtime.state.snapshots import restore_snapshots
 
 
 def densify(model: Any) -> nn.Module:
@@ -34,7 +35,7 @@ def densify(model: Any) -> nn.Module:
     """
     root, record = find(model)
     found = owned(model)
-    settle(site for site, _ in found.values())
+    restore_snapshots(site for site, _ in found.values())
     # Sites and their values are not copied: whatever the copy would hold of them is replaced below.
     memo: dict[int, Any] = {id(site): site for site, _ in found.values()}
     memo |= {id(site.original): site.original for site, _ in found.values()}
@@ -64,7 +65,7 @@ def densify(model: Any) -> nn.Module:
     return twin
 
 
-def _restore(twin: nn.Module, found: Mapping[str, tuple[Site, list[tuple[str, str]]]]) -> None:
+def _restore(twin: nn.Module, found: Mapping[str, tuple[SiteModule, list[tuple[str, str]]]]) -> None:
     for site, owners in found.values():
         dense = weight(site.values, site.index, site.geometry)
         plain = nn.Parameter(dense, requires_grad=site.original.requires_grad)

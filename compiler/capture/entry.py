@@ -19,11 +19,11 @@ from torch._dynamo import trace_rules
 from torch._dynamo.eval_frame import skip_code
 from torch.nn.modules import module as torchs
 
-from topkast.compiler.convert.sparsify import refresh_before_forward
 from topkast.runtime.observers import under_observation
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.eager_steps import Watch
 
+from .before_forward import refresh_before_forward
 from .own_code import call_of, forward_of
 
 Compile = Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]
@@ -45,7 +45,9 @@ class Entries:
     def install(self, model: nn.Module) -> None:
         """Make entries of the model and of each module of it that holds sites and can be called."""
         for module in model.modules():
-            if module is model or (_can_be_called(module) and any(isinstance(part, Site) for part in module.modules())):
+            if module is model or (
+                _can_be_called(module) and any(isinstance(part, SiteModule) for part in module.modules())
+            ):
                 module._compiled_call_impl = Entry(self, module, module is model)
 
     def enter(self, entry: Entry, *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +106,7 @@ for _function in (Entries.enter, Entry.__call__):  # in a frame that Dynamo has 
 
 
 def _can_be_called(module: nn.Module) -> bool:
-    return not isinstance(module, Site) and getattr(type(module), "forward", None) is not nn.Module.forward
+    return not isinstance(module, SiteModule) and getattr(type(module), "forward", None) is not nn.Module.forward
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from topkast.compiler.convert.shared_class import SparseState
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.reference.products import weight
-from topkast.runtime.state.copies import settle
+from topkast.runtime.state.copies import changes_of_copies
+from topkast.runtime.state.find_sites import SparseState, joined
 from topkast.runtime.state.model import find, owned, sites
-from topkast.runtime.state.parts import finish
-from topkast.runtime.state.saved import joined
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.parts import carry_out
+from topkast.runtime.state.site_module import SiteModule
+from topkast.runtime.state.snapshots import restore_snapshots
 
 
 def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
@@ -31,10 +31,12 @@ def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     Raises:
         ModelError: the model was not converted.
     """
-    return {name: site.sets() for name, site in sites(model).items()}
+    found = sites(model)
+    restore_snapshots(found.values())
+    return {name: site.sets() for name, site in found.items()}
 
 
-def _with_keys(model: Any) -> tuple[dict[str, Site], dict[str, str]]:
+def _with_keys(model: Any) -> tuple[dict[str, SiteModule], dict[str, str]]:
     """(Name -> site, state-dict key -> name of the site whose weight it holds); a tied weight has several keys."""
     found = owned(model)
     keys = {joined(*owner): name for name, (_, owners) in found.items() for owner in owners}
@@ -68,7 +70,7 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
         raise ConfigError(f"values={values!r}: must be 'forward' or 'all'")
     root, _ = find(model)
     found, keys = _with_keys(model)
-    settle(found.values())
+    restore_snapshots(found.values())
     # The reference is called by itself: through the operator this read would count as one of the model's own.
     dense = {
         name: site.theta() if values == "all" else weight(site.values, site.index, site.geometry)
@@ -121,21 +123,23 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     if wrong:
         raise CheckpointError("state_dict does not fit the model, nothing was loaded: " + "; ".join(wrong))
     rest._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]
-    changes = [(found[name], found[name].held(), found[name].replaced(theta)) for name, theta in thetas.items()]
+    changes = [(found[name], found[name].parts(), found[name].replaced(theta)) for name, theta in thetas.items()]
+    for site, _, change in changes:
+        change.of_copies = changes_of_copies(site, change)
 
     def apply() -> None:
         root.load_state_dict(rest, strict=False)
-        for site, held, change in changes:
-            site.write(held, change)
+        for site, parts, change in changes:
+            site.write(parts, change)
 
-    finish(found.values(), apply)
+    carry_out(found.values(), apply)
 
 
 def _shape(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _check_weight(key: str, value: Any, site: Site, before: Tensor | None) -> list[str]:
+def _check_weight(key: str, value: Any, site: SiteModule, before: Tensor | None) -> list[str]:
     if not isinstance(value, Tensor) or tuple(value.shape) != site.geometry.shape:
         return [f"{key}: {_shape(value)}, expected shape {site.geometry.shape}"]
     if not bool(value.isfinite().all()):

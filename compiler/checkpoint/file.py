@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from topkast.compiler.config import Config
 from topkast.runtime.errors import CheckpointError
-from topkast.runtime.state.copies import settle
 from topkast.runtime.state.model import Record, find, sites
-from topkast.runtime.state.parts import finish
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.parts import carry_out
+from topkast.runtime.state.site_module import SiteModule
+from topkast.runtime.state.snapshots import restore_snapshots
 
 from .format1 import in_order, upgrade, upgrade_optimizer
 from .pack import pack, read, unpack, write
@@ -48,7 +48,7 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     """
     root, record = find(model)
     found = sites(model)
-    settle(found.values())
+    restore_snapshots(found.values())
     tensors: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     for key, value in root.state_dict().items():
@@ -122,12 +122,12 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     def apply() -> None:
         root.load_state_dict(state)
         for name, site in found.items():
-            site.rule = replace(site.rule, seed=theirs[name]["seed"])
-            site.churn = [(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]]
+            site.set_seed(theirs[name]["seed"])
+            site.set_churn([(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]])
         if optimizer is not None and content is not None:
             _load_optimizer(optimizer, content, found)
 
-    finish(found.values(), apply)
+    carry_out(found.values(), apply)
 
 
 def _own_version() -> str:
@@ -148,7 +148,7 @@ def _config(record: Record) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(record.config)))
 
 
-def describe(site: Site) -> dict[str, Any]:
+def describe(site: SiteModule) -> dict[str, Any]:
     """What the header says of a site."""
     geometry = site.geometry
     return {
@@ -193,7 +193,7 @@ def _pack_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     return {**describe_optimizer(root, optimizer), "state": packed}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], found: dict[str, Site]) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], found: dict[str, SiteModule]) -> None:
     optimizer.load_state_dict(content)
     # torch casts state to its parameter's dtype; state kept in a wider one must come back as it was.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from topkast.runtime.state.family import alive
+from topkast.runtime.state.find_sites import alive, joined
 from topkast.runtime.state.model import owned
-from topkast.runtime.state.saved import as_values, joined, keys
-from topkast.runtime.state.saved import upgrade as upgrade_site
+from topkast.runtime.state.persist.state_dict import as_values, keys
+from topkast.runtime.state.persist.state_dict import upgrade as upgrade_site
 
 
 def upgrade(root: nn.Module, state: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from topkast.runtime.errors import CheckpointError
 from topkast.runtime.layout import Index, check_index
+from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import owned
-from topkast.runtime.state.saved import joined, keys
+from topkast.runtime.state.persist.state_dict import keys
 
 SHOWN = 8  # a wrong model differs everywhere: the first few lines say enough
 
@@ -63,7 +64,7 @@ def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
                 broken = check_index(index, site.geometry)
                 in_a, in_b = int((index.row_fwd - index.row_ptr[:-1]).sum()), int(index.row_ptr[-1])
                 nothing = bool(kind) and in_a == in_b == 0
-                if broken is None and not nothing and not site.method.holds(site, in_a, in_b):
+                if broken is None and not nothing and not site.method.holds(site.set_state(), in_a, in_b):
                     broken = f"it holds {in_a} units in A and {in_b} in B"
                 if broken:
                     wrong.append(f"{name}: {broken}")

@@ -1,4 +1,6 @@
-"""A sparse model's state dict that is loaded into a dense model: torch's error, and what to call instead.
+"""A state dict meets the other kind of model: what to call instead is said.
+
+A sparse model's state dict is loaded into a dense model, or a dense one into a sparse model.
 
 torch lists keys and sizes, which do not say where they come from. Nothing is changed but the text of the error.
 """
@@ -9,10 +11,11 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from topkast.runtime.errors import CheckpointError
-from topkast.runtime.state.saved import STATE
+from topkast.runtime.state.find_sites import joined, sites_of
+from topkast.runtime.state.persist.state_dict import DENSE, STATE
 
 SPARSE = (
     "the state dict is of a sparse model, and this one is dense: call topkast.sparsify(model, ...) first, with the "
@@ -44,3 +47,16 @@ def _is_sparse(keys: Iterable[str]) -> bool:
 
 
 explain_mixed_up()  # for a program that only imports topkast too: the dense model is the one that is loaded
+
+
+def refuse_dense(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Pre-hook of a converted model's ``load_state_dict``: nothing of a dense model's state dict is loaded.
+
+    Raises:
+        CheckpointError: a sparse weight is dense in the state dict.
+    """
+    for path, part in module.named_modules():
+        for attribute, site in sites_of(part).items():
+            key = prefix + joined(path, attribute)
+            if isinstance(state.get(key), Tensor) and tuple(state[key].shape) == site.geometry.shape:
+                raise CheckpointError(f"{key}: a dense weight of shape {site.geometry.shape}; {DENSE}")

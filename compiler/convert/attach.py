@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import types
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,14 +14,14 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.state import saved
+from topkast.runtime.state.find_sites import SparseState, all_sites_of, sites_of
 from topkast.runtime.state.guarded_weight import REPLACE
-from topkast.runtime.state.saved import STATE, all_sites_of, sites_of
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.persist.state_dict import STATE, keys, upgrade
+from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.optimizer_hooks import install_hooks
 from topkast.runtime.training.sharded.refused import keep_whole
 
-from .shared_class import SparseState, inherited, is_foreign, share_class
+from .shared_class import inherited, is_foreign, share_class
 
 
 def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -69,15 +68,13 @@ def _follow_flat_weights(kind: Any) -> None:
 
 
 @contextlib.contextmanager
-def _unseen(module: nn.Module) -> Iterator[dict[str, Site]]:
+def _unseen(module: nn.Module) -> Iterator[dict[str, SiteModule]]:
     """A module's sites by attribute. Reading them inside neither refreshes, as it is no forward, nor is counted."""
     found = sites_of(module)
-    counted = {name: Counter(site.ran) for name, site in found.items()}
-    try:
+    with contextlib.ExitStack() as stack:
+        for site in found.values():
+            stack.enter_context(site.uncounted())
         yield found
-    finally:
-        for name, site in found.items():
-            site.ran = counted[name]
 
 
 def _state_with_values(kind: Any) -> None:
@@ -97,9 +94,9 @@ def _state_with_values(kind: Any) -> None:
     def load(self: nn.Module, state: Any, prefix: str, local: Any, strict: bool, missing: Any, *rest: Any) -> None:
         with _unseen(self) as sites:
             for name, site in sites.items():
-                saved.upgrade(state, prefix, name, site)
+                upgrade(state, prefix, name, site)
                 assign = local.get("assign_to_params_buffers", False)
-                site.load(state, saved.keys(prefix, name), missing, rest[-1], assign)
+                site.load(state, keys(prefix, name), missing, rest[-1], assign)
             own = {prefix + name for name in sites}
             others = {key: value for key, value in state.items() if key not in own}
             absent: list[str] = []
@@ -135,7 +132,7 @@ def _refuse_new_values(kind: Any) -> None:
         kind.reset_parameters = reset_parameters
 
 
-def attach(module: nn.Module, attribute: str, site: Site) -> None:
+def attach(module: nn.Module, attribute: str, site: SiteModule) -> None:
     """``module.attribute`` becomes what ``site`` gives; several modules may share one site.
 
     Args:
@@ -192,4 +189,4 @@ def _on_parameter(module: nn.Module, attribute: str, parameter: nn.Parameter) ->
         detach(module, attribute)
 
 
-keep_whole(Site)
+keep_whole(SiteModule)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.sharded.refused import parallel_already
 
 
@@ -29,7 +29,7 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{where}: already compiled; pass the module before torch.compile")
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{where}: a scripted module, whose parameters are fixed; pass it before torch.jit")
-        if isinstance(module, Site):
+        if isinstance(module, SiteModule):
             raise ModelError(f"{where}: converted in part, or part of a converted model; build the model again")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):

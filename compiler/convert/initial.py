@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.reference.selection import largest
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.choose_sets import scores
+from topkast.runtime.state.site_module import SiteModule
 
 from .distribute import units_at
 
@@ -24,7 +25,7 @@ ITERATIONS = 20  # of the power method: a direction that training wrote stands o
 
 
 @torch.no_grad()
-def start_scales(sites: dict[str, Site], initial: str | None) -> dict[str, float]:
+def start_scales(sites: dict[str, SiteModule], initial: str | None) -> dict[str, float]:
     """What each θ is to be multiplied by, so that no set changes, and W_A has the norm that ``initial`` asks for.
 
     Args:
@@ -44,30 +45,30 @@ def start_scales(sites: dict[str, Site], initial: str | None) -> dict[str, float
     return {name: _scale(site, initial) for name, site in sites.items()}
 
 
-def _scale(site: Site, initial: str) -> float:
+def _scale(site: SiteModule, initial: str) -> float:
     theta, in_a = site.theta(), ~site.explored()
     norm, full = float(site.values[in_a].norm()), float(theta.norm())
     wanted = full
     if initial != "dense":
         wanted = (int(in_a.sum()) / theta.numel()) ** 0.5 * full
     if initial == "auto":
-        tenth = largest(site.score(theta), _units(site, TENTH) // site.groups).view(-1)
+        tenth = largest(scores(site.set_state(), theta), _units(site, TENTH) // site.groups).view(-1)
         wanted = min(norm, max(wanted, float(site.geometry.to_blocks(theta)[tenth].norm())))
     return 1.0 if norm == 0 or wanted == norm else wanted / norm
 
 
-def _matrix(site: Site) -> Tensor:
+def _matrix(site: SiteModule) -> Tensor:
     return site.theta().permute(site.geometry.perm).reshape(site.geometry.rows, site.geometry.cols)
 
 
-def _too_many(site: Site) -> bool:
+def _too_many(site: SiteModule) -> bool:
     """Whether A is the largest weights, more of them than have the norm that was measured best, and there are enough to
     tell where they come from."""
     low, high = (_units(site, density) for density in (TENTH, QUARTER))
     return site.method.largest_first and low < site.n_fwd <= high and site.geometry.numel >= ENOUGH
 
 
-def _units(site: Site, density: float) -> int:
+def _units(site: SiteModule, density: float) -> int:
     return units_at(density, site.geometry, site.rule.balanced)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.state.saved import STATE
+from topkast.runtime.state.persist.state_dict import STATE
 
 _MADE = "_topkast_classes"  # on the class that was extended: attributes -> the class that is sparse in them
 _ATTRIBUTES = "_topkast_attributes"  # on a class made here: which these are
@@ -26,13 +26,6 @@ _ATTRIBUTES = "_topkast_attributes"  # on a class made here: which these are
 REPLACING = {"torch.nn.utils.weight_norm", "torch.nn.utils.prune"}
 
 Finish = Callable[[Any], None]
-
-
-class SparseState(nn.Module):
-    """Holds a module's sites, by the names of their weights.
-
-    A ``ModuleDict`` could not hold a weight that is called as one of its methods is (``values``, ``keys``).
-    """
 
 
 def share_class(module: nn.Module, attributes: frozenset[str], complete: Finish) -> None:
@@ -71,6 +64,7 @@ def sparse_class(base: Any, attributes: frozenset[str], complete: Finish) -> Any
     if attributes not in made:
         own: dict[str, Any] = {name: _weight(name) for name in attributes}
         own |= {_ATTRIBUTES: attributes, "__module__": base.__module__, "parametrizations": property(_not_ours)}
+        own |= {"_complete": staticmethod(complete)}  # pickled with its name, to make the class again
         own |= {"__reduce_ex__": _reduce, "__prepare_scriptable__": _not_scriptable}
         kind = type(base)(f"Sparse{base.__name__}", (base,), own)
         complete(kind)
@@ -151,12 +145,10 @@ def _reduce(self: Any, protocol: Any) -> Any:
         )
     found = super(ours, self).__reduce_ex__(protocol)
     if _ATTRIBUTES in vars(kind) and found[0] is copyreg.__newobj__ and found[1][0] is kind:  # type: ignore[attr-defined]
-        return (_made_again, (kind.__bases__[0], vars(kind)[_ATTRIBUTES], *found[1][1:]), *found[2:])
+        return (_made_again, (kind._complete, kind.__bases__[0], vars(kind)[_ATTRIBUTES], *found[1][1:]), *found[2:])
     return found
 
 
-def _made_again(base: Any, attributes: frozenset[str], *args: Any) -> Any:
-    from .attach import complete
-
+def _made_again(complete: Finish, base: Any, attributes: frozenset[str], *args: Any) -> Any:
     kind = sparse_class(base, attributes, complete)
     return kind.__new__(kind, *args)

@@ -9,22 +9,20 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from topkast.compiler.capture.before_forward import refresh_before_forward
 from topkast.compiler.checkpoint import wrong_model as mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
+from topkast.compiler.checkpoint.wrong_model import refuse_dense
 from topkast.compiler.config import Config
 from topkast.compiler.convert.meta.materialise import materialise
 from topkast.compiler.convert.meta.rehearse import Init, Plan, rehearse
 from topkast.compiler.convert.meta.tensors import held
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
-from topkast.runtime.state.copies import settle
-from topkast.runtime.state.family import Family, members
-from topkast.runtime.state.model import Record, find, sites
-from topkast.runtime.state.parts import finish
-from topkast.runtime.state.refresh import refresh_due
-from topkast.runtime.state.reservoirs import check_disk, values_outside
-from topkast.runtime.state.saved import refuse_dense
-from topkast.runtime.state.site import Site
-from topkast.runtime.training.standing_clock import notice_standing
+from topkast.runtime.state.family import Family
+from topkast.runtime.state.model import Record, sites
+from topkast.runtime.state.parts import carry_out
+from topkast.runtime.state.reservoirs import RESERVOIRS, values_outside
+from topkast.runtime.state.site_module import SiteModule
 
 from .attach import attach
 from .check import check_model
@@ -34,19 +32,6 @@ from .select import Selection, select
 from .undo import Undo
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def refresh_before_forward(model: nn.Module, args: Any) -> None:
-    """Forward pre-hook of the root: refresh what is due before anything runs, and see whether the clock goes.
-
-    Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
-    """
-    if not torch.compiler.is_compiling() and not torch._C._is_tracing():
-        found = members([find(model)[1].family])
-        settle(found)
-        refresh_due(found)
-        if torch.is_grad_enabled():
-            notice_standing(found)
 
 
 def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:
@@ -159,8 +144,8 @@ def convert(
     if example_inputs is not None and selection.how.startswith("structure"):
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
     record.warnings += _without_input(config, geometries, counts)
-    if config.reservoir == "disk":
-        check_disk(sum(_bytes_outside(parameters[name], geometries[name], counts[name], config) for name in geometries))
+    outside = [_bytes_outside(parameters[name], geometries[name], counts[name], config) for name in geometries]
+    RESERVOIRS[config.reservoir].check_room(sum(outside))
 
     undo = Undo(model)
 
@@ -169,8 +154,7 @@ def convert(
             fwd, bwd, balanced = counts[name]
             rule = config.rule(balanced)
             parameter = model.get_parameter(name)
-            site = Site(parameter, name, geometries[name], fwd, bwd, rule)
-            site.family = record.family
+            site = SiteModule(parameter, name, geometries[name], fwd, bwd, rule, record.family)
             undo.note(parameter, site)
             owners = selection.sparse[name].owners
             site.adopt(model.get_submodule(owners[0][0]), owners[0][1])
@@ -197,10 +181,10 @@ def convert(
         model.register_load_state_dict_pre_hook(refuse_dense)
         if last is not None:
             last(model)
-        finish((), end)  # each site by itself is scaled as a whole
+        carry_out((), end)  # each site by itself is scaled as a whole
     except BaseException:
         if not undo.closed:
-            finish((), undo.back)
+            carry_out((), undo.back)
         raise
     return model
 

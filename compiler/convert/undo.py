@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from topkast.runtime.kernels.theta import assemble
 from topkast.runtime.layout import Index
 from topkast.runtime.registry import unregister
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 
 
 class Undo:
@@ -36,9 +36,9 @@ class Undo:
             for name, value in content.items()
             if name.startswith("_") and isinstance(value, (dict, set))
         ]
-        self._parameters: list[tuple[nn.Parameter, Site, Tensor | None, Callable[[], Tensor]]] = []
+        self._parameters: list[tuple[nn.Parameter, SiteModule, Tensor | None, Callable[[], Tensor]]] = []
 
-    def note(self, parameter: nn.Parameter, site: Site) -> None:
+    def note(self, parameter: nn.Parameter, site: SiteModule) -> None:
         """A parameter is about to be taken over by a site that was made of it."""
         stride = parameter.stride()
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import owned
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 
 
 def round_to_half(plain: nn.Module, model: Any) -> None:
@@ -43,7 +43,7 @@ def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tup
     return names, blocks
 
 
-def _weights(plain: nn.Module, model: Any) -> Iterator[tuple[str, Site, nn.Parameter]]:
+def _weights(plain: nn.Module, model: Any) -> Iterator[tuple[str, SiteModule, nn.Parameter]]:
     for name, (site, owners) in owned(model).items():
         path, attribute = owners[0]
         yield name, site, getattr(plain.get_submodule(path), attribute)

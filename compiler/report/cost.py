@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 
 
-def count_parameters(root: nn.Module, found: dict[str, Site]) -> dict[str, int]:
+def count_parameters(root: nn.Module, found: dict[str, SiteModule]) -> dict[str, int]:
     weights = sum(site.geometry.numel for site in found.values())
     values = {id(site.original) for site in found.values()}
     others = [p for p in root.parameters() if id(p) not in values]
@@ -23,7 +23,7 @@ def count_parameters(root: nn.Module, found: dict[str, Site]) -> dict[str, int]:
     }
 
 
-def count_flops(rows: list[dict[str, Any]], found: dict[str, Site]) -> dict[str, Any]:
+def count_flops(rows: list[dict[str, Any]], found: dict[str, SiteModule]) -> dict[str, Any]:
     """Two for each multiply-add of a weight: one product forward, two more to train. Sparse sites only."""
     known = all(row["positions"] is not None for row in rows)
     dense = sparse = training = 0.0
@@ -50,7 +50,7 @@ def _state(optimizers: Iterable[torch.optim.Optimizer], parameter: Tensor) -> li
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
-def count_bytes(found: dict[str, Site]) -> dict[str, int]:
+def count_bytes(found: dict[str, SiteModule]) -> dict[str, int]:
     """Bytes of these sites, and of the same weights trained dense with the same optimizer."""
     total = dict.fromkeys(("values", "gradient", "optimizer", "index", "reservoir", "sparse", "dense"), 0)
     for site in found.values():
@@ -72,7 +72,7 @@ def count_bytes(found: dict[str, Site]) -> dict[str, int]:
     return total
 
 
-def count_places(found: dict[str, Site]) -> dict[str, dict[str, int]]:
+def count_places(found: dict[str, SiteModule]) -> dict[str, dict[str, int]]:
     """Where the bytes of sparse training lie: "cpu", "cuda:0", or "disk" for a mapped reservoir. Of a GPU also the most
     that torch's tensors have taken on it since torch.cuda.reset_peak_memory_stats, all of this process's."""
     places: Counter[str] = Counter()
@@ -86,7 +86,7 @@ def count_places(found: dict[str, Site]) -> dict[str, dict[str, int]]:
     return {"now": dict(places), "peak": {place: torch.cuda.max_memory_allocated(place) for place in gpus}}
 
 
-def count_model_bytes(root: nn.Module, found: dict[str, Site]) -> dict[str, Any]:
+def count_model_bytes(root: nn.Module, found: dict[str, SiteModule]) -> dict[str, Any]:
     """The same for the whole model: what is not in sites costs equally much on both sides."""
     optimizers = {id(o): o for site in found.values() for o in site.optimizers}.values()
     values = {id(site.original) for site in found.values()}

@@ -9,9 +9,9 @@ from topkast.passes.aten import summary
 from topkast.runtime.kernels import native_library
 from topkast.runtime.layout import slot_units
 from topkast.runtime.planner.plan import measured
+from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import Record, find, owned
-from topkast.runtime.state.saved import joined
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.exploration_decay import MOST_DECAY
 from topkast.runtime.training.standing_clock import standing_facts
 
@@ -22,8 +22,8 @@ COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing b
 
 
 @dataclass(frozen=True)
-class Report:
-    """The facts of :func:`report`; ``print`` shows them as tables, :meth:`to_dict` gives plain data.
+class Facts:
+    """What :func:`topkast.report` found.
 
     Args:
         sites: one dict for each sparse weight: name, shape, owners, ops, density_a, density_b (from the stored sets),
@@ -50,32 +50,9 @@ class Report:
     config: dict[str, Any]
     passes: dict[str, dict[str, Any]]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same, as data that ``json.dumps`` takes."""
-        return asdict(self)
 
-    def __rich__(self) -> Any:
-        from .table import render
-
-        return render(self)
-
-    def __str__(self) -> str:
-        from .table import to_text
-
-        return to_text(self)
-
-
-def report(model: Any) -> Report:
-    """Say what is sparse and what is not, what it costs against dense, and what looks wrong.
-
-    Counts come from the tensors as they are now; what is fused is what has run so far, so call it after a step.
-
-    Args:
-        model: a model converted by topkast, or a wrapper of it.
-
-    Raises:
-        ModelError: the model was not converted.
-    """
+def facts_of(model: Any) -> Facts:
+    """Count and collect; see :func:`topkast.report`."""
     root, record = find(model)
     owners = owned(model)
     found = {name: site for name, (site, _) in owners.items()}
@@ -111,7 +88,7 @@ def report(model: Any) -> Report:
             "reference kernels, slower than dense; install again with a compiler"
         )
     backend = real_backend(record, found)
-    return Report(rows, dict(record.dense), totals, warnings, record.how, backend, _plain(config), summary())
+    return Facts(rows, dict(record.dense), totals, warnings, record.how, backend, _plain(config), summary())
 
 
 def _plain(value: Any) -> Any:
@@ -120,7 +97,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _row(name: str, site: Site, owners: list[tuple[str, str]], record: Record) -> dict[str, Any]:
+def _row(name: str, site: SiteModule, owners: list[tuple[str, str]], record: Record) -> dict[str, Any]:
     geometry = site.geometry
     in_a = int((site.row_fwd - site.row_ptr[:-1]).sum())
     fused: dict[str, dict[str, int]] = {}
@@ -154,12 +131,12 @@ def _row(name: str, site: Site, owners: list[tuple[str, str]], record: Record) -
     }
 
 
-def _ever(site: Site) -> int:
+def _ever(site: SiteModule) -> int:
     """How many units have been in A at some time."""
     return sum(int(((site.ever >> bit) & 1).sum()) for bit in range(8))
 
 
-def _warnings(name: str, site: Site) -> list[str]:
+def _warnings(name: str, site: SiteModule) -> list[str]:
     units, in_a = slot_units(site.index, site.geometry)
     values = site.values.view(-1, site.geometry.unit)
     found = []

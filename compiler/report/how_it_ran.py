@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from topkast.compiler.capture.cpp_compiler import missed_compiler
 from topkast.runtime.state.model import Record
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.eager_steps import gradients
 
 
-def real_backend(record: Record, sites: dict[str, Site]) -> str:
+def real_backend(record: Record, sites: dict[str, SiteModule]) -> str:
     """The backend a model was compiled with, or what stands in for it."""
     on_cpu = any(site.original.device.type == "cpu" for site in sites.values())
     if record.backend == "inductor" and on_cpu and missed_compiler():
@@ -16,7 +16,7 @@ def real_backend(record: Record, sites: dict[str, Site]) -> str:
     return record.backend
 
 
-def eager_facts(record: Record, sites: dict[str, Site]) -> list[str]:
+def eager_facts(record: Record, sites: dict[str, SiteModule]) -> list[str]:
     """What of a compiled model was trained eagerly, and why."""
     watch = record.watch
     if watch is None:

@@ -6,19 +6,18 @@ import io
 import shutil
 import sys
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from .facts import Report
+from .facts import Facts
 
 WIDTH = 160
 
 
-def to_text(report: Report) -> str:
+def to_text(report: Facts) -> str:
     """Plain text, as wide as the terminal, or 160 columns where there is none."""
     width = shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
     console = Console(file=io.StringIO(), width=width, color_system=None)
@@ -26,7 +25,7 @@ def to_text(report: Report) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def render(report: Report) -> Group:
+def render(report: Facts) -> Group:
     """Sites, what stayed dense by reason, totals, warnings."""
     parts: list[Any] = [_sites(report), *_scaled(report)]
     if report.dense:
@@ -38,7 +37,7 @@ def render(report: Report) -> Group:
     return Group(*parts)
 
 
-def _passes(report: Report) -> Table:
+def _passes(report: Facts) -> Table:
     table = Table(title="graph passes over what this process compiled", title_justify="left")
     for heading in ("pass", "runs", "seconds", "rewritten", "refused"):
         table.add_column(heading, justify="right" if heading in ("runs", "seconds") else "left")
@@ -48,7 +47,7 @@ def _passes(report: Report) -> Table:
     return table
 
 
-def _sites(report: Report) -> Table:
+def _sites(report: Facts) -> Table:
     table = Table(
         title=f"sparse weights (method: {report.config['method']}; traced: {report.how}; backend: {report.backend})",
         title_justify="left",
@@ -72,7 +71,7 @@ def _sites(report: Report) -> Table:
     return table
 
 
-def _scaled(report: Report) -> list[Text]:
+def _scaled(report: Facts) -> list[Text]:
     """What was done to θ at the start, in a line; nothing where nothing was."""
     factors = [row["scaled"] for row in report.sites if row["scaled"] != 1]
     if not factors:
@@ -107,7 +106,7 @@ def _measured(entry: dict[str, Any]) -> str:
     return f"{what}: {first[0]} is faster here, {1e3 * first[1]:.3g} ms against {against}"
 
 
-def _dense(report: Report) -> Table:
+def _dense(report: Facts) -> Table:
     table = Table(title="dense parameters", title_justify="left")
     for heading in ("reason", "count", "names"):
         table.add_column(heading)
@@ -139,7 +138,7 @@ def _share(sparse: float, dense: float) -> str:
     return f"{sparse / dense:.1%}" if dense else "-"
 
 
-def _totals(report: Report) -> Table:
+def _totals(report: Facts) -> Table:
     totals = report.totals
     parameters, flops = totals["parameters"], totals["flops"]
     own, model = totals["bytes"]["sites"], totals["bytes"]["model"]

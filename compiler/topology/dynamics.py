@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from topkast.runtime.layout import index_masks
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 
 Bits = np.ndarray  # of a set, eight units a byte
 
@@ -36,7 +36,7 @@ class Moved:
 
 @dataclass
 class _Watched:
-    site: Site
+    site: SiteModule
     first: tuple[Bits, Bits]
     last: tuple[Bits, Bits]
     refreshed_at: int
@@ -104,12 +104,12 @@ class Dynamics:
         }
 
 
-def _bits(site: Site) -> tuple[Bits, Bits]:
+def _bits(site: SiteModule) -> tuple[Bits, Bits]:
     fwd, bwd = index_masks(site.index, site.geometry)
     return np.packbits(fwd.cpu().numpy()), np.packbits(bwd.cpu().numpy())
 
 
-def _watch(site: Site) -> _Watched:
+def _watch(site: SiteModule) -> _Watched:
     now = _bits(site)
     return _Watched(site, now, now, site.refreshed_at)
 

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.runtime.state.copies import settle
-from topkast.runtime.state.family import alive, relatives, site_of
+from topkast.runtime.state.find_sites import alive, relatives, site_of
 from topkast.runtime.state.refresh import refresh_due
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
+from topkast.runtime.state.snapshots import restore_snapshots
+from topkast.runtime.state.when import any_due
 from topkast.runtime.training.standing_clock import notice_standing
 
 
-def keyed_sites(module: fx.GraphModule, examples: Sequence[Any]) -> dict[int, Site]:
+def keyed_sites(module: fx.GraphModule, examples: Sequence[Any]) -> dict[int, SiteModule]:
     """Position -> site of those inputs of a captured graph that are keys, in subgraphs (checkpointed regions) too."""
-    found: dict[int, Site] = {}
+    found: dict[int, SiteModule] = {}
     holders = [node for node in module.graph.nodes if node.op == "placeholder"]
     for position, (node, example) in enumerate(zip(holders, examples, strict=True)):
         source = node.meta.get("grapharg")
@@ -52,9 +53,9 @@ def insert_refresh(
         for site in found:
             site.check_whole()
         if any(site.snapshot is not None for site in found):
-            settle(relatives(found))
+            restore_snapshots(relatives(found))
         # Those that this graph does not use as well: the same in eager mode, and on ranks that take other branches.
-        if trains and any(site.due for site in found):
+        if trains and any_due(found):
             refresh_due(relatives(found))
         if trains:
             notice_standing(found)

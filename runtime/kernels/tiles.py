@@ -1,7 +1,10 @@
 """Products whose activations lie as tiles [M / width, n, width]: the native kernels compute on them."""
 
+from collections.abc import Callable
+from typing import Any
+
 from topkast.runtime.native.products import pack, sddmm, spmm, spmm_t, width
 
-PRODUCTS = {"spmm": spmm, "spmm_t": spmm_t, "sddmm": sddmm}
+PRODUCTS: dict[str, Callable[..., Any]] = {"spmm": spmm, "spmm_t": spmm_t, "sddmm": sddmm}
 
 __all__ = ["PRODUCTS", "pack", "width"]

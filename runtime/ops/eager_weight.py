@@ -101,9 +101,10 @@ def _refuse_watched(key: Tensor) -> None:
     site = find(key)
     if site is not None and site.grows_by_gradient:
         raise ModelError(
-            f"{site.name}: torch.func.vmap takes its gradient for each element apart, and method={site.grows_by_gradient!r} "
-            "grows by the one of a whole backward: take torch.func.grad of the whole batch's loss, or, if the "
-            "gradients are not for training, any of topkast.densify(model); else use another method"
+            f"{site.name}: torch.func.vmap takes its gradient for each element apart, and "
+            f"method={site.grows_by_gradient!r} grows by the one of a whole backward: take torch.func.grad of the "
+            "whole batch's loss, or, if the gradients are not for training, any of topkast.densify(model); else use "
+            "another method"
         )
 
 

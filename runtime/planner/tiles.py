@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from topkast.runtime.kernels import tiles
+from topkast.runtime.kernels.tiles import PRODUCTS, pack
+from topkast.runtime.kernels.tiles import width as width_of
 from topkast.runtime.layout import Geometry
 
 from . import plan as planner
@@ -50,9 +51,9 @@ def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
 def measure(problem: Problem, seconds: float = SECONDS) -> dict[str, float]:
     """Median seconds of a native product on rows, and with the operands tiles that ``problem.widths`` says."""
     operands, weight = planner.draw(problem)
-    run, bias = tiles.PRODUCTS[problem.product], (None,) if problem.product == "spmm" else ()
+    run, bias = PRODUCTS[problem.product], (None,) if problem.product == "spmm" else ()
     taken = problem.widths if problem.product == "sddmm" else problem.widths[:1]
-    tiled = [tiles.pack(x, width) if width else x for x, width in zip(operands, taken, strict=True)]
+    tiled = [pack(x, width) if width else x for x, width in zip(operands, taken, strict=True)]
     calls: dict[str, Callable[[], object]] = {
         "rows": functools.partial(run, *operands, *weight, *bias),
         "tiles": functools.partial(run, *tiled, *weight, *bias, problem.widths),
@@ -67,14 +68,14 @@ def _conversion(m: int, n: int, width: int) -> float:
 
     def measured() -> dict[str, float]:
         x = torch.randn(m, n, device="cpu")
-        return planner.interleave({"tiles": lambda: tiles.pack(x, width)}, SECONDS / 3)
+        return planner.interleave({"tiles": lambda: pack(x, width)}, SECONDS / 3)
 
     return planner.remembered(key, measured)["tiles"]
 
 
 def refusal(geometry: Geometry, m: int) -> str | None:
     """Why the products of a weight with ``m`` rows of activations cannot run on tiles, or None."""
-    width = tiles.width(geometry)
+    width = width_of(geometry)
     if m == 0 or m % width:
         return f"the rows of its activations are no multiple of {width}"
     if geometry.rows % geometry.block[0] or geometry.cols % geometry.block[1]:

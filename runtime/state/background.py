@@ -53,14 +53,14 @@ class Pending:
         self.future.exception()
 
 
-def known(name: str, step: int, index: Index) -> Pending:
-    """One that is there already."""
+def already_chosen(name: str, step: int, index: Index) -> Pending:
+    """A choice whose index is there already."""
     future: Future[Index] = Future()
     future.set_result(index)
     return Pending(name, step, future)
 
 
-def prepare(
+def choose_in_thread(
     name: str,
     step: int,
     parts: tuple[Tensor, Tensor, Index],
@@ -102,7 +102,7 @@ if hasattr(os, "register_at_fork"):  # where processes fork, a child has the poo
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def as_state(pending: Pending | None, index: Index) -> dict[str, Tensor]:
+def pending_state(pending: Pending | None, index: Index) -> dict[str, Tensor]:
     """What a site saves of a thread's choice, waited for: its index, or zeros like the one in force."""
     if pending is None:
         found = Index(*(torch.zeros_like(tensor, device="cpu") for tensor in index))

@@ -4,9 +4,6 @@ Whoever averages a model by hand keeps a deep copy and pairs slots: parameter by
 state dicts. After a refresh slot j of the model is another weight; so a copy that never made a step of its own takes
 the new sets at the same moment. Entries of a state dict are all of θ, and their average is that of a dense model.
 Parameters are the values of B: a weight outside B keeps the average that it had when it left.
-
-A copy that nothing was written to since it was made is no average but a snapshot. It too must move, for nobody knows
-what it will be. When it is used, it first takes back the sets that it was made with: it computes what it did then.
 """
 
 from __future__ import annotations
@@ -15,10 +12,7 @@ import gc
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,35 +21,21 @@ from topkast.runtime.layout import Index
 
 from .family import Family
 from .fingerprint import fingerprint, unchanged
-from .parts import Change, Held
-from .refresh import follow_sets, take_sets
-from .streaming import at_home
-
-if TYPE_CHECKING:
-    from .site import Site
+from .parts import Change, Changing, Parts, Snapshot
+from .relayout import with_sets_of
+from .site import Site
 
 LISTS = "diffusers.training_utils"  # has EMAModel
 
-Moves = list[tuple["Site", Held, Change]]
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The sets that an unwritten copy had before it followed, and the fields that belong to them."""
-
-    index: Index
-    ever: Tensor
-    fields: dict[str, Any]
-
-
-def following(site: Site) -> list[Site]:
+def alike_copies(site: Site) -> list[Site]:
     """Copies that lie as the site does now and never went their own way."""
     return [
         copy for copy in list(site.copies) if not copy.alone and copy.broken is None and _alike(copy.index, site.index)
     ]
 
 
-def moves(site: Site, change: Change) -> Moves:
+def changes_of_copies(site: Site, change: Change) -> list[tuple[Changing, Parts, Change]]:
     """The changes of a site's copies that belong to its own: for each copy its parts as they are, and the change.
 
     Args:
@@ -65,44 +45,15 @@ def moves(site: Site, change: Change) -> Moves:
     if new is None or not (lists or site.copies) or _alike(site.index, new.index):
         return []
     if lists:
-        _notice_lists(site)
-    return [(copy, *_move(copy, new)) for copy in following(site)]
+        _warn_of_lists(site)
+    return [(copy, *_followed(copy, new)) for copy in alike_copies(site)]
 
 
-@contextmanager
-def carrying(sites: Iterable[Site]) -> Iterator[None]:
-    """Within, the sites' sets are overwritten from outside; their copies take the sets at the end."""
-    pairs = [(site, copy) for site in sites for copy in following(site)]
-    yield
-    for site, copy in pairs:
-        take_sets(copy, site)
-
-
-@torch._dynamo.disable
-@torch.no_grad()
-def settle(sites: Iterable[Site]) -> None:
-    """These are about to be used: snapshots among them take back the sets that they were made with."""
-    for site in sites:
-        if site.snapshot is not None:
-            if unchanged(site.original, site.print):
-                at_home([site], _restored)
-            site.snapshot = None
-
-
-def _restored(site: Site, held: Held) -> Change:
-    assert site.snapshot is not None
-    change = follow_sets(site, held, site.snapshot)
-    change.fields |= site.snapshot.fields
-    return change
-
-
-def _move(copy: Site, new: Held) -> tuple[Held, Change]:
+def _followed(copy: Site, new: Parts) -> tuple[Parts, Change]:
+    """A copy's parts as they are, and the change that gives it the sets of other parts."""
     copy.wait()
-    live = copy.held()
-    index = Index(*(tensor.to(copy.home) for tensor in live.index))
-    values, ever = live.values.to(copy.home), live.ever.to(copy.home)
-    home = replace(live, values=values, index=index, ever=ever, kept=[tensor.to(copy.home) for tensor in live.kept])
-    change = follow_sets(copy, home, new)
+    live = copy.parts()
+    change = with_sets_of(copy, live.beside_reservoir(), new)
     change.fields |= {"snapshot": None, "print": None}
     if unchanged(live.values, copy.print) and change.parts is not None:
         own = Index(*(tensor.clone() for tensor in live.index))
@@ -118,15 +69,15 @@ def _alike(one: Index, other: Index) -> bool:
     return all(map(torch.equal, one, other))
 
 
-_asked: weakref.WeakSet[Family] = weakref.WeakSet()
+_looked_for: weakref.WeakSet[Family] = weakref.WeakSet()
 
 
-def _notice_lists(site: Site) -> None:
+def _warn_of_lists(site: Site) -> None:
     """Warn at a model's first refresh of a list of tensors that averages its parameters: such a list cannot follow."""
-    if site.family in _asked:
+    if site.family in _looked_for:
         return
     module: Any = sys.modules[LISTS]
-    _asked.add(site.family)
+    _looked_for.add(site.family)
     shape = site.original.shape
     for one in gc.get_objects():
         if issubclass(type(one), module.EMAModel) and any(_shape(tensor) == shape for tensor in one.shadow_params):

@@ -6,16 +6,13 @@ assign ``weight.data``, as code that merges adapters does, replaces θ. ``requir
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from topkast.runtime.errors import ModelError
 from topkast.runtime.observers import under_observation
-
-if TYPE_CHECKING:
-    from .site import Site
 
 # How a weight is replaced; an end for errors of those who write into W_A.
 REPLACE = "topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
@@ -24,10 +21,22 @@ ALLOWED = {"requires_grad_", "retain_grad", "share_memory_", "__setstate__"}
 AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
 
 
+class Replaceable(Protocol):
+    """The site that a read came from."""
+
+    name: str
+
+    @property
+    def original(self) -> nn.Parameter: ...
+
+    def load_theta(self, theta: Tensor) -> None:
+        """Replace all of θ."""
+
+
 class SparseWeight(Tensor):
     """W_A of a site, or ``.data`` of W_A: an ordinary tensor for all that reads, an error for all that writes."""
 
-    site: Site
+    site: Replaceable
     is_data: bool
 
     @classmethod
@@ -68,7 +77,7 @@ _DATA: Any = Tensor.data
 _REQUIRES_GRAD: Any = Tensor.requires_grad
 
 
-def guard(weight: Tensor, site: Site, is_data: bool = False) -> Tensor:
+def guard(weight: Tensor, site: Replaceable, is_data: bool = False) -> Tensor:
     """The tensor as one that refuses writes; as it is while somebody traces or transforms operators.
 
     Args:

@@ -7,15 +7,10 @@ is a reason to look at the sums; other sums are an error.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Index
-
-if TYPE_CHECKING:
-    from .site import Site
 
 Note = tuple[list[int], list[Tensor]]
 
@@ -25,26 +20,28 @@ WRITTEN = (
 )
 
 
-def note(site: Site) -> None:
-    """Remember the index as it is: the site has written it, or holds other tensors for good."""
-    site.noted = None if site.cols.is_meta else (_versions(site.index), _sums(site.index))
+def remembered(index: Index) -> Note | None:
+    """What to remember of an index as it is; None on the meta device, on which it holds nothing."""
+    return None if index.cols.is_meta else (_versions(index), _sums(index))
 
 
-def written(site: Site) -> bool:
-    """Whether the index is another one than the last that was noted, or was never noted: on the meta device it holds
-    nothing."""
-    if site.cols.is_meta:
-        return False
-    if site.noted is None:
-        return True
-    versions, sums = site.noted
-    now = _versions(site.index)
+def checked(index: Index, note: Note | None) -> Note | None:
+    """What to remember of an index that is still the one that was remembered.
+
+    Raises:
+        LookupError: it is another index, or none was remembered.
+    """
+    if index.cols.is_meta:
+        return note
+    if note is None:
+        raise LookupError
+    versions, sums = note
+    now = _versions(index)
     if now == versions:
-        return False
-    if not all(int(old) == int(new) for old, new in zip(sums, _sums(site.index), strict=True)):
-        return True
-    site.noted = now, sums
-    return False
+        return note
+    if not all(int(old) == int(new) for old, new in zip(sums, _sums(index), strict=True)):
+        raise LookupError
+    return now, sums
 
 
 def _versions(index: Index) -> list[int]:

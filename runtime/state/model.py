@@ -10,8 +10,8 @@ from torch import nn
 from topkast.runtime.errors import ModelError
 
 from .family import Family
-from .saved import joined, sites_of
-from .site import Site
+from .find_sites import joined, sites_of
+from .site_module import SiteModule
 
 
 @dataclass
@@ -65,16 +65,16 @@ def find(model: Any) -> tuple[nn.Module, Record]:
     return root, root.__dict__["_topkast"]
 
 
-def sites(model: Any) -> dict[str, Site]:
+def sites(model: Any) -> dict[str, SiteModule]:
     """Parameter name -> site, in the model's order. The names are those that the weights have now, after layers were
     moved, wrapped or removed too."""
     return {name: site for name, (site, _) in owned(model).items()}
 
 
-def owned(model: Any) -> dict[str, tuple[Site, list[tuple[str, str]]]]:
+def owned(model: Any) -> dict[str, tuple[SiteModule, list[tuple[str, str]]]]:
     """Parameter name -> (site, (module path, attribute) of each owner, the one in the name first)."""
     root, _ = find(model)
-    found: dict[int, tuple[str, Site, list[tuple[str, str]]]] = {}
+    found: dict[int, tuple[str, Any, list[tuple[str, str]]]] = {}
     for path, module in root.named_modules(remove_duplicate=False):
         for attribute, site in sites_of(module).items():
             found.setdefault(id(site), (joined(path, attribute), site, []))[2].append((path, attribute))

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from topkast.runtime.errors import OptimizerError
 from topkast.runtime.kernels.theta import follow
 from topkast.runtime.layout import Geometry, Index, slot_units
 from topkast.runtime.optimizers.probe import INSTEAD, start
 
-from .parts import Held, finish
-
-if TYPE_CHECKING:
-    from .site import Site
+from .parts import Changing, Parts, carry_out
 
 
-def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -> None:
+class OptimizedSite(Changing, Protocol):
+    """What optimizer state depends on."""
+
+    name: str
+    geometry: Geometry
+    optimizers: weakref.WeakSet[torch.optim.Optimizer]
+    unclaimed: Index | None
+
+    @property
+    def original(self) -> nn.Parameter: ...
+
+    @property
+    def index(self) -> Index: ...
+
+    @property
+    def home(self) -> torch.device: ...
+
+
+def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[OptimizedSite]) -> None:
     """Refuse an optimizer whose state for a site is anything but scalars and one number per value.
 
     Raises:
@@ -51,53 +67,56 @@ def per_value(tensor: Any, parameter: Tensor) -> bool:
     )
 
 
-def followers(site: Site) -> tuple[list[Tensor], list[float | None]]:
-    """What is kept for each of a site's values, and goes where its weight goes: every optimizer's state, and a gradient
-    that waits in ``.grad``, so that accumulation across a manual refresh stays right.
+def kept_tensors(
+    values: nn.Parameter, optimizers: Iterable[torch.optim.Optimizer]
+) -> tuple[list[Tensor], list[float | None]]:
+    """What is kept for each of a site's values, and goes where its weight goes: the state of its optimizers, and a
+    gradient that waits in ``.grad``, so that accumulation across a manual refresh stays right.
 
     Returns:
         The tensors, and for each the number that a weight gets there which enters B; None: its value.
     """
     kept: list[tuple[Tensor, float | None]] = []
-    if site.original.grad is not None:
-        kept.append((site.original.grad, 0.0))
-    for optimizer in site.optimizers:
-        kept += _state(optimizer, site)
+    if values.grad is not None:
+        kept.append((values.grad, 0.0))
+    for optimizer in optimizers:
+        kept += _state(optimizer, values)
     return [tensor for tensor, _ in kept], [first for _, first in kept]
 
 
-def carried(held: Held, values: Tensor, index: Index, geometry: Geometry) -> list[Tensor]:
+def carry_state(parts: Parts, values: Tensor, index: Index, geometry: Geometry) -> list[Tensor]:
     """The tensors that are kept for each value, in the slots of another index.
 
     Args:
-        held: all in one place, as it is.
+        parts: all in one place, as it is.
         values: B's, in the slots of ``index``.
     """
     found, stayed = [], None
-    for tensor, first in zip(held.kept, held.starts, strict=True):
-        moved = follow(tensor.reshape(-1), held.index, index, geometry)
+    for tensor, first in zip(parts.kept, parts.starts, strict=True):
+        moved = follow(tensor.reshape(-1), parts.index, index, geometry)
         if first != 0.0:
             if stayed is None:
                 ones = torch.ones(moved.shape, dtype=torch.float32, device=moved.device)
-                stayed = follow(ones, held.index, index, geometry) != 0
+                stayed = follow(ones, parts.index, index, geometry) != 0
             entering = values.reshape(-1).to(moved.dtype) if first is None else torch.full_like(moved, first)
             moved = torch.where(stayed, moved, entering)
         found.append(moved.reshape(tensor.shape))
     return found
 
 
-def left(site: Site, before: Index) -> Index | None:
-    """The index that optimizer state not known yet belongs to, once the site's values have moved away from the slots of
-    an index, at home; None if every optimizer is known. See :func:`claim`."""
+def index_of_unknown_state(site: OptimizedSite, before: Index) -> Index | None:
+    """The index that the state of an optimizer belongs to which is not known yet, once the site's values have moved
+    away from the slots of an index, beside the reservoir; None if every optimizer is known. See
+    :func:`prepare_state`."""
     if site.optimizers:
         return None
     return site.unclaimed or Index(*(tensor.clone() for tensor in before))
 
 
-def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
+def prepare_state(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> None:
     """The optimizer is about to make a step on the site.
 
-    Before its first one nobody knows an optimizer whose state was loaded from a checkpoint. If that checkpoint was
+    Before its first step nobody knows an optimizer whose state was loaded from a checkpoint. If that checkpoint was
     written when a refresh was due, the first forward has chosen new sets by now: the state, which belongs to the
     model's index as it was loaded, moves here.
 
@@ -110,11 +129,11 @@ def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
     moved: list[tuple[Tensor, Tensor]] = []
     if optimizer not in site.optimizers and site.unclaimed is not None:
         before, after = (Index(*(tensor.to(site.home) for tensor in at)) for at in (site.unclaimed, site.index))
-        state = _state(optimizer, site)
+        state = _state(optimizer, site.original)
         values = site.original.detach().to(site.home)
         kept = [tensor.to(site.home) for tensor, _ in state]
-        there = Held(values, values, before, values, kept, [first for _, first in state])
-        new = carried(there, values, after, site.geometry)
+        there = Parts(values, values, before, values, kept, [first for _, first in state])
+        new = carry_state(there, values, after, site.geometry)
         moved = [(tensor, one) for (tensor, _), one in zip(state, new, strict=True)]
 
     def apply() -> None:
@@ -124,19 +143,18 @@ def claim(optimizer: torch.optim.Optimizer, site: Site) -> None:
             optimizer.state[site.original].update(cut)
         site.optimizers.add(optimizer)
 
-    finish([site], apply)
+    carry_out([site], apply)
 
 
-def _state(optimizer: torch.optim.Optimizer, site: Site) -> list[tuple[Tensor, float | None]]:
-    """State that is one number per value, and what a weight gets there that enters B, see :func:`followers`."""
-    values = site.original
+def _state(optimizer: torch.optim.Optimizer, values: nn.Parameter) -> list[tuple[Tensor, float | None]]:
+    """State that is one number per value, and what a weight gets there that enters B, see :func:`kept_tensors`."""
     state = {name: one for name, one in optimizer.state.get(values, {}).items() if per_value(one, values)}
     # SAM's `p.data = old_p` leaves the values' own memory in its state: it follows already, and is not cleared.
     mine = {name: one for name, one in state.items() if not one.is_set_to(values)}
     return [(one, start(optimizer, values, name)) for name, one in mine.items()]
 
 
-def _cut(optimizer: torch.optim.Optimizer, site: Site) -> dict[str, Tensor]:
+def _cut(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> dict[str, Tensor]:
     """State that is one number for each weight of the dense model, as one for each of B's values."""
     found, geometry = {}, site.geometry
     for name, value in optimizer.state.get(site.original, {}).items():

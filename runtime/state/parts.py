@@ -1,27 +1,24 @@
-"""A change of sites that happens as a whole: it is prepared first, then carried out to its end.
+"""The tensors of a site as a refresh takes and returns them, and a change that happens as a whole.
 
-An exception can come between any two lines: Ctrl-C is one. If it came between the copies of a change, the values would
-be those of one index and the columns those of another.
+A change is prepared first, then carried out to its end. An exception can come between any two lines: Ctrl-C is one. If
+it came between the copies of a change, the values would be those of one index and the columns those of another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from topkast.runtime.layout import Index
 
-if TYPE_CHECKING:
-    from .site import Site
-
 HALF = "a change of its sets failed in the middle"
 
 
 @dataclass(frozen=True)
-class Held:
+class Parts:
     """What a refresh changes of a site.
 
     Args:
@@ -44,6 +41,34 @@ class Held:
         """All that lies where the values do: everything but the reservoir."""
         return [self.values, *self.index, self.ever, *self.kept]
 
+    def beside_reservoir(self) -> Parts:
+        """The same with every tensor where the reservoir is."""
+        home = self.reservoir.device
+        return Parts(
+            self.values.to(home),
+            self.reservoir,
+            Index(*(tensor.to(home) for tensor in self.index)),
+            self.ever.to(home),
+            [tensor.to(home) for tensor in self.kept],
+            self.starts,
+        )
+
+    def scaled(self, factor: float) -> Parts:
+        """All of θ multiplied by a number, in new tensors."""
+        return replace(self, values=self.values * factor, reservoir=self.reservoir * factor)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The sets that an unwritten copy had before it followed its source, and the fields that belong to them."""
+
+    index: Index
+    ever: Tensor
+    fields: dict[str, Any]
+
+
+Copy = Callable[[Tensor, Tensor], Any]  # (target, source), made in the order of the calls
+
 
 @dataclass
 class Change:
@@ -52,17 +77,30 @@ class Change:
     Args:
         parts: new tensors, at home; None: the site's stay as they are.
         fields: attribute of the site -> new value.
-        then: called at the end; what it does must be allowed to happen twice.
-        moves: what the site's copies do at the same time, see runtime/state/copies.py; None: not known yet.
+        after: called at the end; what it does must be allowed to happen twice.
+        of_copies: what the site's copies do at the same time, see runtime/state/copies.py; None: not known yet.
     """
 
-    parts: Held | None = None
+    parts: Parts | None = None
     fields: dict[str, Any] = field(default_factory=dict)
-    then: Callable[[], None] | None = None
-    moves: list[tuple[Site, Held, Change]] | None = None
+    after: Callable[[], None] | None = None
+    of_copies: list[tuple[Changing, Parts, Change]] | None = None
 
 
-def finish(sites: Iterable[Site], apply: Callable[[], None]) -> None:
+class Changing(Protocol):
+    """What can be changed as a whole."""
+
+    def break_off(self, why: str) -> None:
+        """It cannot be used any more."""
+
+    def mend(self) -> None:
+        """It can be used again."""
+
+    def write(self, live: Parts | None, change: Change, copy: Copy = Tensor.copy_) -> None:
+        """Make the change; the same result if it is begun again."""
+
+
+def carry_out(sites: Iterable[Changing], apply: Callable[[], None]) -> None:
     """Carry out a change to its end. An exception that comes meanwhile goes on afterwards.
 
     Args:
@@ -71,18 +109,18 @@ def finish(sites: Iterable[Site], apply: Callable[[], None]) -> None:
         apply: makes the change; gives the same result if it is begun again, wherever it was left.
     """
     sites = list(sites)
-    came: BaseException | None = None
+    raised: BaseException | None = None
     failures = 0
     while failures < 2:
         try:
             for site in sites:
-                site.broken = HALF
+                site.break_off(HALF)
             apply()
             for site in sites:
-                site.broken = None
+                site.mend()
             break
         except BaseException as error:
-            came = error
+            raised = error
             failures += isinstance(error, Exception)
-    if came is not None:
-        raise came
+    if raised is not None:
+        raise raised

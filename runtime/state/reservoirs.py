@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +28,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_parent=_forked, after_in_child=_forked)
 
 PART = 2**20  # bytes that are written at once
-KINDS = ("device", "host", "disk")
 
 
 def values_outside(geometry: Geometry, n_fwd: int, n_bwd: int, rule: Rule) -> int:
@@ -34,52 +35,87 @@ def values_outside(geometry: Geometry, n_fwd: int, n_bwd: int, rule: Rule) -> in
     return (geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)) * geometry.unit
 
 
-def check_disk(size: int) -> None:
-    """Raise ReservoirError unless the disk has room for ``size`` bytes."""
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise ReservoirError(_too_full(folder, size, free))
+class Reservoir(ABC):
+    """A place for the values outside B.
 
-
-def allocate(kind: str, numel: int, like: Tensor) -> Tensor:
-    """Room for ``numel`` values.
-
-    Args:
-        kind: "device" (beside ``like``), "host" (pinned where there is a GPU), or "disk" (a file in the temporary
-            directory, gone with the process).
-        like: gives dtype, and for "device" the place.
-
-    Raises:
-        ReservoirError: the disk has no room for it.
+    Attributes:
+        name: the value of ``reservoir`` that asks for it.
+        follows_model: whether the values move with the model, as a buffer does.
     """
-    if kind == "device":
-        return like.new_zeros(numel)
-    if kind == "host" or numel == 0:  # no file can be mapped without bytes
-        return torch.zeros(numel, dtype=like.dtype, device="cpu", pin_memory=torch.cuda.is_available())
-    handle, path = tempfile.mkstemp(prefix="topkast-", suffix=".reservoir")
-    try:
-        _reserve(handle, path, numel * like.element_size())
-        mapped = torch.from_file(path, shared=True, size=numel, dtype=like.dtype, device="cpu")
-        mapped.mapped_at = _forks  # type: ignore[attr-defined]
-        return mapped
-    finally:
-        os.close(handle)
-        os.unlink(path)  # the mapping keeps the file alive, nothing is left behind after a crash
 
+    name: ClassVar[str]
+    follows_model: ClassVar[bool] = False
 
-def unshared(reservoir: Tensor) -> Tensor:
-    """A reservoir that may be written to: itself, or a copy if it is a file that was mapped before a fork.
+    @abstractmethod
+    def allocate(self, numel: int, like: Tensor) -> Tensor:
+        """Room for ``numel`` values of the dtype of ``like``.
 
-    Parent and child have the same file mapped, and either may be the first to write. None knows whether the other one
-    still reads, so each takes a file of its own before it writes, and the old one goes with the last that maps it.
+        Raises:
+            ReservoirError: there is no room.
+        """
 
-    Raises:
-        ReservoirError: the disk has no room for it.
-    """
-    if getattr(reservoir, "mapped_at", _forks) == _forks:
+    def unshared(self, reservoir: Tensor) -> Tensor:
+        """A reservoir that may be written to: itself, or a copy if another process shares it."""
         return reservoir
-    return allocate("disk", reservoir.numel(), reservoir).copy_(reservoir)
+
+    def check_room(self, size: int) -> None:  # noqa: B027 (only a disk says before how much is free)
+        """Raise ReservoirError unless there is room for ``size`` bytes, as far as that is known before."""
+
+
+class OnDevice(Reservoir):
+    """Beside B's values."""
+
+    name = "device"
+    follows_model = True
+
+    def allocate(self, numel: int, like: Tensor) -> Tensor:
+        return like.new_zeros(numel)
+
+
+class InHostMemory(Reservoir):
+    """In host memory, pinned if there is a GPU."""
+
+    name = "host"
+
+    def allocate(self, numel: int, like: Tensor) -> Tensor:
+        return torch.zeros(numel, dtype=like.dtype, device="cpu", pin_memory=torch.cuda.is_available())
+
+
+class OnDisk(Reservoir):
+    """In a file in the temporary directory, mapped into memory, gone with the process."""
+
+    name = "disk"
+
+    def allocate(self, numel: int, like: Tensor) -> Tensor:
+        if numel == 0:  # no file can be mapped without bytes
+            return InHostMemory().allocate(numel, like)
+        handle, path = tempfile.mkstemp(prefix="topkast-", suffix=".reservoir")
+        try:
+            _reserve(handle, path, numel * like.element_size())
+            mapped = torch.from_file(path, shared=True, size=numel, dtype=like.dtype, device="cpu")
+            mapped.mapped_at = _forks  # type: ignore[attr-defined]
+            return mapped
+        finally:
+            os.close(handle)
+            os.unlink(path)  # the mapping keeps the file alive, nothing is left behind after a crash
+
+    def unshared(self, reservoir: Tensor) -> Tensor:
+        """Parent and child of a fork have the same file mapped, and either may be the first to write. None knows
+        whether the other one still reads, so each takes a file of its own before it writes, and the old one goes with
+        the last that maps it."""
+        if getattr(reservoir, "mapped_at", _forks) == _forks:
+            return reservoir
+        return self.allocate(reservoir.numel(), reservoir).copy_(reservoir)
+
+    def check_room(self, size: int) -> None:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise ReservoirError(_too_full(folder, size, free))
+
+
+RESERVOIRS: dict[str, Reservoir] = {place.name: place for place in (OnDevice(), InHostMemory(), OnDisk())}
+KINDS = tuple(RESERVOIRS)
 
 
 def _reserve(handle: int, path: str, size: int) -> None:

@@ -1,9 +1,10 @@
 """One sparsified parameter: its values on B, its index, and the rest of θ.
 
 B's values are the module's own parameter, under its own name: an ordinary ``nn.Parameter`` of two dimensions, on which
-whatever is elementwise (optimizers, clipping, GradScaler, DDP) works as it is. The site holds the rest and makes W_A of
-the values when the module reads its weight. All tensors keep their shape for life, so no graph is ever compiled twice
-because sets changed.
+whatever is elementwise (optimizers, clipping, GradScaler, DDP) works as it is. The site holds the rest. All tensors
+keep their shape for life, so no graph is ever compiled twice because sets changed.
+
+This file is the only one that writes a site's fields. What a site does as a module of a model is in ``site_module.py``.
 """
 
 from __future__ import annotations
@@ -11,36 +12,30 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from topkast.runtime.errors import ConfigError, ModelError, RefreshError
-from topkast.runtime.kernels.sets import build_index
+from topkast.runtime.errors import ModelError, RefreshError
+from topkast.runtime.kernels.sets import largest
 from topkast.runtime.kernels.theta import assemble, store
 from topkast.runtime.layout import Geometry, Index, index_masks, slot_units
-from topkast.runtime.methods import METHODS
-from topkast.runtime.ops.eager_weight import Read, as_constant
-from topkast.runtime.reference import selection as choose
+from topkast.runtime.methods import METHODS, SetState
+from topkast.runtime.reference.dense_gradient import Rows
 from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
 
-from . import saved
-from .background import Pending, as_state
-from .copies import Snapshot, carrying, moves, settle
+from .background import Pending, pending_state
+from .choose_sets import first_sets, with_bits
 from .family import Family
 from .fingerprint import fingerprint
-from .guarded_weight import guard
-from .index_check import WRITTEN, Note, note, written
-from .optimizer_state import followers
-from .parts import HALF, Change, Held, finish
+from .index_check import WRITTEN, Note, checked, remembered
+from .optimizer_state import kept_tensors
+from .parts import HALF, Change, Copy, Parts, Snapshot
 from .placed import Placed
-from .portable import cast, copied, packed, unpacked
-from .refresh import marked, refresh, refresh_due, take
-from .reservoirs import allocate, unshared, values_outside
+from .reservoirs import RESERVOIRS, Reservoir, values_outside
 
 
 class Site(Placed, nn.Module):
@@ -52,29 +47,40 @@ class Site(Placed, nn.Module):
         geometry: how it is cut into units.
         n_fwd, n_bwd: units in A and in B, 0 < n_fwd <= n_bwd; with ``rule.balanced`` whole multiples of the block rows.
         rule: how the sets are renewed.
+        family: the mark of its model.
     """
 
     row_ptr: Tensor
     row_fwd: Tensor
     cols: Tensor
-    ever: Tensor
+    ever: Tensor  # bits: which units were ever in A
 
-    def __init__(self, parameter: nn.Parameter, name: str, geometry: Geometry, n_fwd: int, n_bwd: int, rule: Rule):
+    def __init__(
+        self,
+        parameter: nn.Parameter,
+        name: str,
+        geometry: Geometry,
+        n_fwd: int,
+        n_bwd: int,
+        rule: Rule,
+        family: Family | None = None,
+    ):
         super().__init__()
         self.name, self.geometry, self.rule = name, geometry, rule
         self.n_fwd, self.n_bwd = n_fwd, n_bwd
         self.method = METHODS[rule.method]()
         self.step = self.refreshed_at = 0
         self.pending: Pending | None = None  # sets that a thread chooses, or has chosen
-        self.family = Family()
+        self.family = family or Family()
+        self.watch: Any = None  # of a compiled model, sees whether its steps run compiled
         self._start()
         theta = parameter.detach()
-        index, fwd, _ = self._indexed(self.method.start(self, self.score(theta), 0))
-        for field, tensor in zip(Index._fields, index, strict=True):
+        sets = first_sets(self.method, self.set_state(), theta)
+        for field, tensor in zip(Index._fields, sets.index, strict=True):
             self.register_buffer(field, tensor)
-        self.register_buffer("ever", torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device))
-        self.ever |= marked(self.ever, fwd)
-        self._hold(allocate(rule.reservoir, values_outside(geometry, n_fwd, n_bwd, rule), theta))
+        ever = torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device)
+        self.register_buffer("ever", with_bits(ever, sets.fwd))
+        self._hold(self.place.allocate(values_outside(geometry, n_fwd, n_bwd, rule), theta))
         self._values = theta.new_empty(n_bwd * geometry.unit)
         store(theta, self._values, self.reservoir, self.index, geometry)
 
@@ -86,71 +92,50 @@ class Site(Placed, nn.Module):
         self.bind(owner)
         self.original.grad = None
         self.original.set_(self._values.view(self.value_shape))  # type: ignore[call-overload]
-        note(self)
+        self.remember_index()
         self.accept()
         del self._values
         register(self)
 
-    def extra_repr(self) -> str:
-        """``print(model)`` shows this of a sparse weight."""
-        rows, cols = self.geometry.block
-        return f"{self.n_fwd} and {self.n_bwd} of {self.geometry.units} blocks of {rows}x{cols} in A and B"
-
     def _start(self) -> None:
+        """Everything that is of one object in one process."""
         self.key = new_key()
         self.ran: Counter[tuple[str, str, str]] = Counter()
-        self.changes = 0  # how often topkast itself has written to the values, see runtime/training/standing_clock.py
-        self.copies: weakref.WeakSet[Site] = weakref.WeakSet()  # see runtime/state/copies.py
+        self.changes = 0  # how often topkast itself has written to the values, see training/standing_clock.py
+        self.copies: weakref.WeakSet[Site] = weakref.WeakSet()  # see copies.py
         self.copied = self.alone = False  # whether it was made by a copy; whether it went its own way
         self.print: Tensor | None = None  # fingerprint of a copy's values as they were made
         self.snapshot: Snapshot | None = None  # sets that a copy was made with, once it has followed
-        self.late = 0  # refreshes that no forward made, see runtime/training/optimizer_hooks.py
-        self.unclaimed: Index | None = None  # see runtime/state/optimizer_state.py
-        self.decayed_by = (
-            0.0  # lr * exploration_decay of the last step, where asked for; see runtime/training/exploration_decay.py
-        )
+        self.late = 0  # refreshes that no forward made, see training/optimizer_hooks.py
+        self.unclaimed: Index | None = None  # see optimizer_state.py
+        self.decayed_by = 0.0  # lr * exploration_decay of the last step, if asked for
         self.scaled = 1.0  # what θ was multiplied by at the start, see topkast.compiler.convert.initial
-        self.broken: str | None = None  # why the site cannot be used any more; see runtime/state/parts.py
-        self.churn: list[tuple[int, float, float]] = []
+        self.broken: str | None = None  # why the site cannot be used any more; see parts.py
+        self.churn: list[tuple[int, float, float]] = []  # (step, share new in A, share new in B) of each refresh
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._own: tuple[int, int] | None = None
         self.owner = None
         self.noted: Note | None = None
 
     def _hold(self, reservoir: Tensor) -> None:
-        # Only a reservoir on the device may follow `.to`; it is saved by hand, so that all three kinds look alike.
-        if self.rule.reservoir == "device":
+        # A reservoir that follows `.to` is a buffer; it is saved by hand, so that all places look alike.
+        if self.place.follows_model:
             self.register_buffer("reservoir", reservoir, persistent=False)
         else:
             self.reservoir = reservoir
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
-        return copied(self, memo)
+    # --- what a site is ---
 
-    def __getstate__(self) -> dict[str, Any]:
-        return packed(self)
+    @property
+    def place(self) -> Reservoir:
+        """Where the values outside B are kept."""
+        return RESERVOIRS[self.rule.reservoir]
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        unpacked(self, state)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Site:
-        super()._apply(fn, recurse)
-        cast(self, fn)
-        return self
-
-    def accept(self, values: nn.Parameter | None = None) -> None:
-        """Other tensors are in the place of the site's for good, or these values are about to be."""
-        self._own = id(self.original if values is None else values), id(self.cols)
-        if written(self):
-            self.broken = WRITTEN
-        note(self)
-
-    def undisturbed(self) -> bool:
-        """Whether ``functional_call`` has put no other tensors in the place of ours."""
-        now = id(self.original), id(self.cols)
-        if self._own is None:  # a copy, in use for the first time
-            self._own = now
-        return self._own == now
+    @property
+    def home(self) -> torch.device:
+        """Where θ is put together and its sets are chosen: beside the reservoir, so that no dense weight is ever on a
+        device that the reservoir was kept off."""
+        return self.reservoir.device
 
     @property
     def clock(self) -> Tensor:
@@ -162,80 +147,33 @@ class Site(Placed, nn.Module):
         return Index(self.row_ptr, self.row_fwd, self.cols)
 
     @property
-    def stopped(self) -> bool:
-        """True once exploration has ended: B = A."""
-        return self.stopped_at(self.step)
-
-    def stopped_at(self, step: int) -> bool:
-        """Whether exploration has ended after that many steps."""
-        return self.rule.stop_exploring_after is not None and step >= self.rule.stop_exploring_after
-
-    def _index_of(self, fwd: Tensor, bwd: Tensor) -> Index:
-        grid = self.geometry.grid
-        return build_index(fwd.view(grid), bwd.view(grid), self.n_bwd)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """W_A, dense; its gradient arrives at B only.
-
-        Args:
-            values: B's, of :attr:`value_shape`.
-        """
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
-            self.check_whole()
-            if torch._C._is_tracing():
-                return as_constant(values, self.index, self.geometry)
-            self.refresh_if_due()
-        g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
-        if compiling:
-            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
-        return guard(Read.apply(*given, g), self)
-
-    @property
     def groups(self) -> int:
         """Units are counted by block rows if balanced, else all together."""
         return self.geometry.grid[0] if self.rule.balanced else 1
 
-    def score(self, theta: Tensor) -> Tensor:
-        """Score of every unit, [groups, units / groups]."""
-        return choose.scores(self.geometry.to_blocks(theta)).view(self.groups, -1)
+    def set_state(self) -> SetState:
+        """What the method sees."""
+        return SetState(
+            self.name, self.rule, self.geometry, self.n_fwd, self.n_bwd, self.groups, self.step, self.refreshed_at,
+            self._members, self._draw, largest,
+        )  # fmt: skip
 
-    def draw(self, like: Tensor, step: int, purpose: str = "") -> Tensor:
-        """Random numbers in [0, 1) of that shape and place: the same for one seed, site, step and purpose, on any
-        device."""
-        seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{step}{purpose}".encode())
+    def _members(self) -> tuple[Tensor, Tensor]:
+        return index_masks(self._index_at_home(), self.geometry)
+
+    def _draw(self, like: Tensor, purpose: str) -> Tensor:
+        seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{self.step}{purpose}".encode())
         # On the CPU, whatever the default device is: the same draw wherever the model is.
         generator = torch.Generator("cpu").manual_seed(seed)
         return torch.rand(like.shape, generator=generator, device="cpu").to(like.device)
 
-    def members(self) -> tuple[Tensor, Tensor]:
-        """(A, B) as they are stored, bool [units], at home."""
-        return index_masks(self._index_at_home(), self.geometry)
-
-    def _indexed(self, sets: tuple[Tensor, Tensor]) -> tuple[Index, Tensor, Tensor]:
-        """Sets as an index and as masks, bool [units]."""
-        fwd, bwd = (mask.view(-1) for mask in sets)
-        return self._index_of(fwd, bwd), fwd, bwd
-
-    def renewed(self, theta: Tensor, step: int) -> tuple[Index, Tensor, Tensor]:
-        """The sets that a refresh after ``step`` steps gives."""
-        return self._indexed(self.method.renew(self, self.score(theta), step))
-
-    @property
-    def home(self) -> torch.device:
-        """Where θ is put together and its sets are chosen: beside the reservoir, so that no dense weight is ever on a
-        device that the reservoir was kept off."""
-        return self.reservoir.device
-
     def _index_at_home(self) -> Index:
         return Index(*(tensor.to(self.home) for tensor in self.index))
 
-    def check_whole(self) -> None:
-        """Raise ModelError if a change of the site failed in the middle, or somebody else has changed its sets."""
-        if self.broken is None and self.undisturbed() and written(self):
-            self.broken = WRITTEN
-        if self.broken is not None:
-            raise ModelError(f"{self.name}: {self.broken}, so its weights are lost; build the model again and load it")
+    def exploration_ended(self, step: int | None = None) -> bool:
+        """Whether B = A after that many steps; None: now."""
+        stop = self.rule.stop_exploring_after
+        return stop is not None and (self.step if step is None else step) >= stop
 
     def theta(self) -> Tensor:
         """All of θ, dense, detached, at home: B's values and the reservoir put together."""
@@ -245,7 +183,6 @@ class Site(Placed, nn.Module):
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
         self.check_whole()
-        settle([self])
         fwd, bwd = (
             self.geometry.from_blocks(mask[:, None].expand(-1, self.geometry.unit))
             for mask in index_masks(self.index, self.geometry)
@@ -257,115 +194,173 @@ class Site(Placed, nn.Module):
         units, in_fwd = slot_units(self.index, self.geometry)
         return (~in_fwd & (units < self.geometry.units)).repeat_interleave(self.geometry.unit)
 
-    @property
-    def due(self) -> bool:
-        """Whether an optimizer step has carrying the site past a point where its sets are to be renewed."""
-        return self.method.due(self, self.step)
-
-    @property
-    def stops(self) -> bool:
-        """Whether exploration has ended since the last refresh."""
-        return self.stopped_at(self.step) and not self.stopped_at(self.refreshed_at)
-
-    @torch._dynamo.disable  # called from frames that are not compiled; compiled itself, it would be again at every step
-    def refresh_if_due(self) -> None:
-        """See :func:`refresh_due`."""
-        settle([self])
-        refresh_due([self])
-
-    def refresh(self) -> None:
-        """Choose A and B again from all of θ; optimizer state follows its weight, what enters gets a new one's."""
-        refresh([self])
-
-    def load_theta(self, theta: Tensor) -> None:
-        """Replace all of θ, given on any device, and choose both sets from it."""
-        change = self.replaced(theta)
-        self.commit(self.held(), change)
-
-    @torch.no_grad()
-    def replaced(self, theta: Tensor) -> Change:
-        """What :meth:`load_theta` does, prepared."""
-        if tuple(theta.shape) != self.geometry.shape:
-            raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
-        self.wait()
-        theta = theta.to(self.home, self.original.dtype)
-        held = self.held()
-        home = replace(
-            held,
-            values=held.values.to(self.home),
-            index=self._index_at_home(),
-            ever=held.ever.to(self.home),
-            kept=[tensor.to(self.home) for tensor in held.kept],
-        )
-        return take(self, theta, home, *self._indexed(self.method.start(self, self.score(theta), self.step)))
-
-    @torch.no_grad()
-    def scale(self, factor: float) -> None:
-        """Multiply all of θ by a number, once: no set changes, and a second call with the same number does nothing."""
-        if self.scaled == factor:
-            return
-        held = self.held()
-        parts = replace(held, values=held.values * factor, reservoir=held.reservoir * factor)
-        self.commit(held, Change(parts, {"scaled": factor}))
-
-    def held(self) -> Held:
-        """What a refresh changes, where it lives."""
+    def parts(self) -> Parts:
+        """What a refresh changes, where it is now."""
         self.check_whole()
         self.unshare()  # whoever asks is about to write
-        return Held(self.values, self.reservoir, self.index, self.ever, *followers(self))
+        return Parts(self.values, self.reservoir, self.index, self.ever, *kept_tensors(self.original, self.optimizers))
 
-    def unshare(self) -> None:
-        """Before the reservoir is written to: no process that was forked from another one shares it any more."""
-        if (own := unshared(self.reservoir)) is not self.reservoir:
-            self.reservoir = own
+    # --- whether it can be used ---
 
-    def commit(self, live: Held, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
-        """Put a change in force, as a whole.
+    def check_whole(self) -> None:
+        """Raise ModelError if a change of the site failed in the middle, or somebody else has changed its sets."""
+        if self.broken is None and self.undisturbed() and self._index_was_written():
+            self.broken = WRITTEN
+        if self.broken is not None:
+            raise ModelError(f"{self.name}: {self.broken}, so its weights are lost; build the model again and load it")
 
-        Args:
-            live: from :meth:`held`, as it was when the change was prepared.
-            change: what is to be.
-            copy: (target, source) -> None, made in the order of the calls.
-        """
-        change.moves = moves(self, change)  # before anything changes: it may fail
-        finish([self], lambda: self.write(live, change, copy))
+    def _index_was_written(self) -> bool:
+        try:
+            self.noted = checked(self.index, self.noted)
+        except LookupError:
+            return True
+        return False
+
+    def undisturbed(self) -> bool:
+        """Whether ``functional_call`` has put no other tensors in the place of ours."""
+        now = id(self.original), id(self.cols)
+        if self._own is None:  # a copy, in use for the first time
+            self._own = now
+        return self._own == now
+
+    def accept(self, values: nn.Parameter | None = None) -> None:
+        """Other tensors are in the place of the site's for good, or these values are about to be."""
+        self._own = id(self.original if values is None else values), id(self.cols)
+        if self._index_was_written():
+            self.broken = WRITTEN
+        self.remember_index()
+
+    def remember_index(self) -> None:
+        """The index as it is now is the site's own."""
+        self.noted = remembered(self.index)
+
+    def break_off(self, why: str) -> None:
+        """The site cannot be used any more; every use raises ModelError with this reason."""
+        self.broken = why
+
+    def mend(self) -> None:
+        """The site can be used again."""
+        self.broken = None
+
+    # --- changes as a whole ---
 
     @torch.no_grad()
-    def write(self, live: Held | None, change: Change, copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
-        """:meth:`commit` without the promise to finish; the same result if it is begun again."""
-        if change.moves is None:
-            change.moves = [] if live is None else moves(self, change)
-        for follower, *_ in change.moves:
-            follower.broken = HALF
+    def write(self, live: Parts | None, change: Change, copy: Copy = Tensor.copy_) -> None:
+        """Make a change; the same result if it is begun again.
+
+        Args:
+            live: the site's parts, as they were when the change was prepared; None: it has none but fields.
+            change: what is to be, with the changes of the site's copies.
+            copy: (target, source) -> None, made in the order of the calls.
+        """
+        of_copies = change.of_copies or []
+        for other, *_ in of_copies:
+            other.break_off(HALF)
         if live is not None and change.parts is not None:
             for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
                 copy(target, source)
             live.reservoir.copy_(change.parts.reservoir)
-            note(self)
+            self.remember_index()
             self.method.forget()
         self.changes += 1
         now = self.original if change.parts is None else change.parts.values  # a copy may be under way still
         self.snapshot, self.print = None, fingerprint(now) if self.copied else None
         for name, value in change.fields.items():
             setattr(self, name, value)
-        for follower, held, its in change.moves:
-            follower.write(held, its)
-            follower.broken = None
-        if change.then is not None:
-            change.then()
+        for other, parts, its in of_copies:
+            other.write(parts, its)
+            other.mend()
+        if change.after is not None:
+            change.after()
+
+    def unshare(self) -> None:
+        """Before the reservoir is written to: no process that was forked from another one shares it any more."""
+        if (own := self.place.unshared(self.reservoir)) is not self.reservoir:
+            self.reservoir = own
+
+    def replace_tensors(self, values: nn.Parameter, tensors: dict[str, Tensor], reservoir: Tensor) -> None:
+        """Have these tensors in the place of the site's own.
+
+        Args:
+            values: B's.
+            tensors: index and marks by name.
+            reservoir: is copied, unless it lies on the model's device.
+        """
+        self.table[self.attribute] = values
+        self._buffers.update(tensors)
+        if self.place.follows_model:
+            self._buffers["reservoir"] = reservoir
+        elif self.reservoir is not reservoir:
+            self.reservoir = self.place.allocate(reservoir.numel(), values.detach()).copy_(reservoir)
+        self.accept()
+
+    def cast_reservoir(self, like: Tensor) -> None:
+        """The reservoir takes the dtype of ``like``; a buffer has it already, but a cast is for all of θ."""
+        if self.reservoir.dtype != like.dtype:
+            self.reservoir = self.place.allocate(self.reservoir.numel(), like).copy_(self.reservoir)
+        self.changes += 1
+
+    # --- one field each ---
+
+    def count_step(self) -> None:
+        """An optimizer step is complete."""
+        self.alone = True
+        self.step += 1
+
+    def count_late_refresh(self) -> None:
+        """A refresh came after a step, not before a forward."""
+        self.late += 1
+
+    def go_own_way(self) -> None:
+        """From now on the site follows no source that it was copied from."""
+        self.alone = True
+
+    def record_decay(self, rate: float) -> None:
+        """The last step's lr * exploration_decay."""
+        self.decayed_by = rate
+
+    def forget_snapshot(self) -> None:
+        """The site is in use with the sets that it has."""
+        self.snapshot = None
+
+    def set_clock(self, step: int, refreshed_at: int) -> None:
+        """Steps, and the step of the last refresh."""
+        self.step, self.refreshed_at = step, refreshed_at
+
+    def set_seed(self, seed: int) -> None:
+        """What decides all that is drawn at random."""
+        self.rule = replace(self.rule, seed=seed)
+
+    def set_churn(self, churn: list[tuple[int, float, float]]) -> None:
+        """What :attr:`churn` holds."""
+        self.churn = churn
+
+    def set_watch(self, watch: Any) -> None:
+        """What sees whether the steps of a compiled model run compiled."""
+        self.watch = watch
+
+    def set_runs(self, ran: Counter[tuple[str, str, str]]) -> None:
+        """How often each product ran."""
+        self.ran = ran
+
+    # --- sets that a thread chooses ---
+
+    def set_pending(self, pending: Pending | None) -> None:
+        """Sets that a thread chooses, or has chosen."""
+        self.pending = pending
 
     def wait(self) -> None:
         """Until no thread reads the reservoir."""
         if self.pending is not None:
             self.pending.wait()
 
-    def forget(self) -> None:
+    def drop_pending(self) -> None:
         """Let go of sets that a thread chooses: they are of another θ than is to come."""
         self.wait()
         self.pending = None
 
-    def chosen(self) -> Index:
-        """The sets that a thread has chosen, waited for; if it failed, they are let go of, and this raises."""
+    def pending_index(self) -> Index:
+        """The sets that a thread has chosen, waited for; if it failed, they are dropped, and this raises."""
         assert self.pending is not None
         try:
             return self.pending.result()
@@ -373,20 +368,17 @@ class Site(Placed, nn.Module):
             self.pending = None
             raise
 
-    def prepared(self) -> dict[str, Tensor]:
-        """State of a thread's choice, waited for: its index, or zeros where there is none; under names of its own."""
-        return as_state(self.pending, self.index) if self.rule.refresh_in_background else {}
+    def pending_tensors(self) -> dict[str, Tensor]:
+        """State of a thread's choice, waited for: its index, or zeros if there is none; under names of its own."""
+        return pending_state(self.pending, self.index) if self.rule.refresh_in_background else {}
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self.check_whole()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        saved.add(self, destination, prefix, keep_vars)
+    # --- what operators ask ---
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        """Nothing: the owner lets values and sets be loaded together, by :meth:`load`."""
+    @property
+    def grows_by_gradient(self) -> str | None:
+        """The name of the method, if it must see dense gradients."""
+        return self.method.name if self.method.watches else None
 
-    def load(self, *given: Any) -> None:
-        """Take the site's part of a state dict: see :func:`topkast.runtime.state.saved.load`."""
-        self.unshare()
-        with carrying([self]):
-            saved.load(self, *given)
+    def see_gradient(self, rows: Rows) -> None:
+        """A product of a backward has the dense gradient."""
+        self.method.see(self.set_state(), rows)

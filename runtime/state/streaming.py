@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Index
 
-from .parts import Change, Held
+from .commit import commit
+from .parts import Change, Parts
+from .site import Site
 
-if TYPE_CHECKING:
-    from .site import Site
-
-Prepare = Callable[["Site", Held], Change]
+Prepare = Callable[[Site, Parts], Change]
 
 
 def at_home(sites: Iterable[Site], prepare: Prepare) -> None:
@@ -36,8 +35,8 @@ def at_home(sites: Iterable[Site], prepare: Prepare) -> None:
     away: dict[torch.device, list[Site]] = {}
     for site in sites:
         if site.home == site.original.device:
-            held = site.held()
-            site.commit(held, prepare(site, held))
+            parts = site.parts()
+            commit(site, parts, prepare(site, parts))
         else:
             away.setdefault(site.original.device, []).append(site)
     for device, group in away.items():
@@ -48,22 +47,22 @@ def _stream(sites: list[Site], prepare: Prepare, copies: Copies) -> None:
     try:
         coming = _down(sites[0], copies)
         for site, following in zip(sites, [*sites[1:], None], strict=True):
-            held, arrived = coming
+            parts, arrived = coming
             if following is not None:
                 coming = _down(following, copies)
             arrived.synchronize()
-            change = prepare(site, held)
+            change = prepare(site, parts)
             if change.parts is not None:
                 # Into the pinned room of what came down, from where it goes up beside other work.
-                for room, new in zip(held.tensors(), change.parts.tensors(), strict=True):
+                for room, new in zip(parts.tensors(), change.parts.tensors(), strict=True):
                     room.copy_(new)
-                held = change.parts = replace(held, reservoir=change.parts.reservoir)
-            site.commit(site.held(), change, copies.copy)
+                change.parts = replace(parts, reservoir=change.parts.reservoir)
+            commit(site, site.parts(), change, copies.copy)
     finally:
         copies.finish()
 
 
-def _down(site: Site, copies: Copies) -> tuple[Held, Mark]:
+def _down(site: Site, copies: Copies) -> tuple[Parts, Mark]:
     """A site's parts on their way to the host, and what says that they are there."""
 
     def fetch(tensor: Tensor) -> Tensor:
@@ -71,9 +70,9 @@ def _down(site: Site, copies: Copies) -> tuple[Held, Mark]:
         copies.copy(room, tensor)
         return room
 
-    there = site.held()
+    there = site.parts()
     index, kept = Index(*map(fetch, there.index)), list(map(fetch, there.kept))
-    return Held(fetch(there.values), there.reservoir, index, fetch(there.ever), kept, there.starts), copies.mark()
+    return Parts(fetch(there.values), there.reservoir, index, fetch(there.ever), kept, there.starts), copies.mark()
 
 
 class Mark(Protocol):

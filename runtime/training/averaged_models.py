@@ -7,15 +7,14 @@ with the value at which it stands still. The result is the average that a dense 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from topkast.runtime.errors import ModelError
 from topkast.runtime.state.refresh import take_sets
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 
 
 def update_parameters(self: AveragedModel, model: nn.Module) -> None:
@@ -27,7 +26,7 @@ def update_parameters(self: AveragedModel, model: nn.Module) -> None:
     Raises:
         ModelError: it has other sites.
     """
-    mine, theirs = ([m for m in root.modules() if isinstance(m, Site)] for root in (self.module, model))
+    mine, theirs = ([m for m in root.modules() if isinstance(m, SiteModule)] for root in (self.module, model))
     if [(s.name, s.geometry, s.n_bwd) for s in mine] != [(s.name, s.geometry, s.n_bwd) for s in theirs]:
         raise ModelError(
             f"update_parameters: the average has {len(mine)} sparse weights, the model {len(theirs)}, and they are not "
@@ -36,21 +35,8 @@ def update_parameters(self: AveragedModel, model: nn.Module) -> None:
     for site, other in zip(mine, theirs, strict=True):
         take_sets(site, other)
         # Its clock is the model's, but no refresh is ever due: forwards with gradients leave an average alone.
-        site.step = site.refreshed_at = other.step
-    with _theta_alone([*mine, *theirs]):
+        site.set_clock(other.step, other.step)
+    with ExitStack() as stack:
+        for site in [*mine, *theirs]:
+            stack.enter_context(site.theta_as_parameters())
         type(self).update_parameters(self, model)
-
-
-@contextmanager
-def _theta_alone(sites: list[Site]) -> Iterator[None]:
-    """Within, all of θ is a site's parameters, and it has no buffers: an average of an index would be none."""
-    hidden = [site._buffers for site in sites]
-    try:
-        for site in sites:
-            site._parameters["outside"] = nn.Parameter(site.reservoir, requires_grad=False)
-            site._buffers = {}
-        yield
-    finally:
-        for site, buffers in zip(sites, hidden, strict=True):
-            site._parameters.pop("outside", None)
-            site._buffers = buffers

@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from topkast.runtime.state.family import alive
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.find_sites import alive
+from topkast.runtime.state.site_module import SiteModule
 
 EAGER = ("read gradient", "reference", "eager")
 GRADIENTS = ("read gradient", "input gradient", "weight gradient")
@@ -45,7 +45,7 @@ class Watch:
     def __getstate__(self) -> dict[str, Any]:
         return {**Watch(self.backend).__dict__}
 
-    def step(self, sites: Iterable[Site]) -> None:
+    def step(self, sites: Iterable[SiteModule]) -> None:
         """An optimizer step is over.
 
         Args:
@@ -70,13 +70,13 @@ COPY = (
 )
 
 
-def gradients(site: Site) -> tuple[int, int]:
+def gradients(site: SiteModule) -> tuple[int, int]:
     """How many gradients a site got (eagerly, from compiled graphs)."""
     compiled = sum(runs for (product, _, why), runs in site.ran.items() if product in GRADIENTS and why != "eager")
     return site.ran[EAGER], compiled
 
 
-def notice_eager_step(sites: Iterable[Site]) -> None:
+def notice_eager_step(sites: Iterable[SiteModule]) -> None:
     """An optimizer has stepped these: see whether their models ran compiled, if they are to."""
     watches = {id(watch): watch for site in sites if (watch := site.__dict__.get("watch")) and watch.told is None}
     for watch in watches.values():

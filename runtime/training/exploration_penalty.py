@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 
 Step = tuple[tuple[Any, ...], dict[str, Any]]  # what an optimizer's step is called with
 
 # The gradient a step was about to use, and its version then.
-_used: weakref.WeakKeyDictionary[Site, tuple[weakref.ref[Tensor], int]] = weakref.WeakKeyDictionary()
+_used: weakref.WeakKeyDictionary[SiteModule, tuple[weakref.ref[Tensor], int]] = weakref.WeakKeyDictionary()
 
 
 def once_computed(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]) -> Step | None:
@@ -53,7 +53,7 @@ def once_computed(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[
 
 @torch._dynamo.disable
 @torch.no_grad()
-def add_penalty(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -> None:
+def add_penalty(optimizer: torch.optim.Optimizer, sites: Iterable[SiteModule]) -> None:
     """λθ on A and λθ / D_A on B \\ A are added to the gradients, which the optimizer is about to use."""
     for site in sites:
         grad = site.original.grad
@@ -67,7 +67,7 @@ def add_penalty(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -> None
         _used[site] = weakref.ref(grad), grad._version
 
 
-def _penalise(site: Site, grad: Tensor, scale: Tensor | None) -> None:
+def _penalise(site: SiteModule, grad: Tensor, scale: Tensor | None) -> None:
     """``scale``: what the gradient is multiplied by, set while a fused optimizer, which divides by it, makes a step."""
     density = site.n_fwd / site.geometry.units
     factor = torch.full_like(site.original, site.rule.exploration_l2)
@@ -75,7 +75,7 @@ def _penalise(site: Site, grad: Tensor, scale: Tensor | None) -> None:
     grad.add_(site.original * (factor if scale is None else factor * scale))
 
 
-def had_gradient(site: Site) -> bool:
+def had_gradient(site: SiteModule) -> bool:
     """At the end of a step: whether the site had a gradient. An optimizer leaves alone what has none; some drop the
     gradient as soon as they have used it."""
     return _used.pop(site, None) is not None or site.original.grad is not None

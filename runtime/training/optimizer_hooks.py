@@ -8,7 +8,6 @@ each other.
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +18,11 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from topkast.runtime.optimizers.probe import check_probed
-from topkast.runtime.state.family import alive
-from topkast.runtime.state.optimizer_state import check_elementwise, claim
-from topkast.runtime.state.refresh import refresh, renew_due
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.find_sites import alive
+from topkast.runtime.state.optimizer_state import check_elementwise, prepare_state
+from topkast.runtime.state.refresh import refresh, refresh_by_interval
+from topkast.runtime.state.site_module import SiteModule
+from topkast.runtime.state.when import count_gradients, due_at_step_end, due_before_step, overdue_after_step, trained
 from topkast.runtime.training.sharded.refused import refuse_optimizer
 from topkast.runtime.training.sharded.wrappers import on_registration
 
@@ -33,7 +33,7 @@ from .steps import begin, end
 from .undecayed import notice_undecayed
 
 
-def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Site, dict[str, Any]]]:
+def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[SiteModule, dict[str, Any]]]:
     """Sites whose values this optimizer updates, with their parameter group."""
     sites = {id(site.original): site for site in alive()}
     for group in optimizer.param_groups:
@@ -61,12 +61,12 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
         site.check_whole()
     check_probed(optimizer, [(site.name, site.original) for site in sites])
     for site in sites:
-        claim(optimizer, site)
+        prepare_state(optimizer, site)
     own = begin(optimizer, sites)
     if own:
         notice_undecayed(optimizer, held)
     # No forward has read them since they became due: their sets are those of θ as it is, before this step moves it.
-    refresh([site for site in own if site.due and not _trained(site)], renew_due)
+    refresh_by_interval(due_before_step(own))
     return once_computed(args, kwargs, functools.partial(add_penalty, optimizer, sites))
 
 
@@ -85,37 +85,22 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     notice_eager_step(site for site, *_ in held)
 
 
-def _trained(site: Site) -> bool:
-    """Whether a backward has computed a gradient of the site since its last step."""
-    return gradients(site) != _counted.get(site, 0)
-
-
-def gradients(site: Site) -> int:
-    """How many products have computed a gradient of the site or through it, ever."""
-    return sum(runs for (product, *_), runs in site.ran.items() if product.endswith("gradient"))
-
-
-_counted: weakref.WeakKeyDictionary[Site, int] = weakref.WeakKeyDictionary()  # at the end of the last step
-
-
-def advance(site: Site, lr: float | Tensor | None) -> None:
+def advance(site: SiteModule, lr: float | Tensor | None) -> None:
     """One optimizer step is complete: decay B \\ A, unless its rate is not known, and move the clock.
 
     Args:
         lr: the step's; None where nothing is to decay.
     """
-    if site.due:
-        # A whole step went by without its refresh: no forward used the site, or one that was compiled by a backend
-        # that is not ours.
-        site.late += _trained(site)
-        refresh([site], renew_due)
+    if overdue_after_step(site):
+        if trained(site):
+            site.count_late_refresh()
+        refresh_by_interval([site])
     if lr is not None:
         decay_explored(site, lr)
-    site.alone = True
-    site.step += 1
-    _counted[site] = gradients(site)
-    if site.method.at_step_end and site.due:
-        site.refresh()
+    site.count_step()
+    count_gradients(site)
+    if due_at_step_end(site):
+        refresh([site])
 
 
 def install_hooks() -> None:

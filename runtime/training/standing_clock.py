@@ -18,9 +18,9 @@ from torch import Tensor
 
 from topkast.runtime.state.family import Family
 from topkast.runtime.state.fingerprint import fingerprint
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
+from topkast.runtime.state.when import gradients
 
-from .optimizer_hooks import gradients
 from .steps import under_way
 
 # How often values must have moved in a row. Some programs move them for a moment and take them back (sharpness-aware
@@ -40,13 +40,13 @@ class _Seen:
     stepped: bool = False
 
 
-_seen: weakref.WeakKeyDictionary[Site, _Seen] = weakref.WeakKeyDictionary()
+_seen: weakref.WeakKeyDictionary[SiteModule, _Seen] = weakref.WeakKeyDictionary()
 _told: weakref.WeakKeyDictionary[Family, str] = weakref.WeakKeyDictionary()
 
 
 @torch._dynamo.disable
 @torch.no_grad()
-def notice_standing(sites: Iterable[Site]) -> None:
+def notice_standing(sites: Iterable[SiteModule]) -> None:
     """A forward that will be differentiated begins: warn, once per model, if its weights move and its clock does not.
 
     Args:
@@ -64,12 +64,12 @@ def notice_standing(sites: Iterable[Site]) -> None:
             warnings.warn(f"topkast: {_told[site.family]}", stacklevel=2)
 
 
-def standing_facts(sites: Iterable[Site]) -> list[str]:
+def standing_facts(sites: Iterable[SiteModule]) -> list[str]:
     """For the report: what was warned of."""
     return list({_told[site.family] for site in sites if site.family in _told})
 
 
-def _moves(site: Site) -> bool:
+def _moves(site: SiteModule) -> bool:
     """Whether the values of a site have moved often enough since its clock did."""
     count = gradients(site)
     seen = _seen.get(site)
@@ -89,7 +89,7 @@ def _moves(site: Site) -> bool:
     return seen.moved >= (OFTEN_AFTER_STEPS if seen.stepped else OFTEN)
 
 
-def _print(site: Site) -> tuple[tuple[object, ...], Tensor]:
+def _print(site: SiteModule) -> tuple[tuple[object, ...], Tensor]:
     """(Facts that must agree for two to be compared, a number that changes with the values)."""
     values = site.original.detach()
     found = fingerprint(values)

@@ -17,7 +17,7 @@ from types import FrameType
 
 import torch
 
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 
 # Modules whose functions stand between the frame that makes a step and our hooks.
 BETWEEN = ("torch._dynamo.", "torch.utils._contextlib", __name__.rpartition(".")[0])
@@ -31,7 +31,7 @@ class _Step:
 
     optimizer: torch.optim.Optimizer
     frame: FrameType
-    sites: list[Site]
+    sites: list[SiteModule]
 
 
 class _Open(threading.local):
@@ -44,7 +44,7 @@ class _Open(threading.local):
 _open = _Open()
 
 
-def begin(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -> list[Site]:
+def begin(optimizer: torch.optim.Optimizer, sites: Iterable[SiteModule]) -> list[SiteModule]:
     """An optimizer's step begins, called by a hook of torch's.
 
     Args:
@@ -61,7 +61,7 @@ def begin(optimizer: torch.optim.Optimizer, sites: Iterable[Site]) -> list[Site]
     return own
 
 
-def end(optimizer: torch.optim.Optimizer) -> list[Site]:
+def end(optimizer: torch.optim.Optimizer) -> list[SiteModule]:
     """An optimizer's step has ended: the sites for which it was the outermost."""
     _forget_failed()
     for place, step in reversed(list(enumerate(_open.steps))):

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
 
 _seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
-def notice_undecayed(optimizer: torch.optim.Optimizer, held: Iterable[tuple[Site, dict[str, Any]]]) -> None:
+def notice_undecayed(optimizer: torch.optim.Optimizer, held: Iterable[tuple[SiteModule, dict[str, Any]]]) -> None:
     """At an optimizer's first step: warn if it decays dense matrices, and the values of no sparse weight.
 
     Args:
@@ -52,7 +52,7 @@ def _decays(group: dict[str, Any]) -> bool:
     return bool(float(group.get("weight_decay") or 0) > 0)
 
 
-def _parameters(sites: Iterable[Site]) -> set[int]:
+def _parameters(sites: Iterable[SiteModule]) -> set[int]:
     """All parameters of the models that these are of; none where they are not known, as of a copy."""
     roots = {id(site.family): site.family.root for site in sites}
     models = [model for root in roots.values() if root is not None and (model := root()) is not None]

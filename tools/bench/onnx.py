@@ -16,13 +16,13 @@ from rich.table import Table
 
 import topkast.onnx
 from topkast.tools.common.arguments import positive
+from topkast.tools.common.onnx_sessions import memory, runner, session
 from topkast.tools.common.pairs import add_timing, measure, show
 from topkast.tools.common.results import CONSOLE
 
 from .layer import block_name
 from .onnx_layers import ROWS, SPARSITIES, layer_table, measure_layers
 from .onnx_models import MODELS, export_both
-from .onnx_sessions import memory, runner, session
 
 KINDS = {
     "custom-16x1": ("custom", (16, 1)),

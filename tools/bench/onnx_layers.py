@@ -10,12 +10,12 @@ import numpy as np
 from rich.table import Table
 
 import topkast.onnx
+from topkast.tools.common.onnx_sessions import runner, session
 from topkast.tools.common.pairs import Spread, geomean, measure
 from topkast.tools.common.results import progress
 
 from .layer import block_name
 from .onnx_files import LayerFile, layer_files
-from .onnx_sessions import runner, session
 
 SHAPES = [(4096, 4096), (1024, 4096)]  # N, K of a weight [out, in]
 SPARSITIES = [0.8, 0.9, 0.95, 0.98]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.runtime import native
-from topkast.tools.bench.onnx_sessions import runner, session
+from topkast.tools.common.onnx_sessions import runner, session
 from topkast.tools.common.pairs import measure
 
 PAIRS = 40  # of runs of the dense and the sparse file

@@ -17,9 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from topkast.runtime.errors import ModelError
 from topkast.runtime.layout import Index
-from topkast.runtime.state.background import known
-from topkast.runtime.state.index_check import note
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.background import already_chosen
+from topkast.runtime.state.site_module import SiteModule
 
 PART = 2**26  # bytes sent at once
 
@@ -31,7 +30,7 @@ def equalise(parallel: DistributedDataParallel, model: nn.Module) -> None:
         ModelError: on every rank, if the ranks' models are not sparse in the same way, or grow by what only one rank
             has seen.
     """
-    found = {path: module for path, module in model.named_modules() if isinstance(module, Site)}
+    found = {path: module for path, module in model.named_modules() if isinstance(module, SiteModule)}
     parallel.parameters_to_ignore |= {f"{path}.{name}" for path, site in found.items() for name in site._buffers}
     group = parallel.process_group
     ranks: list[Any] = [None] * dist.get_world_size(group)
@@ -46,15 +45,16 @@ def equalise(parallel: DistributedDataParallel, model: nn.Module) -> None:
     first = dist.get_rank(group) == 0
     for site, (step, refreshed_at, seed, asked) in zip(found.values(), ranks[0][1], strict=True):
         if not first:
-            site.forget()
-        site.step, site.refreshed_at, site.rule = step, refreshed_at, replace(site.rule, seed=seed)
+            site.drop_pending()
+        site.set_clock(step, refreshed_at)
+        site.set_seed(seed)
         # Copies: a copy of the model may share the tensors of a choice.
-        chosen = [] if asked is None else [tensor.clone() for tensor in site.prepared().values()]
+        chosen = [] if asked is None else [tensor.clone() for tensor in site.pending_tensors().values()]
         for tensor in (*site.index, site.ever, site.reservoir, *chosen):
             _send(tensor, site.original.device, group)
-        note(site)
+        site.remember_index()
         if asked is not None and not first:
-            site.pending = known(site.name, asked, Index(*chosen))
+            site.set_pending(already_chosen(site.name, asked, Index(*chosen)))
 
 
 def _send(tensor: Tensor, device: torch.device, group: Any) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from topkast.runtime.state.copies import carrying
-from topkast.runtime.state.site import Site
+from topkast.runtime.state.site_module import SiteModule
+from topkast.runtime.state.snapshots import copies_take_sets
 from topkast.runtime.training.averaged_models import update_parameters
 
 from .data_parallel import equalise
@@ -24,7 +24,7 @@ def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> No
     """The hook: ``parent.name = child``."""
     if name != "module" or child is None or not isinstance(parent, (AveragedModel, DistributedDataParallel)):
         return
-    sites = [module for module in child.modules() if isinstance(module, Site)]
+    sites = [module for module in child.modules() if isinstance(module, SiteModule)]
     if not sites:
         return
     if isinstance(parent, AveragedModel):
@@ -32,6 +32,6 @@ def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> No
     else:
         for site in sites:
             site.unshare()
-        with carrying(sites):
+        with copies_take_sets(sites):
             equalise(parent, child)
         refuse_uneven(parent)

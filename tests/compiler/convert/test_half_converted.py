@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import topkast
+from topkast.runtime.state import choose_sets
 from topkast.runtime.state import site as site_file
-from topkast.runtime.state.family import alive
+from topkast.runtime.state.find_sites import alive
+from topkast.runtime.state.reservoirs import OnDevice
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import sites_of
 
@@ -30,7 +32,8 @@ def step(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_conversion_that_failed_is_forgotten(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error that is still held holds the site, and the model trains on as a dense one."""
     model, calls = CASES["mlp"].model(), []
-    real = getattr(site_file, when)
+    place = {"store": site_file, "allocate": OnDevice, "build_index": choose_sets}[when]
+    real = getattr(place, when)
 
     def fails(*args: Any) -> Any:
         calls.append(args)
@@ -38,7 +41,7 @@ def test_a_conversion_that_failed_is_forgotten(when: str, monkeypatch: pytest.Mo
             raise MemoryError("no room")
         return real(*args)
 
-    monkeypatch.setattr(site_file, when, fails)
+    monkeypatch.setattr(place, when, fails)
     with pytest.raises(MemoryError, match="no room") as caught:
         topkast.compile(model, **OPTIONS)
     assert caught.value.__traceback__ is not None

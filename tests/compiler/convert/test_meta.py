@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import topkast
 from topkast.compiler.convert import sparsify as sparsify_module
-from topkast.runtime.state.family import alive
+from topkast.runtime.state.find_sites import alive
 from topkast.runtime.state.model import sites
 from topkast.tests.support.builders import CASES, Encoder, Tied, gpt2
 

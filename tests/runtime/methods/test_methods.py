@@ -122,10 +122,12 @@ def test_a_checkpoint_with_impossible_sets_is_refused(tmp_path: Path) -> None:
     """For gradual pruning any size between the first and the last is possible, for the others two are."""
     model, _ = made("gmp")
     for site in sites_of(model).values():
-        assert site.method.holds(site, site.n_fwd + 3, site.n_fwd + 3)
-        assert not site.method.holds(site, site.n_fwd, site.n_bwd)
+        assert site.method.holds(site.set_state(), site.n_fwd + 3, site.n_fwd + 3)
+        assert not site.method.holds(site.set_state(), site.n_fwd, site.n_bwd)
     model, _ = made("set")
-    assert not any(site.method.holds(site, site.n_fwd + 1, site.n_fwd + 1) for site in sites_of(model).values())
+    assert not any(
+        site.method.holds(site.set_state(), site.n_fwd + 1, site.n_fwd + 1) for site in sites_of(model).values()
+    )
 
 
 def test_gradual_pruning_follows_the_cubic() -> None:

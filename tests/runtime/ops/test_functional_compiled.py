@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import topkast
+from topkast.runtime.state.when import due
 
 Values = dict[str, Tensor]
 
@@ -50,6 +51,6 @@ def test_functional_call_never_refreshes() -> None:
     assert not functional_call(sparse, given, (x,)).any()
     after = topkast.dense_state_dict(sparse, values="all")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert sparse[0].sparse_state.weight.due
+    assert due(sparse[0].sparse_state.weight)
     sparse(x)
-    assert not sparse[0].sparse_state.weight.due
+    assert not due(sparse[0].sparse_state.weight)

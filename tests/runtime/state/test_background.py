@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.state.site import Site
+from topkast.runtime.methods import Method, SetState
+from topkast.runtime.state import refresh as refreshing
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
 from topkast.tests.support.builders import CASES, WAYS_OF
 from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
@@ -122,14 +123,14 @@ class Gate:
     """Lets a thread choose no set before it is opened; the main thread goes through."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.open, choose, main = threading.Event(), Site.renewed, threading.get_ident()
+        self.open, choose, main = threading.Event(), refreshing.renewed_sets, threading.get_ident()
 
-        def wait(site: Site, theta: Tensor, step: int) -> Any:
+        def wait(method: Method, state: SetState, theta: Tensor) -> Any:
             if threading.get_ident() != main:
                 assert self.open.wait(60)
-            return choose(site, theta, step)
+            return choose(method, state, theta)
 
-        monkeypatch.setattr(Site, "renewed", wait)
+        monkeypatch.setattr(refreshing, "renewed_sets", wait)
 
 
 def test_training_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,14 +170,14 @@ def test_a_cast_made_meanwhile_keeps_the_sets_to_come() -> None:
 
 
 def test_an_error_is_raised_at_the_next_refresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model, choose = sparse(), Site.renewed
+    model, choose = sparse(), refreshing.renewed_sets
 
-    def fail(site: Site, theta: Tensor, step: int) -> Any:
-        if step == 2 and site.name == "2.weight":
+    def fail(method: Method, state: SetState, theta: Tensor) -> Any:
+        if state.step == 2 and state.name == "2.weight":
             raise MemoryError("no room")
-        return choose(site, theta, step)
+        return choose(method, state, theta)
 
-    monkeypatch.setattr(Site, "renewed", fail)
+    monkeypatch.setattr(refreshing, "renewed_sets", fail)
     steps(model, 4)
     message = r"2\.weight: its sets of step 2, chosen in the background, failed with MemoryError: no room"
     with pytest.raises(topkast.RefreshError, match=message):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optim
 
 import topkast
-from topkast.runtime.state.family import alive
+from topkast.runtime.state.find_sites import alive
 from topkast.runtime.state.site import Site
 from topkast.tests.compiler.checkpoint.test_checkpoint import same
 from topkast.tests.support.interrupts import interrupt, moments

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.runtime.state.reservoirs import allocate
+from topkast.runtime.state.reservoirs import RESERVOIRS
 from topkast.tests.support.builders import CASES
 
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "min_size": 1, "reservoir": "disk"}
@@ -58,6 +58,6 @@ def test_the_room_is_the_disks_already(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, close = [], os.close
     with monkeypatch.context() as patch:
         patch.setattr(os, "close", lambda handle: (sizes.append(os.fstat(handle).st_blocks * 512), close(handle))[1])
-        found = allocate("disk", 300_000, torch.empty(0))
+        found = RESERVOIRS["disk"].allocate(300_000, torch.empty(0))
     assert sizes == [pytest.approx(found.nbytes, abs=4096)] and sizes[0] >= found.nbytes
     assert torch.count_nonzero(found) == 0

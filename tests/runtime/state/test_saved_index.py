@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.saved_index import SavedIndex
+from topkast.runtime.state.persist.saved_index import SavedIndex
 from topkast.tests.compiler.convert.test_names import equal, small, theta, train
 
 State = dict[str, Tensor]

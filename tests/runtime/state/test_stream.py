@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import topkast
 from topkast.runtime.state import streaming as stream
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.refresh import renew
+from topkast.runtime.state.refresh import renewed
 from topkast.runtime.state.site import Site
 from topkast.tests.compiler.checkpoint.test_checkpoint import same
 from topkast.tests.support.standin import DEVICE, MEMORY, Device, Engine, OnDevice, move
@@ -102,7 +102,7 @@ def trained() -> nn.Module:
 
 
 def held(site: Site) -> int:
-    return sum(tensor.nbytes for tensor in site.held().tensors())
+    return sum(tensor.nbytes for tensor in site.parts().tensors())
 
 
 def test_adds_nothing_to_the_device(engine: Engine) -> None:
@@ -122,10 +122,10 @@ def test_the_next_layer_comes_down_while_one_is_worked_on(engine: Engine) -> Non
     engine.log.clear()
     names = {id(site): name for name, site in sites(model).items()}
 
-    def change(site: Site, parts: stream.Held) -> bool:
+    def change(site: Site, parts: stream.Parts) -> bool:
         engine.log.append(names[id(site)])
         engine.queue.append(lambda: None)  # it has its place in the log, and is nothing to make
-        return renew(site, parts)
+        return renewed(site, parts)
 
     with torch.no_grad():
         stream.at_home(sites(model).values(), change)
@@ -139,11 +139,11 @@ def test_a_refresh_that_fails_leaves_no_copy_behind(engine: Engine) -> None:
     model = trained()
     before = state(model, model.optimizer)
 
-    def change(site: Site, parts: stream.Held) -> bool:
+    def change(site: Site, parts: stream.Parts) -> bool:
         if site.name == "2.weight":
             parts.values.zero_()
             raise ValueError("no")
-        return renew(site, parts)
+        return renewed(site, parts)
 
     with torch.no_grad(), pytest.raises(ValueError, match="no"):
         stream.at_home(sites(model).values(), change)

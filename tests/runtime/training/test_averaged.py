@@ -20,6 +20,7 @@ from torch.optim.swa_utils import (
 )
 
 import topkast
+from topkast.runtime.state.when import due
 from topkast.tests.support.budget import assert_budget
 from topkast.tests.support.builders import CASES, Case
 from topkast.tests.support.lockstep import Trio, adamw, assert_sets, plain, sgd, sites_of
@@ -126,7 +127,7 @@ def test_an_average_never_refreshes_on_its_own() -> None:
     """A forward with gradients leaves it alone, also when the model's refresh is due."""
     case, model, optimizer, average = trained()
     advance(case, model, optimizer, average, 6)
-    assert all(site.due for site in sites_of(model).values())
+    assert all(due(site) for site in sites_of(model).values())
     before = {key: value.clone() for key, value in topkast.dense_state_dict(average).items()}
     average.train()(*case.batches(1)[0][0])
     after = topkast.dense_state_dict(average)

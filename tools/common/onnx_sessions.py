@@ -47,7 +47,7 @@ def memory(path: Path, feeds: Feeds, threads: int, library: Path) -> dict[str, i
         command = [
             sys.executable,
             "-m",
-            "topkast.tools.bench.onnx_sessions",
+            "topkast.tools.common.onnx_sessions",
             str(path),
             str(given),
             str(threads),

@@ -6,32 +6,20 @@ format 2 all of a site was ``layer.parametrizations.weight.*``, the values a vec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from topkast.runtime.errors import CheckpointError
 from topkast.runtime.layout import Index, check_index
+from topkast.runtime.state.background import already_chosen
+from topkast.runtime.state.parts import Change, carry_out
+from topkast.runtime.state.site import Site
 
-from .background import known
-from .index_check import note
-from .parts import Change, finish
-from .reservoirs import allocate
 from .saved_index import as_plain, as_saved
 
-if TYPE_CHECKING:
-    from .site import Site
-
 STATE = "sparse_state"  # submodule of a module with sparse weights: attribute -> site
-
-
 DENSE = "topkast.load_dense_state_dict(model, state_dict) loads the state dict of the dense model"
-
-
-def joined(path: str, name: str) -> str:
-    """A name below a module's path, which is empty for the root; with an empty name the prefix of all that is there."""
-    return f"{path}.{name}" if path else name
 
 
 def add(site: Site, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -39,7 +27,7 @@ def add(site: Site, destination: dict[str, Any], prefix: str, keep_vars: bool) -
     The index becomes tensors that say what cannot be done with them, unless the buffers themselves were asked for."""
     destination[prefix + "reservoir"] = site.reservoir
     destination[prefix + "clock"] = site.clock
-    destination.update({prefix + name: tensor for name, tensor in site.prepared().items()})
+    destination.update({prefix + name: tensor for name, tensor in site.pending_tensors().items()})
     if keep_vars:
         return
     for name in (*Index._fields, *(f"prepared_{name}" for name in Index._fields)):
@@ -122,39 +110,18 @@ def load(
         else:
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
-        note(site)
-        site.write(None, Change(fields=fields, then=site.method.forget))
+        site.remember_index()
+        site.write(None, Change(fields=fields, after=site.method.forget))
 
-    finish([site], apply)
-
-
-def refuse_dense(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Pre-hook of a converted model's ``load_state_dict``: nothing of a dense model's state dict is loaded.
-
-    Raises:
-        CheckpointError: a sparse weight is dense in the state dict.
-    """
-    for path, part in module.named_modules():
-        for attribute, site in sites_of(part).items():
-            key = prefix + joined(path, attribute)
-            if isinstance(state.get(key), Tensor) and tuple(state[key].shape) == site.geometry.shape:
-                raise CheckpointError(f"{key}: a dense weight of shape {site.geometry.shape}; {DENSE}")
+    carry_out([site], apply)
 
 
 def _assign(site: Site, found: dict[str, Tensor]) -> None:
     """Let a site have these tensors in the place of its own."""
     values, requires_grad = found["values"], site.original.requires_grad
     parameter = values if isinstance(values, nn.Parameter) else nn.Parameter(values, requires_grad)
-    site.table[site.attribute] = parameter
     parameter.requires_grad_(requires_grad)
-    for name in (*Index._fields, "ever"):
-        site._buffers[name] = found[name]
-    kept = found["reservoir"]
-    if site.rule.reservoir == "device":
-        site._buffers["reservoir"] = kept
-    elif site.reservoir is not kept:
-        site.reservoir = allocate(site.rule.reservoir, kept.numel(), parameter.detach()).copy_(kept)
-    site.accept()
+    site.replace_tensors(parameter, {name: found[name] for name in (*Index._fields, "ever")}, found["reservoir"])
 
 
 def _fields(site: Site, found: dict[str, Tensor], chosen: list[Tensor]) -> dict[str, Any]:
@@ -162,18 +129,5 @@ def _fields(site: Site, found: dict[str, Tensor], chosen: list[Tensor]) -> dict[
     step, refreshed_at = (int(n) for n in found["clock"])
     pending = None
     if chosen and int(chosen[0][-1]):
-        pending = known(site.name, refreshed_at, Index(*chosen))
+        pending = already_chosen(site.name, refreshed_at, Index(*chosen))
     return {"unclaimed": None, "step": step, "refreshed_at": refreshed_at, "pending": pending}
-
-
-def sites_of(module: nn.Module) -> dict[str, Site]:
-    """A module's own sites by attribute: those whose values it holds."""
-    known, held = all_sites_of(module), module._parameters.items()
-    return {n: known[n] for n, v in held if n in known and v is not None and tuple(v.shape) == known[n].value_shape}
-
-
-def all_sites_of(module: nn.Module) -> dict[str, Site]:
-    """The same with those whose values it does not hold now. (An exported program has modules of that name too.)"""
-    state = module._modules.get(STATE)
-    found: dict[str, Any] = {} if state is None else state._modules
-    return {name: site for name, site in found.items() if hasattr(site, "value_shape")}

@@ -1,0 +1,27 @@
+"""What happens before a converted model's forward, compiled or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from topkast.runtime.state.find_sites import members
+from topkast.runtime.state.model import find
+from topkast.runtime.state.refresh import refresh_due
+from topkast.runtime.state.snapshots import restore_snapshots
+from topkast.runtime.training.standing_clock import notice_standing
+
+
+def refresh_before_forward(model: nn.Module, args: Any) -> None:
+    """Forward pre-hook of the root: refresh what is due before anything runs, and see whether the clock goes.
+
+    Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
+    """
+    if not torch.compiler.is_compiling() and not torch._C._is_tracing():
+        found = members([find(model)[1].family])
+        restore_snapshots(found)
+        refresh_due(found)
+        if torch.is_grad_enabled():
+            notice_standing(found)

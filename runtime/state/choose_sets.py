@@ -1,0 +1,50 @@
+"""The sets that a method chooses, as masks and as an index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from topkast.runtime.kernels.sets import build_index
+from topkast.runtime.layout import Index
+from topkast.runtime.methods import Method, SetState
+from topkast.runtime.methods.method import Sets
+from topkast.runtime.reference import selection
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A and B: as an index, and as masks, bool [units]."""
+
+    index: Index
+    fwd: Tensor
+    bwd: Tensor
+
+
+def scores(state: SetState, theta: Tensor) -> Tensor:
+    """Score of every unit of θ, [groups, units / groups]."""
+    return selection.scores(state.geometry.to_blocks(theta)).view(state.groups, -1)
+
+
+def first_sets(method: Method, state: SetState, theta: Tensor) -> Chosen:
+    """The sets of a θ that nothing is known of."""
+    return _chosen(state, method.start(state, scores(state, theta)))
+
+
+def renewed_sets(method: Method, state: SetState, theta: Tensor) -> Chosen:
+    """The sets that a refresh gives."""
+    return _chosen(state, method.renew(state, scores(state, theta)))
+
+
+def _chosen(state: SetState, sets: Sets) -> Chosen:
+    (fwd, bwd), grid = (mask.view(-1) for mask in sets), state.geometry.grid
+    return Chosen(build_index(fwd.view(grid), bwd.view(grid), state.n_bwd), fwd, bwd)
+
+
+def with_bits(ever: Tensor, fwd: Tensor) -> Tensor:
+    """What was ever in A, a bit a unit, and now is; both in one place."""
+    bits = nn.functional.pad(fwd, (0, -fwd.numel() % 8)).view(-1, 8).to(torch.uint8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
+    return ever | (bits * weights).sum(1, dtype=torch.uint8)

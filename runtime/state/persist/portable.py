@@ -1,0 +1,72 @@
+"""A site is copied or pickled: what goes along, and what is of one process alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topkast.runtime.layout import Index, column_type
+from topkast.runtime.state.background import already_chosen
+from topkast.runtime.state.fingerprint import fingerprint, unchanged
+from topkast.runtime.state.reservoirs import RESERVOIRS
+from topkast.runtime.state.site import Site
+
+OF_PROCESS = ("optimizers", "ran", "key", "copies", "snapshot", "_own", "noted", "owner")
+
+
+def copied(site: Site, memo: dict[int, Any]) -> dict[str, Any]:
+    """The content of a deep copy."""
+    own = {*OF_PROCESS, "pending", "_table"} | (set() if site.place.follows_model else {"reservoir"})
+    content = copy.deepcopy({k: v for k, v in site.__dict__.items() if k not in own}, memo)
+    return {**content, "_table": copy.deepcopy(site.table, memo)}
+
+
+def copied_fields(site: Site, table: dict[str, nn.Parameter | None]) -> dict[str, Any]:
+    """What a deep copy has besides.
+
+    Args:
+        table: the parameters of the copy's owner.
+    """
+    fields: dict[str, Any] = {"churn": list(site.churn), "pending": site.pending}
+    if not site.place.follows_model:
+        fields["reservoir"] = site.place.allocate(site.reservoir.numel(), site.reservoir).copy_(site.reservoir)
+    values = table[site.attribute]
+    assert values is not None
+    fields |= {"copied": True, "print": fingerprint(values)}
+    if unchanged(site.original, site.print):
+        fields["snapshot"] = site.snapshot
+    return fields
+
+
+def packed(site: Site) -> dict[str, Any]:
+    """The state to pickle: all but what is of this process; a thread's choice is waited for."""
+    own = {name: value for name, value in site.__dict__.items() if name not in OF_PROCESS}
+    if site.pending is not None:
+        own["pending"] = site.pending.name, site.pending.step, tuple(map(_signed, site.pending.result()))
+    own["_table"] = site.table
+    own["_buffers"] = {name: _signed(tensor) for name, tensor in site._buffers.items()}
+    return own
+
+
+def unpacked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What :func:`packed` gave, as the content of a new site, and the fields that it has besides."""
+    columns = column_type(state["geometry"].grid[1])
+    fields: dict[str, Any] = {name: state[name] for name in ("churn", "scaled", "unclaimed")}
+    buffers = {**state["_buffers"], "cols": state["_buffers"]["cols"].view(columns)}
+    fields["pending"] = state["pending"]
+    if state["pending"] is not None:
+        name, step, (row_ptr, row_fwd, cols) = state["pending"]
+        fields["pending"] = already_chosen(name, step, Index(row_ptr, row_fwd, cols.view(columns)))
+    place = RESERVOIRS[state["rule"].reservoir]
+    if not place.follows_model:  # what was pinned, or in a file, is to be so here
+        kept = state["reservoir"]
+        fields["reservoir"] = place.allocate(kept.numel(), kept).copy_(kept)
+    return {**state, "_buffers": buffers}, fields
+
+
+def _signed(tensor: Any) -> Any:
+    """Pickle's own way of storing a tensor knows no uint16."""
+    return tensor.view(torch.int16) if isinstance(tensor, Tensor) and tensor.dtype == torch.uint16 else tensor

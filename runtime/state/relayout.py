@@ -1,0 +1,71 @@
+"""θ in the slots of other sets: its values, its reservoir, and what is kept for each value follow.
+
+These functions change nothing. They return what is to be, as a :class:`Change`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from topkast.runtime.kernels.theta import assemble, store
+from topkast.runtime.layout import Index, index_masks
+
+from .choose_sets import Chosen, with_bits
+from .optimizer_state import carry_state, index_of_unknown_state
+from .parts import Change, Parts
+from .site import Site
+
+
+class HasSets(Protocol):
+    """What sets can be taken from: an index, and the marks of what was ever in A."""
+
+    @property
+    def index(self) -> Index: ...
+
+    @property
+    def ever(self) -> Tensor: ...
+
+
+def with_new_sets(site: Site, theta: Tensor, parts: Parts, sets: Chosen) -> Change:
+    """θ taken apart by new sets.
+
+    Args:
+        theta: all of it, dense, beside the reservoir.
+        parts: the site's, beside the reservoir.
+        sets: to be.
+    """
+    old_fwd, old_bwd = index_masks(parts.index, site.geometry)
+    change = _laid_out(site, theta, parts, sets.index, with_bits(parts.ever, sets.fwd))
+    new_fwd, new_bwd = _share_of_new(sets.fwd, old_fwd), _share_of_new(sets.bwd, old_bwd)
+    change.fields |= {"refreshed_at": site.step, "churn": [*site.churn[-99:], (site.step, new_fwd, new_bwd)]}
+    return change
+
+
+def with_sets_of(site: Site, parts: Parts, other: HasSets) -> Change:
+    """The sets of another site of the same counts. θ stays as it is, bit for bit.
+
+    Args:
+        parts: the site's, beside the reservoir.
+        other: gives the sets.
+    """
+    index = Index(*(tensor.to(site.home) for tensor in other.index))
+    if all(map(torch.equal, parts.index, index)):
+        return Change()
+    theta = assemble(parts.values, parts.reservoir, parts.index, site.geometry)
+    return _laid_out(site, theta, parts, index, other.ever.to(site.home, copy=True))
+
+
+def _laid_out(site: Site, theta: Tensor, parts: Parts, index: Index, ever: Tensor) -> Change:
+    values, reservoir = torch.empty_like(parts.values), torch.zeros_like(parts.reservoir)
+    store(theta, values, reservoir, index, site.geometry)
+    kept = carry_state(parts, values, index, site.geometry)
+    fields = {"pending": None, "unclaimed": index_of_unknown_state(site, parts.index)}
+    return Change(Parts(values, reservoir, index, ever, kept, parts.starts), fields)
+
+
+def _share_of_new(new: Tensor, old: Tensor) -> float:
+    # Not sum(), which widens every bool to int64 first.
+    return int((new & ~old).count_nonzero()) / int(new.count_nonzero())

@@ -1,0 +1,160 @@
+"""A site as a module of a model: what is read as the weight, copied, pickled, saved and loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topkast.runtime.errors import ConfigError
+from topkast.runtime.ops.eager_weight import Read, as_constant
+from topkast.runtime.registry import register
+
+from .choose_sets import first_sets
+from .commit import commit
+from .guarded_weight import guard
+from .parts import Change
+from .persist import portable, state_dict
+from .refresh import refresh, refresh_due
+from .relayout import with_new_sets
+from .site import Site
+from .snapshots import copies_take_sets, restore_snapshots
+
+
+class SiteModule(Site):
+    """The site that stands under ``sparse_state`` of a module; see :class:`topkast.runtime.state.site.Site`."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """W_A, dense; its gradient arrives at B only.
+
+        Args:
+            values: B's, of :attr:`value_shape`.
+        """
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self.check_whole()
+            if torch._C._is_tracing():
+                return as_constant(values, self.index, self.geometry)
+            self.refresh_if_due()
+        g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
+        if compiling:
+            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
+        return guard(Read.apply(*given, g), self)
+
+    @torch._dynamo.disable  # called from frames that are not compiled; compiled itself, it would be again at every step
+    def refresh_if_due(self) -> None:
+        """See :func:`topkast.runtime.state.refresh.refresh_due`."""
+        restore_snapshots([self])
+        refresh_due([self])
+
+    def refresh(self) -> None:
+        """Choose A and B again from all of θ; optimizer state follows its weight, what enters gets a new one's."""
+        refresh([self])
+
+    @torch.no_grad()
+    def load_theta(self, theta: Tensor) -> None:
+        """Replace all of θ, given on any device, and choose both sets from it."""
+        change = self.replaced(theta)
+        commit(self, self.parts(), change)
+
+    @torch.no_grad()
+    def replaced(self, theta: Tensor) -> Change:
+        """What :meth:`load_theta` does, prepared."""
+        if tuple(theta.shape) != self.geometry.shape:
+            raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
+        self.wait()
+        theta = theta.to(self.home, self.original.dtype)
+        sets = first_sets(self.method, self.set_state(), theta)
+        return with_new_sets(self, theta, self.parts().beside_reservoir(), sets)
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply all of θ by a number, once: no set changes, and a second call with the same number does nothing."""
+        if self.scaled == factor:
+            return
+        live = self.parts()
+        parts = live.scaled(factor)
+        commit(self, live, Change(parts, {"scaled": factor}))
+
+    def extra_repr(self) -> str:
+        """``print(model)`` shows this of a sparse weight."""
+        rows, cols = self.geometry.block
+        return f"{self.n_fwd} and {self.n_bwd} of {self.geometry.units} blocks of {rows}x{cols} in A and B"
+
+    def _get_name(self) -> str:
+        return "Site"
+
+    # --- copies, pickles, casts ---
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SiteModule:
+        self.check_whole()
+        twin = self.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__ = portable.copied(self, memo)
+        twin._begin_again(portable.copied_fields(self, twin._table))
+        self.copies.add(twin)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_whole()
+        restore_snapshots([self])
+        return portable.packed(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        content, fields = portable.unpacked(state)
+        nn.Module.__setstate__(self, content)
+        self._begin_again(fields)
+
+    def _begin_again(self, fields: dict[str, Any]) -> None:
+        """A new object that has the content of another one: what is of one object begins anew, but for these fields."""
+        self._start()
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self.remember_index()
+        register(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SiteModule:
+        super()._apply(fn, recurse)
+        self.cast_reservoir(fn(self.original.detach().new_empty(0)))
+        return self
+
+    @contextmanager
+    def theta_as_parameters(self) -> Iterator[None]:
+        """Within, all of θ is the site's parameters, and it has no buffers: an average of an index would be none."""
+        buffers = self._buffers
+        try:
+            self._parameters["outside"] = nn.Parameter(self.reservoir, requires_grad=False)
+            self._buffers = {}
+            yield
+        finally:
+            self._parameters.pop("outside", None)
+            self._buffers = buffers
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within, what runs is not counted for the report."""
+        counted = Counter(self.ran)
+        try:
+            yield
+        finally:
+            self.set_runs(counted)
+
+    # --- state dicts ---
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.check_whole()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        state_dict.add(self, destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Nothing: the owner lets values and sets be loaded together, by :meth:`load`."""
+
+    def load(self, *given: Any) -> None:
+        """Take the site's part of a state dict: see :func:`topkast.runtime.state.persist.state_dict.load`."""
+        self.unshare()
+        with copies_take_sets([self]):
+            state_dict.load(self, *given)
