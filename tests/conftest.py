@@ -14,6 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import _zoo_entry  # noqa: F401  (a torchvision that fits another torch can be imported: transformers and timm do)
 import budget
 import lockstep
 import ways

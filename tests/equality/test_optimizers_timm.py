@@ -6,7 +6,6 @@ import copy
 from functools import partial
 from typing import Any
 
-import _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
 import pytest
 import torch
 import ways
