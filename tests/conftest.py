@@ -14,7 +14,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import _zoo_entry  # noqa: F401  (a torchvision that fits another torch can be imported: transformers and timm do)
+# First: transformers and timm import torchvision, which may have been built for another torch.
+import _zoo_entry  # noqa: F401
 import budget
 import lockstep
 import ways
