@@ -4,8 +4,8 @@
 
 Trains on characters of the standard library, dense and sparse, then resumes the sparse run and samples from it. The
 table shows which matrices decay (nanoGPT asks each parameter for its ``dim()``), the losses, whether the clock went on,
-and how long a sample takes, imports and all. A validation draws its own
-batches, so two of one model differ a little. The scripts are run as they stand, in a copy of the folder.
+and how long a sample takes, imports and all. A validation draws its own batches, so two of one model differ a little.
+The scripts are run as they stand, in a copy of the folder.
 """
 
 from __future__ import annotations
