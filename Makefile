@@ -14,7 +14,7 @@ setup: $(READY)
 
 # torch goes first, alone and pinned: what is resolved after it must fit it, not the other way round. compileall makes
 # the bytecode on every core, where pip would on one; it fails on 3.11, for torch holds a file that only 3.12 can read.
-$(READY): pyproject.toml setup.py constraints.txt $(wildcard runtime/native/*.cpp runtime/native/*.inl runtime/native/*.h runtime/native/ort/*)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard runtime/native/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
 	$(BIN)/python -m pip install -q --no-input --no-compile -c constraints.txt torch==2.13.0
@@ -23,7 +23,7 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard runtime/native/*.cp
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python tools/train.py $(ARGS)
+	$(BIN)/python -m topkast.tools.demo $(ARGS)
 
 # One thread a worker: two workers with two threads each on two cores wait for one another.
 test: $(READY)
@@ -39,22 +39,22 @@ lint: $(READY)
 # The tests of native code on libraries that stop at the first read or write out of bounds, or undefined operation.
 SANITIZED := build/sanitized/libtopkast.so
 SANITIZE := -std=c++17 -O1 -g -fPIC -shared -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all
-$(SANITIZED): $(wildcard runtime/native/* runtime/native/ort/*)
+$(SANITIZED): $(wildcard runtime/native/*/*)
 	mkdir -p $(@D)
-	$(CXX) $(SANITIZE) runtime/native/*.cpp runtime/native/ort/*.cpp -o $@
+	$(CXX) $(SANITIZE) $(addprefix -I,$(wildcard runtime/native/*/)) $(wildcard runtime/native/*/*.cpp) -o $@
 
 # With libstdc++ beside it: the sanitizer looks for the way exceptions are thrown when it starts, Python has none.
 sanitize: $(READY) $(SANITIZED)
 	TOPKAST_NATIVE=$(SANITIZED) \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -q $(patsubst %,tests/test_%.py,native native_conv onnx_library onnx_conv) $(ARGS)
+		$(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py tests/passes/onnx/test_onnx_conv.py $(ARGS)
 
 # The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, the one for GPUs (250 MB; it
 # runs on the CPU), or VERSIONS.
 VERSIONS := 1.17.3 1.20.1 gpu-1.31.1
 onnxruntimes: $(READY)
-	for version in $(VERSIONS); do $(BIN)/python tools/old_onnxruntime.py $$version || exit 1; done
+	for version in $(VERSIONS); do $(BIN)/python -m topkast.tools.common.old_onnxruntime $$version || exit 1; done
 
 clean:
 	rm -rf build *.egg-info runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

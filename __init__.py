@@ -2,19 +2,17 @@
 
 import sys
 
-from topkast.compiler.advise import advise
-from topkast.compiler.checkpoint import load, save
+from topkast.compiler.advise.search import advise
+from topkast.compiler.checkpoint.dense_state import dense_state_dict, load_dense_state_dict, masks
+from topkast.compiler.checkpoint.file import load, save
 from topkast.compiler.compile import compile, refresh, step
-from topkast.compiler.dense import dense_state_dict, load_dense_state_dict, masks
+from topkast.compiler.convert.sparsify import sparsify
 from topkast.compiler.densify import densify
-from topkast.compiler.distance import MaskDistance, mask_distance
-from topkast.compiler.dynamics import Dynamics
-from topkast.compiler.export import export
-from topkast.compiler.interchange import Interchangeable, interchangeable
-from topkast.compiler.param_groups import param_groups
-from topkast.compiler.report import report
-from topkast.compiler.running_average import averaged
-from topkast.compiler.sparsify import sparsify
+from topkast.compiler.export.api import export
+from topkast.compiler.report.facts import report
+from topkast.compiler.topology.distance import MaskDistance, mask_distance
+from topkast.compiler.topology.dynamics import Dynamics
+from topkast.compiler.topology.interchangeable import Interchangeable, interchangeable
 from topkast.runtime.errors import (
     CheckpointError,
     ConfigError,
@@ -27,6 +25,8 @@ from topkast.runtime.errors import (
     TopkastError,
 )
 from topkast.runtime.onnx import library as onnx
+from topkast.runtime.training.param_groups import param_groups
+from topkast.runtime.training.running_average import averaged
 
 __version__ = "0.1.0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,26 +14,27 @@ from torch._dynamo import trace_rules
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.registry import register_backend
 
-from topkast import passes
-from topkast.passes.insert_refresh import insert_refresh, keyed_sites
-from topkast.runtime.eager_steps import Watch
+from topkast import runtime
+from topkast.compiler.capture.cpp_compiler import lacks_compiler
+from topkast.compiler.capture.entry import Entries
+from topkast.compiler.capture.traceable import hides, in_the_open, within
+from topkast.compiler.capture.why_eager import why_eager
+from topkast.passes import aten as passes
+from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
 from topkast.runtime.errors import ConfigError
-from topkast.runtime.site import Site
-from topkast.runtime.state import sites
-
-from .cxx import lacks_compiler
-from .entry import Entries
-from .traceable import hides, in_the_open, within
-from .why_eager import why_eager
+from topkast.runtime.state.model import sites
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.eager_steps import Watch
 
 BACKENDS = ("inductor", "aot_eager", "eager")
 
-# What computes an operator is not to be compiled itself, where Dynamo has left a frame of the model to Python.
-for _part in (
-    *("choose", "gradient", "grouped", "guarded", "kernels", "layout", "methods", "native", "noted"),
-    *("observed", "operands", "ops", "record", "reference", "rows", "triton"),
-):
-    trace_rules.add(f"topkast.runtime.{_part}")
+# What computes an operator is not to be compiled itself, where Dynamo has left a frame of the model to Python. Dynamo
+# looks into two rooms: a module reads its weight through the site, and hooks of optimizers may stand in compiled steps.
+for _path in sorted(Path(runtime.__path__[0]).iterdir()):
+    if _path.stem not in ("__init__", "__pycache__", "state", "training"):
+        trace_rules.add(f"topkast.runtime.{_path.stem}")
+for _file in ("guarded_weight", "index_check", "registry"):
+    trace_rules.add(f"topkast.runtime.state.{_file}")
 # Read outside of any graph, a weight is no graph of its own: it would be one for each site, none of which can fuse.
 torch._dynamo.eval_frame.skip_code(Site.forward.__code__)
 

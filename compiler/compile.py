@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from topkast.runtime.eager_steps import notice_eager_step
+from topkast.compiler.convert.meta.rehearse import Init
+from topkast.compiler.convert.sparsify import M, convert
 from topkast.runtime.errors import ConfigError
-from topkast.runtime.optimizers import advance
-from topkast.runtime.renew import refresh as refresh_sites
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
+from topkast.runtime.state.refresh import refresh as refresh_sites
+from topkast.runtime.training.eager_steps import notice_eager_step
+from topkast.runtime.training.optimizer_hooks import advance
 
 from .backend import check_backend, compile_module
 from .config import Config
-from .rehearse import Init
-from .sparsify import M, convert
 
 
 def compile(

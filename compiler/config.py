@@ -11,8 +11,8 @@ import torch
 
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.methods import METHODS
-from topkast.runtime.reservoir import KINDS
 from topkast.runtime.rule import Rule
+from topkast.runtime.state.reservoirs import KINDS
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
 EXPLORERS = ("topk", "random")
@@ -153,7 +153,7 @@ class Config:
         """The part that a site keeps; without a seed, torch's own decides what is drawn at random.
 
         Args:
-            balanced: whether that site's sets are, see :func:`topkast.compiler.distribute.distribute`.
+            balanced: whether that site's sets are, see :func:`topkast.compiler.convert.distribute.distribute`.
         """
         penalised = "exploration_decay" in METHODS[self.method].uses
         return Rule(

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from topkast.runtime.copies import settle
-from topkast.runtime.reference import weight
-from topkast.runtime.saved import STATE, refuse_dense
-from topkast.runtime.site import Site
-from topkast.runtime.state import find, owned
-
-from .attach import copy_module, detach
-from .sparsify import refresh_before_forward
+from topkast.compiler.convert.attach import copy_module, detach
+from topkast.compiler.convert.sparsify import refresh_before_forward
+from topkast.runtime.reference.products import weight
+from topkast.runtime.state.copies import settle
+from topkast.runtime.state.model import find, owned
+from topkast.runtime.state.saved import STATE, refuse_dense
+from topkast.runtime.state.site import Site
 
 
 def densify(model: Any) -> nn.Module:

@@ -141,6 +141,8 @@ def index_masks(index: Index, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 def check_index(index: Index, geometry: Geometry) -> str | None:
     """What is wrong with an index that came from outside, or None. A kernel trusts its index: check before it."""
+    if any(tensor.is_floating_point() for tensor in index):
+        return "its numbers are fractions, as an average or a cast of a state dict makes them"
     row_ptr, row_fwd, cols = index[0], index[1], index[2].int()
     if int(row_ptr[0]) != 0 or bool((row_ptr.diff() < 0).any()) or int(row_ptr[-1]) > cols.numel():
         return "row_ptr does not ascend from 0 to at most the number of slots"

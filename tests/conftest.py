@@ -15,14 +15,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # First: transformers and timm import torchvision, which may have been built for another torch.
-import _zoo_entry  # noqa: F401
-import budget
-import lockstep
-import ways
+import topkast.tools.zoo.entry  # noqa: F401
+from topkast.tests.support import budget, lockstep, ways
 
 # What is tested must not depend on what was faster today, and the oracle sums in the order of dense products; the
-# native kernels have tests/test_native.py, in whole models tests/test_exact_kernels.py, the planner
-# tests/test_planner.py. With another kernel, plain PyTorch's sums run in further orders if its eager budget is missed.
+# native kernels have tests/runtime/native/test_native.py, in whole models tests/test_exact_kernels.py, the planner
+# tests/runtime/planner/test_planner.py. With another kernel, plain PyTorch's sums run in further orders if its eager
+# budget is missed.
 if os.environ.setdefault("TOPKAST_KERNEL", "dense") != "dense":
     lockstep.FURTHER.update(ways.SUMS)
 

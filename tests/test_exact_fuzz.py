@@ -6,13 +6,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from builders import Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lockstep import Trio, plain
-from test_optimizers import OPTIMIZERS
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from topkast.tests.runtime.training.test_optimizers import OPTIMIZERS
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, plain
 
 
 class Product(nn.Module):

@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from builders import CASES, Case
-from lockstep import Trio, adamw, compiled, plain, sites_of
 from torch import nn
-from ways import SUMS
+
+from topkast.tests.support.builders import CASES, Case
+from topkast.tests.support.lockstep import Trio, adamw, compiled, plain, sites_of
+from topkast.tests.support.ways import SUMS
 
 ONE, COLUMN, LONG, SQUARE = (1, 1), (4, 1), (16, 1), (16, 16)
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES, Case
-from lockstep import Trio, adamw, plain, sgd, sites_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import topkast
+from topkast.tests.support.builders import CASES, Case
+from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
 
 BACKENDS = ["eager", "aot_eager"]
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}

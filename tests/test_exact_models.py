@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES, WAYS_OF
-from exact import Wide
-from lockstep import Trio, adamw, compiled, plain, sgd, without_onednn
 from torch import nn
+
+from topkast.tests.support.builders import CASES, WAYS_OF
+from topkast.tests.support.exact import Wide
+from topkast.tests.support.lockstep import Trio, adamw, compiled, plain, sgd, without_onednn
 
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES, WAYS_OF, Case
-from lockstep import Trio, adamw, plain, sgd, sites_of
 from torch import nn
 
 import topkast
+from topkast.tests.support.builders import CASES, WAYS_OF, Case
+from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
 
 RULES: dict[str, dict[str, Any]] = {
     "bwd=0": {"bwd": 0.0},

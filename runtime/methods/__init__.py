@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .base import Method
 from .gmp import GMP
 from .magnitude_ste import MagnitudeSTE
+from .method import Method
 from .rigl import RigL
 from .set import SET
 from .static import Static, StaticMagnitude

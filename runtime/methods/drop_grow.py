@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .base import Sets, largest_inside
+from .method import Sets, largest_inside
 from .static import Static
 
 if TYPE_CHECKING:
-    from ..site import Site
+    from topkast.runtime.state.site import Site
 
 
 class DropGrow(Static):

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..choose import largest
-from ..errors import ModelError
-from .base import Sets
+from topkast.runtime.errors import ModelError
+from topkast.runtime.reference.dense_gradient import Rows, best_units
+from topkast.runtime.reference.selection import largest
+
 from .drop_grow import DropGrow
-from .gradient import Rows, best_units
+from .method import Sets
 
 if TYPE_CHECKING:
-    from ..site import Site
+    from topkast.runtime.state.site import Site
 
 
 class RigL(DropGrow):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..sets import largest
+from topkast.runtime.kernels.sets import largest
+
 from .drop_grow import DropGrow
 
 if TYPE_CHECKING:
-    from ..site import Site
+    from topkast.runtime.state.site import Site
 
 
 class SET(DropGrow):

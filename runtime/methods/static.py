@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from ..sets import largest
-from .base import Method, Sets
+from topkast.runtime.kernels.sets import largest
+
+from .method import Method, Sets
 
 if TYPE_CHECKING:
-    from ..site import Site
+    from topkast.runtime.state.site import Site
 
 
 class Static(Method):

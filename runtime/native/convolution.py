@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..errors import OperandError
-from ..layout import Geometry, Index
-from ..operands import address, plain, sized
-from ..reference import ConvArgs
+from topkast.runtime.errors import OperandError
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.operands import address, plain, sized
+from topkast.runtime.reference.products import ConvArgs
+
 from . import Conv, Image, parallel
 from .extents import extents, hashable, weight_refusal
 from .products import lib, matrix, scratch

@@ -10,10 +10,11 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from .. import operands
-from ..layout import Geometry, Index
-from ..operands import address
-from ..reference import DenseProducts
+from topkast.runtime import operands
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.operands import address
+from topkast.runtime.reference.products import DenseProducts
+
 from . import library, parallel
 from .products import lib, matrix, view
 

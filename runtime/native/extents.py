@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..errors import OperandError
-from ..layout import Geometry
-from ..reference import ConvArgs
+from topkast.runtime.errors import OperandError
+from topkast.runtime.layout import Geometry
+from topkast.runtime.reference.products import ConvArgs
+
 from .products import MAX_BLOCK
 
 Sizes = tuple[int, ...]

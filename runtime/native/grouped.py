@@ -7,9 +7,10 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from .. import operands
-from ..layout import Geometry, Index
-from ..operands import address
+from topkast.runtime import operands
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.operands import address
+
 from . import parallel
 from .products import _work, lib, matrix, view
 

@@ -1,4 +1,5 @@
-"""The products of :mod:`topkast.runtime.reference` on the native kernels; float32 inside, whatever comes in."""
+"""The products of :mod:`topkast.runtime.reference.products` on the native kernels; float32 inside, whatever comes
+in."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from .. import operands
-from ..errors import ConfigError
-from ..layout import Geometry, Index
-from ..operands import address
+from topkast.runtime import operands
+from topkast.runtime.errors import ConfigError
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.operands import address
+
 from . import Matrix, View, library, parallel
 
 MAX_BLOCK = 64  # rows and columns of a block; the kernels' buffers are cut for it

@@ -7,16 +7,18 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from .. import choose, layout, operands
-from ..layout import Index
-from ..operands import address
+from topkast.runtime import layout, operands
+from topkast.runtime.layout import Index
+from topkast.runtime.operands import address
+from topkast.runtime.reference import selection as choose
+
 from . import library, parallel
 
 PART = 2**20  # units that are looked at together
 
 
 def largest(score: Tensor, count: int) -> Tensor:
-    """:func:`topkast.runtime.choose.largest`, for scores that are not negative."""
+    """:func:`topkast.runtime.reference.selection.largest`, for scores that are not negative."""
     operands.plain(score=score)
     lib = library()
     if lib is None or score.device.type != "cpu" or score.dtype != torch.float32 or score.numel() == 0:

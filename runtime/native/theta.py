@@ -1,4 +1,4 @@
-"""The functions of :mod:`topkast.runtime.theta` in native code, where it fits; else as they stand there."""
+"""The functions of :mod:`topkast.runtime.reference.theta` in native code, where it fits; else as they stand there."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from .. import operands
-from .. import theta as plain
-from ..layout import Geometry, Index
-from ..operands import address, place
+from topkast.runtime import operands
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.operands import address, place
+from topkast.runtime.reference import theta as plain
+
 from . import library, parallel
 from .products import lib, matrix
 
@@ -25,7 +26,7 @@ def fits(geometry: Geometry, *tensors: Tensor) -> bool:
 
 
 def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """:func:`topkast.runtime.theta.assemble`."""
+    """:func:`topkast.runtime.reference.theta.assemble`."""
     operands.plain(values=values, reservoir=reservoir)
     if not fits(geometry, values, reservoir):
         return plain.assemble(values, reservoir, index, geometry)
@@ -38,7 +39,7 @@ def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry
 
 
 def store(theta: Tensor, values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> None:
-    """:func:`topkast.runtime.theta.store`."""
+    """:func:`topkast.runtime.reference.theta.store`."""
     operands.plain(theta=theta, values=values, reservoir=reservoir)
     if not fits(geometry, values, reservoir) or theta.dtype != torch.float32 or theta.device.type != "cpu":
         return plain.store(theta, values, reservoir, index, geometry)
@@ -54,7 +55,7 @@ def store(theta: Tensor, values: Tensor, reservoir: Tensor, index: Index, geomet
 
 
 def follow(tensor: Tensor, before: Index, after: Index, geometry: Geometry) -> Tensor:
-    """:func:`topkast.runtime.theta.follow`."""
+    """:func:`topkast.runtime.reference.theta.follow`."""
     operands.plain(tensor=tensor)
     if not fits(geometry, tensor):
         return plain.follow(tensor, before, after, geometry)

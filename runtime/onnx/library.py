@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import native
-from ..errors import ConfigError
+from topkast.runtime import native
+from topkast.runtime.errors import ConfigError
+
 from . import providers as placement
 
 if TYPE_CHECKING:

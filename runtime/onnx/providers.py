@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .graph import Graph
+from topkast.passes.onnx.graph import Graph
 
 if TYPE_CHECKING:
     import onnx

@@ -1,6 +1,6 @@
 """Tile sizes: ``configs.json`` lists them by architecture, product, dtype, block side and class of the number of rows.
 
-``tools/tune_triton.py`` measures candidates on a GPU and writes its rows. Nothing is tuned while a model runs: a graph
+``tools/gpu/tune.py`` measures candidates on a GPU and writes its rows. Nothing is tuned while a model runs: a graph
 compiled twice runs the same kernels, and sums in the same order.
 """
 

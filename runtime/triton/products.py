@@ -1,4 +1,4 @@
-"""The products of :mod:`topkast.runtime.reference` on blocks whose sides are multiples of 16, in Triton.
+"""The products of :mod:`topkast.runtime.reference.products` on blocks whose sides are multiples of 16, in Triton.
 
 The input gradient needs A by columns. That index is made inside the product, by one small kernel. It depends on A
 alone, so it could be kept; but what is kept must be renewed when a refresh writes a new A into the same tensors, behind
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import operands
-from ..layout import Geometry, Index
-from ..reference import activation
+from topkast.runtime import operands
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.reference.products import activation
+
 from . import interpreted, runs_on
 from .configs import Config, find
 
@@ -47,7 +48,7 @@ def spmm(
     Args:
         bias: broadcast over Y, or None.
         widths: empty: there are no tiles here.
-        act: as :func:`topkast.runtime.reference.activation` means it.
+        act: as :func:`topkast.runtime.reference.products.activation` means it.
     """
     operands.rows("x", x, geometry.cols, geometry, each=False)
     operands.on_device(values, index, geometry, x=x)

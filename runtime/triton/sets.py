@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import operands
-from ..layout import Index, column_type
+from topkast.runtime import operands
+from topkast.runtime.layout import Index, column_type
+
 from . import runs_on
 
 _DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))  # shift and bits: the 31 of a float that is not negative, from above
@@ -20,7 +21,7 @@ def fits(tensor: Tensor) -> bool:
 
 
 def largest(score: Tensor, count: int) -> Tensor:
-    """:func:`topkast.runtime.choose.largest`, for float32 scores that are not negative.
+    """:func:`topkast.runtime.reference.selection.largest`, for float32 scores that are not negative.
 
     A radix select: four times the keys are counted by their next digit, from the highest on.
     """

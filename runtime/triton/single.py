@@ -1,4 +1,5 @@
-"""The products of :mod:`topkast.runtime.reference` on single weights, in Triton: for more than 99 % sparsity on a GPU.
+"""The products of :mod:`topkast.runtime.reference.products` on single weights, in Triton: for more than 99 % sparsity
+on a GPU.
 
 CUDA cores meet each weight with a row of activations; there must be few of them to outrun the dense product on tensor
 cores, which :mod:`.transient` has. Where they do is what the planner measures.
@@ -9,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import operands
-from ..layout import Geometry, Index, slot_rows
-from ..reference import activation
+from topkast.runtime import operands
+from topkast.runtime.layout import Geometry, Index, slot_rows
+from topkast.runtime.reference.products import activation
+
 from . import runs_on
 from .products import DTYPES, by_row
 
@@ -37,7 +39,7 @@ def spmm(
     Args:
         bias: broadcast over Y, or None.
         widths: empty: there are no tiles here.
-        act: as :func:`topkast.runtime.reference.activation` means it.
+        act: as :func:`topkast.runtime.reference.products.activation` means it.
     """
     operands.rows("x", x, geometry.cols, geometry, each=False)
     operands.on_device(values, index, geometry, x=x)

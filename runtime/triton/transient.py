@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import operands
-from ..layout import Geometry, Index
-from ..reference import DenseProducts
+from topkast.runtime import operands
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.reference.products import DenseProducts
+
 from . import runs_on
 
 CHUNK = 1024  # rows of the dense gradient that exist at a time

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.runtime.state import sites
+from topkast.runtime.state.model import sites
 
 peft = pytest.importorskip("peft")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import sgd
 
 import topkast
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import sgd
 
 training_utils = pytest.importorskip("diffusers.training_utils")
 

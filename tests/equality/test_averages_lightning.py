@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import sgd
-from test_copies import follow, mean
 from torch import nn
 
 import topkast
+from topkast.tests.runtime.state.test_copies import follow, mean
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import sgd
 
 lightning = pytest.importorskip("lightning")
 callbacks = pytest.importorskip("lightning.pytorch.callbacks")

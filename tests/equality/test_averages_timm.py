@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import sgd, sites_of
-from test_copies import follow
 
 import topkast
+from topkast.tests.runtime.state.test_copies import follow
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import sgd, sites_of
 
 pytest.importorskip("timm")
 from timm.optim.lookahead import Lookahead

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import Trio, adamw, sites_of
-from test_checkpoint import same, state_of
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import topkast
+from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, adamw, sites_of
 
 accelerate = pytest.importorskip("accelerate")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import adamw, sites_of
-from test_checkpoint import same, state_of
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 import topkast
+from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import adamw, sites_of
 
 lightning = pytest.importorskip("lightning")
 pytestmark = [

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import Case
-from lockstep import Trio, plain, sites_of
 from torch import Tensor, nn
 
 import topkast
+from topkast.tests.support.builders import Case
+from topkast.tests.support.lockstep import Trio, plain, sites_of
 
 WIDTH, LENGTH, LETTERS = 24, 12, 41
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 3, "min_size": 1}

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from builders import CASES
-from lockstep import Trio, plain
+
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, plain
 
 lion_pytorch = pytest.importorskip("lion_pytorch")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import ways
-from builders import CASES
-from lockstep import Trio, plain, sites_of
 
 import topkast
+from topkast.tests.support import ways
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, plain, sites_of
 
 prodigyopt = pytest.importorskip("prodigyopt")
 

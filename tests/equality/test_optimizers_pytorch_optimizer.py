@@ -6,14 +6,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-import starts
 import torch
-import ways
-from builders import CASES
-from lockstep import Trio, adamw, plain, sgd, sites_of
 from torch import Tensor, nn
 
 import topkast
+from topkast.tests.support import starts, ways
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 

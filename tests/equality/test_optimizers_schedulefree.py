@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CASES
-from lockstep import Trio, plain, sites_of
 from torch import Tensor, nn
+
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, plain, sites_of
 
 schedulefree = pytest.importorskip("schedulefree")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import ways
-from builders import CASES
-from lockstep import Trio, adamw, plain, sgd, sites_of
 from torch import nn
 
 import topkast
-from topkast.runtime.probe import probe
+from topkast.runtime.training.probe import probe
+from topkast.tests.support import ways
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
 
 timm_optim = pytest.importorskip("timm.optim")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from budget import assert_budget
-from builders import CASES
-from lockstep import Trio, adamw, dense_slots, sgd, sites_of
-from test_checkpoint import same, state_of
 from torch import Tensor, nn
 
 import topkast
+from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
+from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.builders import CASES
+from topkast.tests.support.lockstep import Trio, adamw, dense_slots, sgd, sites_of
 
 pytest.importorskip("timm")
 import timm

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../topkast.h"
+#include "topkast.h"
 #include "api.h"
 
 namespace topkast {

@@ -1,0 +1,145 @@
+"""The dense view of a sparse model: masks, and state dicts with the keys the model had before."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from topkast.compiler.convert.shared_class import SparseState
+from topkast.runtime.errors import CheckpointError, ConfigError
+from topkast.runtime.reference.products import weight
+from topkast.runtime.state.copies import settle
+from topkast.runtime.state.model import find, owned, sites
+from topkast.runtime.state.parts import finish
+from topkast.runtime.state.saved import joined
+from topkast.runtime.state.site import Site
+
+
+def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """The sets of every site.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+
+    Returns:
+        Original parameter name -> (A, B), each bool in the weight's own shape, on the weight's device.
+
+    Raises:
+        ModelError: the model was not converted.
+    """
+    return {name: site.sets() for name, site in sites(model).items()}
+
+
+def _with_keys(model: Any) -> tuple[dict[str, Site], dict[str, str]]:
+    """(Name -> site, state-dict key -> name of the site whose weight it holds); a tied weight has several keys."""
+    found = owned(model)
+    keys = {joined(*owner): name for name, (_, owners) in found.items() for owner in owners}
+    return {name: site for name, (site, _) in found.items()}, keys
+
+
+def _dense_keys(root: nn.Module, own: Mapping[str, Any]) -> list[str]:
+    """The keys of a state dict that the model would have if it were dense."""
+    paths = root.named_modules(remove_duplicate=False)
+    ours = tuple(f"{path}." for path, part in paths if isinstance(part, SparseState))
+    return [key for key in own if not key.startswith(ours)]
+
+
+def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") -> dict[str, Any]:
+    """What ``state_dict`` of the original model would hold, same keys in the same order.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+        values: "forward" for W_A (zero outside A), "all" for all of θ.
+
+    Returns:
+        Original key -> dense detached tensor. Weights are new tensors (one for all keys of a tied weight), with
+        ``values="all"`` where their reservoir is: a host reservoir's in host memory. Whatever was not sparsified is the
+        live tensor, as in ``state_dict``.
+
+    Raises:
+        ConfigError: another word for ``values``.
+        ModelError: the model was not converted.
+    """
+    if values not in ("forward", "all"):
+        raise ConfigError(f"values={values!r}: must be 'forward' or 'all'")
+    root, _ = find(model)
+    found, keys = _with_keys(model)
+    settle(found.values())
+    # The reference is called by itself: through the operator this read would count as one of the model's own.
+    dense = {
+        name: site.theta() if values == "all" else weight(site.values, site.index, site.geometry)
+        for name, site in found.items()
+    }
+    own = root.state_dict()
+    state = OrderedDict((key, dense[keys[key]] if key in keys else own[key]) for key in _dense_keys(root, own))
+    # By its version a module knows how to read what it saved itself.
+    state._metadata = own._metadata  # type: ignore[attr-defined]
+    return state
+
+
+def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+    """Load a state dict of the original model; both sets of every site are chosen again from the new θ.
+
+    Everything is checked and prepared before anything is changed. The model is changed as a whole: an interrupt in the
+    middle goes on once it is. Optimizer state follows as in a refresh.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+        state_dict: original key -> dense tensor, as :func:`dense_state_dict` with ``values="all"`` gives it.
+        strict: whether every key must be there, and no other; else what is missing keeps its value.
+
+    Raises:
+        CheckpointError: lists missing and unexpected keys, wrong shapes, weights that are not finite, and tied weights
+            with more than one value.
+        ModelError: the model was not converted.
+    """
+    root, _ = find(model)
+    (found, keys), own = _with_keys(model), root.state_dict()
+    names = _dense_keys(root, own)
+    wrong: list[str] = []
+    if strict:
+        wrong += [f"missing: {key}" for key in names if key not in state_dict]
+        wrong += [f"unexpected: {key}" for key in state_dict if key not in names]
+    thetas: dict[str, Tensor] = {}
+    rest = OrderedDict[str, Any]()
+    for key in names:
+        if key not in state_dict:
+            continue
+        value = state_dict[key]
+        if key in keys:
+            name = keys[key]
+            wrong += _check_weight(key, value, found[name], thetas.get(name))
+            thetas.setdefault(name, value)
+        elif key in own:
+            rest[key] = value
+            if isinstance(own[key], Tensor) and getattr(value, "shape", None) != own[key].shape:
+                wrong.append(f"{key}: {_shape(value)}, expected shape {tuple(own[key].shape)}")
+    if wrong:
+        raise CheckpointError("state_dict does not fit the model, nothing was loaded: " + "; ".join(wrong))
+    rest._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]
+    changes = [(found[name], found[name].held(), found[name].replaced(theta)) for name, theta in thetas.items()]
+
+    def apply() -> None:
+        root.load_state_dict(rest, strict=False)
+        for site, held, change in changes:
+            site.write(held, change)
+
+    finish(found.values(), apply)
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _check_weight(key: str, value: Any, site: Site, before: Tensor | None) -> list[str]:
+    if not isinstance(value, Tensor) or tuple(value.shape) != site.geometry.shape:
+        return [f"{key}: {_shape(value)}, expected shape {site.geometry.shape}"]
+    if not bool(value.isfinite().all()):
+        return [f"{key}: holds NaN or infinite values"]
+    if before is not None and before is not value and not torch.equal(before, value):
+        return [f"{key}: differs from another key of the same tied weight {site.name}"]
+    return []

@@ -1,0 +1,217 @@
+"""Checkpoints: one safetensors file with a readable header, from which training goes on bit for bit.
+
+The header is JSON in the file's metadata: format and version, config, sites, step, and the optimizer's options. Tensors
+of the model have their state-dict names, those of the optimizer are called ``optimizer/<number>/<name>``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topkast.compiler.config import Config
+from topkast.runtime.errors import CheckpointError
+from topkast.runtime.state.copies import settle
+from topkast.runtime.state.model import Record, find, sites
+from topkast.runtime.state.parts import finish
+from topkast.runtime.state.site import Site
+
+from .format1 import in_order, upgrade, upgrade_optimizer
+from .pack import pack, read, unpack, write
+from .validate import check_config, check_optimizer, check_sites, check_tensors
+
+FORMAT = "topkast"
+VERSION = 2  # since 2 a weight keeps its name; see topkast.runtime.state.saved
+
+
+def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Write the model, and the optimizer if one is given, to ``path``.
+
+    The file appears whole or not at all. A learning-rate scheduler, GradScaler, random state and place in the data are
+    the loop's own and not in it.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+        path: of the file; its folder must exist.
+        optimizer: any ``torch.optim.Optimizer`` over the model's parameters.
+
+    Raises:
+        CheckpointError: the optimizer or a module's extra state holds something that is neither tensor nor plain data.
+        ModelError: the model was not converted.
+    """
+    root, record = find(model)
+    found = sites(model)
+    settle(found.values())
+    tensors: dict[str, Tensor] = {}
+    extra: dict[str, Any] = {}
+    for key, value in root.state_dict().items():
+        if isinstance(value, Tensor):
+            tensors[key] = value
+        else:
+            extra[key] = pack(value, f"extra/{key}", tensors)
+    header = {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "topkast_version": _own_version(),
+        "torch_version": str(torch.__version__),
+        "step": str(max(site.step for site in found.values())),
+        "config": json.dumps(_config(record)),
+        "sites": json.dumps({name: describe(site) for name, site in found.items()}),
+        "extra": json.dumps(extra),
+    }
+    if optimizer is not None:
+        header["optimizer"] = json.dumps(_pack_optimizer(root, optimizer, tensors))
+    write(Path(path), tensors, header)
+
+
+def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Load what :func:`save` wrote; the next step is the one that would have come next, bit for bit.
+
+    Everything is checked before anything is changed. Model and optimizer are changed as a whole: an interrupt in the
+    middle goes on once they are.
+
+    Args:
+        model: the same architecture, converted by topkast with the same config (``reservoir`` and ``initial`` may
+            differ: they say where values sit and how they started, not what they are).
+        path: of the file.
+        optimizer: of the same class over the same parameters; None leaves the optimizer's part of the file unread.
+
+    Raises:
+        CheckpointError: not a whole file of this format, a newer version of it, another model, config or optimizer; the
+            message says what was found and what was expected.
+        ModelError: the model was not converted.
+    """
+    path = Path(path)
+    root, record = find(model)
+    found = sites(model)
+    header, tensors = read(path)
+    _check_format(path, header)
+    config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
+    packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
+    # What a file does not name was not yet to be chosen when it was written: then it is as the default has it.
+    check_config(path, _config(record), {**asdict(Config()), **config})
+    check_sites(path, {name: describe(site) for name, site in found.items()}, theirs)
+    # The optimizer's tensors and those inside extra state are not the model's.
+    prefixes = ("optimizer/", "extra/")
+    state: dict[str, Any] = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefixes)}
+    state.update({key: unpack(value, tensors) for key, value in extra.items()})
+    is_old = header["format_version"] == "1"
+    if is_old:
+        upgrade(root, state)
+    check_tensors(path, root, state)
+    order: list[list[int]] | None = None
+    if optimizer is not None:
+        mine = describe_optimizer(root, optimizer)
+        if is_old and packed is not None:
+            packed, order = upgrade_optimizer(root, packed, mine)
+        packed = check_optimizer(path, mine, packed)
+        wanted = _named(packed["state"])
+        if any(name not in tensors for name in wanted):
+            raise CheckpointError(f"{path}: missing tensors: {', '.join(n for n in wanted if n not in tensors)}")
+    content = None if optimizer is None or packed is None else unpack(packed["state"], tensors)
+    if content is not None and order is not None and optimizer is not None:
+        content = in_order(content, order, optimizer)
+
+    def apply() -> None:
+        root.load_state_dict(state)
+        for name, site in found.items():
+            site.rule = replace(site.rule, seed=theirs[name]["seed"])
+            site.churn = [(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]]
+        if optimizer is not None and content is not None:
+            _load_optimizer(optimizer, content, found)
+
+    finish(found.values(), apply)
+
+
+def _own_version() -> str:
+    try:
+        return version("topkast")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _parsed(path: Path, header: dict[str, str], key: str) -> Any:
+    try:
+        return json.loads(header[key])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: the header's {key!r} is missing or broken") from error
+
+
+def _config(record: Record) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(record.config)))
+
+
+def describe(site: Site) -> dict[str, Any]:
+    """What the header says of a site."""
+    geometry = site.geometry
+    return {
+        "shape": list(geometry.shape),
+        "perm": list(geometry.perm),
+        "lead": geometry.lead,
+        "block": list(geometry.block),
+        "n_fwd": site.n_fwd,
+        "n_bwd": site.n_bwd,
+        # Without a seed in the config, torch's own of that process was taken: it must come along.
+        "seed": site.rule.seed,
+        "churn": site.churn[-20:],
+    }
+
+
+def _check_format(path: Path, header: dict[str, str]) -> None:
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: a safetensors file, but not written by topkast.save")
+    given = header.get("format_version", "")
+    if not given.isdecimal() or int(given) > VERSION:
+        raise CheckpointError(
+            f"{path}: format version {given or 'unknown'}, this topkast ({_own_version()}) reads up to {VERSION}; "
+            f"it was written by topkast {header.get('topkast_version', '?')}"
+        )
+
+
+def describe_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Class, and per group the (name, shape) of every parameter; the name is None outside the model."""
+    names = {id(parameter): name for name, parameter in root.named_parameters()}
+    groups = [
+        [[names.get(id(parameter)), list(parameter.shape)] for parameter in group["params"]]
+        for group in optimizer.param_groups
+    ]
+    return {"class": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}", "params": groups}
+
+
+def _pack_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    content = dict(optimizer.state_dict())
+    state = content.pop("state")
+    packed = pack(content, "optimizer", tensors)
+    packed["dict"].append(["state", pack(state, "optimizer", tensors)])
+    return {**describe_optimizer(root, optimizer), "state": packed}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], found: dict[str, Site]) -> None:
+    optimizer.load_state_dict(content)
+    # torch casts state to its parameter's dtype; state kept in a wider one must come back as it was.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, state in content["state"].items():
+        mine = optimizer.state[parameters[number]] if isinstance(number, int) else {}
+        for name, value in state.items() if mine else ():
+            if isinstance(value, Tensor) and isinstance(mine.get(name), Tensor) and mine[name].dtype != value.dtype:
+                mine[name] = value.to(mine[name].device)
+    held = {id(parameter) for parameter in parameters}
+    for site in found.values():
+        if id(site.original) in held:
+            site.optimizers.add(optimizer)  # so that a refresh before the next step finds its state
+
+
+def _named(packed: Any) -> list[str]:
+    """Names of all tensors in a packed value."""
+    if isinstance(packed, dict):
+        if isinstance(packed.get("tensor"), str):
+            return [packed["tensor"]]
+        packed = list(packed.values())
+    return [name for item in packed for name in _named(item)] if isinstance(packed, list) else []

@@ -1,0 +1,96 @@
+"""Whether a checkpoint belongs to this model, config and optimizer; asked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from topkast.runtime.errors import CheckpointError
+from topkast.runtime.layout import Index, check_index
+from topkast.runtime.state.model import owned
+from topkast.runtime.state.saved import joined, keys
+
+SHOWN = 8  # a wrong model differs everywhere: the first few lines say enough
+
+
+def _refuse(path: Path, what: str, wrong: list[str]) -> None:
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(f"{path}: {what}, nothing was loaded: {'; '.join(wrong[:SHOWN])}{more}")
+
+
+def check_config(path: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Raise CheckpointError with every field that differs, but for where the reservoir sits and how θ started."""
+    fields = sorted((set(mine) | set(theirs)) - {"reservoir", "initial"})
+    wrong = [
+        f"{field}: file {theirs.get(field)!r}, model {mine.get(field)!r}"
+        for field in fields
+        if mine.get(field) != theirs.get(field)
+    ]
+    _refuse(path, "saved with another config", wrong)
+
+
+def check_sites(path: Path, mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]]) -> None:
+    """Raise CheckpointError with every site that is only on one side or differs."""
+    wrong = [f"{name}: sparse in the file, not in the model" for name in theirs if name not in mine]
+    wrong += [f"{name}: sparse in the model, not in the file" for name in mine if name not in theirs]
+    for name in mine:
+        for field in ("shape", "perm", "lead", "block", "n_fwd", "n_bwd"):
+            if name in theirs and mine[name][field] != theirs[name].get(field):
+                wrong.append(f"{name}: {field} {theirs[name].get(field)} in the file, {mine[name][field]} in the model")
+    _refuse(path, "a checkpoint of another model", wrong)
+
+
+def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
+    """Raise CheckpointError unless names, shapes, dtypes and every index fit."""
+    own = root.state_dict()
+    wrong = [f"missing: {key}" for key in own if key not in state]
+    wrong += [f"unexpected: {key}" for key in state if key not in own]
+    for key in own:
+        if key in state and isinstance(own[key], Tensor):
+            wanted, given = own[key], state[key]
+            if not isinstance(given, Tensor) or given.shape != wanted.shape or given.dtype != wanted.dtype:
+                wrong.append(f"{key}: {_kind(given)} in the file, {_kind(wanted)} in the model")
+    _refuse(path, "tensors do not fit the model", wrong)
+    for name, (site, owners) in owned(root).items():
+        for module, attribute in owners:
+            _, prefix = keys(joined(module, ""), attribute)
+            kinds = ("", "prepared_") if site.rule.refresh_in_background else ("",)
+            for kind in kinds:
+                index = Index(*(state[prefix + kind + field] for field in Index._fields))
+                broken = check_index(index, site.geometry)
+                in_a, in_b = int((index.row_fwd - index.row_ptr[:-1]).sum()), int(index.row_ptr[-1])
+                nothing = bool(kind) and in_a == in_b == 0
+                if broken is None and not nothing and not site.method.holds(site, in_a, in_b):
+                    broken = f"it holds {in_a} units in A and {in_b} in B"
+                if broken:
+                    wrong.append(f"{name}: {broken}")
+    _refuse(path, "an index is broken", wrong)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
+
+
+def check_optimizer(path: Path, mine: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
+    """Give ``theirs`` back; CheckpointError unless class, number, order, names and shapes of the parameters agree."""
+    if theirs is None:
+        raise CheckpointError(f"{path}: holds no optimizer, but one was given; save(model, path, optimizer) writes one")
+    wrong = []
+    if mine["class"] != theirs["class"]:
+        wrong.append(f"{theirs['class']} in the file, {mine['class']} given")
+    counts = [[len(group) for group in side["params"]] for side in (theirs, mine)]
+    if counts[0] != counts[1]:
+        wrong.append(f"parameters per group: {counts[0]} in the file, {counts[1]} given")
+    elif not wrong:
+        for group, (old, new) in enumerate(zip(theirs["params"], mine["params"], strict=True)):
+            for number, (there, here) in enumerate(zip(old, new, strict=True)):
+                if there != here:
+                    where = f"group {group}, parameter {number}"
+                    wrong.append(f"{where}: {there[0]} {there[1]} in the file, {here[0]} {here[1]} given")
+    _refuse(path, "another optimizer", wrong)
+    return theirs

@@ -1,0 +1,92 @@
+"""The command ``topkast inspect model.onnx``: what is in a file that ``topkast.export`` wrote."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 0 if the file was read, 2 if not."""
+    parser = argparse.ArgumentParser(prog="topkast", description="Look into files that topkast.export wrote.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("inspect", help="print the weights of a model.onnx, their formats and sizes")
+    command.add_argument("file", type=Path, help="of topkast.export")
+    args = parser.parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 140)  # a pipe would be taken for 80 columns
+    try:
+        record, bytes_of_file = read(args.file)
+    except (OSError, ValueError) as error:
+        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    console.print(table(record))
+    if record.get("shrunk"):
+        console.print(shrunk_table(record))
+    console.print(summary(args.file, record, bytes_of_file), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def read(path: Path) -> tuple[dict[str, Any], int]:
+    """(the record in the file's metadata, bytes of the file and of the weights beside it).
+
+    Raises:
+        OSError: no such file.
+        ValueError: it is no ONNX file, or not of topkast.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from topkast.passes.onnx import metadata
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(f"{path} is no ONNX file: {error}") from error
+    found = metadata.read({entry.key: entry.value for entry in model.metadata_props})
+    if found is None:
+        raise ValueError(f"{path} was not written by topkast.export: it has no metadata of the key {metadata.KEY!r}")
+    beside = path.with_name(f"{path.name}.data")
+    return found, path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def table(record: dict[str, Any]) -> Table:
+    """One row a weight."""
+    found = Table(title=f"topkast {record['version']}, format {record['format']}, {record['precision']}")
+    for head in ("weight", "shape", "stored", "block", "density", "bytes", "of dense", "why"):
+        found.add_column(head, justify="right" if head in ("density", "bytes", "of dense") else "left")
+    for site in record["sites"]:
+        found.add_row(
+            site["name"],
+            " x ".join(map(str, site["shape"])),
+            site["format"],
+            " x ".join(map(str, site["block"] or ())),
+            f"{site['density']:.1%}",
+            f"{site['bytes']:,}",
+            f"{site['bytes'] / max(1, site['dense_bytes']):.0%}",
+            site["why"],
+        )
+    return found
+
+
+def shrunk_table(record: dict[str, Any]) -> Table:
+    """One row a weight with dead units."""
+    found = Table(title="dead units: found, and taken out of all tensors they are in")
+    for head in ("weight", "units before", "dead rows", "dead columns", "rows out", "columns out", "the others stay"):
+        found.add_column(head, justify="left" if head in ("weight", "the others stay") else "right")
+    for one in record["shrunk"]:
+        counts = [f"{one[key]:,}" for key in ("dead_rows", "dead_columns", "rows", "columns")]
+        found.add_row(one["name"], " x ".join(map(str, one["shape"])), *counts, "; ".join(one["kept"]))
+    return found
+
+
+def summary(path: Path, record: dict[str, Any], size: int) -> str:
+    """The file's size against dense, and what was found when it was compared with PyTorch."""
+    saved = sum(site["dense_bytes"] - site["bytes"] for site in record["sites"])
+    error = record["max_error"]
+    parity = "not compared with PyTorch" if error is None else f"largest difference from PyTorch {error:.2e}"
+    return f"{path}: {size:,} bytes, {size / (size + saved):.0%} of the {size + saved:,} of a dense file; {parity}"

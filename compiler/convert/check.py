@@ -1,0 +1,61 @@
+"""Models that cannot be converted, refused before anything is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from topkast.runtime.errors import ModelError
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.sharded.refused import parallel_already
+
+
+def check_model(model: Any) -> None:
+    """Raise ModelError, naming what is wrong and what to do, unless ``model`` can be converted."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("model: a scripted module, whose parameters are fixed; pass the module before torch.jit")
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model: a {type(model).__name__}, must be a torch.nn.Module (for an exported program: .module())"
+        )
+    for path, module in model.named_modules():
+        where = f"model{'.' + path if path else ''}"
+        if "_topkast" in module.__dict__:
+            raise ModelError(f"{where}: already converted by topkast; topkast.densify gives a plain model back")
+        if module._compiled_call_impl is not None or isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+            raise ModelError(f"{where}: already compiled; pass the module before torch.compile")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{where}: a scripted module, whose parameters are fixed; pass it before torch.jit")
+        if isinstance(module, Site):
+            raise ModelError(f"{where}: converted in part, or part of a converted model; build the model again")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ModelError(f"{name}: not initialised yet; run the model once before")
+        if _is_dtensor(parameter):
+            raise ModelError(f"{name}: a DTensor; convert the model before it is sharded")
+        if not parameter.is_meta:  # those are checked once they have values
+            check_finite(name, parameter)
+    tool = parallel_already(model.parameters())
+    if tool is not None:
+        raise ModelError(
+            f"model: its parameters are in a {tool} already; convert the model first, then make that of it"
+        )
+
+
+def check_finite(name: str, parameter: Tensor) -> None:
+    """Raise ModelError if there is anything in it that cannot be ranked by size."""
+    # By its extremes: isfinite() would need a copy of the whole.
+    ends = parameter.detach().aminmax() if parameter.is_floating_point() and parameter.numel() else ()
+    if not all(bool(end.isfinite()) for end in ends):
+        raise ModelError(f"{name}: holds NaN or infinite values, by which no largest weights can be chosen")
+
+
+def _is_dtensor(parameter: nn.Parameter) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor  # slow to import
+
+    return isinstance(parameter.data, DTensor)

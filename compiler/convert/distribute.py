@@ -1,0 +1,103 @@
+"""How many units each site keeps in A and in B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from topkast.compiler.config import Config
+from topkast.runtime.layout import Geometry
+from topkast.runtime.reference import selection as choose
+
+# Blocks of A to a row, on the average, from which on every row gets as many: no fewer, so that rounding to whole blocks
+# changes a density by a third at most.
+FEWEST = 0.75
+
+
+class Count(NamedTuple):
+    """Units of one site in A and in B; if balanced, whole multiples of its rows of blocks."""
+
+    fwd: int
+    bwd: int
+    balanced: bool
+
+
+Counts = dict[str, Count]
+
+
+def units_at(density: float, geometry: Geometry, balanced: bool) -> int:
+    """Units nearest to a density, at least one (balanced: at least one in every block row)."""
+    rows, columns = geometry.grid
+    if balanced:
+        return rows * max(1, round(density * columns))
+    return max(1, round(density * geometry.units))
+
+
+def erk(geometries: dict[str, Geometry], density: float) -> dict[str, float]:
+    """Erdős-Rényi-Kernel densities with the given mean over all weights (Evci et al. 2020, section 3).
+
+    A layer's density is proportional to the sum of its dims over their product; those that would pass 1 are dense, and
+    the rest share what is left.
+    """
+    raw = {name: sum(g.shape) / g.numel for name, g in geometries.items()}
+    full: set[str] = set()
+    while True:
+        rest = [name for name in raw if name not in full]
+        budget = density * sum(g.numel for g in geometries.values()) - sum(geometries[n].numel for n in full)
+        scale = budget / sum(raw[n] * geometries[n].numel for n in rest) if rest else 0.0
+        over = {name for name in rest if scale * raw[name] > 1}
+        if not over:
+            return {name: 1.0 if name in full else scale * raw[name] for name in raw}
+        full |= over
+
+
+def _together(geometries: dict[str, Geometry], thetas: Callable[[str], Tensor], densities: list[float]) -> list[dict]:
+    """Per site the counts that one threshold over all sites gives, for each density."""
+    scores = [choose.scores(g.to_blocks(thetas(name))).double() for name, g in geometries.items()]
+    joined, sizes = torch.cat(scores), [score.numel() for score in scores]
+    found = []
+    for density in densities:
+        kept = choose.largest(joined, max(1, round(density * joined.numel()))).split(sizes)
+        found.append({name: max(1, int(mask.sum())) for name, mask in zip(geometries, kept, strict=True)})
+    return found
+
+
+def distribute(config: Config, geometries: dict[str, Geometry], thetas: Callable[[str], Tensor]) -> Counts:
+    """Parameter name -> units in A and in B, and whether every row of blocks has as many.
+
+    Constant fan-in was measured to learn better (``tools/results/study``), above all where rows have few blocks: chosen
+    freely, some rows have none, and their outputs no input (as Lasby et al. 2024, "Dynamic Sparse Training with
+    Structured Sparsity", found of unstructured sets).
+
+    Args:
+        geometries: every site's.
+        thetas: gives a site's dense weight; read only for "global".
+    """
+    assert config.bwd is not None
+    wanted = [1 - config.fwd, 1 - config.bwd]
+    if config.distribution == "global":
+        counts = _together(geometries, thetas, wanted)
+        shares = [{n: c[n] / g.units for n, g in geometries.items()} for c in counts]
+    elif config.distribution == "erk":
+        shares = [erk(geometries, density) for density in wanted]
+    else:
+        shares = [dict.fromkeys(geometries, density) for density in wanted]
+    if isinstance(config.distribution, dict):
+        for name in geometries:
+            for glob, pair in config.distribution.items():
+                if fnmatchcase(name, glob):
+                    for share, sparsity in zip(shares, pair, strict=True):
+                        share[name] = 1 - sparsity
+                    break
+    found = {}
+    for name, geometry in geometries.items():
+        balanced = config.balanced
+        if balanced is None:
+            balanced = shares[0][name] * geometry.grid[1] >= FEWEST
+        fwd, bwd = (units_at(share[name], geometry, balanced) for share in shares)
+        found[name] = Count(fwd, max(fwd, bwd), balanced)
+    return found

@@ -1,0 +1,144 @@
+"""Find out how a model on the meta device gets its values, module by module, without a byte of their memory.
+
+Initialising a module may well write into its children (GPT-2's blocks scale their output projections), so a weight must
+stay dense until the last module that touches it is done. The initialisers are therefore first run on the meta tensors,
+which shows what each one touches, and what none fills, before anything is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from topkast.runtime.errors import ModelError
+
+from .access import Watch
+from .tensors import Owners, current, held, on_meta_only, refuse_loose
+
+Init = Callable[[nn.Module], Any]
+RESETS = ("reset_parameters", "_reset_parameters")  # the second is nn.MultiheadAttention's
+REMEDY = "give init=, a function that fills the tensors of the module it is called with"
+
+
+@dataclass
+class Step:
+    """One module's turn: what is called with it, the tensors made before, and those that are final after it."""
+
+    path: str
+    module: nn.Module
+    calls: list[Init] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    final: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """The tensors on the meta device by name, the turns in their order, and what the user should know."""
+
+    owners: Owners
+    steps: list[Step] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def rehearse(model: nn.Module, init: Init | None) -> Plan:
+    """Plan the initialisation of what is on the meta device.
+
+    Args:
+        model: is as it was afterwards.
+        init: what initialises a module, see :func:`topkast.compile`.
+
+    Raises:
+        ModelError: names what nothing initialises, what would be overwritten, what cannot be made.
+    """
+    plan, real, watch = Plan(held(model)), held(model, meta=False), Watch()
+    every, filled = plan.owners | real, set()
+    turns: dict[str, list[Step]] = defaultdict(list)
+    refuse_loose(model)
+    with on_meta_only(model):
+        for name in every:
+            watch.follow(name, current(name, every))
+        if watch.shared():
+            raise ModelError(f"{', '.join(watch.shared())}: on the meta device, over the memory of another tensor")
+        for path, module, rule in _in_order(model):
+            step, own = Step(path, module), _below(plan.owners, [module])
+            below = _below(plan.owners, list(module.modules()))
+            watch.touched, watch.written = set(), set()
+            sure = _try(step, own, init, rule, watch)
+            if below and not step.calls and _reset(module):
+                plan.warnings.append(f"{path or 'model'}: holds no tensor itself, so its reset_parameters did not run")
+            for name in below:
+                watch.follow(name, current(name, plan.owners))
+            touched = [name for name in plan.owners if name in watch.touched or name in own]
+            if not touched and (sure or not below):
+                continue
+            if lost := [name for name in real if name in watch.written and _is_parameter(*real[name][0])]:
+                raise ModelError(f"{', '.join(lost)}: not on the meta device; initialising {path} would overwrite it")
+            filled |= watch.written if sure else {*watch.written, *own}
+            plan.steps.append(step)
+            for name in touched:
+                turns[name].append(step)
+    if empty := [name for name in plan.owners if name not in filled and current(name, plan.owners).numel()]:
+        names = ", ".join(f"{name} ({type(plan.owners[name][0][0]).__name__})" for name in empty)
+        raise ModelError(f"nothing initialises {names}: no reset_parameters or _init_weights writes to it; {REMEDY}")
+    for name in plan.owners:
+        turns[name][0].made.append(name)
+        turns[name][-1].final.append(name)
+    for step in plan.steps:
+        if len(step.final) > max(8, len(plan.owners) // 2):
+            what = f"initialising it touches {len(step.final)} tensors, which all had to be dense at once"
+            plan.warnings.append(f"{step.path or 'model'}: {what}")
+    return plan
+
+
+def _try(step: Step, own: list[str], init: Init | None, rule: Init | None, watch: Watch) -> bool:
+    """Choose what initialises a module, and try it; whether all of it ran, and so was seen."""
+
+    def runs(call: Init) -> bool:
+        try:
+            with watch:
+                call(step.module)
+        except Exception:  # on meta tensors: what reads values cannot run there, and is checked when it really runs
+            return False
+        return True
+
+    step.calls = [call for call in (init or rule,) if call is not None]
+    sure = [runs(call) for call in step.calls]
+    if init is None and not watch.written.issuperset(own):
+        # What the rule leaves alone has its values from the constructor, and so from before the rule.
+        resets = _reset(step.module)
+        sure += [runs(call) for call in resets]
+        step.calls = resets + step.calls
+    return all(sure)
+
+
+def _reset(module: nn.Module) -> list[Init]:
+    found: list[Init] = [operator.methodcaller(name) for name in RESETS if callable(getattr(module, name, None))]
+    return found[:1]
+
+
+def _is_parameter(module: nn.Module, attribute: str) -> bool:
+    return attribute in module._parameters
+
+
+def _below(owners: Owners, modules: list[nn.Module]) -> list[str]:
+    inside = {id(module) for module in modules}
+    return [name for name, who in owners.items() if any(id(module) in inside for module, _ in who)]
+
+
+def _in_order(module: nn.Module, path: str = "", rule: Init | None = None) -> Iterator[tuple[str, nn.Module, Any]]:
+    """(path, module, the nearest ``_init_weights`` at or above it), children first, as ``nn.Module.apply`` goes."""
+    own = getattr(module, "_init_weights", None)
+    if callable(own):
+        with contextlib.suppress(TypeError, ValueError):  # some have a method of that name that takes no module
+            inspect.signature(own).bind(module)
+            rule = own
+    for name, child in module.named_children():
+        yield from _in_order(child, f"{path}.{name}".lstrip("."), rule)
+    yield path, module, rule

@@ -1,0 +1,230 @@
+"""Turn a model's weights into sites, in place: all of them, or on any error none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from topkast.compiler.checkpoint import wrong_model as mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
+from topkast.compiler.config import Config
+from topkast.compiler.convert.meta.materialise import materialise
+from topkast.compiler.convert.meta.rehearse import Init, Plan, rehearse
+from topkast.compiler.convert.meta.tensors import held
+from topkast.runtime.errors import ConfigError, ModelError
+from topkast.runtime.layout import Geometry
+from topkast.runtime.state.copies import settle
+from topkast.runtime.state.model import Record, find, sites
+from topkast.runtime.state.parts import finish
+from topkast.runtime.state.refresh import refresh_due
+from topkast.runtime.state.registry import Family, members
+from topkast.runtime.state.reservoirs import check_disk, values_outside
+from topkast.runtime.state.saved import refuse_dense
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.standing_clock import notice_standing
+
+from .attach import attach
+from .check import check_model
+from .distribute import Count, Counts, distribute
+from .initial import start_scales
+from .select import Selection, select
+from .undo import Undo
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def refresh_before_forward(model: nn.Module, args: Any) -> None:
+    """Forward pre-hook of the root: refresh what is due before anything runs, and see whether the clock goes.
+
+    Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
+    """
+    if not torch.compiler.is_compiling() and not torch._C._is_tracing():
+        found = members([find(model)[1].family])
+        settle(found)
+        refresh_due(found)
+        if torch.is_grad_enabled():
+            notice_standing(found)
+
+
+def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:
+    """Geometry of every selected weight; those the block does not fit move to ``selection.dense``."""
+    parameters = dict(model.named_parameters())
+    found, too_small = {}, []
+    for name, use in list(selection.sparse.items()):
+        geometry = Geometry(tuple(parameters[name].shape), use.perm, use.lead, config.block)
+        if geometry.rows < config.block[0] or geometry.cols < config.block[1]:
+            selection.dense[name] = (
+                f"its matrix [{geometry.rows}, {geometry.cols}] is smaller than the block {config.block}"
+            )
+            too_small.append(name)
+            del selection.sparse[name]
+        else:
+            found[name] = geometry
+    if not found and too_small:
+        raise ConfigError(
+            f"block={config.block}: larger than every weight that could be sparse: {', '.join(too_small)}"
+        )
+    return found
+
+
+def _check_distribution(config: Config, names: list[str]) -> None:
+    if isinstance(config.distribution, dict):
+        for glob in config.distribution:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise ConfigError(
+                    f"distribution: the glob {glob!r} matches none of the sparse weights: {', '.join(names)}"
+                )
+
+
+def _without_input(config: Config, geometries: dict[str, Geometry], counts: Counts) -> list[str]:
+    """What to say of weights that were not balanced because their rows have less than a block each."""
+    said = []
+    for name, count in counts.items():
+        rows, columns = geometries[name].grid
+        if config.balanced is None and count.fwd < rows:
+            said.append(
+                f"{name}: A has {count.fwd} blocks for {rows} rows of blocks, so some outputs have no input; smaller "
+                f"blocks or a smaller fwd give each one, and so does balanced=True, at a density of {1 / columns:.2g}"
+            )
+    return said
+
+
+def _bytes_outside(parameter: nn.Parameter, geometry: Geometry, count: Count, config: Config) -> int:
+    fwd, bwd, balanced = count
+    return values_outside(geometry, fwd, bwd, config.rule(balanced)) * parameter.element_size()
+
+
+def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> tuple[Plan | None, torch.device]:
+    """How what is on the meta device gets its values, and where; no plan where nothing is on it."""
+    if not held(model):
+        given = [name for name, value in (("init", init), ("device", device)) if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]}: only for a model on the meta device, and nothing of this one is on it")
+        return None, torch.device("cpu")
+    if config.distribution == "global":
+        raise ConfigError("distribution='global': needs all weights at once; on the meta device use 'uniform' or 'erk'")
+    if init is not None and not callable(init):
+        raise ConfigError(f"init={init!r}: must be a function of a module, or None")
+    try:
+        place = torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r}: {error}") from error
+    if "meta" in (place.type, torch.get_default_device().type):
+        raise ConfigError(f"device={device!r}: holds no values; call this outside torch.device('meta') too")
+    return rehearse(model, init), place
+
+
+def convert(
+    model: M,
+    config: Config,
+    example_inputs: Any = None,
+    init: Init | None = None,
+    device: Any = None,
+    last: Callable[[nn.Module], None] | None = None,
+) -> M:
+    """Convert ``model`` in place; if that fails or is interrupted, the model is as it was.
+
+    Args:
+        model: any module; see :func:`topkast.compiler.convert.check.check_model` for what is refused.
+        config: validated arguments.
+        example_inputs, init, device: see :func:`topkast.compile`.
+        last: what else is done to the converted model; undone with the rest.
+
+    Raises:
+        ModelError: the model cannot be converted, or nothing in it can be sparse.
+        ConfigError: a glob or a block fits nothing, or an argument not the model.
+        ReservoirError: ``reservoir="disk"``, and the disk has no room.
+    """
+    check_model(model)
+    plan, place = _plan(model, config, init, device)
+    selection = select(model, config, example_inputs)
+    geometries = _geometries(model, config, selection)
+    if not geometries:
+        reasons = "; ".join(f"{name}: {why}" for name, why in selection.dense.items()) or "it has no parameters"
+        raise ModelError(f"model: no weight can be sparse ({reasons})")
+    _check_distribution(config, list(geometries))
+    parameters = dict(model.named_parameters())
+    counts = distribute(config, geometries, lambda name: parameters[name].detach())
+    record = Record(
+        config=config,
+        dense=selection.dense,
+        ops={name: selection.sparse[name].ops for name in geometries},
+        positions={name: selection.sparse[name].positions for name in geometries},
+        how=selection.how,
+        family=Family(model),
+    )
+    if example_inputs is not None and selection.how.startswith("structure"):
+        record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
+    record.warnings += _without_input(config, geometries, counts)
+    if config.reservoir == "disk":
+        check_disk(sum(_bytes_outside(parameters[name], geometries[name], counts[name], config) for name in geometries))
+
+    undo = Undo(model)
+
+    def build(name: str) -> None:
+        if name in geometries:
+            fwd, bwd, balanced = counts[name]
+            rule = config.rule(balanced)
+            parameter = model.get_parameter(name)
+            site = Site(parameter, name, geometries[name], fwd, bwd, rule)
+            site.family = record.family
+            undo.note(parameter, site)
+            owners = selection.sparse[name].owners
+            site.adopt(model.get_submodule(owners[0][0]), owners[0][1])
+            for path, attribute in owners:
+                attach(model.get_submodule(path), attribute, site)
+
+    def end() -> None:
+        undo.closed = True
+        for name, scale in record.scaled.items():
+            found[name].scale(scale)
+
+    # Every argument has been checked; but initialisers are the user's code, and Ctrl-C comes when it likes.
+    try:
+        if plan is not None:
+            record.warnings += plan.warnings
+            materialise(plan, place, build)
+        for name in geometries:
+            if plan is None or name not in plan.owners:
+                build(name)
+        model._topkast = record  # type: ignore[assignment]
+        found = sites(model)
+        record.scaled = start_scales(found, config.initial)
+        model.register_forward_pre_hook(refresh_before_forward, prepend=True)
+        model.register_load_state_dict_pre_hook(refuse_dense)
+        if last is not None:
+            last(model)
+        finish((), end)  # each site by itself is scaled as a whole
+    except BaseException:
+        if not undo.closed:
+            finish((), undo.back)
+        raise
+    return model
+
+
+def sparsify(
+    model: M,
+    fwd: float = 0.9,
+    bwd: float | None = None,
+    *,
+    example_inputs: Any = None,
+    init: Init | None = None,
+    device: Any = None,
+    **options: Any,
+) -> M:
+    """Convert without compiling: right in eager mode, and ready for ``torch.compile(model, backend="topkast")``.
+
+    Args:
+        model, fwd, bwd, example_inputs, init, device, options: as :func:`topkast.compile`, without ``backend``.
+
+    Returns:
+        The same object.
+    """
+    unknown = sorted(set(options) - set(Config.__dataclass_fields__))
+    if unknown:
+        allowed = ", ".join(name for name in Config.__dataclass_fields__ if name not in ("fwd", "bwd"))
+        raise ConfigError(f"unknown arguments {', '.join(unknown)}; allowed: example_inputs, init, device, {allowed}")
+    return convert(model, Config(fwd, bwd, **options), example_inputs, init, device)

@@ -1,0 +1,70 @@
+"""What a conversion changes of a model, so that an error or Ctrl-C in the middle leaves the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from topkast.runtime.layout import Index
+from topkast.runtime.native.theta import assemble
+from topkast.runtime.state.registry import strike
+from topkast.runtime.state.site import Site
+
+
+class Undo:
+    """The way back of one conversion.
+
+    A dense weight is let go of as soon as its site has it, so a conversion needs little more memory than the model. On
+    the way back the weight is put together again from the site, bit for bit.
+
+    Args:
+        model: as it is before the conversion.
+
+    Attributes:
+        closed: whether the conversion has come so far that it ends instead.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.closed = False
+        self._modules = [(module, module.__class__, dict(module.__dict__)) for module in model.modules()]
+        # The tables of a module (parameters, hooks, ...) are changed in place, and hooks know them by identity.
+        self._tables = [
+            (value, value.copy())
+            for _, _, content in self._modules
+            for name, value in content.items()
+            if name.startswith("_") and isinstance(value, (dict, set))
+        ]
+        self._parameters: list[tuple[nn.Parameter, Site, Tensor | None, Callable[[], Tensor]]] = []
+
+    def note(self, parameter: nn.Parameter, site: Site) -> None:
+        """A parameter is about to be taken over by a site that was made of it."""
+        stride = parameter.stride()
+
+        def together() -> Tensor:
+            index = Index(*(tensor.to(site.home) for tensor in site.index))
+            theta = assemble(parameter.detach().to(site.home).view(-1), site.reservoir, index, site.geometry)
+            return torch.empty_strided(theta.shape, stride, dtype=theta.dtype, device=parameter.device).copy_(theta)
+
+        # Memory that others see too stays anyway, and must be the parameter's again.
+        shared = parameter.is_shared() or parameter.untyped_storage().nbytes() != parameter.nbytes
+        memory = parameter.detach() if shared else None
+        self._parameters.append((parameter, site, parameter.grad, together if memory is None else lambda: memory))
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """Make the model what it was. May be begun again."""
+        for module, kind, content in self._modules:
+            module.__class__ = kind
+            module.__dict__.update(content)
+            for name in [name for name in module.__dict__ if name not in content]:
+                del module.__dict__[name]
+        for table, entries in self._tables:
+            table.clear()
+            table.update(entries)
+        for parameter, site, grad, dense in self._parameters:
+            strike(site)
+            if parameter.shape != site.geometry.shape:
+                parameter.set_(dense())  # type: ignore[call-overload]
+            parameter.grad = grad

@@ -1,0 +1,49 @@
+"""What the writer of a file is to know of a model's sparse weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from topkast.runtime.errors import ConfigError
+from topkast.runtime.state.model import owned
+from topkast.runtime.state.site import Site
+
+
+def round_to_half(plain: nn.Module, model: Any) -> None:
+    """Round the sparse weights of ``plain``, the densified ``model``, to float16, in place.
+
+    Raises:
+        ConfigError: a value is beyond float16's range.
+    """
+    with torch.no_grad():
+        for name, _, weight in _weights(plain, model):
+            rounded = weight.half()
+            if not torch.equal(rounded.isfinite(), weight.isfinite()):
+                largest = weight.abs().max().item()
+                raise ConfigError(f"precision='fp16': {name} holds {largest:.3g}, float16 ends at 65504")
+            weight.copy_(rounded)
+
+
+def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tuple[int, int]]]:
+    """(names of the sparse matrices, by the digest of their values; the blocks they were trained with)."""
+    from topkast.passes.onnx.formats.blocks import digest
+
+    names, blocks = dict[str, str](), set[tuple[int, int]]()
+    for name, site, weight in _weights(plain, model):
+        blocks.add(site.geometry.block)
+        if weight.dim() in (2, 3) and weight.dtype == torch.float32:
+            stacked = weight.dim() == 3  # one weight an expert, in a file one by one
+            for e, matrix in enumerate(weight.detach().numpy() if stacked else [weight.detach().numpy()]):
+                names[digest(matrix)] = f"{name}.{e}" if stacked else name
+                names.setdefault(digest(matrix.T), f"{name}.{e}" if stacked else f"{name}.T")
+    return names, blocks
+
+
+def _weights(plain: nn.Module, model: Any) -> Iterator[tuple[str, Site, nn.Parameter]]:
+    for name, (site, owners) in owned(model).items():
+        path, attribute = owners[0]
+        yield name, site, getattr(plain.get_submodule(path), attribute)

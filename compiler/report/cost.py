@@ -1,0 +1,97 @@
+"""What a converted model costs beside the same model trained dense: parameters, FLOPs, bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topkast.runtime.state.site import Site
+
+
+def count_parameters(root: nn.Module, found: dict[str, Site]) -> dict[str, int]:
+    weights = sum(site.geometry.numel for site in found.values())
+    values = {id(site.original) for site in found.values()}
+    others = [p for p in root.parameters() if id(p) not in values]
+    return {
+        "all": weights + sum(p.numel() for p in others),
+        "trainable_now": sum(p.numel() for p in root.parameters() if p.requires_grad),
+        "in_sites": weights,
+    }
+
+
+def count_flops(rows: list[dict[str, Any]], found: dict[str, Site]) -> dict[str, Any]:
+    """Two for each multiply-add of a weight: one product forward, two more to train. Sparse sites only."""
+    known = all(row["positions"] is not None for row in rows)
+    dense = sparse = training = 0.0
+    for row, site in zip(rows, found.values(), strict=True):
+        work = 2.0 * site.geometry.numel * (row["positions"] if known else 1)
+        dense += work
+        sparse += work * row["density_a"]
+        training += work * (2 * row["density_a"] + row["density_b"])
+    return {
+        "per": "traced call" if known else "position",
+        "dense_forward": dense,
+        "sparse_forward": sparse,
+        "dense_training": 3 * dense,
+        "sparse_training": training,
+    }
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _state(optimizers: Iterable[torch.optim.Optimizer], parameter: Tensor) -> list[Tensor]:
+    states = (optimizer.state.get(parameter, {}) for optimizer in optimizers)
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def count_bytes(found: dict[str, Site]) -> dict[str, int]:
+    """Bytes of these sites, and of the same weights trained dense with the same optimizer."""
+    total = dict.fromkeys(("values", "gradient", "optimizer", "index", "reservoir", "sparse", "dense"), 0)
+    for site in found.values():
+        state = _state(site.optimizers, site.original)
+        size, numel = site.original.element_size(), site.geometry.numel
+        part = {
+            "values": site.original.numel() * size,
+            "gradient": site.original.numel() * size,
+            "optimizer": _nbytes(state),
+            "index": _nbytes([*site.index, site.ever]),
+            "reservoir": _nbytes([site.reservoir]),
+        }
+        # The state dense training would hold: one number a weight where there is one a value now.
+        dense_state = sum(
+            numel * value.element_size() if value.shape == site.original.shape else _nbytes([value]) for value in state
+        )
+        part["sparse"], part["dense"] = sum(part.values()), 2 * numel * size + dense_state
+        total = {key: total[key] + part[key] for key in total}
+    return total
+
+
+def count_places(found: dict[str, Site]) -> dict[str, dict[str, int]]:
+    """Where the bytes of sparse training lie: "cpu", "cuda:0", or "disk" for a mapped reservoir. Of a GPU also the most
+    that torch's tensors have taken on it since torch.cuda.reset_peak_memory_stats, all of this process's."""
+    places: Counter[str] = Counter()
+    for site in found.values():
+        state = _state(site.optimizers, site.original)
+        for tensor in (site.original, site.original, *state, *site.index, site.ever):  # the gradient is like the values
+            places[str(tensor.device)] += tensor.nbytes
+        on_disk = site.rule.reservoir == "disk"
+        places["disk" if on_disk else str(site.reservoir.device)] += site.reservoir.nbytes
+    gpus = [place for place in places if place.startswith("cuda")]
+    return {"now": dict(places), "peak": {place: torch.cuda.max_memory_allocated(place) for place in gpus}}
+
+
+def count_model_bytes(root: nn.Module, found: dict[str, Site]) -> dict[str, Any]:
+    """The same for the whole model: what is not in sites costs equally much on both sides."""
+    optimizers = {id(o): o for site in found.values() for o in site.optimizers}.values()
+    values = {id(site.original) for site in found.values()}
+    others = [p for p in root.parameters() if id(p) not in values]
+    rest = _nbytes(others) + _nbytes(p for p in others if p.requires_grad)
+    rest += sum(_nbytes(_state(optimizers, p)) for p in others)
+    own = count_bytes(found)
+    return {"sparse": own["sparse"] + rest, "dense": own["dense"] + rest, "optimizer_seen": bool(optimizers)}

@@ -1,0 +1,186 @@
+"""What a converted model is, costs and did: facts, counted from the tensors themselves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from topkast.passes.aten import summary
+from topkast.runtime import native
+from topkast.runtime.layout import slot_units
+from topkast.runtime.planner.plan import measured
+from topkast.runtime.state.model import Record, find, owned
+from topkast.runtime.state.saved import joined
+from topkast.runtime.state.site import Site
+from topkast.runtime.training.exploration_decay import MOST_DECAY
+from topkast.runtime.training.standing_clock import standing_facts
+
+from .cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
+from .how_it_ran import eager_facts, real_backend
+
+COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
+
+
+@dataclass(frozen=True)
+class Report:
+    """The facts of :func:`report`; ``print`` shows them as tables, :meth:`to_dict` gives plain data.
+
+    Args:
+        sites: one dict for each sparse weight: name, shape, owners, ops, density_a, density_b (from the stored sets),
+            block, balanced, scaled (what θ was multiplied by at the start), matrix, positions, fused (product ->
+            kernel -> runs), unfused (product, why, runs), measured (product, shape of the activations, dtype, threads,
+            chosen, seconds by kernel; what the planner knows of weights like this on this machine), churn (step, new
+            share of A, new share of B), ever_active, bytes.
+        dense: parameter name -> why it stayed dense.
+        totals: parameters, flops, bytes, churn, ever_active.
+        warnings: what the user should know.
+        how: how the model was traced.
+        backend: what it was compiled with, and what runs instead if that cannot.
+        config: the arguments of the conversion.
+        passes: of all graphs this process compiled (not of those that came from a compile cache), per pass its runs,
+            rewrites by kind, refusals by reason and seconds.
+    """
+
+    sites: list[dict[str, Any]]
+    dense: dict[str, str]
+    totals: dict[str, Any]
+    warnings: list[str]
+    how: str
+    backend: str
+    config: dict[str, Any]
+    passes: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same, as data that ``json.dumps`` takes."""
+        return asdict(self)
+
+    def __rich__(self) -> Any:
+        from .table import render
+
+        return render(self)
+
+    def __str__(self) -> str:
+        from .table import to_text
+
+        return to_text(self)
+
+
+def report(model: Any) -> Report:
+    """Say what is sparse and what is not, what it costs against dense, and what looks wrong.
+
+    Counts come from the tensors as they are now; what is fused is what has run so far, so call it after a step.
+
+    Args:
+        model: a model converted by topkast, or a wrapper of it.
+
+    Raises:
+        ModelError: the model was not converted.
+    """
+    root, record = find(model)
+    owners = owned(model)
+    found = {name: site for name, (site, _) in owners.items()}
+    rows = [_row(name, site, owners[name][1], record) for name, site in found.items()]
+    last = [row["churn"][-1] for row in rows if row["churn"]]
+    units = sum(site.geometry.units for site in found.values())
+    ever = sum(_ever(site) for site in found.values())
+    totals = {
+        "parameters": count_parameters(root, found),
+        "flops": count_flops(rows, found),
+        "bytes": {
+            "sites": count_bytes(found),
+            "model": count_model_bytes(root, found),
+            "places": count_places(found),
+        },
+        "churn": {key: sum(c[key] for c in last) / len(last) for key in ("new_a", "new_b")} if last else None,
+        "ever_active": ever / units,
+        "step": max(site.step for site in found.values()),
+    }
+    config = {**asdict(record.config), "block": list(record.config.block)}
+    warnings = [*record.warnings, *eager_facts(record, found), *standing_facts(found.values())]
+    warnings += [text for name, site in found.items() for text in _warnings(name, site)]
+    # The default is meant to be cut, at the rates of SGD; what somebody asked for and did not get is said.
+    fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay
+    if fastest > MOST_DECAY and asked is not None:
+        warnings.append(
+            f"exploration_decay={asked:g}: times the learning rate that is {fastest:.3g} of "
+            f"a weight, more than a step may take: explored weights decayed by {MOST_DECAY:g} at each"
+        )
+    if native.library() is None:
+        warnings.append(
+            "the native CPU kernels were not built at install (no C++ compiler?): products on the CPU run on the "
+            "reference kernels, slower than dense; install again with a compiler"
+        )
+    backend = real_backend(record, found)
+    return Report(rows, dict(record.dense), totals, warnings, record.how, backend, _plain(config), summary())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _row(name: str, site: Site, owners: list[tuple[str, str]], record: Record) -> dict[str, Any]:
+    geometry = site.geometry
+    in_a = int((site.row_fwd - site.row_ptr[:-1]).sum())
+    fused: dict[str, dict[str, int]] = {}
+    unfused = []
+    for (product, kernel, why), runs in sorted(site.ran.items()):
+        if product.startswith("read"):
+            unfused.append({"product": product, "why": why, "runs": runs})
+        else:
+            fused.setdefault(product, {})[kernel] = runs
+    return {
+        "name": name,
+        "shape": list(geometry.shape),
+        "owners": [joined(*owner) for owner in owners],
+        "ops": list(record.ops[site.name]),
+        "density_a": in_a / geometry.units,
+        "density_b": int(site.row_ptr[-1]) / geometry.units,
+        "block": list(geometry.block),
+        "balanced": site.rule.balanced,
+        "scaled": record.scaled.get(site.name, 1.0),
+        "matrix": {"rows": geometry.rows, "cols": geometry.cols, "perm": list(geometry.perm), "lead": geometry.lead},
+        "positions": record.positions[site.name],
+        "fused": fused,
+        "unfused": unfused,
+        "measured": [
+            {**entry, "chosen": min(entry["seconds"], key=entry["seconds"].get)}
+            for entry in measured(geometry, site.n_fwd, site.n_bwd)
+        ],
+        "churn": [{"step": step, "new_a": fwd, "new_b": bwd} for step, fwd, bwd in site.churn],
+        "ever_active": _ever(site) / geometry.units,
+        "bytes": count_bytes({name: site}),
+    }
+
+
+def _ever(site: Site) -> int:
+    """How many units have been in A at some time."""
+    return sum(int(((site.ever >> bit) & 1).sum()) for bit in range(8))
+
+
+def _warnings(name: str, site: Site) -> list[str]:
+    units, in_a = slot_units(site.index, site.geometry)
+    values = site.values.view(-1, site.geometry.unit)
+    found = []
+    if not bool(values.isfinite().all()) or not bool(site.reservoir.isfinite().all()):
+        found.append(f"{name}: holds NaN or infinite values")
+    if not site.original.requires_grad:
+        found.append(f"{name}: frozen (requires_grad is False): sparse for inference only, it stands still")
+    if site.late:
+        found.append(
+            f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a "
+            'backend that is not ours; use torch.compile(model, backend="topkast")'
+        )
+    rows = site.row_fwd.numel()
+    empty = int((site.row_fwd == site.row_ptr[:-1]).sum())
+    if empty:
+        found.append(f"{name}: {empty} of {rows} output rows ({empty / rows:.1%}) have no weight in A: always zero")
+    zero = (values == 0).all(1)
+    if bool(zero[in_a].all()):
+        found.append(f"{name}: every weight of A is zero: a dead layer")
+    for label, member in (("A", in_a), ("B", units < site.geometry.units)):
+        share = float(zero[member].float().mean())
+        if share >= COLLAPSED:
+            found.append(f"{name}: {share:.0%} of {label} is exactly zero: the set has collapsed, its members are ties")
+    return found

@@ -1,0 +1,100 @@
+"""How far the sets of two models are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topkast.compiler.checkpoint.dense_state import masks
+from topkast.runtime.errors import ConfigError
+
+from .interchangeable import Interchangeable, interchangeable
+
+Pair = tuple[float, float]
+Masks = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class MaskDistance:
+    """What :func:`mask_distance` gives; every figure is a share from 0 (the same set) to 1 (nothing in common).
+
+    Attributes:
+        forward, backward: of A and of B, over all parameters together.
+        parameters: name -> (A, B).
+        permutations: by which neurons of the second model were matched (see :meth:`Interchangeable.index`); None where
+            no matching was asked for.
+    """
+
+    forward: float
+    backward: float
+    parameters: dict[str, Pair]
+    permutations: dict[int, np.ndarray] | None = None
+
+
+def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, example_inputs: Any = None) -> MaskDistance:
+    """Distance between the sets of two models: the share of their members that the other does not have,
+    |X Δ Y| / (|X| + |Y|). Two sets of one density d drawn at random are about 1 - d apart.
+
+    Args:
+        a, b: models converted by topkast (or wrappers of them), or what :func:`topkast.masks` gave of one, in any mix.
+        match: neurons have no order of their own: two models may be the same but for it. True permutes the
+            interchangeable neurons of ``b`` (one permutation for a hidden dimension, for its producers and its
+            consumers alike) so that the two overlap most, in A and B together. It is a local optimum, so the figure is
+            an upper bound; and some overlap is found in any two sets: compare with a control such as shuffled masks.
+            What :func:`topkast.interchangeable` gave may be passed, to trace once for many distances.
+        example_inputs: for ``match=True``, to trace a model with; see :func:`topkast.interchangeable`.
+
+    Raises:
+        ConfigError: the two have other parameters or shapes, or ``match=True`` and neither is a model.
+        ModelError: not converted, or not traced.
+    """
+    one, two = (given if isinstance(given, Mapping) else masks(given) for given in (a, b))
+    _check(one, two)
+    if match is True:
+        model = next((given for given in (a, b) if not isinstance(given, Mapping)), None)
+        if model is None:
+            raise ConfigError("match=True: needs a model among a and b, or pass topkast.interchangeable(model)")
+        match = interchangeable(model, example_inputs)
+    sets = [{name: torch.stack(pair).cpu() for name, pair in given.items()} for given in (one, two)]
+    permutations = None
+    if isinstance(match, Interchangeable):
+        from .matching import match as best_match  # scipy takes a while to import
+
+        unknown = [name for name in one if name not in match.dims]
+        if unknown:
+            raise ConfigError(f"match: found in another model, without {', '.join(unknown)}")
+        permutations = best_match(match, *sets)[0]
+        sets[1] = {
+            name: torch.stack([match.permute(name, mask, permutations) for mask in both])
+            for name, both in sets[1].items()
+        }
+    counts = {name: _counts(sets[0][name], sets[1][name]) for name in one}
+    forward, backward = (_share(sum(c[:, i] for c in counts.values())) for i in range(2))
+    parameters = {name: (_share(c[:, 0]), _share(c[:, 1])) for name, c in counts.items()}
+    return MaskDistance(forward, backward, parameters, permutations)
+
+
+def _counts(one: Tensor, two: Tensor) -> np.ndarray:
+    """[apart, members of both] by [A, B]."""
+    return np.array(
+        [[int(t.count_nonzero()) for t in one ^ two], [int(x.sum() + y.sum()) for x, y in zip(one, two, strict=True)]]
+    )
+
+
+def _share(counts: Any) -> float:
+    apart, members = counts
+    return float(apart / members) if members else 0.0
+
+
+def _check(one: Masks, two: Masks) -> None:
+    missing = sorted(one.keys() ^ two.keys())
+    if missing:
+        raise ConfigError(f"a and b: sparse in only one of the two: {', '.join(missing)}")
+    for name, (fwd, _) in one.items():
+        if fwd.shape != two[name][0].shape:
+            raise ConfigError(f"{name}: shape {tuple(fwd.shape)} in a, {tuple(two[name][0].shape)} in b")

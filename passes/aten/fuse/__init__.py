@@ -1,0 +1,1 @@
+"""Rewrites that make sparse products of dense ones: ``spmm``, ``spmm_t``, ``sddmm`` and their convolutions."""

@@ -1,0 +1,66 @@
+"""``nn.Bilinear``, one opaque operator forward and another for each gradient, becomes matrix products.
+
+y[n,o] = Σ x1[n,i] W[o,i,j] x2[n,j] is the product of W, seen as [o, ij], with the outer products x1 x2 of each row of
+the batch, which are held whole: n·i·j numbers. The gradients are like it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from topkast.passes.aten.base import Pass
+from topkast.passes.aten.nodes import MOVES, WEIGHT, WEIGHT_GRAD, aten, emit
+
+Dims = tuple[int, ...]
+# The dimensions are numbered n, o, i, j; each operand, and the result, has some of them.
+GRAD, FIRST, SECOND, WHOLE = (0, 1), (0, 2), (0, 3), (1, 2, 3)
+
+
+class SpellBilinear(Pass):
+    def rewrite(self, graph: fx.Graph) -> None:
+        for node in list(graph.nodes):
+            if node.target is not aten._trilinear.default:
+                continue
+            args: Any = node.args
+            dims = [tuple(d for d in range(4) if d not in gone) for gone in args[3:6]]
+            with graph.inserting_before(node):
+                new = _spelled(graph, node, dict(zip(dims, args[:3], strict=True)), tuple(args[6]))
+            if new is not None:
+                node.replace_all_uses_with(new)
+                graph.erase_node(node)
+                self.matched("product")
+
+
+def _spelled(
+    graph: fx.Graph, node: fx.Node, has: dict[tuple[int, ...], Any], summed: tuple[int, ...]
+) -> fx.Node | None:
+    def call(target: Any, *args: Any) -> fx.Node:
+        return emit(graph, target, *args, like=node)
+
+    def outer() -> fx.Node:
+        one, two = call(aten.unsqueeze.default, has[FIRST], 2), call(aten.unsqueeze.default, has[SECOND], 1)
+        return call(aten.reshape.default, call(aten.mul.Tensor, one, two), [-1, i * j])
+
+    if has.keys() == {GRAD, FIRST, SECOND} and summed == (0,) and _goes_to_values(node):
+        i, j = (has[dims].meta["val"].shape[1] for dims in (FIRST, SECOND))
+        made = call(aten.mm.default, call(aten.permute.default, has[GRAD], [1, 0]), outer())
+        return call(aten.view.default, made, list(node.meta["val"].shape))
+    weight = has.get(WHOLE)
+    if weight is None or weight.target is not WEIGHT:
+        return None
+    o, i, j = weight.meta["val"].shape
+    matrix = call(aten.view.default, weight, [o, i * j])
+    if has.keys() == {FIRST, WHOLE, SECOND} and summed == (2, 3):
+        return call(aten.mm.default, outer(), call(aten.permute.default, matrix, [1, 0]))
+    for other, shape, dim in ((SECOND, 1, 2), (FIRST, 2, 1)):
+        if has.keys() == {GRAD, WHOLE, other} and summed == (1, other[1]):
+            back = call(aten.view.default, call(aten.mm.default, has[GRAD], matrix), [-1, i, j])
+            scaled = call(aten.mul.Tensor, back, call(aten.unsqueeze.default, has[other], shape))
+            return call(aten.sum.dim_IntList, scaled, [dim])
+    return None
+
+
+def _goes_to_values(node: fx.Node) -> bool:
+    return any(u.target is WEIGHT_GRAD or (u.target in MOVES and _goes_to_values(u)) for u in node.users)

@@ -1,0 +1,151 @@
+"""Standard operators only: gather the panels of x that each block row reads, then one batched product.
+
+Two forms, by how x lies while it is gathered. With x turned to [in, M] panels are whole rows, and weights stand on the
+left; that is the faster one but for many rows of x and large blocks, where turning costs more than it saves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from topkast.passes.onnx.constant_products import Product
+from topkast.passes.onnx.graph import Graph
+
+from .blocks import Array, Blocks
+
+ROW_MAJOR_FROM = 256  # rows of x from which the form that does not turn it is faster,
+ROW_MAJOR_BLOCK = 32  # for blocks of at least this many rows and columns (measured)
+SMALLEST = 16  # rows and columns of a block; below, standard operators lose to the dense product (measured)
+MAX_GROUPS = 4  # of block rows; each costs a gather and a product
+GROUP_COST = 0.05  # what one more group must save, as a share of the blocks
+MAX_PADDING = 1.5  # stored blocks to those needed
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Block rows sorted into groups, each padded with zero blocks to its longest row.
+
+    Args:
+        rows: int64, one array a group: its block rows.
+        lengths: blocks in each row of each group.
+    """
+
+    rows: list[Array]
+    lengths: list[int]
+
+    @property
+    def stored(self) -> int:
+        """Blocks stored, padding included."""
+        return sum(len(rows) * length for rows, length in zip(self.rows, self.lengths, strict=True))
+
+
+def grouped(weight: Blocks) -> Groups:
+    """The block rows of ``weight`` in as few groups as pay."""
+    counts = np.diff(weight.row_ptr)
+    order = np.argsort(-counts, kind="stable")
+    tried = []
+    for parts in range(1, MAX_GROUPS + 1):
+        rows = [np.sort(part) for part in np.array_split(order, parts) if len(part)]
+        tried.append(Groups(rows, [max(1, int(counts[part].max())) for part in rows]))
+    return min(tried, key=lambda groups: groups.stored * (1 + GROUP_COST * len(groups.rows)))
+
+
+def refusal(weight: Blocks) -> str | None:
+    """Why ``weight`` cannot be written this way, None if it can."""
+    (rows, columns), (r, c) = weight.shape, weight.block
+    if min(r, c) < SMALLEST:
+        return f"standard operators lose to dense with blocks of {r} x {c}; they need at least {SMALLEST} x {SMALLEST}"
+    if rows % r or columns % c:
+        return f"{rows} x {columns} is no multiple of its blocks of {r} x {c}"
+    if grouped(weight).stored > MAX_PADDING * max(1, len(weight.cols)):
+        return "its block rows hold too different numbers of blocks; train with balanced=True"
+    return None
+
+
+def lower(
+    graph: Graph, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None
+) -> list[NodeProto]:
+    """The nodes that compute ``product`` from ``weight``, for x of about ``row_count`` rows (None: not known)."""
+    row_major = (row_count or 1) >= ROW_MAJOR_FROM and min(weight.block) >= ROW_MAJOR_BLOCK
+    return _Writer(graph, product, weight, label, half).write(row_major)
+
+
+class _Writer:
+    def __init__(self, graph: Graph, product: Product, weight: Blocks, label: str, half: bool) -> None:
+        self.graph, self.product, self.weight, self.label, self.half = graph, product, weight, label, half
+        self.nodes: list[NodeProto] = []
+
+    def write(self, row_major: bool) -> list[NodeProto]:
+        (out, columns), (_, c), x = self.weight.shape, self.weight.block, self.product.x
+        flat = self.graph.rank(x) == 2
+        if not flat:
+            x = self._reshape(x, -1, columns)
+        if row_major:
+            panels = self._reshape(x, -1, columns // c, c)
+        else:
+            panels = self._reshape(self._node("Transpose", x, perm=[1, 0]), columns // c, c, -1)
+        groups = grouped(self.weight)
+        parts = [
+            self._group(i, panels, rows, length, row_major)
+            for i, (rows, length) in enumerate(zip(groups.rows, groups.lengths, strict=True))
+        ]
+        y = parts[0]
+        if len(parts) > 1:
+            order = np.argsort(np.concatenate(groups.rows))
+            y = self._node("Concat", *parts, axis=0)
+            y = self._node("Gather", y, self.graph.add(f"{self.label}.order", order), axis=0)
+        if row_major:  # [block rows, M, r] -> [M, out]
+            y = self._reshape(self._node("Transpose", y, perm=[1, 0, 2]), -1, out)
+        else:  # [block rows, r, M] -> [M, out]
+            y = self._node("Transpose", self._reshape(y, out, -1), perm=[1, 0])
+        if self.product.bias:
+            y = self._node("Add", y, self.product.bias)
+        if not flat:
+            y = self._shaped_like_x(y, out)
+        self.nodes[-1].output[0] = self.product.y
+        return self.nodes
+
+    def _group(self, i: int, panels: str, rows: Array, length: int, row_major: bool) -> str:
+        """The product of some block rows: [rows, M, r] or [rows, r, M]."""
+        (r, c), (cols, values) = self.weight.block, padded(self.weight, rows, length)
+        index = self.graph.add(f"{self.label}.panels.{i}", cols)
+        # Both forms of one weight may stand in one file.
+        name = f"{self.label}.values.{'row_major' if row_major else 'turned'}.{i}"
+        if row_major:  # panels [M, block columns, c]
+            matrix = values.transpose(0, 1, 3, 2).reshape(len(rows), length * c, r)
+            taken = self._reshape(self._node("Gather", panels, index, axis=1), -1, len(rows), length * c)
+            taken = self._node("Transpose", taken, perm=[1, 0, 2])
+            return self._node("MatMul", taken, self.graph.add_floats(name, matrix, self.half))
+        matrix = values.transpose(0, 2, 1, 3).reshape(len(rows), r, length * c)
+        taken = self._reshape(self._node("Gather", panels, index, axis=0), len(rows), length * c, -1)
+        return self._node("MatMul", self.graph.add_floats(name, matrix, self.half), taken)
+
+    def _shaped_like_x(self, y: str, out: int) -> str:
+        """[M, out] -> [..., out], with the leading dimensions of x."""
+        first, end = self.graph.add("topkast.dims.0", np.array([0])), self.graph.add("topkast.dims.-1", np.array([-1]))
+        leading = self._node("Slice", self._node("Shape", self.product.x), first, end)
+        shape = self._node("Concat", leading, self.graph.add(f"topkast.dims.{out}", np.array([out])), axis=0)
+        return self._node("Reshape", y, shape)
+
+    def _reshape(self, x: str, *dims: int) -> str:
+        shape = self.graph.add("topkast.dims." + ".".join(map(str, dims)), np.array(dims))
+        return self._node("Reshape", x, shape)
+
+    def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{self.label}.{self.product.y}.{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name, **attributes))
+        return name
+
+
+def padded(weight: Blocks, rows: Array, length: int) -> tuple[Array, Array]:
+    """Columns [rows, length] and values [rows, length, r, c] of some block rows, filled up with zeros at column 0."""
+    starts = weight.row_ptr[rows, None] + np.arange(length)
+    real = starts < weight.row_ptr[rows + 1, None]
+    cols = np.zeros((len(rows), length), np.int64)
+    values = np.zeros((len(rows), length, *weight.block), np.float32)
+    cols[real], values[real] = weight.cols[starts[real]], weight.values[starts[real]]
+    return cols, values

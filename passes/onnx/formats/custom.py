@@ -1,0 +1,177 @@
+"""Nodes ``topkast.SparseMatMul`` and ``topkast.SparseConv``: our kernels where the library is registered, any ONNX
+Runtime's own operators elsewhere.
+
+The model carries a function of each operator's name that computes it by standard operators. A runtime that knows the
+operator takes its kernel; one that does not puts the function in its place, folds the dense weight while it loads, and
+multiplies as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, parser
+
+from topkast.passes.onnx.constant_products import Product
+from topkast.passes.onnx.graph import Graph
+
+from .activations import activation
+from .blocks import Blocks
+
+DOMAIN = "topkast"
+MAX_BLOCK = 64  # rows and columns of a block, as the kernels take them
+
+# The weight's block rows by a running sum over marks where rows end: comparing slots with row_ptr would be folded to a
+# constant of slots x rows. Blocks are scattered into [block rows, block columns, r, c] and laid out as W, or as W^T.
+WEIGHT = """
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    order = Constant <value_ints = {order}> ()
+    axes = Constant <value_ints = [0, 1]> ()
+    last = Constant <value_ints = [9223372036854775807]> ()
+    rc = Constant <value_ints: ints = @block> ()
+    n = Constant <value_int: int = @rows> ()
+    k = Constant <value_int: int = @columns> ()
+    rows_1 = Reshape (n, one)
+    columns_1 = Reshape (k, one)
+    size = Concat <axis = 0> (rows_1, columns_1)
+    above = Add (size, rc)
+    most = Sub (above, one)
+    grid = Div (most, rc)
+    slots = Shape (cols)
+    ends = Slice (row_ptr, one, last)
+    length = Add (slots, one)
+    none = ConstantOfShape <value = int64[1] {{0}}> (length)
+    end_count = Shape (ends)
+    ones = ConstantOfShape <value = int64[1] {{1}}> (end_count)
+    marks = ScatterElements <axis = 0, reduction = "add"> (none, ends, ones)
+    axis = Constant <value_int = 0> ()
+    sums = CumSum (marks, axis)
+    row = Slice (sums, zero, slots)
+    col = Cast <to = 7> (cols)
+    row_2 = Unsqueeze (row, one)
+    col_2 = Unsqueeze (col, one)
+    place = Concat <axis = 1> (row_2, col_2)
+    wide = Cast <to = 1> (values)
+    unit = Concat <axis = 0> (slots, rc)
+    units = Reshape <allowzero = 1> (wide, unit)
+    blocked = Concat <axis = 0> (grid, rc)
+    empty = ConstantOfShape (blocked)
+    blocks = ScatterND (empty, place, units)
+    turned = Transpose <perm = {perm}> (blocks)
+    padded = Mul (grid, rc)
+    padded_o = Gather <axis = 0> (padded, order)
+    matrix = Reshape (turned, padded_o)
+    size_o = Gather <axis = 0> (size, order)
+    start = Constant <value_ints = [0, 0]> ()
+    weight = Slice (matrix, start, size_o, axes)
+"""
+# Operator -> its attributes, and its body after the weight, up to what the activation takes.
+BODIES = {
+    "SparseMatMul": (
+        "rows, columns, block",
+        WEIGHT.format(order=[1, 0], perm=[1, 3, 0, 2]),
+        """
+    product = MatMul (x, weight)
+    h = Add (product, bias)
+""",
+    ),
+    "SparseConv": (
+        "rows, columns, block, kernel_shape, strides, pads, dilations, group",
+        WEIGHT.format(order=[0, 1], perm=[0, 2, 1, 3]),
+        """
+    kernel = Constant <value_ints: ints = @kernel_shape> ()
+    rest = Constant <value_ints = [-1]> ()
+    shape = Concat <axis = 0> (rows_1, rest, kernel)
+    filters = Reshape (weight, shape)
+    h = Conv <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
+              dilations: ints = @dilations, group: int = @group> (x, filters, bias)
+""",
+    ),
+}
+# A function cannot branch, so each activation has an operator of its own, which ends in its name.
+ENDINGS = {
+    "": "y = Identity (h)",
+    "Relu": "y = Relu (h)",
+    "Relu6": """
+    low = Constant <value_float = 0.0> ()
+    high = Constant <value_float = 6.0> ()
+    y = Clip (h, low, high)""",
+    "Silu": """
+    gate = Sigmoid (h)
+    y = Mul (h, gate)""",
+    "Gelu": """
+    root = Constant <value_float = 1.4142135381698608> ()
+    unity = Constant <value_float = 1.0> ()
+    half = Constant <value_float = 0.5> ()
+    scaled = Div (h, root)
+    erf = Erf (scaled)
+    sum = Add (erf, unity)
+    part = Mul (half, sum)
+    y = Mul (h, part)""",
+    "GeluTanh": """
+    three = Constant <value_float = 3.0> ()
+    cubic = Constant <value_float = 0.044714998453855515> ()
+    root = Constant <value_float = 0.7978845834732056> ()
+    unity = Constant <value_float = 1.0> ()
+    half = Constant <value_float = 0.5> ()
+    cube = Pow (h, three)
+    bent = Mul (cubic, cube)
+    inner = Add (h, bent)
+    scaled = Mul (root, inner)
+    tanh = Tanh (scaled)
+    sum = Add (tanh, unity)
+    part = Mul (half, sum)
+    y = Mul (h, part)""",
+}
+
+
+def function(kind: str) -> onnx.FunctionProto:
+    """The function of an operator of ours, by the operator's name."""
+    base = next(base for base in BODIES if kind.startswith(base))
+    attributes, weight, body = BODIES[base]
+    return parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["" : 18]> {kind} <{attributes}> (x, values, row_ptr, cols, bias) => (y)'
+        f"{{{weight}{body}{ENDINGS[kind.removeprefix(base)]}}}"
+    )
+
+
+def register(model: onnx.ModelProto) -> None:
+    """Let ``model`` hold the functions that its nodes need."""
+    kinds = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    model.functions.extend(function(kind) for kind in sorted(kinds))
+    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+
+
+def refusal(product: Product) -> str | None:
+    """Why our kernels do not compute ``product``, None if they do."""
+    if product.conv is not None and product.conv.channels == 1 and product.conv.group > 1:
+        return "it is depthwise: each output reads one channel, which a dense kernel keeps in registers"
+    return None
+
+
+def lower(graph: Graph, product: Product, weight: Blocks, label: str, half: bool) -> list[NodeProto]:
+    """The node that computes ``product`` from ``weight``, and the activation that follows it; the weight's constants
+    are named after ``label``. The activation's nodes are taken out of ``graph``."""
+    (rows, columns), dtype = weight.shape, np.uint16 if weight.grid[1] <= 2**16 else np.int32
+    values = weight.values.reshape(-1).astype(np.float16 if half else np.float32)
+    inputs = [
+        product.x,
+        graph.add(f"{label}.values", values),
+        graph.add(f"{label}.row_ptr", weight.row_ptr),
+        graph.add(f"{label}.cols", weight.cols.astype(dtype)),
+        # The function cannot ask whether a bias was given.
+        product.bias or graph.add(f"{DOMAIN}.no_bias.{rows}", np.zeros(rows, np.float32)),
+    ]
+    shape: dict[str, Any] = {"rows": rows, "columns": columns, "block": list(weight.block)}
+    kind = "SparseMatMul"
+    if product.conv is not None:
+        kind, shape = "SparseConv", shape | product.conv.attributes
+    found = activation(graph, product.y)
+    y, name = product.y, f"{label}.product.{product.y}"
+    if found is not None:
+        kind, y = kind + found.kind, found.y
+        graph.remove(found.nodes)
+    return [helper.make_node(kind, inputs, [y], name, domain=DOMAIN, **shape)]

@@ -1,0 +1,124 @@
+"""The kernels that can run a product. A kernel never changes what is computed, only how.
+
+A new implementation is a module with the functions of :class:`topkast.runtime.reference.products.DenseProducts` it
+speeds up, listed here with the case it fits. ``passes/aten/finish/choose_kernel.py`` asks :func:`candidates` and writes
+the chosen name into the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.native import convolution, densified, grouped, library, products
+from topkast.runtime.reference.products import REFERENCE, ConvArgs
+from topkast.runtime.reference.products import pack as reference_pack
+from topkast.runtime.reference.products import unpack as reference_unpack
+from topkast.runtime.triton import products as blocks
+from topkast.runtime.triton import single, transient
+
+PRODUCTS = (
+    *("spmm", "spmm_t", "sddmm"),
+    *("grouped_spmm", "grouped_spmm_t", "grouped_sddmm"),
+    *("conv", "conv_input_grad", "conv_weight_grad"),
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation.
+
+    Args:
+        name: as it stands in the graph and in the report.
+        products: where its functions are, under the products' names.
+        fits: (product, activations, geometry, arguments of a convolution or None) -> whether it can run that; the
+            activations may be fake.
+    """
+
+    name: str
+    products: Any
+    fits: Callable[[str, Tensor, Geometry, ConvArgs | None], bool]
+
+
+NATIVE = SimpleNamespace(
+    spmm=products.spmm,
+    spmm_t=products.spmm_t,
+    sddmm=products.sddmm,
+    grouped_spmm=grouped.grouped_spmm,
+    grouped_spmm_t=grouped.grouped_spmm_t,
+    grouped_sddmm=grouped.grouped_sddmm,
+    conv=convolution.conv,
+    conv_input_grad=convolution.conv_input_grad,
+    conv_weight_grad=convolution.conv_weight_grad,
+)
+
+
+def _native_fits(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs | None) -> bool:
+    if conv is None:
+        return products.fits(product, operand, geometry)
+    return library() is not None and convolution.refusal(operand, geometry, conv) is None
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in [
+        Kernel("triton", blocks, lambda product, x, geometry, conv: conv is None and blocks.fits(product, x, geometry)),
+        Kernel("csr", single, lambda product, x, geometry, conv: conv is None and single.fits(product, x, geometry)),
+        Kernel("native", NATIVE, _native_fits),
+        Kernel("transient", transient.TRANSIENT, lambda product, x, geometry, conv: transient.fits(x)),
+        Kernel("dense", densified.DENSE, lambda product, x, geometry, conv: densified.fits(x)),
+        Kernel("reference", REFERENCE, lambda product, x, geometry, conv: True),
+    ]
+}
+
+
+def candidates(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs | None = None) -> list[str]:
+    """Names of the kernels that fit, in the order of the table; never empty.
+
+    Args:
+        product: one of :data:`PRODUCTS`.
+        operand: the activations that it takes first (a fake tensor will do).
+        geometry: of the weight.
+        conv: the arguments of a convolution; None for the other products.
+    """
+    return [kernel.name for kernel in KERNELS.values() if kernel.fits(product, operand, geometry, conv)]
+
+
+def launch(kernel: str, product: str) -> Callable[..., Any]:
+    """The function that runs ``product``."""
+    return getattr(KERNELS[kernel].products, product)
+
+
+# The dense product on a W_A that somebody has to write: in native code, in Triton, or in plain PyTorch.
+DENSE = ("transient", "dense", "reference")
+
+
+def _dense(operand: Tensor) -> Any:
+    if transient.fits(operand):
+        return transient.TRANSIENT
+    return densified.DENSE if densified.fits(operand) else REFERENCE
+
+
+def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """W_A, dense, by the fastest way there is."""
+    return _dense(values).weight(values, index, geometry)
+
+
+def pack(x: Tensor, width: int) -> Tensor:
+    """Rows to tiles, by the fastest way there is."""
+    return (products.pack if densified.fits(x) and products.whole(width) else reference_pack)(x, width)
+
+
+def unpack(tiles: Tensor) -> Tensor:
+    """Tiles to rows, by the fastest way there is."""
+    return (products.unpack if densified.fits(tiles) and products.whole(tiles.shape[2]) else reference_unpack)(tiles)
+
+
+def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """A dense gradient sampled at B, by the fastest way there is."""
+    return _dense(grad).weight_grad(grad, index, geometry)

@@ -1,0 +1,218 @@
+"""The operators ``topkast::*``: schemas, shapes under fake tensors, and the gradient of ``weight``.
+
+``weight`` is what a module reads: W_A, dense, whose gradient is taken at B. It alone is differentiable; the products
+stand only in graphs that passes rewrote after differentiation, where they close over each other:
+
+    forward  spmm(x, W_A)      input gradient  spmm_t(dy, W_A)      weight gradient  sddmm(dy, x) at B
+
+``why`` says for the report why a dense weight is read at all; ``impl`` is the kernel that was chosen. Both are
+written into the graph, so they survive compile caches.
+
+Where ``widths`` is not empty, it says of a product's two activations (operand and result; dy and x) which are tiles
+[M / width, n, width] instead of rows [M, n] (0). Tiles are what the native kernels compute on: see ``keep_transposed``.
+``act`` is what ``spmm`` does to its result, as :func:`topkast.runtime.reference.products.activation` means it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkast.runtime.kernels.candidates import launch
+from topkast.runtime.kernels.candidates import pack as pack_rows
+from topkast.runtime.kernels.candidates import unpack as unpack_tiles
+from topkast.runtime.kernels.candidates import weight as dense_weight
+from topkast.runtime.kernels.candidates import weight_grad as gather_grad
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.observers import refuse_plain_export
+from topkast.runtime.reference import dense_gradient as gradient
+from topkast.runtime.reference.products import ConvArgs
+from topkast.runtime.state.registry import SITES, note
+
+_INDEX = "Tensor row_ptr, Tensor row_fwd, Tensor cols, Tensor key"
+_GEOMETRY = "int[] shape, int[] perm, int lead, int[] block"
+_CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
+_SPARSE = f"Tensor values, {_INDEX}, {_GEOMETRY}"
+
+SCHEMAS = {
+    "weight": f"({_SPARSE}, str why='eager') -> Tensor",
+    "weight_grad": f"(Tensor grad, {_INDEX}, {_GEOMETRY}, str why='eager') -> Tensor",
+    "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str impl='reference', int[] widths=[], str act='') -> Tensor",
+    "spmm_t": f"(Tensor dy, {_SPARSE}, str impl='reference', int[] widths=[]) -> Tensor",
+    "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str impl='reference', int[] widths=[]) -> Tensor",
+    "pack": "(Tensor x, int width) -> Tensor",
+    "unpack": "(Tensor tiles) -> Tensor",
+    "conv": f"(Tensor x, {_SPARSE}, Tensor? bias, {_CONV}, str impl='reference') -> Tensor",
+    "conv_input_grad": f"(Tensor dy, Tensor x, {_SPARSE}, {_CONV}, str impl='reference') -> Tensor",
+    "conv_weight_grad": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, {_CONV}, str impl='reference') -> Tensor",
+}
+
+_library = torch.library.Library("topkast", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+
+
+def _geometry(shape: list[int], perm: list[int], lead: int, block: list[int]) -> Geometry:
+    return _kept(tuple(shape), tuple(perm), lead, (block[0], block[1]))
+
+
+# A call of a small product should not spend its time on what a geometry computes about itself.
+_kept = functools.lru_cache(4096)(Geometry)
+
+
+def weight(values: Tensor, *rest: Any) -> Tensor:
+    row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
+    note(key, "read", "reference", why)
+    return dense_weight(values, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
+
+
+def pack(x: Tensor, width: int) -> Tensor:
+    return pack_rows(x, width)
+
+
+def unpack(tiles: Tensor) -> Tensor:
+    return unpack_tiles(tiles)
+
+
+def _given(*more: Any) -> tuple[Any, ...]:
+    """Tiles and activations, if any: only the kernel that can do with them has the arguments."""
+    return more if any(map(any, more)) else ()
+
+
+def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:
+    """Show the dense gradient to a method that grows by it."""
+    site = SITES.get(int(key))
+    if site is not None and site.method.watches:
+        site.method.see(site, rows())
+
+
+def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
+    row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
+    note(key, "read gradient", "reference", why)
+    geometry = _geometry(shape, perm, lead, block)
+    _watch(key, lambda: gradient.whole_rows(grad, geometry))
+    return gather_grad(grad, Index(row_ptr, row_fwd, cols), geometry)
+
+
+def spmm(
+    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
+):
+    note(key, "forward", impl)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(impl, "spmm")(x, values, index, geometry, bias, *_given(widths, act))
+
+
+def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+    note(key, "input gradient", impl)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(impl, "spmm_t")(dy, values, index, geometry, *_given(widths))
+
+
+def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+    note(key, "weight gradient", impl)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    taken, other = widths or (0, 0)
+    _watch(key, lambda: gradient.product_rows(unpack(dy) if taken else dy, unpack(x) if other else x))
+    return launch(impl, "sddmm")(dy, x, index, geometry, *_given(widths))
+
+
+def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl="reference"):
+    args, impl = args[:6], (*args, impl)[6]
+    note(key, "forward", impl)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(impl, "conv")(x, values, index, geometry, bias, ConvArgs(*args))
+
+
+def conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
+    args, impl = args[:6], (*args, impl)[6]
+    note(key, "input gradient", impl)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    return launch(impl, "conv_input_grad")(dy, x, values, index, geometry, ConvArgs(*args))
+
+
+def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
+    args, impl = args[:6], (*args, impl)[6]
+    note(key, "weight gradient", impl)
+    index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
+    _watch(key, lambda: gradient.conv_rows(dy, x, geometry, ConvArgs(*args)))
+    return launch(impl, "conv_weight_grad")(dy, x, index, geometry, ConvArgs(*args))
+
+
+def _fake_weight(values, row_ptr, row_fwd, cols, key, shape, *rest, **options):
+    refuse_plain_export(shape)
+    return values.new_empty(shape)
+
+
+def _fake_values(like: Tensor, cols: Tensor, block: list[int]) -> Tensor:
+    return like.new_empty(cols.shape[0] * block[0] * block[1])
+
+
+def _fake_weight_grad(grad, row_ptr, row_fwd, cols, key, shape, perm, lead, block, why="eager"):
+    return _fake_values(grad, cols, block)
+
+
+def _fake_pack(x, width):
+    return x.new_empty(x.shape[0] // width, x.shape[1], width)
+
+
+def _fake_unpack(tiles):
+    return tiles.new_empty(tiles.shape[0] * tiles.shape[2], tiles.shape[1])
+
+
+def _fake_result(operand: Tensor, n: int, taken: int, given: int) -> Tensor:
+    m = operand.shape[0] * ((taken and operand.shape[2]) or 1)
+    return operand.new_empty((m // given, n, given) if given else (m, n))
+
+
+def _fake_spmm(
+    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
+):
+    rows = _geometry(shape, perm, lead, block).rows
+    if any(widths):
+        return _fake_result(x, rows, *widths)
+    return x.new_empty(*x.shape[:-1], rows // x.shape[0] if x.dim() == 3 else rows)
+
+
+def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+    cols = _geometry(shape, perm, lead, block).cols
+    return _fake_result(dy, cols, *widths) if any(widths) else dy.new_empty(*dy.shape[:-1], cols)
+
+
+def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+    return _fake_values(dy, cols, block)
+
+
+# Convolutions choose their output's memory format from the operands: ask the dense operator for shape and strides.
+def _fake_conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl=""):
+    return torch.ops.aten.convolution(x, values.new_empty(shape), bias, *args[:6])
+
+
+def _fake_conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl=""):
+    mask = [True, False, False]
+    return torch.ops.aten.convolution_backward(dy, x, values.new_empty(shape), None, *args[:6], mask)[0]
+
+
+def _fake_conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl=""):
+    return _fake_values(dy, cols, block)
+
+
+for _name in SCHEMAS:
+    _library.impl(_name, globals()[_name], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"topkast::{_name}", globals()[f"_fake_{_name}"], lib=_library)
+
+
+def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # Saved as tensors, so that a refresh between forward and backward is an error and not a wrong gradient.
+    ctx.save_for_backward(*inputs[1:5])
+    ctx.geometry = inputs[5:9]
+
+
+def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.topkast.weight_grad(grad, *ctx.saved_tensors, *ctx.geometry), *[None] * 9
+
+
+torch.library.register_autograd("topkast::weight", _weight_backward, setup_context=_save_index, lib=_library)

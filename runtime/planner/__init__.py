@@ -1,0 +1,1 @@
+"""Which kernel runs a product fastest: measured once, remembered on disk."""

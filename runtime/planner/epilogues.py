@@ -1,0 +1,48 @@
+"""Whether a product with its activation inside is faster than the two after one another: measured once, remembered.
+
+``TOPKAST_EPILOGUE`` says otherwise: ``apart`` never fuses, ``fused`` always; so does ``measure``, the default, where
+``TOPKAST_KERNEL`` forbids to measure.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor
+
+from topkast.runtime.kernels.candidates import launch
+from topkast.runtime.reference.products import activation
+
+from . import plan as planner
+
+
+def setting() -> str:
+    """``TOPKAST_EPILOGUE``: "measure" unless set.
+
+    Raises:
+        ConfigError: it is not "measure", "apart" or "fused".
+    """
+    found = planner.read_setting("TOPKAST_EPILOGUE", "apart", "fused")
+    return "fused" if found == "measure" and planner.setting() != "measure" else found
+
+
+def pays(problem: planner.Problem, kernel: str) -> bool:
+    """Whether an ``spmm`` by that kernel is to apply ``problem.act`` itself."""
+    if setting() != "measure":
+        return setting() == "fused"
+    seconds = planner.remembered(problem.key, functools.partial(measure, problem, kernel))
+    return seconds["fused"] < seconds["apart"]
+
+
+def measure(problem: planner.Problem, kernel: str, seconds: float = 0.3) -> dict[str, float]:
+    """Median seconds of the product with its activation inside, and with PyTorch's after it."""
+    (x,), weight = planner.draw(problem)
+    spmm = functools.partial(launch(kernel, "spmm"), x, *weight, None)
+
+    def fused() -> Tensor:
+        return spmm(act=problem.act)
+
+    def apart() -> Tensor:
+        return activation(problem.act, spmm())
+
+    return planner.interleave({"fused": fused, "apart": apart}, seconds, problem.device)

@@ -1,0 +1,82 @@
+"""Whether products run faster on tiles than on rows: measured once, remembered beside the planner's other figures.
+
+``TOPKAST_LAYOUT`` says otherwise: ``rows`` never takes tiles, ``tiles`` takes them wherever a conversion falls away; so
+does ``measure``, the default, where ``TOPKAST_KERNEL`` forbids to measure.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+
+from topkast.runtime.layout import Geometry
+from topkast.runtime.native import products
+
+from . import plan as planner
+from .plan import Problem
+
+Conversion = tuple[int, int, int]  # rows, columns, width
+
+SECONDS = 0.3  # of one measurement: the difference is a few hundredths, so it takes longer than that of kernels
+
+
+def setting() -> str:
+    """``TOPKAST_LAYOUT``: "measure" unless set.
+
+    Raises:
+        ConfigError: it is not "measure", "rows" or "tiles".
+    """
+    found = planner.read_setting("TOPKAST_LAYOUT", "rows", "tiles")
+    return "tiles" if found == "measure" and planner.setting() != "measure" else found
+
+
+def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
+    """Whether a region of a graph is to run on tiles.
+
+    Args:
+        problems: its products, with their widths.
+        conversions: what must be packed or unpacked in addition, as passes of their own.
+    """
+    if setting() != "measure":
+        return setting() == "tiles"
+    found = [planner.remembered(one.key, functools.partial(measure, one)) for one in problems]
+    extra = sum(_conversion(*one) for one in conversions)
+    return sum(one["tiles"] for one in found) + extra < sum(one["rows"] for one in found)
+
+
+def measure(problem: Problem, seconds: float = SECONDS) -> dict[str, float]:
+    """Median seconds of a native product on rows, and with the operands tiles that ``problem.widths`` says."""
+    operands, weight = planner.draw(problem)
+    run, bias = getattr(products, problem.product), (None,) if problem.product == "spmm" else ()
+    taken = problem.widths if problem.product == "sddmm" else problem.widths[:1]
+    tiled = [products.pack(x, width) if width else x for x, width in zip(operands, taken, strict=True)]
+    calls: dict[str, Callable[[], object]] = {
+        "rows": functools.partial(run, *operands, *weight, *bias),
+        "tiles": functools.partial(run, *tiled, *weight, *bias, problem.widths),
+    }
+    return planner.interleave(calls, seconds)
+
+
+def _conversion(m: int, n: int, width: int) -> float:
+    """Seconds of packing, which are about those of unpacking."""
+    rows = ((m, n), (n, 1))
+    key = json.dumps(["pack", [rows], str(torch.float32), None, torch.get_num_threads(), [width]])
+
+    def measured() -> dict[str, float]:
+        x = torch.randn(m, n, device="cpu")
+        return planner.interleave({"tiles": lambda: products.pack(x, width)}, SECONDS / 3)
+
+    return planner.remembered(key, measured)["tiles"]
+
+
+def refusal(geometry: Geometry, m: int) -> str | None:
+    """Why the products of a weight with ``m`` rows of activations cannot run on tiles, or None."""
+    width = products.width(geometry)
+    if m == 0 or m % width:
+        return f"the rows of its activations are no multiple of {width}"
+    if geometry.rows % geometry.block[0] or geometry.cols % geometry.block[1]:
+        return "its blocks hang over the matrix's edge"
+    return None

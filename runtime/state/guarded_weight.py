@@ -1,0 +1,96 @@
+"""Eager code reads a sparse weight as a tensor that no one can write to in vain.
+
+W_A is put together anew at each read. A write into the tensor would be lost without a word, so a write raises. To
+assign ``weight.data``, as code that merges adapters does, replaces θ. ``requires_grad_`` is for the values.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from topkast.runtime.errors import ModelError
+from topkast.runtime.observers import under_observation
+
+if TYPE_CHECKING:
+    from .site import Site
+
+# How a weight is replaced; an end for errors of those who write into W_A.
+REPLACE = "topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
+ALLOWED = {"requires_grad_", "retain_grad", "share_memory_", "__setstate__"}
+# ``weight.data += delta`` computes on what ``weight.data`` gave, and then assigns the result.
+AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
+
+
+class SparseWeight(Tensor):
+    """W_A of a site, or ``.data`` of W_A: an ordinary tensor for all that reads, an error for all that writes."""
+
+    site: Site
+    is_data: bool
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        target = _target(args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            if target is not None:
+                site = target.site
+                if func == _DATA.__get__:
+                    return guard(func(*args, **kwargs), site, is_data=True)
+                if func == _DATA.__set__:
+                    return site.load_theta(args[1].detach())
+                if name == "requires_grad_" or func == _REQUIRES_GRAD.__set__:
+                    site.original.requires_grad_(*args[1:], **kwargs)
+                    return target
+                if _writes(name, kwargs) and not (target.is_data and name in AUGMENTED):
+                    raise ModelError(
+                        f"{site.name}: {name or 'a write'} into a sparse weight: what was read is W_A, put together "
+                        f"for this read, so the write would be lost; {REPLACE} replaces the weight"
+                    )
+            return func(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As a plain tensor."""
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        plain = self.as_subclass(Tensor)
+        twin = plain.__deepcopy__(memo)
+        del memo[id(plain)]  # the number of an object that ends here: the next one to get it would be taken for a copy
+        memo[id(self)] = twin = twin
+        return twin
+
+
+_DATA: Any = Tensor.data
+_REQUIRES_GRAD: Any = Tensor.requires_grad
+
+
+def guard(weight: Tensor, site: Site, is_data: bool = False) -> Tensor:
+    """The tensor as one that refuses writes; as it is while somebody traces or transforms operators.
+
+    Args:
+        weight: W_A of the site, dense.
+        site: what is told of an assignment to ``data``.
+        is_data: whether the tensor is what ``weight.data`` gave.
+    """
+    if type(weight) is not Tensor or under_observation() or torch._C._len_torch_function_stack() > 0:
+        return weight
+    guarded = weight.as_subclass(SparseWeight)
+    guarded.site, guarded.is_data = site, is_data
+    return guarded
+
+
+def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> SparseWeight | None:
+    """The weight that a call would write to, if the call is one that writes."""
+    first = kwargs["out"] if "out" in kwargs else args[0] if args else next(iter(kwargs.values()), None)
+    several = first if isinstance(first, (list, tuple)) else [first]
+    return next((one for one in several if isinstance(one, SparseWeight)), None)
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    if "out" in kwargs or name in ("__setitem__", *AUGMENTED):
+        return True
+    return name.endswith("_") and not name.endswith("__") and name not in ALLOWED

@@ -1,0 +1,61 @@
+"""The tensors of an index in a state dict: who averages them gets an error that names what can be averaged.
+
+Columns are 16-bit unsigned numbers, for which torch has no arithmetic; its own error says no more than that. With wider
+columns arithmetic would run, and give columns of other weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkast.runtime.errors import CheckpointError
+
+WHAT_TO_AVERAGE = (
+    "the positions of sparse weights cannot be averaged or scaled; average topkast.dense_state_dict(model), or use "
+    "topkast.averaged(model)"
+)
+_OPERATIONS = {"add", "sub", "subtract", "mul", "multiply", "div", "divide", "truediv", "true_divide", "floordiv"}
+_OPERATIONS |= {"floor_divide", "lerp", "mean", "addcmul", "addcdiv", "mod", "pow", "neg"}
+ARITHMETIC = {prefix + name for name in _OPERATIONS for prefix in ("", "i", "r", "foreach_")}
+
+
+class SavedIndex(Tensor):
+    """A tensor of an index: plain for whoever stores, moves or compares it, an error for arithmetic. A copy of it is
+    one too; a file or another process gets a plain tensor."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.strip("_") in ARITHMETIC:
+            raise CheckpointError(f"{name} of an index in a state dict: {WHAT_TO_AVERAGE}")
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **(kwargs or {}))
+        return as_saved(found) if type(found) is Tensor and _is_index(found) else found
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As a plain tensor."""
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        plain = self.as_subclass(Tensor)
+        twin = plain.__deepcopy__(memo)
+        del memo[id(plain)]  # the number of an object that ends here: the next one to get it would be taken for a copy
+        memo[id(self)] = twin = as_saved(twin)
+        return twin
+
+
+def as_saved(tensor: Tensor) -> Tensor:
+    """A tensor of an index as a state dict holds it; it shares its memory."""
+    return tensor.as_subclass(SavedIndex)
+
+
+def as_plain(tensor: Tensor) -> Tensor:
+    """The tensor as a site may hold it."""
+    return tensor.as_subclass(Tensor) if isinstance(tensor, SavedIndex) else tensor
+
+
+def _is_index(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.uint16, torch.int32, torch.int64) and tensor.dim() > 0

@@ -1,0 +1,1 @@
+"""What makes an unchanged training loop a sparse one: hooks of optimizers, their probe, the exploration penalty."""

@@ -1,0 +1,66 @@
+"""Data parallel training: every rank starts from the sites of rank 0, and from then on chooses the same sets itself.
+
+``DistributedDataParallel`` broadcasts parameters and buffers when it is made, and buffers again in each forward. Ours
+need not be sent again: equal θ gives equal sets on every rank. Some it could not send at all (columns are 16-bit
+integers), others are no buffers (the clock, the seed, a reservoir in host memory).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from topkast.runtime.errors import ModelError
+from topkast.runtime.layout import Index
+from topkast.runtime.state.background import known
+from topkast.runtime.state.index_check import note
+from topkast.runtime.state.site import Site
+
+PART = 2**26  # bytes sent at once
+
+
+def equalise(parallel: DistributedDataParallel, model: nn.Module) -> None:
+    """Called on all ranks while ``parallel`` is made of ``model``, before it sends its own part.
+
+    Raises:
+        ModelError: on every rank, if the ranks' models are not sparse in the same way, or grow by what only one rank
+            has seen.
+    """
+    found = {path: module for path, module in model.named_modules() if isinstance(module, Site)}
+    parallel.parameters_to_ignore |= {f"{path}.{name}" for path, site in found.items() for name in site._buffers}
+    group = parallel.process_group
+    ranks: list[Any] = [None] * dist.get_world_size(group)
+    own = [(s.name, s.geometry, s.n_fwd, s.n_bwd, replace(s.rule, seed=0)) for s in found.values()]
+    clocks = [(s.step, s.refreshed_at, s.rule.seed, s.pending and s.pending.step) for s in found.values()]
+    dist.all_gather_object(ranks, (own, clocks), group=group)
+    for rank, (other, _) in enumerate(ranks):
+        if other != ranks[0][0]:
+            raise ModelError(f"model: rank {rank} was converted with other arguments, or is another model, than rank 0")
+    if len(ranks) > 1 and any(site.method.watches for site in found.values()):
+        raise ModelError("model: method='rigl': each process would grow by its own gradient, so sets would part ways")
+    first = dist.get_rank(group) == 0
+    for site, (step, refreshed_at, seed, asked) in zip(found.values(), ranks[0][1], strict=True):
+        if not first:
+            site.forget()
+        site.step, site.refreshed_at, site.rule = step, refreshed_at, replace(site.rule, seed=seed)
+        # Copies: a copy of the model may share the tensors of a choice.
+        chosen = [] if asked is None else [tensor.clone() for tensor in site.prepared().values()]
+        for tensor in (*site.index, site.ever, site.reservoir, *chosen):
+            _send(tensor, site.original.device, group)
+        note(site)
+        if asked is not None and not first:
+            site.pending = known(site.name, asked, Index(*chosen))
+
+
+def _send(tensor: Tensor, device: torch.device, group: Any) -> None:
+    """Rank 0's bytes to all, by way of the device that the group can send from."""
+    for part in tensor.view(-1).view(torch.uint8).split(PART) if tensor.numel() else ():
+        there = part.to(device)
+        dist.broadcast(there, group=group, group_src=0)
+        if there is not part:
+            part.copy_(there)

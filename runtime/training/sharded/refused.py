@@ -1,0 +1,124 @@
+"""Ways to train on several devices that would give each of them sets of its own: refused before anything has changed.
+
+Whatever cuts a model's parameters into pieces asks each module about itself first, and a site's answer is the error. A
+name that is asked for by anybody else is one that is not there, as in any module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from topkast.runtime.errors import ModelError, OptimizerError
+
+INSTEAD = "use torch.nn.parallel.DistributedDataParallel, without join(), and an optimizer of torch.optim"
+
+# Who asks a module for its registry before taking it apart, and for whom.
+ASKERS = {
+    "_is_composable_with_fsdp": "fully_shard",
+    "is_composable_with_replicate": "replicate",
+    "_is_fully_sharded": "replicate",
+    "_get_ignored_modules": "FullyShardedDataParallel",
+    "distribute_module": "parallelize_module",
+}
+
+
+class Whole:
+    """What a site answers, and with it the module that owns it, to those that would take it apart."""
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        refuse("nn.DataParallel")
+
+
+def _answer(self: nn.Module) -> Any:
+    frame: Any = sys._getframe(1)
+    # The one that reads the name, and two that helpers of torch may stand between.
+    for _ in range(3):
+        if frame is not None and frame.f_code.co_name in ASKERS:
+            refuse(ASKERS[frame.f_code.co_name])
+        frame = frame and frame.f_back
+    raise AttributeError("not there")
+
+
+def keep_whole(kind: type) -> None:
+    """Let modules of this class refuse to be distributed."""
+    kind._distribute_module_applied = property(_answer)  # type: ignore[attr-defined]
+    if torch.distributed.is_available():
+        from torch.distributed._composable.contract import REGISTRY_KEY
+
+        setattr(kind, REGISTRY_KEY, property(_answer))
+
+
+def refuse(tool: str) -> NoReturn:
+    """Raises: ModelError, always."""
+    raise ModelError(
+        f"model: converted by topkast, and {tool} would give each process or device its own sets; {INSTEAD}"
+    )
+
+
+def refuse_optimizer(optimizer: Any) -> None:
+    """Raise OptimizerError for an optimizer that makes the steps of different weights on different ranks."""
+    loaded = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    if loaded is not None and isinstance(optimizer, loaded.ZeroRedundancyOptimizer):
+        raise OptimizerError(
+            "ZeroRedundancyOptimizer: each process makes the steps of some of the weights only, so their sets would "
+            f"part ways; {INSTEAD}"
+        )
+
+
+def refuse_uneven(parallel: DistributedDataParallel) -> None:
+    """Let a wrapper of a converted model refuse ``join()`` and hooks that make an optimizer's steps."""
+    # Attributes of the object: a program that joins a dense model in the same process is none of our business.
+    parallel.join = functools.partial(_join, parallel)  # type: ignore[method-assign]
+    parallel.join_hook = _join_hook  # type: ignore[method-assign]
+    parallel.register_comm_hook = functools.partial(_register_comm_hook, parallel)  # type: ignore[method-assign]
+
+
+def _join(parallel: DistributedDataParallel, *args: Any, **options: Any) -> Any:
+    if options.get("enable", args[1] if len(args) > 1 else True):
+        return DistributedDataParallel.join(parallel, *args, **options)
+    return contextlib.nullcontext()
+
+
+def _join_hook(**options: Any) -> NoReturn:
+    raise ModelError(
+        "join: a process that has no inputs left makes no steps, so its sets would part from the others'; "
+        f"give every process as many inputs (drop_last, or a sampler that fills up); {INSTEAD}"
+    )
+
+
+def _register_comm_hook(parallel: DistributedDataParallel, state: Any, hook: Callable[..., Any]) -> None:
+    for cell in getattr(hook, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            refuse_optimizer(cell.cell_contents)
+    DistributedDataParallel.register_comm_hook(parallel, state, hook)
+
+
+def parallel_already(parameters: Iterable[nn.Parameter]) -> str | None:
+    """The tool that trains some of these on several ranks already, None if there is none.
+
+    It has buckets, or pieces, for the parameters as they are. A wrapper is not known to what it wraps: it is looked for
+    among all objects, in programs of several processes only.
+    """
+    parameters = list(parameters)
+    if any(hasattr(parameter, "_fsdp_flattened") for parameter in parameters):
+        return "FullyShardedDataParallel"
+    held = set(map(id, parameters))
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and _wrapped(held):
+        gc.collect()  # one that nobody holds any more may be there still
+        if _wrapped(held):
+            return "DistributedDataParallel"
+    return None
+
+
+def _wrapped(held: set[int]) -> bool:
+    wrappers = [one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel)]
+    return any(id(parameter) in held for one in wrappers for parameter in one.parameters())

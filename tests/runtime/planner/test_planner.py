@@ -1,0 +1,111 @@
+"""The planner measures, remembers, can be overruled, and tells the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import topkast
+from topkast.runtime import native
+from topkast.runtime.layout import Geometry
+from topkast.runtime.planner import plan as planner
+from topkast.runtime.reference.products import ConvArgs
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
+PROBLEM = planner.Problem(
+    "spmm", (((16, 64), (64, 1)),), torch.float32, Geometry((96, 64), (0, 1), 1, (4, 1)), 150, 300, 1
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TOPKAST_CACHE", str(tmp_path))
+    monkeypatch.setenv("TOPKAST_KERNEL", "measure")
+    return tmp_path / "kernels.json"
+
+
+@pytest.mark.parametrize("product, second", [("spmm", None), ("spmm_t", None), ("sddmm", ((16, 64), (64, 1)))])
+def test_measures_every_candidate(product: str, second: planner.Layout | None) -> None:
+    operands = (((16, 96 if product != "spmm" else 64), (1, 16)), *([second] if second else []))
+    problem = planner.Problem(product, operands, torch.float32, PROBLEM.geometry, 150, 300, 1)
+    found = planner.measure(problem, ["native", "dense"], 0.01)
+    assert set(found) == {"native", "dense"} and all(0 < seconds < 1 for seconds in found.values())
+
+
+@pytest.mark.parametrize("product", ["conv", "conv_input_grad", "conv_weight_grad"])
+def test_measures_convolutions(product: str) -> None:
+    geometry, conv = (
+        Geometry((16, 6, 3, 3), (0, 1, 2, 3), 1, (4, 1)),
+        ConvArgs([2, 2], [1, 1], [1, 1], False, [0, 0], 1),
+    )
+    x, dy = ((8, 6, 9, 7), (378, 1, 42, 6)), ((8, 16, 5, 4), (320, 20, 4, 1))
+    operands = (x,) if product == "conv" else (dy, x)
+    problem = planner.Problem(product, operands, torch.float32, geometry, 20, 40, 1, conv=conv)
+    assert problem.key != dataclasses.replace(problem, conv=conv._replace(padding=[0, 0])).key
+    found = planner.measure(problem, ["native", "dense"], 0.01)
+    assert set(found) == {"native", "dense"} and all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_the_report_names_the_images_of_a_convolution() -> None:
+    model = topkast.compile(nn.Conv2d(6, 16, 3), 0.9, 0.8, backend="aot_eager", min_size=20, include="weight")
+    model(torch.randn(8, 6, 9, 7)).sum().backward()
+    report = topkast.report(model)
+    shapes = {entry["product"]: entry["shape"] for entry in report.sites[0]["measured"]}
+    assert shapes == {"conv": [8, 6, 9, 7], "conv_weight_grad": [8, 16, 7, 5]}
+    assert "conv of 8×6×9×7: " in str(report)
+
+
+def test_takes_the_faster_and_remembers_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def measured(problem: planner.Problem, names: list[str]) -> dict[str, float]:
+        calls.append(names)
+        return {"native": 2.0, "dense": 1.0}
+
+    monkeypatch.setattr(planner, "measure", measured)
+    assert planner.choose(PROBLEM) == "dense" == planner.choose(PROBLEM)
+    assert calls == [["native", "dense"]]
+    planner._known.clear()  # another process
+    assert planner.choose(PROBLEM) == "dense" and len(calls) == 1
+    stored = json.loads(cache.read_text())[planner.machine()]
+    assert stored == {PROBLEM.key: {"native": 2.0, "dense": 1.0}}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_broken_cache_is_measured_again(cache: Path, content: str) -> None:
+    cache.write_text(content)
+    planner._known.clear()
+    assert planner.choose(PROBLEM) in ("native", "dense")
+    assert planner.machine() in json.loads(cache.read_text())
+
+
+@pytest.mark.parametrize("setting, chosen", [("first", "native"), ("dense", "dense"), ("native", "native")])
+def test_can_be_overruled(setting: str, chosen: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPKAST_KERNEL", setting)
+    assert planner.choose(PROBLEM) == chosen and not cache.exists()
+
+
+def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPKAST_KERNEL", "fastest")
+    with pytest.raises(
+        topkast.ConfigError, match="TOPKAST_KERNEL='fastest': must be one of measure, first, triton, csr, native"
+    ):
+        planner.choose(PROBLEM)
+
+
+def test_the_report_shows_what_was_measured() -> None:
+    model = topkast.compile(nn.Linear(64, 96), 0.9, 0.8, backend="aot_eager", min_size=20)
+    model(torch.randn(16, 64)).sum().backward()
+    report = topkast.report(model)
+    (row,) = report.sites
+    assert {entry["product"] for entry in row["measured"]} == {"spmm", "sddmm"}
+    for entry in row["measured"]:
+        assert entry["chosen"] == min(entry["seconds"], key=entry["seconds"].get)
+        assert entry["shape"][0] == 16 and set(entry["seconds"]) == {"native", "dense"}
+    assert "is faster here" in str(report)
+    json.dumps(report.to_dict())

@@ -1,0 +1,1 @@
+"""What tests share: the oracle, the budget, models, ways of training."""

@@ -1,0 +1,192 @@
+"""The study's figures: estimates, rows at their best rate, tables, and the report that is kept in the repository."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from topkast.tools.common.places import README
+from topkast.tools.study import __main__ as study
+from topkast.tools.study.dense import caption
+from topkast.tools.study.grid import Point, read_grid
+from topkast.tools.study.report import MARKS, about, summary, tables, with_summary
+from topkast.tools.study.rows import Row, compared, estimate, rows
+from topkast.tools.study.run import Run, StudyError, canonical
+from topkast.tools.study.store import read
+from topkast.tools.study.table import sheets
+from topkast.tools.study.times import Times, key_of, read_times
+from topkast.tools.study.topology import WAYS, topology
+
+COMMON: dict[str, Any] = {"task": "digits", "steps": 1, "batch": 1, "lr": 0.1}
+
+
+def test_estimate() -> None:
+    """Against the textbook: n = 4, t = 3.182."""
+    found = estimate([1.0, 2.0, 3.0, 4.0])
+    assert (found.mean, found.count) == (2.5, 4)
+    assert found.deviation == pytest.approx(math.sqrt(5 / 3))
+    assert found.half == pytest.approx(3.182446 * found.deviation / 2, rel=1e-6)
+    assert math.isnan(estimate([1.0]).half) and str(estimate([1.0])) == "1.000"
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """An arm that is better by 1 on every seed is so without doubt, however far the seeds lie apart."""
+    grid, held = [], {}
+    for seed in range(3):
+        for arm, method, shift in (("a", "dense", 0.0), ("b", "static", -1.0)):
+            run = canonical(Run(method=method, seed=seed, **COMMON))
+            grid.append(Point(arm, (), run, 1))
+            held[run.key] = result(10.0 * seed + shift)
+    first, second = rows(grid, held, Times())
+    gap = second.against(first)
+    assert gap is not None and (gap.mean, gap.deviation, gap.half) == (-1.0, 0.0, 0.0)
+
+
+def result(quality: float | None) -> dict[str, Any]:
+    return {"quality": quality, "flops": 0.5, "bytes": 2e6}
+
+
+def two_rates(qualities: dict[float, list[float | None]], times: Times) -> Row:
+    """The row of one arm whose runs end so at each rate."""
+    grid, held = [], {}
+    for lr, ends in qualities.items():
+        for seed, end in enumerate(ends):
+            run = canonical(Run(method="topkast", seed=seed, **COMMON | {"lr": lr, "steps": 10}))
+            grid.append(Point("topkast", (), run, 5))
+            held[run.key] = result(end)
+    (row,) = rows(grid, held, times)
+    return row
+
+
+def test_an_arm_is_shown_at_its_best_rate() -> None:
+    row = two_rates({0.1: [3.0, 4.0], 0.2: [2.0, 3.0], 0.4: [1.0, None]}, Times())
+    assert (row.lr, row.rates, row.qualities, row.diverged) == (0.2, 3, {0: 2.0, 1: 3.0}, 0)
+    assert row.costs == {"density": pytest.approx(0.1), "flops": 1.0, "bytes": 2e6}  # 10 steps, in dense runs of 5
+    (sheet,) = sheets([row], "topkast")
+    assert "at the rate with its best mean" in sheet.title and sheet.lines[0][1] == "0.2 of 3"
+    assert (
+        sheet.markdown().splitlines()[4].startswith("| topkast | 0.2 of 3 | 10 | 2 | 2.500 ± 0.707 [-3.853, 8.853] |")
+    )
+
+
+def test_a_rate_is_not_best_for_one_lucky_seed() -> None:
+    grid, held = [], {}
+    for lr, ends in ((0.1, (3.0, 4.0)), (0.2, (1.0,))):
+        for seed in range(2):
+            run = canonical(Run(method="topkast", seed=seed, **COMMON | {"lr": lr}))
+            grid.append(Point("topkast", (), run, 1))
+            if seed < len(ends):
+                held[run.key] = result(ends[seed])
+    (row,) = rows(grid, held, Times())
+    assert (row.lr, row.missing) == (0.1, 0)
+
+
+def test_differences_say_over_how_many_seeds_and_means_how_many_diverged() -> None:
+    grid, held = [], {}
+    for arm, method, ends in (("topkast", "topkast", (1.0, None)), ("dense", "dense", (2.0, 3.0))):
+        for seed, end in enumerate(ends):
+            run = canonical(Run(method=method, seed=seed, **COMMON))
+            grid.append(Point(arm, (), run, 1))
+            held[run.key] = result(end)
+    found = rows(grid, held, Times())
+    assert sheets(found, "topkast")[0].lines[1][5] == "+1.000, n = 1"
+    assert summary(found).lines[0][:2] == ["topkast", "1.00, n = 1 (1 diverged)"]
+
+
+def test_measured_time_is_a_cost_where_it_is_known() -> None:
+    run = canonical(Run(method="topkast", **COMMON))
+    entry = {"ratio": {"median": 0.5}, "seconds": {"dense": 2.0}, "refresh": 0.0}
+    row = two_rates({0.1: [1.0]}, Times({}, {key_of(run): entry}))
+    assert row.costs["time"] == 10 * 0.5 * 2.0
+    assert sheets([row], "topkast")[0].lines[0][-1] == "10.00"
+
+
+def test_only_what_can_be_compared_is_reported() -> None:
+    runs = {arm: canonical(Run(method=arm, **COMMON)) for arm in ("dense", "topkast", "static")}
+    grid = [Point(arm, (), run, 1) for arm, run in runs.items()]
+    held = {runs["dense"].key: result(1.0)}
+    assert compared(rows(grid, held, Times())) == []
+    held[runs["static"].key] = result(None)
+    found = compared(rows(grid, held, Times()))
+    assert [row.arm for row in found] == ["dense", "topkast", "static"]
+    lines = summary(found).lines
+    assert lines == [
+        ["dense", "1.00, n = 1", "1.00", "1.00"],
+        ["topkast", "not run", "-", "-"],
+        ["static", "diverged", "1.00", "1.00"],
+    ]
+
+
+def test_a_table_with_dense_says_what_holds_dense_back() -> None:
+    def said(task: str, steps: int, *arms: str) -> str:
+        found = [
+            Row(arm, (("task", task),), 0.01, 1, steps, {0: 1.0}, 0, 0, {"flops": 1.0, "bytes": 1.0}, 1) for arm in arms
+        ]
+        (sheet,) = sheets(found, "topkast")
+        assert sheet.note == caption(found) and summary(found).note == sheet.note
+        assert sheet.markdown().endswith(f" |\n\n{sheet.note}\n" if sheet.note else " |\n")
+        return sheet.note
+
+    short, long = said("bytes", 300, "topkast", "dense"), said("bytes", 1500, "dense", "gmp")
+    assert "one learning rate, 0.01" in short and "0.118 ± 0.098 better" in short and "gmp" not in short
+    assert "0.169 ± 0.032" in long and "gmp is likely under-tuned" in long
+    assert "not tried here" in said("digits", 200, "dense", "small-dense", "gmp")
+
+
+def test_what_is_in_the_repository_is_what_the_results_give() -> None:
+    """`python -m topkast.tools.study report` mends it."""
+    held, times = read(study.FOLDER / "runs.jsonl"), read_times(study.FOLDER / "times.json")
+    made = tables(study.HERE / "grids", held, times, study.FOLDER / "topology")
+    assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
+    rivals = rows(read_grid(study.grid_path(study.SUMMARY), times), held, times)
+    readme = README.read_text(encoding="utf-8")
+    assert with_summary(readme, rivals) == readme
+    assert "| topkast |" in readme.split(MARKS[0])[1].split(MARKS[1])[0]
+
+
+def test_a_report_takes_old_pictures_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grids").mkdir()
+    grids = study.HERE / "grids"
+    monkeypatch.setattr(study, "HERE", tmp_path)
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.setattr(study, "README", tmp_path / "README.md")
+    for name in ("rivals", study.SUMMARY):  # the second is like the first
+        (tmp_path / "grids" / f"{name}.toml").write_text((grids / f"{name}.toml").read_text())
+    (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}\n{MARKS[1]}\nafter\n")
+    (tmp_path / "gone.png").touch()
+    assert study.main(["report", "--results", str(tmp_path / "no.jsonl"), "--times", str(tmp_path / "no.json")]) == 0
+    assert "`rivals`" in (tmp_path / "TABLES.md").read_text() and not list(tmp_path.glob("*.png"))
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "| topkast | not run |" in readme
+
+
+def test_a_readme_without_its_marks_is_refused() -> None:
+    for text in ("", f"{MARKS[1]}\n{MARKS[0]}\n", f"{MARKS[0]}\n{MARKS[0]}\n{MARKS[1]}\n"):
+        with pytest.raises(StudyError, match=r"README.md: must have the lines"):
+            with_summary(text, [])
+
+
+def test_topology_over_pairs_of_seeds(tmp_path: Path) -> None:
+    assert topology(tmp_path) == ""
+    arguments = dict.fromkeys(("model", "steps", "fwd", "bwd", "block", "refresh_every"), "1")
+    for seed, matched in ((0, 0.5), (2, 0.7)):
+        ways = {way: {"forward": 0.9} for way in WAYS} | {"matched": {"forward": matched}}
+        found = {"arguments": arguments | {"seed": str(seed)}, "between seeds": {"start": ways, "end": ways}}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(found))
+    end = topology(tmp_path).splitlines()[-1]
+    assert end.startswith("| end | 0.900 ± 0.000 [0.900, 0.900] | 0.600 ± 0.141 [") and "| -0.300 ± 0.141 [" in end
+    (tmp_path / "4.json").write_text(json.dumps(found | {"arguments": arguments | {"model": "2"}}))
+    with pytest.raises(StudyError, match=r"4.json: other arguments than 0.json's"):
+        topology(tmp_path)
+    (tmp_path / "4.json").write_text("{}")
+    with pytest.raises(StudyError, match=r"a file that tools/study/mask_dynamics.py did not write"):
+        topology(tmp_path)
+
+
+def test_a_grid_says_what_it_is_about() -> None:
+    for path in (study.HERE / "grids").glob("*.toml"):
+        assert about(path).strip().endswith((".", "?")), path

@@ -1,0 +1,1 @@
+"""What several tools share: measuring in pairs, text, arguments, results."""

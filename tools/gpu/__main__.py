@@ -1,0 +1,89 @@
+"""The parts of tools/gpu/gpu.sh, each in a process of its own: one that fails, hangs or fills memory costs only
+itself."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from topkast.tools.common.places import RESULTS
+from topkast.tools.common.results import CONSOLE, machine, write
+
+# name -> module, function, seconds it may take, whether it is run unasked
+PARTS = {
+    "hardware": ("hardware", "run", 40, True),
+    "correct": ("correct", "run", 150, True),
+    "products": ("products", "run_products", 100, True),
+    "single": ("products", "run_single", 30, True),
+    "steps": ("steps", "run", 160, True),
+    "decode": ("products", "run_decode", 50, True),
+    "large": ("large_model", "run", 100, True),
+    "headline": ("large_model", "run_headline", 560, False),
+}
+TOTAL = 530  # seconds, of all parts together
+
+Row = dict[str, Any]
+
+
+def work(name: str, dry: bool, path: Path) -> None:
+    """Run one part; every row it finds is on the disk at once."""
+    module, function, _, _ = PARTS[name]
+    with path.open("a") as file:
+
+        def add(row: Row) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            CONSOLE.print(f"  {name}: {json.dumps(row)}", highlight=False, soft_wrap=True)
+
+        try:
+            getattr(importlib.import_module(f"topkast.tools.gpu.{module}"), function)(dry, add)
+        except BaseException:
+            add({"error": traceback.format_exc()[-3000:]})
+            raise
+
+
+def supervise(name: str, dry: bool, path: Path, limit: float) -> Row:
+    """Run one part for at most ``limit`` seconds; what it found, and how it ended."""
+    start = time.perf_counter()
+    child = multiprocessing.get_context("fork").Process(target=work, args=(name, dry, path))
+    child.start()
+    child.join(limit)
+    ended = "complete" if child.exitcode == 0 else f"failed, exit code {child.exitcode}"
+    if child.exitcode is None:
+        ended = f"stopped after {limit:.0f} s"
+        child.kill()
+        child.join()
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    CONSOLE.print(f"{name}: {ended}, {len(rows)} rows, {time.perf_counter() - start:.0f} s", highlight=False)
+    return {"ended": ended, "seconds": round(time.perf_counter() - start, 1), "rows": rows}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dry", action="store_true", help="toy sizes, on the CPU")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="unset: all but the headline")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    # This process must not touch CUDA, or its children could not.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    unasked = [name for name, part in PARTS.items() if part[3] or args.dry]
+    facts, found = machine(), {}
+    end = time.monotonic() + max(TOTAL, *(PARTS[name][2] for name in args.parts or unasked))
+    scratch = Path(os.environ["TOPKAST_CACHE"])
+    for name in args.parts or unasked:
+        limit = min(PARTS[name][2], end - time.monotonic())
+        found[name] = supervise(name, args.dry, scratch / f"{name}.jsonl", max(1.0, limit))
+        write(args.out / ("gpu-dry.json" if args.dry else "gpu.json"), facts, {"dry": args.dry}, {"parts": found})
+    return 0 if all(part["ended"] == "complete" for part in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Does it learn? ``python -m topkast.tools.study --help``."""

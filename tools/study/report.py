@@ -1,0 +1,101 @@
+"""All grids at once: TABLES.md, their pictures, and the table of the README, from the files of results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .dense import caption
+from .grid import read_grid
+from .rows import Row, compared, estimate, rows
+from .run import StudyError
+from .store import Results
+from .table import Sheet, sheets
+from .tasks import task_of
+from .times import Times
+from .topology import topology
+
+MARKS = "<!-- study: made by `python -m topkast.tools.study report` -->", "<!-- study: end -->"
+HEAD = """# Tables of the study
+
+Made by `python -m topkast.tools.study report` from `runs.jsonl` and `times.json`; nothing here is written by hand.
+Lower is better in every quality. A figure is a mean over seeds, its standard deviation and the 95 % interval of the
+mean (Student's t); the difference from an arm is taken seed by seed, over the seeds that ended well in both, with half
+the width of its interval. Seeds that diverged (a loss that is not finite) or were not run are counted, and in no mean.
+An arm that had several rates is shown at the best of them, chosen by these same figures: that favours arms that had
+more rates, and makes intervals somewhat too narrow. Each interval is for its figure alone, none is corrected for how
+many there are. FLOPs are those of the products of weights that can be sparse. Measured time is steps x the median ratio
+of the compiled step to the compiled dense one (one thread, with its share of the refreshes) x the dense step; a dash:
+not measured.
+
+**Dense arms have one learning rate for all their parameters**, small-dense and gradual pruning (gmp) too. It is the one
+that their matrices bear, and it is low for norms, embeddings and biases, which in sparse arms have 16e-3 and more on
+the bytes. About half of what dense is behind default Top-KAST there at 300 steps comes from that. The lines below each
+table with dense say what a trial with split rates gave.
+"""
+
+
+def tables(folder: Path, held: Results, times: Times, pairs: Path) -> str:
+    """TABLES.md: each grid of ``folder`` with something to compare, under its own first lines; the table of the files
+    in ``pairs``; and the grids without."""
+    parts, without = [HEAD], []
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            found = rows(read_grid(path, times), held, times)
+        except StudyError as error:
+            without.append(f"`{path.stem}` ({str(error).removeprefix(f'{path}: ')})")
+            continue
+        if not (found := compared(found)):
+            without.append(f"`{path.stem}`")
+            continue
+        made = [f"\n{sheet.markdown()}" for sheet in sheets(found, "topkast")]
+        parts += [f"\n## {path.stem}\n\n{about(path)}\n", *made]
+    parts.append(topology(pairs))
+    if without:
+        parts.append(f"\n## Not run\n\n{', '.join(without)}\n")
+    return "".join(parts)
+
+
+def about(path: Path) -> str:
+    """The comment at the top of a grid."""
+    lines = path.read_text().splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def summary(found: Sequence[Row]) -> Sheet:
+    """The README's table: an arm a line, a task a column; the order and the costs are those of the first task."""
+    tasks = list(dict.fromkeys(row.task for row in found))
+    by_place = {(row.arm, row.task): row for row in found}
+    dense = by_place["dense", tasks[0]].costs
+    headings = ["", *(f"{task}: {task_of(task).quality}" for task in tasks), "FLOPs", "bytes"]
+    lines = []
+    for row in sorted((row for row in found if row.task == tasks[0]), key=Row.mean):
+        each = [_short(by_place[row.arm, task]) for task in tasks]
+        both = dense and row.costs
+        costs = [f"{row.costs[name] / dense[name]:.2f}" if both else "-" for name in ("flops", "bytes")]
+        lines.append([row.arm, *each, *costs])
+    return Sheet("", headings, lines, caption([row for row in found if row.task == tasks[0]]))
+
+
+def _short(row: Row) -> str:
+    if not row.qualities:
+        return "diverged" if row.diverged else "not run"
+    found = estimate(list(row.qualities.values()))
+    figure = f"{found.mean:.2f}"
+    if found.count > 1:
+        figure += f" [{found.mean - found.half:.2f}, {found.mean + found.half:.2f}]"
+    return figure + f", n = {found.count}" + f" ({row.diverged} diverged)" * bool(row.diverged)
+
+
+def with_summary(readme: str, found: Sequence[Row]) -> str:
+    """The README with its table put anew between the marks.
+
+    Raises:
+        StudyError: the marks are not there, once each and in their order.
+    """
+    first, last = MARKS
+    if readme.count(first) != 1 or readme.count(last) != 1 or readme.index(first) > readme.index(last):
+        raise StudyError(f"README.md: must have the lines {first} and {last}, once each")
+    before, rest = readme.split(first)
+    return f"{before}{first}\n\n{summary(found).markdown()}\n{last}{rest.split(last)[1]}"

@@ -1,0 +1,124 @@
+"""From runs to figures: mean, standard deviation, 95 % interval, and the difference from one arm seed by seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from .grid import Point
+from .store import Results
+from .times import Times
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``count`` seeds; ``half`` is half the width of its 95 % interval by Student's t, NaN for one seed."""
+
+    mean: float
+    deviation: float
+    half: float
+    count: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.half):
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} ± {self.deviation:.3f} [{self.mean - self.half:.3f}, {self.mean + self.half:.3f}]"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, standard deviation and interval of at least one value."""
+    n, mean = len(values), statistics.fmean(values)
+    if n == 1:
+        return Estimate(mean, math.nan, math.nan, 1)
+    deviation = statistics.stdev(values)
+    return Estimate(mean, deviation, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+
+
+@dataclass
+class Row:
+    """One arm at one point of the grid, at its best rate.
+
+    Args:
+        where: (axis, value) of the grid's axes, the seed left out.
+        lr: the rate with the best mean over the seeds, of those with the fewest that diverged or were not run.
+        rates: how many rates the arm has results of.
+        steps: of a run.
+        qualities: seed -> quality, of the runs that stayed finite.
+        diverged, missing: seeds whose loss was not finite, and that have not been run.
+        costs: means of a whole run's "density" (forward), "flops" (of weights, in dense runs of ``unit`` steps),
+            "bytes" and "time" (seconds by the measured step; absent where not measured). Empty without a result.
+        unit: steps that "flops" is a share of.
+    """
+
+    arm: str
+    where: tuple[tuple[str, Any], ...]
+    lr: float
+    rates: int
+    steps: int
+    qualities: dict[int, float]
+    diverged: int
+    missing: int
+    costs: dict[str, float]
+    unit: int
+
+    @property
+    def task(self) -> str:
+        """Of the row's axes."""
+        return dict(self.where)["task"]
+
+    def mean(self) -> float:
+        """Mean quality, infinite for none."""
+        return statistics.fmean(self.qualities.values()) if self.qualities else math.inf
+
+    def against(self, other: Row) -> Estimate | None:
+        """The mean difference over the seeds that both have."""
+        shared = self.qualities.keys() & other.qualities.keys()
+        return estimate([self.qualities[s] - other.qualities[s] for s in sorted(shared)]) if shared else None
+
+
+def rows(grid: Sequence[Point], held: Results, times: Times) -> list[Row]:
+    """A row for each arm and place, in the order of the grid."""
+    groups: dict[tuple[Any, ...], dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for point in grid:
+        groups[point.arm, repr(point.where)][point.run.lr].append(point)
+    found = []
+    for by_rate in groups.values():
+        each = [_row(points, held, times) for points in by_rate.values()]
+        best = min(each, key=lambda row: (not row.costs, row.diverged, row.missing, row.mean()))
+        best.rates = max(1, sum(bool(row.costs) for row in each))
+        found.append(best)
+    return found
+
+
+def compared(found: Sequence[Row]) -> list[Row]:
+    """The rows of the places where at least two arms have a result."""
+    ran = Counter(row.where for row in found if row.costs)
+    return [row for row in found if ran[row.where] > 1]
+
+
+def _row(points: Sequence[Point], held: Results, times: Times) -> Row:
+    first = points[0]
+    runs = {point.run.seed: point.run for point in points}
+    results = {seed: held[run.key] for seed, run in runs.items() if run.key in held}
+    good = {seed: result["quality"] for seed, result in results.items() if result["quality"] is not None}
+    costs: dict[str, float] = {}
+    if results:
+        share = statistics.fmean(result["flops"] for result in results.values())
+        costs = {
+            "density": 1 - (first.run.fwd or 0.0),
+            "flops": share * first.run.steps / first.unit,
+            "bytes": statistics.fmean(result["bytes"] for result in results.values()),
+        }
+        if (seconds := times.seconds(first.run)) is not None:
+            costs["time"] = seconds
+    where = dict(first.where) | {"task": first.run.task}
+    return Row(
+        first.arm, tuple(where.items()), first.run.lr, 1, first.run.steps, good, len(results) - len(good),
+        len(runs) - len(results), costs, first.unit,
+    )  # fmt: skip

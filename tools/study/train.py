@@ -1,0 +1,145 @@
+"""Train one run, and say what came of it and what it cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import topkast
+from topkast.tools.common.measure import memory
+
+from .models import width_for
+from .references import layers_of, meprop, swat
+from .run import Run
+from .tasks import Task, loss_of, task_of
+
+LOOKS = 20  # how often in a run the sets are counted for its FLOPs
+
+
+def prepare(run: Run, task: Task) -> nn.Module:
+    """The model of a run from its seed."""
+    torch.manual_seed(run.seed)
+    model = task.build(task.width)
+    if run.method == "dense":
+        if run.initial == "small":
+            start_small(model)
+        return model
+    if run.method == "small-dense":
+        assert run.fwd is not None
+        every = sum(p.numel() for p in model.parameters())
+        sites = sum(layer.weight.numel() for layer in layers_of(model))
+        wanted = every - round(run.fwd * sites)
+        torch.manual_seed(run.seed)
+        return task.build(width_for(task.build, wanted, task.step, task.width))
+    if run.method == "meprop":
+        assert run.activations is not None
+        return meprop(model, run.activations)
+    if run.method == "swat":
+        assert run.fwd is not None and run.activations is not None
+        return swat(model, run.fwd, run.activations)
+    return topkast.compile(model, **run.options())
+
+
+@torch.no_grad()
+def start_small(model: nn.Module) -> None:
+    """Give a dense weight the norm of its largest tenth: what a sparse model starts with, without its zeros."""
+    for layer in layers_of(model):
+        largest = layer.weight.abs().flatten().topk(layer.weight.numel() // 10).values
+        layer.weight *= largest.norm() / layer.weight.norm()
+
+
+def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    """That of the run, at its peak rate."""
+    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    own = {"momentum": 0.9} if run.optimizer == "sgd" else {}
+    return kinds[run.optimizer](model.parameters(), lr=run.lr, weight_decay=run.weight_decay, **own)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    """One step; returns its loss."""
+    optimizer.zero_grad()
+    loss = loss_of(model, x, y)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach()
+
+
+def schedule(step: int, steps: int) -> float:
+    """Warm-up over a tenth of the steps, then a cosine to a twentieth of the peak."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.05 + 0.95 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+
+
+def flops_share(run: Run, model: nn.Module, dense: int) -> float:
+    """Weight FLOPs of a training step now, of the layers that could be sparse, as a share of the dense model's."""
+    if run.method == "dense":
+        return 1.0
+    if run.method == "small-dense":
+        return sum(layer.weight.numel() for layer in layers_of(model, min_size=1)) / dense
+    if run.method == "meprop":
+        assert run.activations is not None
+        return (1 + 2 * run.activations) / 3
+    if run.method == "swat":
+        assert run.fwd is not None and run.activations is not None
+        return (2 * (1 - run.fwd) + run.activations) / 3
+    sets = topkast.masks(model).values()
+    share = sum(2 * int(fwd.sum()) + int(bwd.sum()) for fwd, bwd in sets) / (3 * dense)
+    if run.method == "rigl":  # a dense weight gradient at every refresh
+        assert run.refresh_every is not None
+        share += (dense - sum(int(bwd.sum()) for _, bwd in sets)) / (3 * dense * run.refresh_every)
+    return share
+
+
+def train(run: Run, data_path: Path | None = None) -> dict[str, Any]:
+    """Train ``run`` and return its quality and costs.
+
+    Returns:
+        quality (in the task's unit), nats, training loss (mean of the last tenth of the steps), both None where a loss
+        was not finite; flops (mean share of the dense model's over the steps), bytes (values, gradient, optimizer
+        state, index and reservoir), parameters (trainable), seconds and cpu_seconds (median of a step; in eager mode
+        that is the time of masked dense products and says nothing of the kernels, see _study_clock.py).
+    """
+    task = task_of(run.task)
+    data = task.load(data_path)
+    dense = sum(layer.weight.numel() for layer in layers_of(task.build(task.width)))
+    model = prepare(run, task)
+    optimizer = make_optimizer(run, model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, run.steps))
+    generator = torch.Generator().manual_seed(run.seed)
+    losses, shares, wall, cpu = [], [], [], []
+    model.train()
+    for step in range(run.steps):
+        x, y = task.batch(data, generator, run.batch)
+        start = time.perf_counter(), time.process_time()
+        losses.append(train_step(model, optimizer, x, y).item())
+        wall.append(time.perf_counter() - start[0])
+        cpu.append(time.process_time() - start[1])
+        scheduler.step()
+        if step % max(1, run.steps // LOOKS) == 0:
+            shares.append(flops_share(run, model, dense))
+        if not math.isfinite(losses[-1]):
+            break
+    tail = losses[-max(1, run.steps // 10) :]
+    model.eval()
+    with torch.no_grad():
+        quality, nats = task.score(model, data)
+    finite = math.isfinite(nats) and all(map(math.isfinite, tail))
+    return {
+        "quality": quality if finite else None,
+        "nats": nats if finite else None,
+        "training loss": statistics.fmean(tail) if finite else None,
+        "flops": statistics.fmean(shares),
+        "bytes": memory(model, optimizer)["total"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": statistics.median(wall),
+        "cpu_seconds": statistics.median(cpu),
+    }

@@ -1,0 +1,1 @@
+"""Models that nobody here wrote: ``python -m topkast.tools.zoo --help``."""
