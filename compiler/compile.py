@@ -117,7 +117,7 @@ def compile(
             2017), in memory for the dense model. What an argument says that the method does not use is an error.
         drop_fraction: share of A that "set" and "rigl" exchange at a refresh, in [0, 1); what enters starts at zero.
         reservoir: where θ outside B is kept: "device", "host" (pinned with a GPU) or "disk" (a mapped temporary file).
-        seed: of sets that are drawn at random; None takes torch's own.
+        seed: of sets that are drawn at random; None takes torch's own. topkast.save keeps it, a state dict does not.
         min_size: weights with fewer elements stay dense.
         backend: "inductor", "aot_eager" (the same passes, no code generation; on a CPU without a C++ compiler it runs
             instead of Inductor, with a warning) or "eager" (converted, not compiled). A module with sparse weights that

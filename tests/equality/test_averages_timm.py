@@ -14,12 +14,6 @@ from topkast.tests.runtime.state.test_copies import follow
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import sgd, sites_of
 
-# A torchvision whose compiled operators fit another torch cannot be imported, and timm imports it where it is there.
-if not hasattr(torch.ops.torchvision, "nms"):
-    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-    for _name in ("nms", "qnms"):
-        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 pytest.importorskip("timm")
 from timm.optim.lookahead import Lookahead
 from timm.utils.model_ema import ModelEmaV3

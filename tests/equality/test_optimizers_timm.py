@@ -15,7 +15,6 @@ from topkast.runtime.optimizers.probe import probe
 from topkast.tests.support import ways
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
-from topkast.tools.zoo import entry as _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
 
 timm_optim = pytest.importorskip("timm.optim")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.machinery
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,12 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# A torchvision whose compiled operators fit another torch cannot be imported, and transformers and timm import it where
-# it is installed. No model here calls these two.
-if not hasattr(torch.ops.torchvision, "nms"):
-    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-    for _name in ("nms", "qnms"):
-        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+def _operators() -> torch.library.Library | None:
+    """The two operators without which torchvision cannot be imported, if it was built for another torch.
+
+    transformers and timm import it if it is installed; no model here calls them. A torchvision that was built for this
+    torch defines them itself, and a second definition would end the process.
+    """
+    folder = importlib.util.find_spec("torchvision")
+    if folder is None or hasattr(torch.ops.torchvision, "nms"):
+        return None
+    library = importlib.machinery.PathFinder.find_spec("_C", list(folder.submodule_search_locations or ()))
+    if library is not None and library.origin is not None:
+        with contextlib.suppress(OSError):
+            torch.ops.load_library(library.origin)
+            return None
+    made = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        made.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return made
+
+
+_OPERATORS = _operators()  # they are there as long as this is
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments and keywords
 
