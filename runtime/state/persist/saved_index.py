@@ -48,8 +48,8 @@ class SavedIndex(Tensor):
 
 
 def as_saved(tensor: Tensor) -> Tensor:
-    """A tensor of an index as a state dict holds it; it shares its memory."""
-    return tensor.as_subclass(SavedIndex)
+    """A tensor of an index as a state dict holds it; it shares its memory. A tensor of another kind stays as it is."""
+    return tensor.as_subclass(SavedIndex) if type(tensor) is Tensor else tensor
 
 
 def as_plain(tensor: Tensor) -> Tensor:
