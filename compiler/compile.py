@@ -17,13 +17,13 @@ from topkast.runtime.training.optimizer_hooks import advance
 from .backend import BACKEND, check_backend, compile_module
 from .config import OPTIONS, Config
 from .convert.start import Start
-from .describe import takes
-from .options import given
+from .describe import with_options
+from .options import pick
 
 ARGUMENTS = (*OPTIONS, BACKEND)
 
 
-@takes(ARGUMENTS, rest="torch_compile_options")
+@with_options(ARGUMENTS, rest="torch_compile_options")
 def compile(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, **options: Any) -> M:
     """Make a model train sparse, in place, and compile it. The training loop stays as it is.
 
@@ -56,8 +56,8 @@ def compile(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, *
         converted._topkast.backend = backend  # type: ignore[union-attr]
         compile_module(converted, backend, torch_compile_options)
 
-    config = Config(fwd, bwd, **given(Config, options))
-    return convert(model, config, Start(**given(Start, options)), compile_it)
+    config = Config(fwd, bwd, **pick(Config, options))
+    return convert(model, config, Start(**pick(Start, options)), compile_it)
 
 
 def refresh(model: torch.nn.Module) -> None:

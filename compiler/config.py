@@ -16,6 +16,8 @@ from topkast.runtime.state.reservoirs import KINDS
 from .convert.start import Start
 from .options import block_shape, choice, globs, integer, number, option, optional, options, shares
 
+one_of_methods = choice(*METHODS)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -56,9 +58,9 @@ class Config:
         "unless that changes the density by more than a third.",
         "True (constant fan-in): each number is whole and at least one, so the density can differ a little from what "
         "was asked. False: the largest blocks anywhere in the weight are kept, as in the paper; then an output can be "
-        "left without an input. None: True if a row would have 3/4 of a block in A or more. Measured: better at "
-        "densities of 0.1 and 0.02 and with square blocks, nowhere worse by more than luck "
-        "(``tools/results/study``). ONNX Runtime's own block format needs it.",
+        "left without an input. None: True if a row would have 3/4 of a block in A or more. Measured "
+        "(``tools/results/study``): True is better at densities of 0.1 and 0.02 and with square blocks, and nowhere "
+        "worse by more than chance. ONNX Runtime's own block format needs True.",
         check=choice(None, True, False),
         kept_by_site=True,
     )
@@ -130,11 +132,11 @@ class Config:
         "auto",
         'Norm of W_A at the start: ``"auto"`` makes a large norm smaller in a fresh model, ``"random"`` gives the norm '
         "of a random set of the same size, None leaves θ as it is.",
-        'Each θ is multiplied by one number, which the report shows. ``"auto"``: if A is the largest weights and '
-        "holds more than a tenth and at most a quarter of them, it gets the norm of the largest tenth (or of a random "
-        "set, if that is larger), provided that all such weights of the model look as an initialiser drew them. "
-        "Measured better at a fifth and high learning rates (``tools/results/study``). A model that was trained stays "
-        'as it is. ``"random"``: the norm is √density·‖θ‖ for every weight, so use it only for training from scratch.',
+        'Each θ is multiplied by one number, which the report shows. ``"auto"``: if A is the largest weights, more '
+        "than a tenth and at most a quarter of them, W_A gets the norm of the largest tenth (or of a random set, if "
+        "that is larger), provided that all such weights of the model look as an initialiser drew them. Measured "
+        "(``tools/results/study``): better at a fifth and high learning rates. A model that was trained stays as it "
+        'is. ``"random"``: every W_A gets the norm √density·‖θ‖, so use this only for training from scratch.',
         check=choice("auto", None, "random"),
         free_at_load=True,
     )
@@ -144,11 +146,12 @@ class Config:
         '``"topkast"``: A and B are the largest weights. The others have B = A unless said otherwise. ``"static"``: '
         'drawn at random once. ``"static-magnitude"``: the largest at the start. ``"set"``: random at the start; each '
         'refresh exchanges the smallest for random ones (Mocanu et al. 2018). ``"rigl"``: the same, but for those '
-        "with the largest gradient, at the end of the step (Evci et al. 2020); it needs one process, and each weight "
-        'in one product of a backward. ``"magnitude-ste"``: as ``"topkast"``, with a dense B and without a penalty. '
+        "with the largest gradient, at the end of the step (Evci et al. 2020); this needs a single process, and a "
+        'weight may be in only one product of a backward. ``"magnitude-ste"``: like ``"topkast"``, but with a dense B '
+        "and without a penalty. "
         '``"gmp"``: dense at first, then pruned by size along a cubic (Zhu and Gupta 2017), with the memory of the '
         "dense model. An option that the method does not use is an error.",
-        check=choice(*METHODS),
+        check=one_of_methods,
         kept_by_site=True,
     )
     drop_fraction: float = option(
@@ -175,7 +178,7 @@ class Config:
     min_size: int = option(4096, "Weights with fewer elements stay dense.", check=integer(1))
 
     def __post_init__(self) -> None:
-        choice(*METHODS)("method", self.method)  # first: the method says which other options count
+        one_of_methods("method", self.method)  # first: the method says which other options count
         self._check_method()
         found = {one.name: one.check(one.name, getattr(self, one.name)) for one in options(Config)}
         found["fwd"], found["bwd"] = self._pair("", self.fwd, self.bwd)

@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 PLACE = "    {options}"  # the line of a docstring that the options replace
 
 
-def takes(records: Sequence[Option], rest: str = "") -> Callable[[F], F]:
+def with_options(records: Sequence[Option], rest: str = "") -> Callable[[F], F]:
     """Let a function whose last parameter is ``**options`` show each option by name, with its default and meaning.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -52,7 +52,7 @@ def options(table: type) -> list[Option]:
     return [Option(found.name, found.default, str(found.type), **found.metadata) for found in fields(table)]
 
 
-def given(table: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def pick(table: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``arguments`` that are options of this table."""
     return {one.name: arguments[one.name] for one in options(table) if one.name in arguments}
 
@@ -94,7 +94,8 @@ def choice(*allowed: str | bool | None) -> Check:
 
 def globs(name: str, value: Any) -> tuple[str, ...]:
     """A glob over parameter names, or several."""
-    found = (value,) if isinstance(value, str) else tuple(value)
+    several = value if isinstance(value, Iterable) else ()
+    found = (value,) if isinstance(value, str) else tuple(several)
     if not found or not all(isinstance(glob, str) for glob in found):
         raise ConfigError(f"{name}={value!r}: must be a glob over parameter names, or a list of them")
     return found

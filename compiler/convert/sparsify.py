@@ -14,8 +14,8 @@ from topkast.compiler.config import OPTIONS, Config
 from topkast.compiler.convert.meta.materialise import materialise
 from topkast.compiler.convert.meta.rehearse import Plan, rehearse
 from topkast.compiler.convert.meta.tensors import held
-from topkast.compiler.describe import takes
-from topkast.compiler.options import given
+from topkast.compiler.describe import with_options
+from topkast.compiler.options import pick
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.state.copies import settle
@@ -205,7 +205,7 @@ def convert(
     return model
 
 
-@takes(OPTIONS)
+@with_options(OPTIONS)
 def sparsify(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, **options: Any) -> M:
     """Convert without compiling: right in eager mode, and ready for ``torch.compile(model, backend="topkast")``.
 
@@ -222,4 +222,4 @@ def sparsify(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, 
     allowed = [one.name for one in OPTIONS if one.name not in ("fwd", "bwd")]
     if unknown := sorted(set(options) - set(allowed)):
         raise ConfigError(f"unknown arguments {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-    return convert(model, Config(fwd, bwd, **given(Config, options)), Start(**given(Start, options)))
+    return convert(model, Config(fwd, bwd, **pick(Config, options)), Start(**pick(Start, options)))

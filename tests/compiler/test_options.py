@@ -11,7 +11,7 @@ import pytest
 
 import topkast
 from topkast.compiler.config import OPTIONS, Config
-from topkast.compiler.options import choice, integer, number, options
+from topkast.compiler.options import choice, globs, integer, number, options
 from topkast.runtime.methods import METHODS
 from topkast.runtime.state.model import sites
 from topkast.tests.support.builders import CASES
@@ -55,6 +55,13 @@ def test_each_option_says_one_sentence() -> None:
         assert not one.more or one.more.endswith("."), one.name
 
 
+def test_sparsify_has_every_option_but_the_backend() -> None:
+    with pytest.raises(topkast.ConfigError, match=r"unknown arguments backend, mode; allowed: block, .*init, device"):
+        topkast.sparsify(CASES["mlp"].model(), backend="eager", mode="default")
+    with pytest.raises(TypeError):
+        topkast.compile(CASES["mlp"].model(), 0.9, 0.8, (1, 1))
+
+
 def test_a_default_passes_its_own_check() -> None:
     assert all(one.check(one.name, one.default) == one.default for one in OPTIONS)
 
@@ -65,6 +72,7 @@ def test_a_default_passes_its_own_check() -> None:
         (number(0, 1), 1.0, r"x=1.0: must be a number in \[0, 1\)"),
         (number(0), True, r"x=True: must be a number in \[0, inf\)"),
         (integer(1), 2.0, r"x=2.0: must be an integer in \[1, inf\)"),
+        (globs, 3, "x=3: must be a glob over parameter names, or a list of them"),
         (choice(None, True, False), 1, "x=1: must be one of None, True, False"),
     ],
 )
