@@ -19,6 +19,7 @@ from topkast.compiler.capture.cpp_compiler import lacks_compiler
 from topkast.compiler.capture.entry import Entries
 from topkast.compiler.capture.traceable import hides, in_the_open, within
 from topkast.compiler.capture.why_eager import why_eager
+from topkast.compiler.options import Option, choice
 from topkast.passes import aten as passes
 from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
 from topkast.runtime.errors import ConfigError
@@ -26,7 +27,17 @@ from topkast.runtime.state.model import sites
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.eager_steps import Watch
 
-BACKENDS = ("inductor", "aot_eager", "eager")
+BACKEND = Option(
+    "backend",
+    "inductor",
+    "str",
+    choice("inductor", "aot_eager", "eager"),
+    'What compiles the model: ``"inductor"``, ``"aot_eager"`` (the same passes, no generated code) or ``"eager"`` '
+    "(converted, not compiled).",
+    "On a CPU without a C++ compiler ``aot_eager`` runs instead of Inductor, with a warning. A module with sparse "
+    "weights that the program calls from outside of the model's own call is compiled too. If a training step ran "
+    "eagerly all the same, a warning says so once, and the report gives the reason.",
+)
 
 # What computes an operator is not to be compiled itself, where Dynamo has left a frame of the model to Python. Dynamo
 # looks into two rooms: a module reads its weight through the site, and hooks of optimizers may stand in compiled steps.
@@ -129,7 +140,7 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
 
     Args:
         module: converted; each module of it that may be called by itself is compiled when that happens.
-        backend: one of :data:`BACKENDS`.
+        backend: one of those that :data:`BACKEND` allows.
         options: of ``torch.compile``.
     """
     if backend == "eager":
@@ -155,8 +166,7 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
 
 def check_backend(backend: str, options: dict[str, Any]) -> None:
     """Raise ConfigError for a backend or an option of ``torch.compile`` that is not there."""
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend={backend!r}: must be one of {', '.join(map(repr, BACKENDS))}")
+    BACKEND.check(BACKEND.name, backend)
     allowed = {"inductor": ("fullgraph", "dynamic", "mode", "options", "disable")}.get(
         backend, ("fullgraph", "dynamic", "disable")
     )

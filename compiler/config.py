@@ -1,10 +1,9 @@
-"""What the user asked for, checked in one place."""
+"""The table of options: what a user can ask for, what is allowed, and what each option means."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,118 +13,190 @@ from topkast.runtime.methods import METHODS
 from topkast.runtime.rule import Rule
 from topkast.runtime.state.reservoirs import KINDS
 
-DISTRIBUTIONS = ("uniform", "erk", "global")
-EXPLORERS = ("topk", "random")
-INITIAL = ("auto", None, "random", "dense")
+from .convert.start import Start
+from .options import block_shape, choice, globs, integer, number, option, optional, options, shares
 
-
-def _number(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
-    kinds = (int,) if integer else (int, float)
-    inside = isinstance(value, kinds) and not isinstance(value, bool) and low <= value < high
-    if not inside:
-        kind = "an integer" if integer else "a number"
-        upper = f"{high:g})" if high < math.inf else "inf)"
-        raise ConfigError(f"{name}={value!r}: must be {kind} in [{low:g}, {upper}")
-
-
-def _choice(name: str, value: Any, allowed: tuple[str | bool | None, ...]) -> None:
-    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):  # 1 is not True
-        raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")
-
-
-def pair(name: str, fwd: Any, bwd: Any) -> tuple[float, float]:
-    """Check a (forward, backward) sparsity; ``bwd=None`` means twice the forward density."""
-    _number(f"{name}fwd", fwd, 0, 1)
-    if bwd is None:
-        bwd = max(0.0, round(1 - 2 * (1 - fwd), 12))
-    _number(f"{name}bwd", bwd, 0, 1)
-    if bwd > fwd:
-        raise ConfigError(f"{name}bwd={bwd!r}: must be at most fwd={fwd!r}, since the backward set holds the forward")
-    return float(fwd), float(bwd)
-
-
-def _globs(name: str, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    found = (value,) if isinstance(value, str) else tuple(value)
-    if not found or not all(isinstance(glob, str) for glob in found):
-        raise ConfigError(f"{name}={value!r}: must be a glob over parameter names, or a list of them")
-    return found
-
-
-def _processes() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+one_of_methods = choice(*METHODS)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Arguments of :func:`topkast.compile`, validated; see there for what each means."""
+    """The options that stay with a model: each is declared here and nowhere else.
 
-    fwd: float = 0.9
-    bwd: float | None = None
-    block: tuple[int, int] = (1, 1)
-    balanced: bool | None = None
-    distribution: Any = "uniform"
-    include: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] | None = None
-    refresh_every: int = 100
-    refresh_in_background: bool = False
-    stop_exploring_after: int | None = None
-    explore: str = "topk"
-    exploration_l2: float = 0.0
-    exploration_decay: float | None = None
-    initial: str | None = "auto"
-    method: str = "topkast"
-    drop_fraction: float = 0.3
-    reservoir: str = "device"
-    seed: int | None = None
-    min_size: int = 4096
+    The signature and the docstring of :func:`topkast.compile`, the rule that a site keeps, the header of a checkpoint
+    and the README's table are made from these fields. A method names the options that only some methods use
+    (``Method.uses``).
+
+    Raises:
+        ConfigError: a value is not allowed, or the method does not use it.
+    """
+
+    fwd: float = option(
+        0.9,
+        "Forward sparsity: the share of each weight that is zero in the forward pass, in [0, 1).",
+        check=number(0, 1),
+    )
+    bwd: float | None = option(
+        None,
+        "Backward sparsity: the share of each weight that gets no gradient, in [0, ``fwd``]; None means twice the "
+        "forward density.",
+        "So ``fwd=0.9`` gives 0.8; a density of 1 is the most. Only the method ``topkast`` takes this option: "
+        "``magnitude-ste`` and ``gmp`` use 0, the other methods use ``fwd``.",
+        check=optional(number(0, 1)),
+    )
+    block: tuple[int, int] = option(
+        (1, 1),
+        "Rows and columns of the units that are kept or dropped together; the weight is seen as a matrix "
+        "[out, the rest].",
+        "The score of a unit is its L2 norm. A matrix that the block does not divide is padded with zeros. A matrix "
+        "that is smaller than the block stays dense.",
+        check=block_shape,
+    )
+    balanced: bool | None = option(
+        None,
+        "Whether every row of blocks has the same number of blocks in A, and the same number in B; None means yes, "
+        "unless that changes the density by more than a third.",
+        "True (constant fan-in): each number is whole and at least one, so the density can differ a little from what "
+        "was asked. False: the largest blocks anywhere in the weight are kept, as in the paper; then an output can be "
+        "left without an input. None: True if a row would have 3/4 of a block in A or more. Measured "
+        "(``tools/results/study``): True is better at densities of 0.1 and 0.02 and with square blocks, and nowhere "
+        "worse by more than chance. ONNX Runtime's own block format needs True.",
+        check=choice(None, True, False),
+        kept_by_site=True,
+    )
+    distribution: str | Mapping[str, tuple[float, float]] = option(
+        "uniform",
+        'How the density is shared out among the weights: ``"uniform"``, ``"erk"``, or a dict from globs over '
+        "parameter names to (fwd, bwd).",
+        '``"uniform"`` gives every weight the same density; ``"erk"`` (Erdős-Rényi-Kernel, Evci et al. 2020) gives '
+        "small weights more. In a dict the first glob that matches a name counts; a weight that no glob matches gets "
+        "``fwd`` and ``bwd``.",
+        check=shares("uniform", "erk"),
+    )
+    include: Sequence[str] | None = option(
+        None,
+        "One glob or several over parameter names: only these weights can become sparse.",
+        "The full name of a weight makes it sparse also if it is small or belongs to a first convolution, which stay "
+        "dense otherwise.",
+        check=optional(globs),
+    )
+    exclude: Sequence[str] | None = option(
+        None, "One glob or several over parameter names: these weights stay dense.", check=optional(globs)
+    )
+    refresh_every: int = option(
+        100, "Optimizer steps between two choices of A and B.", check=integer(1), kept_by_site=True
+    )
+    refresh_in_background: bool = option(
+        False,
+        "Whether CPU threads choose the sets while training goes on; the sets then come into force one refresh later.",
+        "They are applied to the values of that later time. The end of exploration and :func:`topkast.refresh` do not "
+        'wait for a thread. On a GPU with ``reservoir="device"`` θ is copied to the host for it. An error in a thread '
+        "is raised as ``RefreshError`` at the next refresh, or when the model is saved before that. False: a refresh "
+        "chooses the sets and applies them at once.",
+        check=choice(True, False),
+        kept_by_site=True,
+    )
+    stop_exploring_after: int | None = option(
+        None,
+        "Optimizer steps after which B = A; None means never.",
+        'The methods ``"set"`` and ``"rigl"`` exchange fewer weights towards this step and none after it. The method '
+        '``"gmp"`` reaches ``fwd`` at this step.',
+        check=optional(integer(0)),
+        kept_by_site=True,
+    )
+    explore: str = option(
+        "topk",
+        'How B \\ A is chosen: ``"topk"`` takes the largest, ``"random"`` draws it anew at each refresh.',
+        "The second is the paper's ablation.",
+        check=choice("topk", "random"),
+        kept_by_site=True,
+    )
+    exploration_l2: float = option(
+        0.0,
+        "λ of the paper's penalty, which is added to the gradient once in an optimizer step.",
+        "It is added as SGD adds ``weight_decay``: λθ on A, λθ / D_A on B \\ A.",
+        check=number(0),
+        kept_by_site=True,
+    )
+    exploration_decay: float | None = option(
+        None,
+        "c of a decoupled decay: after each optimizer step θ ← θ - min(lr·c, ¼)·θ on B \\ A; None means 4 / the root "
+        "mean square of A's weights.",
+        "Adam moves a weight by lr in a step, so the default holds explored weights at a quarter of the size of A's, "
+        "in a model of any scale; measured (``tools/results/study``). ``exploration_decay=0, exploration_l2=λ`` is the "
+        "paper's penalty instead.",
+        check=optional(number(0)),
+        kept_by_site=True,
+    )
+    initial: str | None = option(
+        "auto",
+        'Norm of W_A at the start: ``"auto"`` makes a large norm smaller in a fresh model, ``"random"`` gives the norm '
+        "of a random set of the same size, None leaves θ as it is.",
+        'Each θ is multiplied by one number, which the report shows. ``"auto"``: if A is the largest weights, more '
+        "than a tenth and at most a quarter of them, W_A gets the norm of the largest tenth (or of a random set, if "
+        "that is larger), provided that all such weights of the model look as an initialiser drew them. Measured "
+        "(``tools/results/study``): better at a fifth and high learning rates. A model that was trained stays as it "
+        'is. ``"random"``: every W_A gets the norm √density·‖θ‖, so use this only for training from scratch.',
+        check=choice("auto", None, "random"),
+        free_at_load=True,
+    )
+    method: str = option(
+        "topkast",
+        f"The rule that chooses the sets: {', '.join(f'``{name!r}``' for name in METHODS)}.".replace("'", '"'),
+        '``"topkast"``: A and B are the largest weights. The others have B = A unless said otherwise. ``"static"``: '
+        'drawn at random once. ``"static-magnitude"``: the largest at the start. ``"set"``: random at the start; each '
+        'refresh exchanges the smallest for random ones (Mocanu et al. 2018). ``"rigl"``: the same, but for those '
+        "with the largest gradient, at the end of the step (Evci et al. 2020); this needs a single process, and a "
+        'weight may be in only one product of a backward. ``"magnitude-ste"``: like ``"topkast"``, but with a dense B '
+        "and without a penalty. "
+        '``"gmp"``: dense at first, then pruned by size along a cubic (Zhu and Gupta 2017), with the memory of the '
+        "dense model. An option that the method does not use is an error.",
+        check=one_of_methods,
+        kept_by_site=True,
+    )
+    drop_fraction: float = option(
+        0.3,
+        'Share of A that the methods ``"set"`` and ``"rigl"`` exchange at a refresh, in [0, 1).',
+        "A weight that enters starts at zero.",
+        check=number(0, 1),
+        kept_by_site=True,
+    )
+    reservoir: str = option(
+        "device",
+        'Where the values outside B are kept: ``"device"``, ``"host"`` (pinned memory if there is a GPU) or ``"disk"`` '
+        "(a mapped temporary file).",
+        check=choice(*KINDS),
+        kept_by_site=True,
+        free_at_load=True,
+    )
+    seed: int | None = option(
+        None,
+        "Seed of the sets that are drawn at random; None takes torch's.",
+        "``topkast.save`` keeps the seed, a state dict does not: give a seed if you resume from a state dict.",
+        check=optional(integer(0)),
+        kept_by_site=True,
+    )
+    min_size: int = option(4096, "Weights with fewer elements stay dense.", check=integer(1))
 
     def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        _choice("method", self.method, tuple(METHODS))
+        one_of_methods("method", self.method)  # first: the method says which other options count
         self._check_method()
-        for name, value in zip(("fwd", "bwd"), self._pair("", self.fwd, self.bwd), strict=True):
-            put(name, value)
-        block = self.block
-        if not (isinstance(block, (tuple, list)) and len(block) == 2 and all(type(b) is int and b > 0 for b in block)):
-            raise ConfigError(f"block={block!r}: must be two positive integers, (rows, columns)")
-        put("block", tuple(block))
-        _choice("balanced", self.balanced, (None, True, False))
-        _choice("refresh_in_background", self.refresh_in_background, (True, False))
-        if isinstance(self.distribution, Mapping):
-            if not self.distribution:
-                raise ConfigError("distribution={}: must name at least one glob")
-            put("distribution", {g: self._entry(g, v) for g, v in self.distribution.items()})
-        else:
-            _choice("distribution", self.distribution, DISTRIBUTIONS)
-        put("include", _globs("include", self.include))
-        put("exclude", _globs("exclude", self.exclude))
-        _number("refresh_every", self.refresh_every, 1, integer=True)
-        if self.stop_exploring_after is not None:
-            _number("stop_exploring_after", self.stop_exploring_after, 0, integer=True)
-        _choice("explore", self.explore, EXPLORERS)
-        _number("exploration_l2", self.exploration_l2, 0)
-        if self.exploration_decay is not None:
-            _number("exploration_decay", self.exploration_decay, 0)
-        _choice("initial", self.initial, INITIAL)
-        _number("drop_fraction", self.drop_fraction, 0, 1)
-        _choice("reservoir", self.reservoir, KINDS)
-        if self.seed is not None:
-            _number("seed", self.seed, 0, integer=True)
-        _number("min_size", self.min_size, 1, integer=True)
+        found = {one.name: one.check(one.name, getattr(self, one.name)) for one in options(Config)}
+        found["fwd"], found["bwd"] = self._pair("", self.fwd, self.bwd)
+        if isinstance(found["distribution"], dict):
+            shared = found["distribution"].items()
+            found["distribution"] = {g: self._pair(f"distribution[{g!r}] ", *value) for g, value in shared}
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     def _check_method(self) -> None:
         method = METHODS[self.method]
-        optional = {name for other in METHODS.values() for name in other.uses}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in optional and field.name not in method.uses and value != field.default:
+        of_some = {name for other in METHODS.values() for name in other.uses}
+        for one in options(Config):
+            value = getattr(self, one.name)
+            if one.name in of_some and one.name not in method.uses and value != one.default:
                 used = f"it uses {', '.join(method.uses)}" if method.uses else "it uses no argument of that kind"
-                raise ConfigError(f"{field.name}={value!r}: method={self.method!r} does not use it; {used}")
+                raise ConfigError(f"{one.name}={value!r}: method={self.method!r} does not use it; {used}")
         if self.method == "gmp" and not self.stop_exploring_after:
             raise ConfigError(
                 f"stop_exploring_after={self.stop_exploring_after!r}: must be an integer above 0 for method='gmp', "
@@ -144,28 +215,34 @@ class Config:
             )
         return pair(name, fwd, fwd if method.bwd is None else method.bwd)
 
-    def _entry(self, glob: Any, value: Any) -> tuple[float, float]:
-        if not (isinstance(value, (tuple, list)) and len(value) == 2):
-            raise ConfigError(f"distribution[{glob!r}]={value!r}: must be (fwd, bwd)")
-        return self._pair(f"distribution[{glob!r}] ", *value)
-
     def rule(self, balanced: bool) -> Rule:
-        """The part that a site keeps; without a seed, torch's own decides what is drawn at random.
+        """The options that a site keeps. Without a seed, torch's own decides what is drawn at random.
 
         Args:
             balanced: whether that site's sets are, see :func:`topkast.compiler.convert.distribute.distribute`.
         """
-        penalised = "exploration_decay" in METHODS[self.method].uses
-        return Rule(
-            method=self.method,
-            refresh_every=self.refresh_every,
-            refresh_in_background=self.refresh_in_background,
-            stop_exploring_after=self.stop_exploring_after,
-            explore=self.explore,
-            exploration_l2=self.exploration_l2,
-            exploration_decay=self.exploration_decay if penalised else 0.0,
-            drop_fraction=self.drop_fraction,
-            balanced=balanced,
-            reservoir=self.reservoir,
-            seed=torch.initial_seed() if self.seed is None else self.seed,
-        )
+        kept = {one.name: getattr(self, one.name) for one in options(Config) if one.kept_by_site}
+        kept |= {"balanced": balanced, "seed": torch.initial_seed() if self.seed is None else self.seed}
+        if "exploration_decay" not in METHODS[self.method].uses:
+            kept["exploration_decay"] = 0.0
+        return Rule(**kept)
+
+
+def pair(name: str, fwd: Any, bwd: Any) -> tuple[float, float]:
+    """Check a (forward, backward) sparsity; ``bwd=None`` means twice the forward density."""
+    share = number(0, 1)
+    share(f"{name}fwd", fwd)
+    if bwd is None:
+        bwd = max(0.0, round(1 - 2 * (1 - fwd), 12))
+    share(f"{name}bwd", bwd)
+    if bwd > fwd:
+        raise ConfigError(f"{name}bwd={bwd!r}: must be at most fwd={fwd!r}, since the backward set holds the forward")
+    return float(fwd), float(bwd)
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+OPTIONS = (*options(Config), *options(Start))  # all but the backend, which only topkast.compile has

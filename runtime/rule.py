@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 
-@dataclass(frozen=True)
 class Rule:
-    """How a site's sets are chosen and renewed; see :func:`topkast.compile` for each field."""
+    """The options that a site keeps, one attribute for each.
 
-    method: str = "topkast"
-    refresh_every: int = 100
-    refresh_in_background: bool = False
-    stop_exploring_after: int | None = None
-    explore: str = "topk"
-    exploration_l2: float = 0.0
-    exploration_decay: float | None = None
-    drop_fraction: float = 0.3
-    balanced: bool = False
-    reservoir: str = "device"
-    seed: int = 0
+    :class:`topkast.compiler.config.Config` says which options these are, and makes the rule; see
+    :func:`topkast.compile` for the meaning of each. In a rule nothing is left open: ``balanced`` is a bool, ``seed`` an
+    integer. A rule never changes; :meth:`replaced` makes another.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.__dict__.update(options)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def replaced(self, **options: Any) -> Rule:
+        """The same rule, except for these options."""
+        return Rule(**{**self.__dict__, **options})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name}: a rule never changes; replaced() makes another")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and self.__dict__ == other.__dict__
+
+    def __repr__(self) -> str:
+        return f"Rule({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from topkast.compiler.backend import check_backend
-from topkast.compiler.config import Config, pair
+from topkast.compiler.backend import BACKEND, check_backend
+from topkast.compiler.config import OPTIONS, Config, pair
 from topkast.compiler.convert.check import check_model
 from topkast.runtime.errors import ConfigError
 
@@ -29,7 +29,7 @@ FACTORS = ("block", "bwd", "refresh_every")  # in the order in which they are de
 def advise(
     model: nn.Module,
     step_fn: StepFn,
-    fwd: float = 0.9,
+    fwd: float = Config.fwd,
     budget: float = 300.0,
     *,
     optimizer: MakeOptimizer | None = None,
@@ -39,7 +39,7 @@ def advise(
     steps: int = 100,
     repeats: int = 3,
     seed: int = 0,
-    backend: str = "inductor",
+    backend: str = BACKEND.default,
     **options: Any,
 ) -> Advice:
     """Choose the block, the backward sparsity and the refresh interval for a model, by short runs of its own loop.
@@ -103,7 +103,7 @@ def _start(
     late = [every for every in found["refresh_every"] if every > steps // 2]
     if late:
         raise ConfigError(f"refresh_every={late}: more than half of steps={steps}, too long to be seen at work")
-    unknown = sorted(set(options) - (set(Config.__dataclass_fields__) - {"fwd", *FACTORS} | {"example_inputs"}))
+    unknown = sorted(set(options) - ({one.name for one in OPTIONS} - {"fwd", *FACTORS, "init", "device"}))
     if unknown:
         raise ConfigError(f"unknown arguments {', '.join(unknown)}")
     return found

@@ -25,7 +25,7 @@ from topkast.runtime.state.snapshots import restore_snapshots
 
 from .format1 import in_order, upgrade, upgrade_optimizer
 from .pack import pack, read, unpack, write
-from .validate import check_config, check_optimizer, check_sites, check_tensors
+from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors
 
 FORMAT = "topkast"
 VERSION = 2  # since 2 a weight keeps its name; see topkast.runtime.state.saved
@@ -78,14 +78,14 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     middle goes on once they are.
 
     Args:
-        model: the same architecture, converted by topkast with the same config (``reservoir`` and ``initial`` may
+        model: the same architecture, converted by topkast with the same options (``reservoir`` and ``initial`` may
             differ: they say where values sit and how they started, not what they are).
         path: of the file.
         optimizer: of the same class over the same parameters; None leaves the optimizer's part of the file unread.
 
     Raises:
-        CheckpointError: not a whole file of this format, a newer version of it, another model, config or optimizer; the
-            message says what was found and what was expected.
+        CheckpointError: not a whole file of this format, a newer version of it, an option's value that is no longer
+            supported, another model, config or optimizer; the message says what was found and what was expected.
         ModelError: the model was not converted.
     """
     path = Path(path)
@@ -95,7 +95,8 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     _check_format(path, header)
     config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
     packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
-    # What a file does not name was not yet to be chosen when it was written: then it is as the default has it.
+    check_supported(path, config, header.get("topkast_version", "?"))
+    # An option that the file does not name did not exist when the file was written: the default has the same meaning.
     check_config(path, _config(record), {**asdict(Config()), **config})
     check_sites(path, {name: describe(site) for name, site in found.items()}, theirs)
     # The optimizer's tensors and those inside extra state are not the model's.

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from topkast.runtime.errors import CheckpointError
+from topkast.compiler.config import Config
+from topkast.compiler.options import options
+from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.layout import Index, check_index
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import owned
@@ -22,9 +24,27 @@ def _refuse(path: Path, what: str, wrong: list[str]) -> None:
         raise CheckpointError(f"{path}: {what}, nothing was loaded: {'; '.join(wrong[:SHOWN])}{more}")
 
 
+def check_supported(path: Path, theirs: dict[str, Any], version: str) -> None:
+    """Raise CheckpointError for a value of an option that this version refuses.
+
+    Args:
+        path: of the file.
+        theirs: the file's config.
+        version: of the topkast that wrote the file.
+    """
+    for one in options(Config):
+        try:
+            one.check(one.name, theirs.get(one.name, one.default))
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{path}: {error}; this value is no longer supported, and topkast {version} wrote it into the file; "
+                "nothing was loaded"
+            ) from error
+
+
 def check_config(path: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raise CheckpointError with every field that differs, but for where the reservoir sits and how θ started."""
-    fields = sorted((set(mine) | set(theirs)) - {"reservoir", "initial"})
+    """Raise CheckpointError with every option that differs, except those that are free at a load."""
+    fields = sorted((set(mine) | set(theirs)) - {one.name for one in options(Config) if one.free_at_load})
     wrong = [
         f"{field}: file {theirs.get(field)!r}, model {mine.get(field)!r}"
         for field in fields

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from topkast.compiler.config import Config
 from topkast.runtime.layout import Geometry
-from topkast.runtime.reference import selection as choose
 
 # Blocks of A to a row, on the average, from which on every row gets as many: no fewer, so that rounding to whole blocks
 # changes a density by a third at most.
@@ -55,18 +50,7 @@ def erk(geometries: dict[str, Geometry], density: float) -> dict[str, float]:
         full |= over
 
 
-def _together(geometries: dict[str, Geometry], thetas: Callable[[str], Tensor], densities: list[float]) -> list[dict]:
-    """Per site the counts that one threshold over all sites gives, for each density."""
-    scores = [choose.scores(g.to_blocks(thetas(name))).double() for name, g in geometries.items()]
-    joined, sizes = torch.cat(scores), [score.numel() for score in scores]
-    found = []
-    for density in densities:
-        kept = choose.largest(joined, max(1, round(density * joined.numel()))).split(sizes)
-        found.append({name: max(1, int(mask.sum())) for name, mask in zip(geometries, kept, strict=True)})
-    return found
-
-
-def distribute(config: Config, geometries: dict[str, Geometry], thetas: Callable[[str], Tensor]) -> Counts:
+def distribute(config: Config, geometries: dict[str, Geometry]) -> Counts:
     """Parameter name -> units in A and in B, and whether every row of blocks has as many.
 
     Constant fan-in was measured to learn better (``tools/results/study``), above all where rows have few blocks: chosen
@@ -74,15 +58,12 @@ def distribute(config: Config, geometries: dict[str, Geometry], thetas: Callable
     Structured Sparsity", found of unstructured sets).
 
     Args:
-        geometries: every site's.
-        thetas: gives a site's dense weight; read only for "global".
+        config: the options.
+        geometries: that of every site.
     """
     assert config.bwd is not None
     wanted = [1 - config.fwd, 1 - config.bwd]
-    if config.distribution == "global":
-        counts = _together(geometries, thetas, wanted)
-        shares = [{n: c[n] / g.units for n, g in geometries.items()} for c in counts]
-    elif config.distribution == "erk":
+    if config.distribution == "erk":
         shares = [erk(geometries, density) for density in wanted]
     else:
         shares = [dict.fromkeys(geometries, density) for density in wanted]

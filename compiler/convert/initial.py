@@ -30,7 +30,7 @@ def start_scales(sites: dict[str, SiteModule], initial: str | None) -> dict[str,
 
     Args:
         sites: all of a model, as they were made.
-        initial: "auto", "random", "dense" or None, see :func:`topkast.compile`.
+        initial: "auto", "random" or None, see :func:`topkast.compile`.
 
     Returns:
         Parameter name -> the number, where one was asked for.
@@ -48,9 +48,7 @@ def start_scales(sites: dict[str, SiteModule], initial: str | None) -> dict[str,
 def _scale(site: SiteModule, initial: str) -> float:
     theta, in_a = site.theta(), ~site.explored()
     norm, full = float(site.values[in_a].norm()), float(theta.norm())
-    wanted = full
-    if initial != "dense":
-        wanted = (int(in_a.sum()) / theta.numel()) ** 0.5 * full
+    wanted = (int(in_a.sum()) / theta.numel()) ** 0.5 * full
     if initial == "auto":
         tenth = largest(scores(site.set_state(), theta), _units(site, TENTH) // site.groups).view(-1)
         wanted = min(norm, max(wanted, float(site.geometry.to_blocks(theta)[tenth].norm())))

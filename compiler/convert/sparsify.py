@@ -12,10 +12,12 @@ from torch import nn
 from topkast.compiler.capture.before_forward import refresh_before_forward
 from topkast.compiler.checkpoint import wrong_model as mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
 from topkast.compiler.checkpoint.wrong_model import refuse_dense
-from topkast.compiler.config import Config
+from topkast.compiler.config import OPTIONS, Config
 from topkast.compiler.convert.meta.materialise import materialise
-from topkast.compiler.convert.meta.rehearse import Init, Plan, rehearse
+from topkast.compiler.convert.meta.rehearse import Plan, rehearse
 from topkast.compiler.convert.meta.tensors import held
+from topkast.compiler.describe import with_options
+from topkast.compiler.options import pick
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.state.family import Family
@@ -29,6 +31,7 @@ from .check import check_model
 from .distribute import Count, Counts, distribute
 from .initial import start_scales
 from .select import Selection, select
+from .start import Start
 from .undo import Undo
 
 M = TypeVar("M", bound=nn.Module)
@@ -82,15 +85,14 @@ def _bytes_outside(parameter: nn.Parameter, geometry: Geometry, count: Count, co
     return values_outside(geometry, fwd, bwd, config.rule(balanced)) * parameter.element_size()
 
 
-def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> tuple[Plan | None, torch.device]:
-    """How what is on the meta device gets its values, and where; no plan where nothing is on it."""
+def _plan(model: nn.Module, start: Start) -> tuple[Plan | None, torch.device]:
+    """How the tensors on the meta device get their values, and where; no plan if no tensor is on it."""
+    init, device = start.init, start.device
     if not held(model):
-        given = [name for name, value in (("init", init), ("device", device)) if value is not None]
-        if given:
-            raise ConfigError(f"{given[0]}: only for a model on the meta device, and nothing of this one is on it")
+        for name, value in (("init", init), ("device", device)):
+            if value is not None:
+                raise ConfigError(f"{name}: only for a model on the meta device, and nothing of this one is on it")
         return None, torch.device("cpu")
-    if config.distribution == "global":
-        raise ConfigError("distribution='global': needs all weights at once; on the meta device use 'uniform' or 'erk'")
     if init is not None and not callable(init):
         raise ConfigError(f"init={init!r}: must be a function of a module, or None")
     try:
@@ -105,17 +107,15 @@ def _plan(model: nn.Module, config: Config, init: Init | None, device: Any) -> t
 def convert(
     model: M,
     config: Config,
-    example_inputs: Any = None,
-    init: Init | None = None,
-    device: Any = None,
+    start: Start,
     last: Callable[[nn.Module], None] | None = None,
 ) -> M:
     """Convert ``model`` in place; if that fails or is interrupted, the model is as it was.
 
     Args:
         model: any module; see :func:`topkast.compiler.convert.check.check_model` for what is refused.
-        config: validated arguments.
-        example_inputs, init, device: see :func:`topkast.compile`.
+        config: the options that stay with the model.
+        start: the options that only the conversion needs.
         last: what else is done to the converted model; undone with the rest.
 
     Raises:
@@ -124,15 +124,15 @@ def convert(
         ReservoirError: ``reservoir="disk"``, and the disk has no room.
     """
     check_model(model)
-    plan, place = _plan(model, config, init, device)
-    selection = select(model, config, example_inputs)
+    plan, place = _plan(model, start)
+    selection = select(model, config, start.example_inputs)
     geometries = _geometries(model, config, selection)
     if not geometries:
         reasons = "; ".join(f"{name}: {why}" for name, why in selection.dense.items()) or "it has no parameters"
         raise ModelError(f"model: no weight can be sparse ({reasons})")
     _check_distribution(config, list(geometries))
     parameters = dict(model.named_parameters())
-    counts = distribute(config, geometries, lambda name: parameters[name].detach())
+    counts = distribute(config, geometries)
     record = Record(
         config=config,
         dense=selection.dense,
@@ -141,7 +141,7 @@ def convert(
         how=selection.how,
         family=Family(model),
     )
-    if example_inputs is not None and selection.how.startswith("structure"):
+    if start.example_inputs is not None and selection.how.startswith("structure"):
         record.warnings.append(f"example_inputs were of no use: the weights were chosen by {selection.how}")
     record.warnings += _without_input(config, geometries, counts)
     outside = [_bytes_outside(parameters[name], geometries[name], counts[name], config) for name in geometries]
@@ -189,26 +189,21 @@ def convert(
     return model
 
 
-def sparsify(
-    model: M,
-    fwd: float = 0.9,
-    bwd: float | None = None,
-    *,
-    example_inputs: Any = None,
-    init: Init | None = None,
-    device: Any = None,
-    **options: Any,
-) -> M:
+@with_options(OPTIONS)
+def sparsify(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, **options: Any) -> M:
     """Convert without compiling: right in eager mode, and ready for ``torch.compile(model, backend="topkast")``.
 
     Args:
-        model, fwd, bwd, example_inputs, init, device, options: as :func:`topkast.compile`, without ``backend``.
+        model: as for :func:`topkast.compile`.
+        {options}
 
     Returns:
         The same object.
+
+    Raises:
+        ConfigError, ModelError, ReservoirError: as :func:`topkast.compile`; the model is as it was.
     """
-    unknown = sorted(set(options) - set(Config.__dataclass_fields__))
-    if unknown:
-        allowed = ", ".join(name for name in Config.__dataclass_fields__ if name not in ("fwd", "bwd"))
-        raise ConfigError(f"unknown arguments {', '.join(unknown)}; allowed: example_inputs, init, device, {allowed}")
-    return convert(model, Config(fwd, bwd, **options), example_inputs, init, device)
+    allowed = [one.name for one in OPTIONS if one.name not in ("fwd", "bwd")]
+    if unknown := sorted(set(options) - set(allowed)):
+        raise ConfigError(f"unknown arguments {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return convert(model, Config(fwd, bwd, **pick(Config, options)), Start(**pick(Start, options)))

@@ -24,7 +24,6 @@ from topkast.passes.aten.prepare.sink_casts import SinkCasts
 from topkast.passes.aten.prepare.spell_bilinear import SpellBilinear
 from topkast.passes.aten.prepare.split_joined import SplitJoined
 from topkast.passes.aten.prepare.split_rows import SplitRows
-from topkast.runtime.planner import epilogues, tiles
 from topkast.runtime.planner import plan as planner
 
 from .base import LOG, Pass, run, summary
@@ -73,8 +72,7 @@ class JointPass(CustomGraphPass):
         files = [path for room in ("passes", "runtime") for path in (root / room).rglob("*.py")]
         files = sorted([*files, *(root / "runtime").rglob("*.json")])
         # Which kernels were chosen stands in the graph: another machine, setting or thread count chooses again.
-        settings = planner.setting(), tiles.setting(), epilogues.setting()
-        chosen = [torch.__version__, planner.machine(), *settings, str(torch.get_num_threads())]
+        chosen = [torch.__version__, planner.machine(), planner.setting(), str(torch.get_num_threads())]
         return get_hash_for_files(tuple(map(str, files)), " ".join(chosen))
 
 

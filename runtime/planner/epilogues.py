@@ -1,7 +1,6 @@
 """Whether a product with its activation inside is faster than the two after one another: measured once, remembered.
 
-``TOPKAST_EPILOGUE`` says otherwise: ``apart`` never fuses, ``fused`` always; so does ``measure``, the default, where
-``TOPKAST_KERNEL`` forbids to measure.
+If ``TOPKAST_KERNEL`` says that nothing is measured, the activation is always inside.
 """
 
 from __future__ import annotations
@@ -16,20 +15,10 @@ from topkast.runtime.reference.products import activation
 from . import plan as planner
 
 
-def setting() -> str:
-    """``TOPKAST_EPILOGUE``: "measure" unless set.
-
-    Raises:
-        ConfigError: it is not "measure", "apart" or "fused".
-    """
-    found = planner.read_setting("TOPKAST_EPILOGUE", "apart", "fused")
-    return "fused" if found == "measure" and planner.setting() != "measure" else found
-
-
 def pays(problem: planner.Problem, kernel: str) -> bool:
     """Whether an ``spmm`` by that kernel is to apply ``problem.act`` itself."""
-    if setting() != "measure":
-        return setting() == "fused"
+    if planner.setting() != "measure":
+        return True
     seconds = planner.remembered(problem.key, functools.partial(measure, problem, kernel))
     return seconds["fused"] < seconds["apart"]
 

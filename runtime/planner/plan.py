@@ -1,7 +1,7 @@
 """Which kernel runs a product fastest: measured once per problem, remembered on disk per machine and version.
 
-``TOPKAST_KERNEL`` says otherwise: ``first`` takes the first kernel that fits without measuring, a kernel's name takes
-that one wherever it fits. ``TOPKAST_CACHE`` is the folder of the file, ``~/.cache/topkast`` unless set.
+``TOPKAST_KERNEL`` can say otherwise: ``first`` takes the first kernel that fits, without measuring; a kernel's name
+takes that kernel wherever it fits. ``TOPKAST_CACHE`` is the folder of the file, ``~/.cache/topkast`` unless set.
 """
 
 from __future__ import annotations
@@ -77,18 +77,9 @@ def setting() -> str:
     Raises:
         ConfigError: it is neither "measure", "first" nor a kernel's name.
     """
-    return read_setting("TOPKAST_KERNEL", "first", *KERNELS)
-
-
-def read_setting(variable: str, *others: str) -> str:
-    """An environment variable: "measure" unless set.
-
-    Raises:
-        ConfigError: it is neither "measure" nor one of ``others``.
-    """
-    found, allowed = os.environ.get(variable, "measure"), ["measure", *others]
+    found, allowed = os.environ.get("TOPKAST_KERNEL", "measure"), ["measure", "first", *KERNELS]
     if found not in allowed:
-        raise ConfigError(f"{variable}={found!r}: must be one of {', '.join(allowed)}")
+        raise ConfigError(f"TOPKAST_KERNEL={found!r}: must be one of {', '.join(allowed)}")
     return found
 
 

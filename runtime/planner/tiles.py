@@ -1,7 +1,6 @@
 """Whether products run faster on tiles than on rows: measured once, remembered beside the planner's other figures.
 
-``TOPKAST_LAYOUT`` says otherwise: ``rows`` never takes tiles, ``tiles`` takes them wherever a conversion falls away; so
-does ``measure``, the default, where ``TOPKAST_KERNEL`` forbids to measure.
+If ``TOPKAST_KERNEL`` says that nothing is measured, tiles are taken wherever a conversion falls away.
 """
 
 from __future__ import annotations
@@ -24,16 +23,6 @@ Conversion = tuple[int, int, int]  # rows, columns, width
 SECONDS = 0.3  # of one measurement: the difference is a few hundredths, so it takes longer than that of kernels
 
 
-def setting() -> str:
-    """``TOPKAST_LAYOUT``: "measure" unless set.
-
-    Raises:
-        ConfigError: it is not "measure", "rows" or "tiles".
-    """
-    found = planner.read_setting("TOPKAST_LAYOUT", "rows", "tiles")
-    return "tiles" if found == "measure" and planner.setting() != "measure" else found
-
-
 def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
     """Whether a region of a graph is to run on tiles.
 
@@ -41,8 +30,8 @@ def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
         problems: its products, with their widths.
         conversions: what must be packed or unpacked in addition, as passes of their own.
     """
-    if setting() != "measure":
-        return setting() == "tiles"
+    if planner.setting() != "measure":
+        return True
     found = [planner.remembered(one.key, functools.partial(measure, one)) for one in problems]
     extra = sum(_conversion(*one) for one in conversions)
     return sum(one["tiles"] for one in found) + extra < sum(one["rows"] for one in found)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -329,7 +328,7 @@ class Site(Placed, nn.Module):
 
     def set_seed(self, seed: int) -> None:
         """What decides all that is drawn at random."""
-        self.rule = replace(self.rule, seed=seed)
+        self.rule = self.rule.replaced(seed=seed)
 
     def set_churn(self, churn: list[tuple[int, float, float]]) -> None:
         """What :attr:`churn` holds."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from topkast.compiler.config import Config
+from topkast.compiler.options import options
+from topkast.runtime.methods import METHODS
 from topkast.tools.study import __main__ as study
 from topkast.tools.study.grid import Point, read_grid
 from topkast.tools.study.run import Run, StudyError, canonical
+from topkast.tools.study.store import read
 from topkast.tools.study.tasks import TASKS
 from topkast.tools.study.times import Times, key_of
 
+ASKED = {one.name for one in options(Config)} - {"method"}
 COMMON: dict[str, Any] = {"task": "digits", "steps": 10, "batch": 4, "lr": 0.1}
 BASE = """
 [base]
@@ -42,6 +48,18 @@ def test_the_grids_that_are_here_are_sound() -> None:
         assert len(places) == len(found), path  # no arm is another one under a second name
         assert {point.run.task for point in found} <= TASKS.keys()
         assert "topkast" in {point.arm for point in found}, path  # what the tables compare with
+
+
+def test_no_grid_asks_for_what_topkast_refuses() -> None:
+    for path in (Path(study.HERE) / "grids").glob("*.toml"):
+        for run in {point.run for point in read_grid(path) if point.run.method in METHODS}:
+            Config(method=run.method, **{name: value for name, value in run.options().items() if name in ASKED})
+
+
+def test_runs_of_values_that_are_gone_stay_readable() -> None:
+    found = [json.loads(key) for key in read(study.FOLDER / "runs.jsonl")]
+    assert {"global", "uniform", "erk"} == {run["distribution"] for run in found}
+    assert "dense" in {run["initial"] for run in found}
 
 
 def test_what_a_method_does_not_use_makes_no_other_run() -> None:

@@ -29,8 +29,6 @@ from .choose_kernel import problem
 
 class KeepTransposed(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
-        if tiles.setting() == "rows":
-            return
         products = {node for node in graph.nodes if node.target in PRODUCTS and self._can(node)}
         if not products:
             return

@@ -74,8 +74,6 @@ def _name(values: Tensor) -> str | None:
 
 class FuseEpilogue(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
-        if epilogues.setting() == "apart":
-            return
         for node in list(graph.nodes):
             if node.target is topkast.spmm.default:
                 dtypes: tuple[torch.dtype, ...] = FUSING.get(str(node.kwargs["impl"]), ())

@@ -7,7 +7,6 @@ integers), others are no buffers (the clock, the seed, a reservoir in host memor
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ def equalise(parallel: DistributedDataParallel, model: nn.Module) -> None:
     parallel.parameters_to_ignore |= {f"{path}.{name}" for path, site in found.items() for name in site._buffers}
     group = parallel.process_group
     ranks: list[Any] = [None] * dist.get_world_size(group)
-    own = [(s.name, s.geometry, s.n_fwd, s.n_bwd, replace(s.rule, seed=0)) for s in found.values()]
+    own = [(s.name, s.geometry, s.n_fwd, s.n_bwd, s.rule.replaced(seed=0)) for s in found.values()]
     clocks = [(s.step, s.refreshed_at, s.rule.seed, s.pending and s.pending.step) for s in found.values()]
     dist.all_gather_object(ranks, (own, clocks), group=group)
     for rank, (other, _) in enumerate(ranks):

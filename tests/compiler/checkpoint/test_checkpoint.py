@@ -186,6 +186,30 @@ def test_a_broken_index_is_refused(tmp_path: Path) -> None:
         topkast.load(model, tmp_path / "c")
 
 
+@pytest.mark.parametrize(("option", "value"), [("distribution", "global"), ("initial", "dense")])
+def test_a_value_that_is_gone_is_named_with_the_version_that_wrote_it(option: str, value: str, tmp_path: Path) -> None:
+    model, _ = made("mlp", "SGD")
+    topkast.save(model, tmp_path / "c")
+    with safe_open(tmp_path / "c", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    _rewrite(tmp_path / "c", config=json.dumps({**config, option: value}), topkast_version="0.0.9")
+    before = copy.deepcopy(model.state_dict())
+    message = f"{option}='{value}': must be one of .* no longer supported, and topkast 0.0.9 wrote it"
+    with pytest.raises(topkast.CheckpointError, match=message):
+        topkast.load(model, tmp_path / "c")
+    assert same(model.state_dict(), before)
+
+
+def test_an_option_that_came_later_has_its_default(tmp_path: Path) -> None:
+    model, _ = made("mlp", "SGD")
+    topkast.save(model, tmp_path / "c")
+    with safe_open(tmp_path / "c", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    del config["exploration_decay"]
+    _rewrite(tmp_path / "c", config=json.dumps(config))
+    topkast.load(made("mlp", "SGD")[0], tmp_path / "c")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     model, opt = made("mlp", "SGD")
     topkast.save(model, tmp_path / "c", opt)

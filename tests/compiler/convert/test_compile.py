@@ -145,7 +145,7 @@ def test_distributions():
         return nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 16))
 
     total = 64 * 128 + 128 * 16
-    for distribution in ("uniform", "erk", "global"):
+    for distribution in ("uniform", "erk"):
         found = densities(small(wide(), distribution=distribution, balanced=False))
         kept = [found["0.weight"][i] * 64 * 128 + found["1.weight"][i] * 128 * 16 for i in (0, 1)]
         assert kept == pytest.approx([0.1 * total, 0.2 * total], abs=2)
@@ -181,21 +181,20 @@ def test_decay_that_is_cut_is_reported():
 
 @pytest.mark.parametrize("options", [{}, {"block": (4, 3)}, {"reservoir": "host"}, {"method": "static-magnitude"}])
 def test_the_norm_at_the_start(options):
-    """One number for each θ: the same sets, and W_A with the norm of a random set, or of all of θ."""
+    """One number for each θ: the same sets, and W_A with the norm of a random set."""
     dense = mlp().state_dict()
-    for initial in ("random", "dense"):
-        plain, scaled = (small(mlp(), 0.75, None, **options, initial=initial) for initial in (None, initial))
-        theta, forward = topkast.dense_state_dict(scaled, "all"), topkast.dense_state_dict(scaled)
-        for name, (fwd, bwd) in topkast.masks(scaled).items():
-            assert all(map(torch.equal, (fwd, bwd), topkast.masks(plain)[name]))
-            factor = theta[name] / dense[name]
-            torch.testing.assert_close(factor, factor.flatten()[0].expand_as(factor))
-            # A block that is cut off by the edge holds fewer weights than its units say.
-            rel = 0.05 if "block" in options else 1e-5
-            site = sites(scaled)[name]  # its density is rounded to whole blocks a row
-            wanted = (site.n_fwd / site.geometry.units) ** 0.5 if initial == "random" else 1.0
-            assert float(forward[name].norm()) == pytest.approx(wanted * float(dense[name].norm()), rel=rel)
-        assert torch.equal(theta["0.bias"], dense["0.bias"])
+    plain, scaled = (small(mlp(), 0.75, None, **options, initial=initial) for initial in (None, "random"))
+    theta, forward = topkast.dense_state_dict(scaled, "all"), topkast.dense_state_dict(scaled)
+    for name, (fwd, bwd) in topkast.masks(scaled).items():
+        assert all(map(torch.equal, (fwd, bwd), topkast.masks(plain)[name]))
+        factor = theta[name] / dense[name]
+        torch.testing.assert_close(factor, factor.flatten()[0].expand_as(factor))
+        # A block that is cut off by the edge holds fewer weights than its units say.
+        rel = 0.05 if "block" in options else 1e-5
+        site = sites(scaled)[name]  # its density is rounded to whole blocks a row
+        wanted = (site.n_fwd / site.geometry.units) ** 0.5
+        assert float(forward[name].norm()) == pytest.approx(wanted * float(dense[name].norm()), rel=rel)
+    assert torch.equal(theta["0.bias"], dense["0.bias"])
 
 
 def test_blocks_and_balance():
@@ -328,6 +327,9 @@ def broken(value):
         ({"block": (64, 64)}, ["block=(64, 64)", "0.weight"]),
         ({"balanced": 1}, ["balanced=1"]),
         ({"distribution": "even"}, ["distribution='even'", "'erk'"]),
+        ({"distribution": "global"}, ["distribution='global'", "'uniform', 'erk'"]),
+        ({"distribution": {}}, ["distribution={}", "at least one glob"]),
+        ({"initial": "dense"}, ["initial='dense'", "'auto', None, 'random'"]),
         ({"distribution": {"nothing*": (0.5, 0.5)}}, ["nothing*", "0.weight"]),
         ({"distribution": {"0.*": 0.5}}, ["0.*", "(fwd, bwd)"]),
         ({"include": "nothing*"}, ["include", "nothing*"]),

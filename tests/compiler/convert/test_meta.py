@@ -268,7 +268,6 @@ def test_what_nothing_initialises_is_named_before_anything_changes():
 
 def test_what_is_refused():
     mlp = CASES["mlp"].build
-    refused(on_meta(mlp), "distribution='global'.*all weights at once", topkast.ConfigError, distribution="global")
     refused(on_meta(mlp), "device='meta'", topkast.ConfigError, device="meta")
     refused(on_meta(mlp), "device='nowhere'", topkast.ConfigError, device="nowhere")
     refused(on_meta(mlp), "init=3", topkast.ConfigError, init=3)

@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 import topkast
 from topkast.passes.aten import LOG
+from topkast.passes.aten.fuse.fuse_epilogue import FuseEpilogue
 from topkast.runtime.layout import Geometry, build_index
 from topkast.runtime.native import products
 from topkast.runtime.planner import epilogues
 from topkast.runtime.planner import plan as planner
 from topkast.runtime.reference.products import activation
+from topkast.tests.passes.aten.test_keep_transposed import stay_rows
 from topkast.tests.runtime.native.test_native import BLOCKS, LIBRARY, isa, sets, within  # noqa: F401
 from topkast.tests.support.budget import assert_budget
 
@@ -29,7 +31,6 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are 
 def natively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Native kernels, and passes that run though the graph may lie in a compile cache: they are counted."""
     monkeypatch.setenv("TOPKAST_KERNEL", "native")
-    monkeypatch.setenv("TOPKAST_EPILOGUE", "fused")
     with (
         torch._inductor.config.patch(fx_graph_cache=False),
         torch._functorch.config.patch(enable_autograd_cache=False),
@@ -98,16 +99,17 @@ class Net(nn.Module):
 
 
 def outcome(
-    setting: str,
+    way: str,
     net: Callable[[], nn.Module],
     x: Tensor,
     grad: bool = False,
     backend: str = "aot_eager",
     block: tuple[int, int] = (16, 1),
 ) -> tuple[list[Tensor], dict[str, int], dict[str, int]]:
-    """Output and gradients; what was fused, what was refused."""
+    """Output and gradients; what was fused, what was refused. For "apart" the pass does nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOPKAST_EPILOGUE", setting)
+        if way == "apart":
+            patch.setattr(FuseEpilogue, "rewrite", lambda self, graph: None)
         torch._dynamo.reset()
         torch.manual_seed(0)
         start = len(LOG)
@@ -164,7 +166,7 @@ def test_under_inductor(way: str) -> None:
 @pytest.mark.parametrize("layout", ["rows", "tiles"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_relu_is_fused_in_training(backend: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOPKAST_LAYOUT", layout)
+    stay_rows(monkeypatch, layout)
     net = lambda: Net(WAYS["relu"][0], bias=False)  # noqa: E731
     apart, _, _ = outcome("apart", net, x := torch.randn(128, 48), True, backend)
     fused, matches, refusals = outcome("fused", net, x, True, backend)
@@ -241,19 +243,25 @@ def test_what_the_caller_sees_too_is_left_alone() -> None:
 def test_is_measured(faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPKAST_CACHE", str(tmp_path))
     monkeypatch.setenv("TOPKAST_KERNEL", "measure")
-    monkeypatch.setenv("TOPKAST_LAYOUT", "rows")
+    stay_rows(monkeypatch, "rows")
     monkeypatch.setattr(planner, "measure", lambda problem, names: {"native": 1.0, "dense": 2.0})
     monkeypatch.setattr(epilogues, "measure", lambda problem, kernel: {"fused": 2.0, "apart": 2.0, faster: 1.0})
-    _, matches, refusals = outcome("measure", lambda: Net(WAYS["relu"][0]), torch.randn(65, 48))
+    _, matches, refusals = outcome("fused", lambda: Net(WAYS["relu"][0]), torch.randn(65, 48))
     expected = ({"relu": 1}, {}) if faster == "fused" else ({}, {"relu after the product is faster": 1})
     assert (matches, refusals) == expected
 
 
-def test_measures_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_both() -> None:
     geometry = Geometry((96, 64), (0, 1), 1, (4, 1))
     problem = planner.Problem("spmm", (((16, 64), (64, 1)),), torch.float32, geometry, 150, 300, 1, act="gelu")
     found = epilogues.measure(problem, "native", 0.01)
     assert set(found) == {"fused", "apart"} and all(0 < seconds < 1 for seconds in found.values())
-    monkeypatch.setenv("TOPKAST_EPILOGUE", "inside")
-    with pytest.raises(topkast.ConfigError, match="TOPKAST_EPILOGUE='inside': must be one of measure, apart, fused"):
-        epilogues.setting()
+
+
+@pytest.mark.parametrize("setting", ["native", "first", "dense"])
+def test_is_fused_unmeasured_if_nothing_is_measured(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPKAST_KERNEL", setting)
+    monkeypatch.setattr(epilogues, "measure", lambda problem, kernel: pytest.fail("measured"))
+    geometry = Geometry((96, 64), (0, 1), 1, (4, 1))
+    problem = planner.Problem("spmm", (((16, 64), (64, 1)),), torch.float32, geometry, 150, 300, 1, act="gelu")
+    assert epilogues.pays(problem, "native")

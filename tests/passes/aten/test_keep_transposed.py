@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import topkast
 from topkast.passes.aten import LOG
+from topkast.passes.aten.finish.keep_transposed import KeepTransposed
 from topkast.runtime.layout import Geometry
 from topkast.runtime.native import products
 from topkast.runtime.planner import plan as planner
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are 
 def natively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Native kernels, and passes that run though the graph may lie in a compile cache: they are counted."""
     monkeypatch.setenv("TOPKAST_KERNEL", "native")
-    monkeypatch.setenv("TOPKAST_LAYOUT", "tiles")
     with (
         torch._inductor.config.patch(fx_graph_cache=False),
         torch._functorch.config.patch(enable_autograd_cache=False),
@@ -80,6 +80,12 @@ def test_tiles_of_another_instruction_set_are_refused() -> None:
         products.spmm(tiles_, values, index, geometry, None, (2 * width, 0))
 
 
+def stay_rows(patch: pytest.MonkeyPatch, layout: str) -> None:
+    """For "rows" the pass does nothing."""
+    if layout == "rows":
+        patch.setattr(KeepTransposed, "rewrite", lambda self, graph: None)
+
+
 class Chain(nn.Module):
     """Two layers without a bias, whose gradients do not depend on an order of sums, and what is done between them."""
 
@@ -108,7 +114,7 @@ def outcome(
 ) -> tuple[list[Tensor], int, dict[str, int]]:
     """Output and all gradients of a converted model; conversions saved; refusals."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOPKAST_LAYOUT", layout)
+        stay_rows(patch, layout)
         torch._dynamo.reset()
         torch.manual_seed(0)
         start = len(LOG)
@@ -252,7 +258,7 @@ def test_training_is_the_same() -> None:
     found = {}
     for layout in ("rows", "tiles"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TOPKAST_LAYOUT", layout)
+            stay_rows(patch, layout)
             torch._dynamo.reset()
             torch.manual_seed(0)
             start = len(LOG)
@@ -319,10 +325,8 @@ def test_is_measured_and_taken_only_where_faster(faster: str, tmp_path: Path, mo
     monkeypatch.setattr(tiles, "measure", lambda problem: {"rows": 2.0, "tiles": 2.0, faster: 1.0})
     start = len(LOG)
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOPKAST_LAYOUT", "measure")
-        model = topkast.compile(Chain(BETWEEN["gelu"]), 0.6, 0.3, block=(16, 1), backend="aot_eager", min_size=20)
-        model(torch.randn(128, 48)).sum().backward()
+    model = topkast.compile(Chain(BETWEEN["gelu"]), 0.6, 0.3, block=(16, 1), backend="aot_eager", min_size=20)
+    model(torch.randn(128, 48)).sum().backward()
     expected = (5, {}) if faster == "tiles" else (0, {"rows are faster there": 1})
     assert kept(start) == expected
     rows = [entry for row in topkast.report(model).sites for entry in row["measured"] if "tiles" in entry["product"]]
@@ -342,7 +346,11 @@ def test_measures_both_and_what_a_conversion_takes(tmp_path: Path, monkeypatch: 
     assert 0 < tiles._conversion(2 * width, 64, width) < 1
 
 
-def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOPKAST_LAYOUT", "columns")
-    with pytest.raises(topkast.ConfigError, match="TOPKAST_LAYOUT='columns': must be one of measure, rows, tiles"):
-        tiles.setting()
+@pytest.mark.parametrize("setting", ["native", "first", "dense"])
+def test_is_taken_unmeasured_if_nothing_is_measured(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPKAST_KERNEL", setting)
+    monkeypatch.setattr(tiles, "measure", lambda problem: pytest.fail("measured"))
+    problem = planner.Problem(
+        "spmm", (((32, 64), (64, 1)),), torch.float32, Geometry((96, 64), (0, 1), 1, (4, 1)), 1, 2, 1
+    )
+    assert tiles.pay([problem], [(32, 64, 16)])

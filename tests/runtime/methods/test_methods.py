@@ -20,6 +20,7 @@ from topkast.runtime.reference import dense_gradient as gradient
 from topkast.runtime.reference import selection as choose
 from topkast.runtime.reference.products import ConvArgs
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of, train
+from topkast.tests.passes.aten.test_keep_transposed import stay_rows
 from topkast.tests.runtime.native.test_native import LIBRARY
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
@@ -211,7 +212,7 @@ def test_rows_of_products() -> None:
 def test_rigl_on_native_kernels(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What grows is where the dense gradient of the model with these weights is largest."""
     monkeypatch.setenv("TOPKAST_KERNEL", "native")
-    monkeypatch.setenv("TOPKAST_LAYOUT", layout)
+    stay_rows(monkeypatch, layout)
     monkeypatch.setattr(gradient, "PART", 500)
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 8))

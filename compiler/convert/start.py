@@ -1,0 +1,35 @@
+"""What a conversion needs to begin, and the converted model does not keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from topkast.compiler.options import option
+
+from .meta.rehearse import Init
+
+
+@dataclass(frozen=True)
+class Start:
+    """The options that only the conversion itself needs; the model does not keep them."""
+
+    example_inputs: Any = option(
+        None,
+        "What the model is called with, to trace which parameters are weights of which ops.",
+        "A tuple holds positional arguments, a dict holds keywords; a tensor is the only argument. None: the model's "
+        "own ``dummy_inputs``, else symbolic tracing, else the structure of the modules; the report says which.",
+    )
+    init: Init | None = option(
+        None,
+        "For a model on the meta device: a function that initialises a module; None means the model's "
+        "``_init_weights`` and the modules' own ``reset_parameters``.",
+        'Such a model was built under ``torch.device("meta")``. The function is called with every module in the order '
+        "of ``nn.Module.apply``, and fills the tensors that the module holds. None: the nearest "
+        "``_init_weights(module)`` at or above a module initialises it (transformers); if that does not write to all "
+        "of its tensors, its own ``reset_parameters()`` comes first. Each weight becomes sparse as soon as no later "
+        "module's initialisation touches it, so about one module is dense at any time. The function is run on the "
+        "meta tensors before, to see what it touches. The parameters become new objects: make the optimizer "
+        "afterwards.",
+    )
+    device: Any = option(None, "For a model on the meta device: where its tensors are made; None means the CPU.")
