@@ -20,5 +20,5 @@ def keep_log(log: PassLog, sites: Iterable[Site]) -> None:
 
 
 def passes_of(family: Family) -> dict[str, dict[str, Any]]:
-    """What the passes did to the graphs of a model, as :func:`topkast.passes.aten.summary` has it."""
+    """The summary of all logs of a model, see :func:`topkast.passes.aten.summary`."""
     return summary(_LOGS.get(family, ()))

@@ -34,12 +34,12 @@ JOINT: list[type[Pass]] = [
     # Prepare: bring each product with a weight into a form that the second part fuses.
     SpellBilinear,  # first, because the passes below look at the matrix products that it writes
     SinkCasts,  # before all that follow a weight through moves, because a cast is no move and would hide the weight
-    SplitRows,  # after SinkCasts, which separates a sum of gradients; each is then a gradient of pieces by itself
-    SplitJoined,  # after SplitRows, because what is joined may be pieces of a weight, which are weights only now
-    FoldBatch,  # before OrderDims, because a sum of products becomes one product here, and OrderDims takes one only
-    OrderDims,  # last of its part, because it takes products as the others leave them, and FuseMatmul needs the order
+    SplitRows,  # after SinkCasts, because a sum of gradients of pieces can be joined only term by term
+    SplitJoined,  # after SplitRows, because a joined matrix may be a piece of a weight, and SplitRows makes it a weight
+    FoldBatch,  # before OrderDims, because OrderDims reads single products, and FoldBatch makes a single one of a sum
+    OrderDims,  # last of its part, because it orders the products as the passes above leave them
     # Fuse: make dense products sparse. The three look at different operators; their order does not matter.
-    FuseMatmul,  # after OrderDims, because it takes a weight's dimensions in their own order only
+    FuseMatmul,  # after OrderDims, because it needs the dimensions of a weight in their own order
     FuseGrouped,  # after SinkCasts, because a cast would hide the stacked weights
     FuseConvolution,  # after SinkCasts and SplitRows, because a convolution's weight may be cast or cut
     # Finish: decide how the sparse products run, and what happens to the weights that stay dense.

@@ -1,4 +1,4 @@
-"""What every pass shares: timing, the count of its rewrites, and dumps of the graph around it."""
+"""The base of every pass: timing, the count of its rewrites, and dumps of the graph around it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class WeightFactor:
 
     @classmethod
     def among(cls, left: Any, right: Any) -> WeightFactor | None:
-        """The factor that is a weight, the right one if both are; None if neither is."""
+        """The factor that is a weight; the right factor if both are weights, None if neither is."""
         for factor, other, on_left in ((right, left, False), (left, right, True)):
             behind = weight_behind(factor)
             if behind is not None:
@@ -94,11 +94,11 @@ class WeightFactor:
         return self.where.mT if self.on_left else self.where
 
     def turn_other(self, graph: fx.Graph) -> fx.Node:
-        """The other factor as the left one."""
+        """The other factor, turned if the product is turned."""
         return transposed(graph, self.other) if self.on_left else self.other
 
     def turn_back(self, graph: fx.Graph, product: fx.Node) -> fx.Node:
-        """The result of the product as written, from that of the turned one."""
+        """The result as the model wants it, from the result of the product that may be turned."""
         return transposed(graph, product) if self.on_left else product
 
 

@@ -54,7 +54,7 @@ def replay(moves: list[fx.Node], tensor: Tensor) -> Tensor | None:
 
 
 def move_alike(graph: fx.Graph, moves: list[fx.Node], node: fx.Node) -> fx.Node:
-    """Add the same moves of another node at the insertion point; the result of the last one."""
+    """Add the same moves of another node at the insertion point, and return the result of the last move."""
     for move in moves:
         node = emit(graph, move.target, node, *move.args[1:], like=move, **move.kwargs)  # type: ignore[arg-type]
     return node

@@ -1,4 +1,4 @@
-"""Nodes of ATen graphs: the namespaces of their operators, adding a node, and small questions about one."""
+"""Nodes of ATen graphs: the namespaces of their operators, adding a node, and small questions about a node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from topkast.runtime.ops import grouped_mm as grouped  # noqa: F401  (define tor
 
 aten, topkast = torch.ops.aten, torch.ops.topkast
 
-# What a node's meta says of its own arguments and value: wrong for any other node.
+# Metadata that describes a node's own arguments and value: wrong for any other node.
 STALE = ("val", "tensor_meta", "recompute", "eager_input_vals", "arg_kwarg_vals", "refused")
 
 

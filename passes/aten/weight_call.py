@@ -26,7 +26,7 @@ _STORED = ("values", "row_ptr", "row_fwd", "cols", "key", "shape", "perm", "lead
 
 @dataclass(frozen=True, eq=False)
 class WeightCall:
-    """What a node computes with, and on which sparse weight.
+    """The arguments of a node whose operator computes with a sparse weight.
 
     Args:
         operands: the dense tensors before the weight, by their names in the operator's schema.
@@ -34,7 +34,7 @@ class WeightCall:
         row_ptr, row_fwd, cols: the index, see :mod:`topkast.runtime.layout`.
         key: the number of the site.
         shape, perm, lead, block: the fields of the weight's :class:`~topkast.runtime.layout.Geometry`.
-        options: what comes after the weight and is given, by name: ``bias``, ``stride``, ``impl``, ``widths``, ...
+        options: the arguments after the weight that are given, by name: ``bias``, ``stride``, ``impl``, ``widths``, ...
     """
 
     operands: dict[str, fx.Node]
@@ -80,7 +80,7 @@ class WeightCall:
 
     @property
     def activations(self) -> list[fx.Node]:
-        """The operands but for ``ends`` and ``grad``: a product has one, or ``dy`` and ``x``."""
+        """The operands ``dy`` and ``x``, those of them that the operator has."""
         return [node for name, node in self.operands.items() if name in ("dy", "x")]
 
     def seen_as(self, g: Geometry) -> WeightCall:

@@ -1,4 +1,4 @@
-"""Give every sparse product the kernel that runs it: the fastest one, as the planner measured.
+"""Give every sparse product the kernel that runs it: the fastest, as the planner measured.
 
 before: spmm(x, values, ...)
 after:  spmm(x, values, ..., impl="native")
@@ -36,7 +36,7 @@ def _conv_args(call: WeightCall) -> ConvArgs | None:
 
 
 def problem(node: fx.Node) -> planner.Problem:
-    """What the planner is asked for a product."""
+    """A product as the planner measures and remembers it."""
     call = WeightCall.of(node)
     operands = [operand.meta["val"] for operand in call.activations]
     return planner.Problem(
@@ -66,7 +66,7 @@ class ChooseKernel(Pass):
         call = WeightCall.of(node)
         operand, conv = call.activations[0].meta["val"], _conv_args(call)
         fitting = candidates(product, operand, call.geometry, conv)
-        if fitting[0] in DENSE:  # nothing to weigh: the dense product, in its fastest form
+        if fitting[0] in DENSE:  # no sparse kernel fits: the dense product, in its fastest form
             why = None if conv is None or library() is None else refusal(operand, call.geometry, conv)
             if why is not None:
                 self.refusals[f"native kernel: {why}"] += 1

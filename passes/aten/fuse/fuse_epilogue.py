@@ -32,10 +32,11 @@ from topkast.runtime.triton.products import DTYPES
 
 # The kernels that take bias and activation, and the dtypes in which they compute as PyTorch does, or more exactly.
 FUSING = {"native": (torch.float32,), "triton": DTYPES, "csr": DTYPES}
-_LIMIT = 64  # ops after a product that are looked at; GELU is 8, its derivative 13
+_LIMIT = 64  # how many ops after a product the pass looks at; GELU is 8, its derivative 13
 
 
 def _points() -> Tensor:
+    """The numbers at which functions are compared."""
     dense = torch.linspace(-12, 12, 4801, dtype=torch.float64, device="cpu")
     wide = torch.logspace(-8, 6, 57, dtype=torch.float64, device="cpu")
     return torch.cat([dense, wide, -wide])

@@ -1,4 +1,4 @@
-"""Grouped products of a mixture of experts: each run of rows with its own one of the weights stacked in W_A.
+"""Grouped products of a mixture of experts: each run of rows meets its own weight of those stacked in W_A.
 
     before: y = _grouped_mm(x, permute(weight(values, ...)), ends)
     after:  y = grouped_spmm(x, ends, values, ...)

@@ -1,4 +1,4 @@
-"""A batched product whose weights are repeated over the batch becomes one of the weights alone, with more rows.
+"""A batched product that repeats its weights over the batch becomes a product with each weight once, and more rows.
 
     before: y = bmm(x, expand(weight(values, ...)))            [B·E, N, K] @ [B·E, K, M]
     after:  y = unfold(bmm(fold(x), weight(values, ...)))      [E, B·N, K] @ [E, K, M]

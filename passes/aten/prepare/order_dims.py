@@ -4,8 +4,8 @@
     after:  y = mm(x with its columns in the order of w, matrix of w)
 
 ``einsum("ibnd,hnd->ibh")`` multiplies a matrix whose columns run over d first and n second, and moves its activations
-likewise. Moved once more, both are as the weight has them, which the products of
-:mod:`topkast.passes.aten.fuse.fuse_matmul` need.
+likewise. The pass moves both once more, into the weight's own order, which
+:mod:`topkast.passes.aten.fuse.fuse_matmul` needs.
 """
 
 from __future__ import annotations

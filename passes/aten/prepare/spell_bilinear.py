@@ -49,8 +49,11 @@ def _as_products(graph: fx.Graph, node: fx.Node, operands: dict[Dims, Any], summ
         return emit(graph, target, *args, like=node)
 
     def outer() -> fx.Node:
-        one, two = call(aten.unsqueeze.default, operands[FIRST], 2), call(aten.unsqueeze.default, operands[SECOND], 1)
-        return call(aten.reshape.default, call(aten.mul.Tensor, one, two), [-1, i * j])
+        column, row = (
+            call(aten.unsqueeze.default, operands[FIRST], 2),
+            call(aten.unsqueeze.default, operands[SECOND], 1),
+        )
+        return call(aten.reshape.default, call(aten.mul.Tensor, column, row), [-1, i * j])
 
     if operands.keys() == {GRAD, FIRST, SECOND} and summed == (0,) and _goes_to_values(node):
         i, j = (operands[dims].meta["val"].shape[1] for dims in (FIRST, SECOND))

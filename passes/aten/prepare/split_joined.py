@@ -40,7 +40,7 @@ class SplitJoined(ProductPass):
             return self.replace(node, new, "product")
 
     def _gradient(self, graph: fx.Graph, gradient: WeightGradient) -> None:
-        """The gradient at B of a piece of a sum is the sum of those of the pieces of its terms."""
+        """A piece of a sum of products is the sum of the products' pieces, and so is its gradient at B."""
         node, piece = gradient.node, gradient.maker
         limits = slice_limits(piece)
         if limits is None:
