@@ -20,7 +20,9 @@ from topkast.compiler.capture.entry import Entries
 from topkast.compiler.capture.traceable import hides, in_the_open, within
 from topkast.compiler.capture.why_eager import why_eager
 from topkast.compiler.options import Option, choice
+from topkast.compiler.report.pass_logs import keep_log
 from topkast.passes import aten as passes
+from topkast.passes.aten import PassLog
 from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import sites
@@ -63,50 +65,56 @@ def _traced_to_products(module: fx.GraphModule) -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
-def _inductor(module: fx.GraphModule, inputs: list[Any], mode: str | None, options: dict[str, Any] | None) -> Any:
+def _inductor(
+    module: fx.GraphModule, inputs: list[Any], log: PassLog, mode: str | None, options: dict[str, Any] | None
+) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
-    patches = {**patches, **(options or {}), "joint_custom_pre_pass": passes.JointPass()}
+    patches = {**patches, **(options or {}), "joint_custom_pre_pass": passes.JointPass(log)}
     with _traced_to_products(module):
         return compile_fx(module, inputs, config_patches=patches)
-
-
-def _split(joint: fx.GraphModule, inputs: Any, **rest: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
-    passes.joint(joint.graph)
-    joint.recompile()
-    return min_cut_rematerialization_partition(joint, inputs, **rest)
 
 
 def _plain(module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
     return make_boxed_func(module.forward)
 
 
-def _aot_eager(module: fx.GraphModule, inputs: list[Any]) -> Any:
+def _aot_eager(module: fx.GraphModule, inputs: list[Any], log: PassLog) -> Any:
+    def split(joint: fx.GraphModule, inputs: Any, **rest: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+        passes.joint(joint.graph, log)
+        joint.recompile()
+        return min_cut_rematerialization_partition(joint, inputs, **rest)
+
     compiler = aot_autograd(
         fw_compiler=_plain,
         bw_compiler=_plain,
-        inference_compiler=lambda graph, _: make_boxed_func(passes.inference(graph).forward),
-        partition_fn=_split,
+        inference_compiler=lambda graph, _: make_boxed_func(passes.inference(graph, log).forward),
+        partition_fn=split,
     )
     with _traced_to_products(module):
         return compiler(module, inputs)
 
 
 def _inductor_if_possible(
-    module: fx.GraphModule, inputs: list[Any], mode: str | None, options: dict[str, Any] | None
+    module: fx.GraphModule, inputs: list[Any], log: PassLog, mode: str | None, options: dict[str, Any] | None
 ) -> Any:
     if lacks_compiler(inputs, options):
-        return _aot_eager(module, inputs)
-    return _inductor(module, inputs, mode, options)
+        return _aot_eager(module, inputs, log)
+    return _inductor(module, inputs, log, mode, options)
 
 
-def _told(module: fx.GraphModule, inputs: list[Any], compile_graph: Callable[[], Any]) -> Callable[..., Any]:
-    """The compiled graph behind its refresh. An error, which Dynamo may hide, is noted with the sites of the graph."""
+def _behind_refresh(
+    module: fx.GraphModule, inputs: list[Any], compile_graph: Callable[[PassLog], Any]
+) -> Callable[..., Any]:
+    """The compiled graph behind its refresh. The log of its passes is kept for the report, and an error, which Dynamo
+    may hide, is noted with the sites of the graph."""
+    log, sites = PassLog(), list(keyed_sites(module, inputs).values())
+    keep_log(log, sites)
     try:
-        return insert_refresh(module, inputs, compile_graph)
+        return insert_refresh(module, inputs, lambda: compile_graph(log))
     except Exception as error:
-        for site in keyed_sites(module, inputs).values():
+        for site in sites:
             watch = site.__dict__.get("watch")
             if watch is not None:
                 watch.failed = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -127,12 +135,12 @@ def topkast_backend(
         module, inputs: the captured graph and its inputs, as Dynamo gives them.
         mode, options: as ``torch.compile`` has them for Inductor.
     """
-    return _told(module, inputs, lambda: _inductor_if_possible(module, inputs, mode, options))
+    return _behind_refresh(module, inputs, lambda log: _inductor_if_possible(module, inputs, log, mode, options))
 
 
 def topkast_aot_eager(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """The same passes, run op by op without Inductor: quick to compile, for tests and debugging."""
-    return _told(module, inputs, lambda: _aot_eager(module, inputs))
+    return _behind_refresh(module, inputs, lambda log: _aot_eager(module, inputs, log))
 
 
 def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any]) -> None:

@@ -16,9 +16,9 @@ from topkast.runtime.training.optimizer_hooks import advance
 
 from .backend import BACKEND, check_backend, compile_module
 from .config import OPTIONS, Config
-from .convert.start import Start
 from .describe import with_options
 from .options import pick
+from .start import Start
 
 ARGUMENTS = (*OPTIONS, BACKEND)
 

@@ -13,8 +13,8 @@ from topkast.runtime.methods import METHODS
 from topkast.runtime.rule import Rule
 from topkast.runtime.state.reservoirs import KINDS
 
-from .convert.start import Start
 from .options import block_shape, choice, globs, integer, number, option, optional, options, shares
+from .start import Start
 
 one_of_methods = choice(*METHODS)
 

@@ -18,6 +18,7 @@ from topkast.compiler.convert.meta.rehearse import Plan, rehearse
 from topkast.compiler.convert.meta.tensors import held
 from topkast.compiler.describe import with_options
 from topkast.compiler.options import pick
+from topkast.compiler.start import Start
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.state.family import Family
@@ -31,7 +32,6 @@ from .check import check_model
 from .distribute import Count, Counts, distribute
 from .initial import start_scales
 from .select import Selection, select
-from .start import Start
 from .undo import Undo
 
 M = TypeVar("M", bound=nn.Module)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from topkast.passes.aten import summary
 from topkast.runtime.kernels import native_library
 from topkast.runtime.layout import slot_units
 from topkast.runtime.planner.plan import measured
@@ -17,6 +16,7 @@ from topkast.runtime.training.standing_clock import standing_facts
 
 from .cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
 from .how_it_ran import eager_facts, real_backend
+from .pass_logs import passes_of
 
 COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
 
@@ -37,8 +37,9 @@ class Facts:
         how: how the model was traced.
         backend: what it was compiled with, and what runs instead if that cannot.
         config: the arguments of the conversion.
-        passes: of all graphs this process compiled (not of those that came from a compile cache), per pass its runs,
-            rewrites by kind, refusals by reason and seconds.
+        passes: for each pass its runs, rewrites by kind, refusals by reason and seconds, over the graphs of this model
+            that this process compiled. Graphs that hold none of its sparse weights, or came from a compile cache, do
+            not count.
     """
 
     sites: list[dict[str, Any]]
@@ -87,8 +88,8 @@ def facts_of(model: Any) -> Facts:
             "the native CPU kernels were not built at install (no C++ compiler?): products on the CPU run on the "
             "reference kernels, slower than dense; install again with a compiler"
         )
-    backend = real_backend(record, found)
-    return Facts(rows, dict(record.dense), totals, warnings, record.how, backend, _plain(config), summary())
+    backend, passes = real_backend(record, found), passes_of(record.family)
+    return Facts(rows, dict(record.dense), totals, warnings, record.how, backend, _plain(config), passes)
 
 
 def _plain(value: Any) -> Any:

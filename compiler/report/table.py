@@ -38,7 +38,7 @@ def render(report: Facts) -> Group:
 
 
 def _passes(report: Facts) -> Table:
-    table = Table(title="graph passes over what this process compiled", title_justify="left")
+    table = Table(title="graph passes over what was compiled of this model", title_justify="left")
     for heading in ("pass", "runs", "seconds", "rewritten", "refused"):
         table.add_column(heading, justify="right" if heading in ("runs", "seconds") else "left")
     for name, total in report.passes.items():

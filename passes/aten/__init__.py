@@ -1,7 +1,7 @@
-"""Graph rewrites, one a file, named by a verb. The pipelines are the two lists below, read from top to bottom.
+"""Graph rewrites on AOTAutograd's ATen graphs, one a file, named by a verb.
 
-``joint`` runs on the joint forward and backward graph, before it is split; ``inference`` on any forward graph that
-holds our nodes. Between capture and both, ``insert_refresh`` puts the refresh before the first op of a training graph.
+``JOINT`` and ``INFERENCE`` are the pipelines, read from top to bottom. ``joint`` runs on the joint forward and backward
+graph, before the graph is split; ``inference`` on any forward graph that holds our nodes. Both write a ``PassLog``.
 """
 
 from __future__ import annotations
@@ -26,44 +26,61 @@ from topkast.passes.aten.prepare.split_joined import SplitJoined
 from topkast.passes.aten.prepare.split_rows import SplitRows
 from topkast.runtime.planner import plan as planner
 
-from .base import LOG, Pass, run, summary
+from .base import Pass, run
+from .log import PassLog, summary
 
 JOINT: list[type[Pass]] = [
-    SpellBilinear,
-    SinkCasts,
-    SplitRows,
-    SplitJoined,
-    FoldBatch,
-    OrderDims,
-    FuseMatmul,
-    FuseGrouped,
-    FuseConvolution,
-    ExplainUnfused,
-    RecomputeWeight,
-    ChooseKernel,
-    FuseEpilogue,
-    KeepTransposed,
+    # Prepare: bring each product with a weight into a form that the second part fuses.
+    SpellBilinear,  # first, because the passes below look at the matrix products that it writes
+    SinkCasts,  # before all that follow a weight through moves, because a cast is no move and would hide the weight
+    SplitRows,  # after SinkCasts, because a sum of gradients of pieces can be joined only term by term
+    SplitJoined,  # after SplitRows, because a joined matrix may be a piece of a weight, and SplitRows makes it a weight
+    FoldBatch,  # before OrderDims, because OrderDims reads single products, and FoldBatch makes a single one of a sum
+    OrderDims,  # last of its part, because it orders the products as the passes above leave them
+    # Fuse: make dense products sparse. The three look at different operators; their order does not matter.
+    FuseMatmul,  # after OrderDims, because it needs the dimensions of a weight in their own order
+    FuseGrouped,  # after SinkCasts, because a cast would hide the stacked weights
+    FuseConvolution,  # after SinkCasts and SplitRows, because a convolution's weight may be cast or cut
+    # Finish: decide how the sparse products run, and what happens to the weights that stay dense.
+    ExplainUnfused,  # after all that fuse products, because a weight that is still read now stays dense
+    RecomputeWeight,  # after all that fuse products, because only the weights that stay dense are made again
+    ChooseKernel,  # after all that fuse products, because each sparse product gets its kernel here
+    FuseEpilogue,  # after ChooseKernel, because only some kernels take a bias and an activation
+    KeepTransposed,  # last, because only native products take tiles, and a fused activation is no value to lay out
 ]
-INFERENCE: list[type[Pass]] = [one for one in JOINT if one is not RecomputeWeight]
+# Without RecomputeWeight, because nothing is kept for a backward.
+INFERENCE: list[type[Pass]] = [rule for rule in JOINT if rule is not RecomputeWeight]
 
 
-def joint(graph: fx.Graph) -> None:
+def joint(graph: fx.Graph, log: PassLog) -> None:
     """Rewrite a joint (or, in a compiled graph without gradients, forward) ATen graph in place."""
-    run(JOINT, graph)
+    run(JOINT, graph, log)
 
 
-def inference(module: fx.GraphModule) -> fx.GraphModule:
-    """Rewrite a forward ATen graph in place, and return its module."""
-    run(INFERENCE, module.graph)
+def inference(module: fx.GraphModule, log: PassLog | None = None) -> fx.GraphModule:
+    """Rewrite a forward ATen graph in place, and return its module.
+
+    Args:
+        module: the graph's module, compiled again afterwards.
+        log: gets what the passes did; None if nobody reads that.
+    """
+    run(INFERENCE, module.graph, PassLog() if log is None else log)
     module.recompile()
     return module
 
 
 class JointPass(CustomGraphPass):
-    """The joint pipeline in Inductor's place for it; its uuid changes with our source, so caches never go stale."""
+    """The joint pipeline in Inductor's place for such passes; its uuid changes with our source, so no cache goes stale.
+
+    Args:
+        log: gets what the passes did.
+    """
+
+    def __init__(self, log: PassLog) -> None:
+        self.log = log
 
     def __call__(self, graph: fx.Graph) -> None:
-        joint(graph)
+        joint(graph, self.log)
 
     def uuid(self) -> bytes:
         from pathlib import Path
@@ -71,9 +88,9 @@ class JointPass(CustomGraphPass):
         root = Path(__file__).parents[2]
         files = [path for room in ("passes", "runtime") for path in (root / room).rglob("*.py")]
         files = sorted([*files, *(root / "runtime").rglob("*.json")])
-        # Which kernels were chosen stands in the graph: another machine, setting or thread count chooses again.
+        # The chosen kernels stand in the graph: another machine, setting or thread count chooses again.
         chosen = [torch.__version__, planner.machine(), planner.setting(), str(torch.get_num_threads())]
         return get_hash_for_files(tuple(map(str, files)), " ".join(chosen))
 
 
-__all__ = ["INFERENCE", "JOINT", "LOG", "JointPass", "inference", "joint", "summary"]
+__all__ = ["INFERENCE", "JOINT", "JointPass", "PassLog", "inference", "joint", "summary"]

@@ -1,4 +1,4 @@
-"""What every pass shares: timing, the count of its rewrites, and dumps of the graph around it."""
+"""The base of every pass: timing, the count of its rewrites, and dumps of the graph around it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,41 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from .log import PassLog, PassRun
+from .nodes import lasting_meta
+
 
 class Pass:
-    """A rewrite. Subclasses implement :meth:`rewrite` and count with :meth:`matched` and :meth:`refused`."""
+    """A rewrite. Subclasses implement :meth:`rewrite`.
+
+    They count rewrites with :meth:`replace` or :meth:`matched`, and what they leave alone with :meth:`refused`.
+    """
 
     def __init__(self) -> None:
         self.matches: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
 
     def matched(self, what: str) -> None:
+        """Count a rewrite of the kind ``what``."""
         self.matches[what] += 1
 
+    def replace(self, node: fx.Node, new: fx.Node, what: str) -> None:
+        """Put ``new`` in the place of ``node``, which leaves the graph, and count a rewrite of the kind ``what``.
+
+        ``new`` also gets the metadata of ``node`` that it does not have yet.
+        """
+        new.meta = {**lasting_meta(node), **new.meta}
+        node.replace_all_uses_with(new)
+        node.graph.erase_node(node)
+        self.matched(what)
+
     def refused(self, why: str, node: fx.Node) -> None:
-        """Leave ``node``, a ``weight`` or ``weight_grad``, as it is; ``explain_unfused`` tells the report."""
+        """Leave ``node``, which computes with a sparse weight, as it is; ``explain_unfused`` writes ``why`` into it."""
         self.refusals[why] += 1
         node.meta["refused"] = why
 
@@ -39,17 +54,6 @@ class Pass:
         return type(self).__name__
 
 
-@dataclass
-class PassRun:
-    """One run of a pass: its rewrites by kind, what it refused and why, and how long it took."""
-
-    name: str
-    seconds: float
-    matches: dict[str, int] = field(default_factory=dict)
-    refusals: dict[str, int] = field(default_factory=dict)
-
-
-LOG: list[PassRun] = []
 _numbers = itertools.count()
 
 
@@ -60,30 +64,24 @@ def _dump(folder: str, number: int, stage: str, graph: fx.Graph, note: str = "")
     (path / f"{number:04d}-{stage}.py").write_text(f"# {note}\n{text}" if note else text)
 
 
-def run(pipeline: Sequence[type[Pass]], graph: fx.Graph) -> None:
-    """Run passes in order. With ``TOPKAST_DEBUG=folder`` the graph before and after each is written there."""
+def run(pipeline: Sequence[type[Pass]], graph: fx.Graph, log: PassLog) -> None:
+    """Run passes in order. With ``TOPKAST_DEBUG=folder`` the graph before and after each is written there.
+
+    Args:
+        pipeline: the passes.
+        graph: changed in place.
+        log: gets an entry for each pass.
+    """
     folder = os.environ.get("TOPKAST_DEBUG")
     for kind in pipeline:
-        one, number = kind(), next(_numbers)
+        rule, number = kind(), next(_numbers)
         if folder:
-            _dump(folder, number, f"{one.name}-before", graph)
+            _dump(folder, number, f"{rule.name}-before", graph)
         start = time.perf_counter()
         with unset_fake_temporarily():  # passes compute with real positions
-            one.rewrite(graph)
+            rule.rewrite(graph)
         graph.eliminate_dead_code()
-        LOG.append(PassRun(one.name, time.perf_counter() - start, dict(one.matches), dict(one.refusals)))
+        log.runs.append(PassRun(rule.name, time.perf_counter() - start, dict(rule.matches), dict(rule.refusals)))
         if folder:
-            _dump(folder, number, f"{one.name}-after", graph, f"rewritten {one.matches}, refused {one.refusals}")
+            _dump(folder, number, f"{rule.name}-after", graph, f"rewritten {rule.matches}, refused {rule.refusals}")
     graph.lint()
-
-
-def summary() -> dict[str, dict[str, Any]]:
-    """:data:`LOG` by pass: runs, seconds, and the sums of matches and refusals; passes without a match too."""
-    found: dict[str, dict[str, Any]] = {}
-    for entry in LOG:
-        total = found.setdefault(entry.name, {"runs": 0, "seconds": 0.0, "matches": {}, "refusals": {}})
-        total["runs"] += 1
-        total["seconds"] += entry.seconds
-        for kind in ("matches", "refusals"):
-            total[kind] = dict(Counter(total[kind]) + Counter(getattr(entry, kind)))
-    return found

@@ -1,17 +1,47 @@
-"""Matrix products in ATen graphs, and what the passes that look for a weight among their operands share."""
+"""Matrix products in ATen graphs, and the shape of a pass that looks at all of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from .base import Pass
-from .nodes import WEIGHT_GRAD, aten
+from .find_weight import WeightGradient
+from .nodes import aten
 
-# target -> position of the left operand; the bias, where there is one, comes before it.
-PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
+_WITHOUT_BIAS = {aten.mm.default, aten.bmm.default}
+_WITH_BIAS = {aten.addmm.default, aten.baddbmm.default}
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixProduct:
+    """A product ``left @ right``, of matrices or of batches of them, and what is added to it.
+
+    Args:
+        node: the product.
+        bias: what is added; None if nothing is.
+        left, right: the factors.
+    """
+
+    node: fx.Node
+    bias: fx.Node | None
+    left: fx.Node
+    right: fx.Node
+
+    @classmethod
+    def of(cls, node: fx.Node) -> MatrixProduct | None:
+        """The product that a node is; None if the node is another op."""
+        args: Any = node.args
+        if node.target in _WITHOUT_BIAS:
+            return cls(node, None, *args)
+        return cls(node, *args) if node.target in _WITH_BIAS else None
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether ``alpha`` or ``beta`` multiplies the product or its bias."""
+        return any(self.node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta"))
 
 
 class ProductPass(Pass):
@@ -19,37 +49,26 @@ class ProductPass(Pass):
 
     def rewrite(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
-            if node.target in PRODUCTS:
-                self._product(graph, node)
+            product = MatrixProduct.of(node)
+            if product is not None:
+                self._product(graph, product)
         for node in list(graph.nodes):
-            if node.target is WEIGHT_GRAD:
-                self._gradient(graph, node)
+            gradient = WeightGradient.of(node)
+            if gradient is not None:
+                self._gradient(graph, gradient)
 
-    def _product(self, graph: fx.Graph, node: fx.Node) -> None:
+    def _product(self, graph: fx.Graph, product: MatrixProduct) -> None:
         raise AssertionError(f"{self.name} must say what it does to a product")
 
-    def _gradient(self, graph: fx.Graph, node: fx.Node) -> None:
+    def _gradient(self, graph: fx.Graph, gradient: WeightGradient) -> None:
         raise AssertionError(f"{self.name} must say what it does to a gradient")
 
 
-def is_scaled(product: fx.Node) -> bool:
-    """Whether ``alpha`` or ``beta`` multiplies the product or its bias."""
-    return any(product.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta"))
+def is_product(node: fx.Node) -> bool:
+    """Whether a node is a product and nothing else: ``mm`` or ``bmm``."""
+    return node.target in _WITHOUT_BIAS
 
 
-def known(node: Any) -> bool:
-    """Whether a size at most, that of the rows of a batch, is not known."""
-    return isinstance(node, fx.Node) and sum(not isinstance(s, int) for s in node.meta["val"].shape) <= 1
-
-
-def side_of(where: Tensor, matrix: Tensor) -> str | None:
-    """Whether ``where`` ([..., a, b], positions of W) is W's matrix, or its transpose; batches stack in the rows."""
-    if where.dim() == 3:
-        if matrix.shape[0] % where.shape[0]:
-            return None
-        matrix = matrix.unflatten(0, (where.shape[0], -1))
-    if where.shape == matrix.mT.shape and torch.equal(where, matrix.mT):
-        return "transpose"
-    if where.shape == matrix.shape and torch.equal(where, matrix):
-        return "matrix"
-    return None
+def has_one_symbol_at_most(node: Any) -> bool:
+    """Whether all sizes of a node's value are numbers, except one at most, such as the number of rows of a batch."""
+    return isinstance(node, fx.Node) and sum(not isinstance(size, int) for size in node.meta["val"].shape) <= 1

@@ -1,1 +1,1 @@
-"""On Dynamo's graph: ``insert_refresh`` puts the refresh before the first operation of a training graph."""
+"""On Dynamo's graph: ``insert_refresh`` puts the refresh in front of a compiled training graph."""

@@ -1,8 +1,12 @@
-"""Put the refresh of a graph's sites, and of all others of their model, before its first op.
+"""Put the refresh of a graph's sites, and of all others of their model, in front of the compiled graph.
 
-It stands in front of the compiled graph and not inside it: a graph that writes to the values and the index would, at
-every forward, mark them as changed for autograd, and a second forward before the backward would then be an error.
-In front, nothing is marked unless something was refreshed; it is in place into fixed shapes, so nothing is recompiled.
+    before: out = compiled(*args)
+    after:  refresh_due(sites of args); out = compiled(*args)
+
+The refresh stands in front of the compiled graph and not inside: a graph that writes to the values and the index would,
+at every forward, mark them as changed for autograd, and a second forward before the backward would then be an error.
+In front, nothing is marked unless something was refreshed. A refresh is in place, into fixed shapes, so nothing is
+recompiled.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ from topkast.runtime.training.standing_clock import notice_standing
 
 
 def keyed_sites(module: fx.GraphModule, examples: Sequence[Any]) -> dict[int, SiteModule]:
-    """Position -> site of those inputs of a captured graph that are keys, in subgraphs (checkpointed regions) too."""
+    """The sites whose keys are inputs of a captured graph, by the input's position; keys of subgraphs (checkpointed
+    regions) are inputs too."""
     found: dict[int, SiteModule] = {}
-    holders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    for position, (node, example) in enumerate(zip(holders, examples, strict=True)):
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for position, (node, example) in enumerate(zip(placeholders, examples, strict=True)):
         source = node.meta.get("grapharg")
         real = source.example if source is not None else example
         if isinstance(real, Tensor):
@@ -39,26 +44,29 @@ def insert_refresh(
     """The compiled graph behind a refresh of its sites.
 
     Args:
-        module: the graph as captured; one without gradients refreshes nothing.
-        examples: its inputs.
-        compile_graph: compiles it.
+        module: the graph as captured. A graph without gradients refreshes nothing.
+        examples: the inputs that the graph was captured with.
+        compile_graph: gives the compiled graph.
+
+    Returns:
+        A callable that takes the inputs of the graph.
     """
-    keys, trains = list(keyed_sites(module, examples)), torch.is_grad_enabled()
+    positions, trains = list(keyed_sites(module, examples)), torch.is_grad_enabled()
     compiled = compile_graph()
-    if not keys:
+    if not positions:
         return compiled
 
     def run(*args: Any) -> Any:
-        found = [site for position in keys if (site := site_of(args[position])) is not None]
-        for site in found:
+        sites = [site for position in positions if (site := site_of(args[position])) is not None]
+        for site in sites:
             site.check_whole()
-        if any(site.snapshot is not None for site in found):
-            restore_snapshots(relatives(found))
-        # Those that this graph does not use as well: the same in eager mode, and on ranks that take other branches.
-        if trains and any_due(found):
-            refresh_due(relatives(found))
+        if any(site.snapshot is not None for site in sites):
+            restore_snapshots(relatives(sites))
+        # The model's sites that this graph does not use too: as in eager mode, and on ranks that take other branches.
+        if trains and any_due(sites):
+            refresh_due(relatives(sites))
         if trains:
-            notice_standing(found)
+            notice_standing(sites)
         return compiled(*args)
 
     return run

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Geometry, Index
@@ -58,6 +59,11 @@ NATIVE = SimpleNamespace(
 )
 
 
+def native_conv_refusal(operand: Tensor, geometry: Geometry, conv: ConvArgs) -> str | None:
+    """Why the native kernels do not run this convolution; None if they do, or if the library was not built."""
+    return None if library() is None else convolution.refusal(operand, geometry, conv)
+
+
 def _native_fits(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs | None) -> bool:
     if conv is None:
         return products.fits(product, operand, geometry)
@@ -94,6 +100,9 @@ def launch(kernel: str, product: str) -> Callable[..., Any]:
     return getattr(KERNELS[kernel].products, product)
 
 
+# Kernels that take a bias and an activation into an spmm, with the dtypes in which they do; and the activations.
+FUSING: dict[str, tuple[torch.dtype, ...]] = {"native": (torch.float32,), "triton": blocks.DTYPES, "csr": blocks.DTYPES}
+FUSED_ACTIVATIONS = products.ACTIVATIONS
 CSR_DENSITY = single.DENSITY  # above this share of single weights, "csr" on a GPU is not worth trying
 
 # The dense product on a W_A that somebody has to write: in native code, in Triton, or in plain PyTorch.

@@ -1,57 +1,59 @@
-"""Give every sparse product the kernel that runs it: the fastest one, as the planner measured."""
+"""Give every sparse product the kernel that runs it: the fastest, as the planner measured.
+
+before: spmm(x, values, ...)
+after:  spmm(x, values, ..., impl="native")
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from topkast.passes.aten.base import Pass
-from topkast.passes.aten.nodes import geometry_of, named, topkast
-from topkast.runtime.kernels.candidates import DENSE, PRODUCTS, candidates
-from topkast.runtime.native import library
-from topkast.runtime.native.convolution import refusal
+from topkast.passes.aten.nodes import topkast
+from topkast.passes.aten.weight_call import WeightCall
+from topkast.runtime.kernels.candidates import DENSE, PRODUCTS, candidates, native_conv_refusal
 from topkast.runtime.planner import plan as planner
 from topkast.runtime.reference.products import ConvArgs
 
-_TARGETS = {getattr(topkast, product).default: product for product in PRODUCTS}
+_PRODUCT_NAMES = {getattr(topkast, product).default: product for product in PRODUCTS}
 
 
-def _hint(size: Any) -> int:
-    """A size, or what a symbolic one is in the example that is being compiled."""
-    return size if isinstance(size, int) else int(size.node.hint)
+def _in_example(sizes: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes; the value of a symbolic size is that of the example that is being compiled."""
+    return tuple(size if isinstance(size, int) else int(size.node.hint) for size in sizes)
 
 
-def conv_args(found: dict[str, Any]) -> ConvArgs | None:
-    """The arguments of a convolution among those of a call; None where it is none."""
-    return ConvArgs(*(found[name] for name in ConvArgs._fields)) if "stride" in found else None
+def _conv_args(call: WeightCall) -> ConvArgs | None:
+    """The arguments of a convolution; None if the product is none."""
+    options = call.options
+    return ConvArgs(*(options[name] for name in ConvArgs._fields)) if "stride" in options else None
 
 
 def problem(node: fx.Node) -> planner.Problem:
-    """What the planner is asked for a product."""
-    found, geometry = named(node), geometry_of(node)
-    operands: list[Tensor] = [found[name].meta["val"] for name in ("dy", "x") if name in found]
-    n_bwd = found["cols"].meta["val"].shape[0]
-    layouts = tuple((tuple(map(_hint, t.shape)), tuple(map(_hint, t.stride()))) for t in operands)
-    n_fwd = planner.forward_count(geometry, n_bwd)
+    """A product as the planner measures and remembers it."""
+    call = WeightCall.of(node)
+    operands = [operand.meta["val"] for operand in call.activations]
     return planner.Problem(
-        _TARGETS[node.target],
-        layouts,
+        _PRODUCT_NAMES[node.target],
+        tuple((_in_example(operand.shape), _in_example(operand.stride())) for operand in operands),
         operands[0].dtype,
-        geometry,
-        n_fwd,
-        n_bwd,
+        call.geometry,
+        planner.forward_count(call.geometry, call.slots),
+        call.slots,
         torch.get_num_threads(),
         operands[0].device,
-        conv_args(found),
+        _conv_args(call),
     )
 
 
 class ChooseKernel(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         for node in graph.nodes:
-            product = _TARGETS.get(node.target)
+            product = _PRODUCT_NAMES.get(node.target)
             if product is None:
                 continue
             kernel = self._kernel(product, node)
@@ -59,11 +61,11 @@ class ChooseKernel(Pass):
             self.matched(kernel)
 
     def _kernel(self, product: str, node: fx.Node) -> str:
-        operand, geometry, found = node.args[0].meta["val"], geometry_of(node), named(node)  # type: ignore[union-attr]
-        conv = conv_args(found)
-        fitting = candidates(product, operand, geometry, conv)
-        if fitting[0] in DENSE:  # nothing to weigh: the dense product, in its fastest form
-            why = None if conv is None or library() is None else refusal(operand, geometry, conv)
+        call = WeightCall.of(node)
+        operand, conv = call.activations[0].meta["val"], _conv_args(call)
+        fitting = candidates(product, operand, call.geometry, conv)
+        if fitting[0] in DENSE:  # no sparse kernel fits: the dense product, in its fastest form
+            why = None if conv is None else native_conv_refusal(operand, call.geometry, conv)
             if why is not None:
                 self.refusals[f"native kernel: {why}"] += 1
             return planner.setting() if planner.setting() in fitting else fitting[0]

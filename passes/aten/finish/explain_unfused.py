@@ -1,16 +1,22 @@
-"""Write into every dense weight that is left why it is read, so that the report can say it, from a cache too."""
+"""Write into every dense weight that is left why it is read, so that the report can say why, from a cache too.
+
+before: w = weight(values, ...); y = sin(w)
+after:  w = weight(values, ..., why="used by sin"); y = sin(w)
+"""
 
 from __future__ import annotations
 
 from torch import fx
 
 from topkast.passes.aten.base import Pass
-from topkast.passes.aten.nodes import MOVES, WEIGHT, WEIGHT_GRAD, source
+from topkast.passes.aten.find_weight import WeightGradient
+from topkast.passes.aten.moves import MOVES
+from topkast.passes.aten.weight_call import WEIGHT, WEIGHT_GRAD, WeightCall
 
 _PIECES = ("slice", "split", "select", "chunk", "unbind", "split_with_sizes", "cat", "index")
 
 
-def _name(node: fx.Node) -> str:
+def _op_name(node: fx.Node) -> str:
     packet = getattr(node.target, "overloadpacket", node.target)
     return getattr(packet, "__name__", str(node.target))
 
@@ -18,7 +24,7 @@ def _name(node: fx.Node) -> str:
 def _consumers(node: fx.Node) -> list[str]:
     found: list[str] = []
     for user in node.users:
-        found += _consumers(user) if user.target in MOVES else [_name(user)]
+        found += _consumers(user) if user.target in MOVES else [_op_name(user)]
     return found
 
 
@@ -31,18 +37,17 @@ def _reason(names: list[str], verb: str) -> str:
 class ExplainUnfused(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
-            if not node.users:
+            if node.target not in (WEIGHT, WEIGHT_GRAD) or not node.users:
                 continue
             if node.target is WEIGHT:
                 why = _reason(_consumers(node), "used by")
-            elif node.target is WEIGHT_GRAD:
-                found, _ = source(node.args[0])
-                why = _reason([] if found is None else [_name(found)], "gradient made by")
             else:
-                continue
+                gradient = WeightGradient.of(node)
+                why = _reason([] if gradient is None else [_op_name(gradient.maker)], "gradient made by")
             if "refused" in node.meta:
                 why = f"{node.meta['refused']} ({why})"
-            node.args = (*node.args[:9], why)
+            call = WeightCall.of(node)
+            node.args = (*call.operands.values(), *call.args, why)
             for stale in ("eager_input_vals", "arg_kwarg_vals"):
                 node.meta.pop(stale, None)
             self.refusals[why] += 1

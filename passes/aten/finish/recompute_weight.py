@@ -1,4 +1,8 @@
-"""Never keep a dense W_A from forward to backward: it is cheaper to make again from the values than to hold."""
+"""Never keep a dense W_A from forward to backward: to make W_A again from the values is cheaper than to hold it.
+
+before: w = weight(values, ...); y = sin(w)    and the backward reads w
+after:  the same, but the backward makes its own w = weight(values, ...)
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from topkast.passes.aten.base import Pass
-from topkast.passes.aten.nodes import MOVES, WEIGHT, is_cast
+from topkast.passes.aten.moves import MOVES
+from topkast.passes.aten.nodes import is_cast
+from topkast.passes.aten.weight_call import WEIGHT
 
 
 class RecomputeWeight(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         dense: set[fx.Node] = set()
         for node in graph.nodes:
-            moved = node.target in MOVES or is_cast(node)
-            if node.target is WEIGHT or (moved and node.args[0] in dense):
+            is_moved = node.target in MOVES or is_cast(node)
+            if node.target is WEIGHT or (is_moved and node.args[0] in dense):
                 dense.add(node)
                 node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
                 node.meta.setdefault("ac_graph_id", 0)

@@ -1,10 +1,13 @@
 """Bias and activation inside an ``spmm``, on the tile of its result that is in the cache or in registers.
 
-A bias is taken where it was added by an op of its own (``addmm``'s is part of the product already). An activation is
-what a few elementwise ops make of the product and of nothing else, in whatever way they are written: a graph for
-Inductor has GELU in eight ops, models write it in others. Which function they are is found by computing them in
-float64 at many points. Nothing else may read what lies between: where the backward of GELU or SiLU needs the product
-itself, they stay apart; ReLU's needs its own result only, so it fuses in training too.
+    before: h = spmm(x, values, ...); y = gelu(add(h, bias))
+    after:  y = spmm(x, values, ..., bias, act="gelu")
+
+A bias is fused if an op of its own adds the bias (``addmm``'s is part of the product already). An activation is a few
+elementwise ops that read the product and nothing else, in whatever way they are written: a graph for Inductor has GELU
+in eight ops, models write GELU in others. The pass computes the ops in float64 at many points, and so finds which
+function they are. Nothing else may read the values between: the backward of GELU or SiLU needs the product itself, so
+they stay apart; ReLU's needs its own result only, so ReLU fuses in training too.
 
 On a GPU in bfloat16 and float16 too. There PyTorch rounds after the product and after every op that runs by itself; a
 fused product computes in float32 and rounds once, at the end.
@@ -19,53 +22,54 @@ from torch import Tensor, fx
 
 from topkast.passes.aten.base import Pass
 from topkast.passes.aten.finish.choose_kernel import problem
-from topkast.passes.aten.nodes import aten, emit, is_cast, named, topkast
-from topkast.passes.aten.tile_layouts import SAME, matrix, tensor
-from topkast.runtime.native.products import ACTIVATIONS
+from topkast.passes.aten.nodes import aten, emit, is_cast, topkast
+from topkast.passes.aten.tile_layouts import KEEPS_ORDER, matrix_shape, value_of
+from topkast.passes.aten.weight_call import WeightCall
+from topkast.runtime.kernels.candidates import FUSED_ACTIVATIONS, FUSING
 from topkast.runtime.planner import epilogues
 from topkast.runtime.reference.products import activation
-from topkast.runtime.triton.products import DTYPES
 
-# The kernels that take bias and activation, and the dtypes in which theirs is PyTorch's arithmetic, or a finer one.
-FUSING = {"native": (torch.float32,), "triton": DTYPES, "csr": DTYPES}
-_LIMIT = 64  # ops after a product that are looked at; GELU is 8, its derivative 13
+# The kernels that take bias and activation, and the dtypes in which they compute as PyTorch does, or more exactly.
+_LIMIT = 64  # how many ops after a product the pass looks at; GELU is 8, its derivative 13
 
 
 def _points() -> Tensor:
+    """The numbers at which functions are compared."""
     dense = torch.linspace(-12, 12, 4801, dtype=torch.float64, device="cpu")
     wide = torch.logspace(-8, 6, 57, dtype=torch.float64, device="cpu")
     return torch.cat([dense, wide, -wide])
 
 
-def _passes(node: fx.Node) -> bool:
+def _keeps_values(node: fx.Node) -> bool:
     """Whether an op's values are those it reads, the rounding of a cast aside."""
-    return node.target in SAME or is_cast(node)
+    return node.target in KEEPS_ORDER or is_cast(node)
 
 
-def _is_step(node: fx.Node, made: dict[fx.Node, Tensor], dtypes: set[torch.dtype]) -> bool:
-    """Whether an elementwise op has no operands but those in ``made``, and computes in one of ``dtypes``."""
-    alike = _passes(node) or torch.Tag.pointwise in getattr(node.target, "tags", ())
-    if not alike or not node.all_input_nodes or not all(one in made for one in node.all_input_nodes):
+def _depends_on(results: dict[fx.Node, Tensor], node: fx.Node, dtypes: set[torch.dtype]) -> bool:
+    """Whether an elementwise op has no operands but those in ``results``, and computes in one of ``dtypes``."""
+    elementwise = _keeps_values(node) or torch.Tag.pointwise in getattr(node.target, "tags", ())
+    read = node.all_input_nodes
+    if not elementwise or not read or not all(operand in results for operand in read):
         return False
-    return matrix(node) == matrix(node.all_input_nodes[0]) and node.meta["val"].dtype in dtypes
+    return matrix_shape(node) == matrix_shape(read[0]) and node.meta["val"].dtype in dtypes
 
 
-def _steps(product: fx.Node) -> dict[fx.Node, Tensor]:
-    """The product and the ops that depend on nothing else, with what they are of the points."""
-    made, dtypes = {product: _points()}, {product.meta["val"].dtype, torch.float32}
+def _results_at_points(product: fx.Node) -> dict[fx.Node, Tensor]:
+    """The product and the ops that depend on nothing else, with their values if the product's are the points."""
+    results, dtypes = {product: _points()}, {product.meta["val"].dtype, torch.float32}
     node = product.next
-    while node.op != "root" and len(made) < _LIMIT:
-        if _is_step(node, made, dtypes):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda one: made[one])
-            made[node] = args[0] if _passes(node) else node.target(*args, **kwargs)  # type: ignore[assignment, operator]
+    while node.op != "root" and len(results) < _LIMIT:
+        if _depends_on(results, node, dtypes):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda operand: results[operand])
+            results[node] = args[0] if _keeps_values(node) else node.target(*args, **kwargs)  # type: ignore[assignment, operator]
         node = node.next
-    return made
+    return results
 
 
-def _name(values: Tensor) -> str | None:
+def _activation_name(values: Tensor) -> str | None:
     """Which activation has these values at the points."""
     points = _points()
-    for name in ACTIVATIONS[1:]:
+    for name in FUSED_ACTIVATIONS[1:]:
         expected = activation(name, points)
         if bool(((values - expected).abs() <= 1e-8 * (1 + expected.abs())).all()):
             return name
@@ -76,61 +80,58 @@ class FuseEpilogue(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
             if node.target is topkast.spmm.default:
-                dtypes: tuple[torch.dtype, ...] = FUSING.get(str(node.kwargs["impl"]), ())
+                dtypes = FUSING.get(str(WeightCall.of(node).options["impl"]), ())
                 if node.meta["val"].dtype in dtypes:
                     self._activation(graph, self._bias(graph, node))
 
     def _bias(self, graph: fx.Graph, node: fx.Node) -> fx.Node:
         """add(view(product), bias) -> view(product with bias); returns the product."""
         last = node
-        while len(last.users) == 1 and next(iter(last.users)).target in SAME:
+        while len(last.users) == 1 and next(iter(last.users)).target in KEEPS_ORDER:
             last = next(iter(last.users))
         add = next(iter(last.users)) if len(last.users) == 1 else node
-        if add.target is not aten.add.Tensor or add.kwargs or named(node).get("bias") is not None:
+        if add.target is not aten.add.Tensor or add.kwargs or WeightCall.of(node).options.get("bias") is not None:
             return node
-        others = [one for one in add.args if one is not last]
+        others = [term for term in add.args if term is not last]
         bias = others[0] if len(others) == 1 else None
-        value, shape = tensor(bias) if isinstance(bias, fx.Node) else None, matrix(node)
+        value, shape = value_of(bias) if isinstance(bias, fx.Node) else None, matrix_shape(node)
         if value is None or shape is None or tuple(value.shape) != shape[1:]:
             return node
         if value.dtype != node.meta["val"].dtype:
             return node
-        return self._replace(graph, node, add, "bias", bias=bias)
+        return self._fuse(graph, node, add, "bias", bias=bias)
 
     def _activation(self, graph: fx.Graph, node: fx.Node) -> None:
-        shape, bias = matrix(node), named(node).get("bias")
+        shape, options = matrix_shape(node), WeightCall.of(node).options
         if shape is None or node.meta["val"].dim() != 2:
             return
+        bias = options.get("bias")
         if bias is not None and tuple(bias.meta["val"].shape) != shape[1:]:
             return
-        made = _steps(node)
-        for last, values in made.items():
-            whole = last is not node and last.meta["val"].dtype == node.meta["val"].dtype
-            name = _name(values) if whole else None
+        results = _results_at_points(node)
+        for last, values in results.items():
+            is_whole = last is not node and last.meta["val"].dtype == node.meta["val"].dtype
+            name = _activation_name(values) if is_whole else None
             if name is None:
                 continue
             inside, todo = set(), [last]
             while todo:
-                inside.add(one := todo.pop())
-                todo += [before for before in one.all_input_nodes if before in made and before not in inside]
-            if any(user not in inside for one in inside - {last} for user in one.users):
+                inside.add(step := todo.pop())
+                todo += [before for before in step.all_input_nodes if before in results and before not in inside]
+            if any(user not in inside for step in inside - {last} for user in step.users):
                 return self.refused(f"what comes before {name} is read by other ops", node)
-            if not epilogues.pays(replace(problem(node), act=name), str(node.kwargs["impl"])):
+            if not epilogues.pays(replace(problem(node), act=name), str(options["impl"])):
                 return self.refused(f"{name} after the product is faster", node)
-            self._replace(graph, node, last, name, act=name)
+            self._fuse(graph, node, last, name, act=name)
             return None
 
-    def _replace(self, graph: fx.Graph, node: fx.Node, last: fx.Node, what: str, **more: object) -> fx.Node:
-        """One product for what ``node`` to ``last`` compute."""
-        found = {**named(node), **more}
-        names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-        count = names.index("bias") + 1
-        kwargs = {name: found[name] for name in names[count:] if name in found}
+    def _fuse(self, graph: fx.Graph, node: fx.Node, last: fx.Node, what: str, **options: object) -> fx.Node:
+        """One product, with more options, for all ops from ``node`` to ``last``; returns the product."""
+        call = WeightCall.of(node)
         with graph.inserting_before(last):
-            new = emit(graph, node.target, *(found.get(name) for name in names[:count]), like=node, **kwargs)  # type: ignore[arg-type]
+            new = replace(call, options={**call.options, **options}).write(graph, node)
             shape = list(last.meta["val"].shape)
             rows = emit(graph, aten.view.default, new, shape, like=last) if len(shape) != 2 else new
-        last.replace_all_uses_with(rows)
+        self.replace(last, rows, what)
         graph.eliminate_dead_code()
-        self.matched(what)
         return new

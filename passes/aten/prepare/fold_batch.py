@@ -1,8 +1,11 @@
-"""A batched product whose weights are repeated over the batch becomes one of the weights alone, with more rows.
+"""A batched product that repeats its weights over the batch becomes a product with each weight once, and more rows.
+
+    before: y = bmm(x, expand(weight(values, ...)))            [B·E, N, K] @ [B·E, K, M]
+    after:  y = unfold(bmm(fold(x), weight(values, ...)))      [E, B·N, K] @ [E, K, M]
 
 ``x @ W`` with a stack of matrices W [E, K, M] and activations x [B, E, N, K] repeats W for each of B and multiplies B·E
-matrices. With B moved into the rows it is E products of B·N rows, which :mod:`.fuse_matmul` knows. The gradient, B·E
-products of which B at a time are summed, likewise.
+matrices. With B moved into the rows the product is E products of B·N rows, which :mod:`.fuse_matmul` knows. The
+gradient, B·E products of which B at a time are summed, likewise.
 """
 
 from __future__ import annotations
@@ -14,18 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.passes.aten.matrix_products import ProductPass, known, side_of
-from topkast.passes.aten.nodes import (
-    as_matrix,
-    aten,
-    emit,
-    geometry,
-    positions,
-    replay,
-    source,
-    transposed,
-    weight_operand,
-)
+from topkast.passes.aten.find_weight import WeightFactor, WeightGradient, side_of
+from topkast.passes.aten.matrix_products import MatrixProduct, ProductPass, has_one_symbol_at_most
+from topkast.passes.aten.moves import positions, replay, walk_back
+from topkast.passes.aten.nodes import aten, emit, is_static, transposed
 
 
 @dataclass(frozen=True)
@@ -62,63 +57,56 @@ class Batch:
 
 
 class FoldBatch(ProductPass):
-    def _product(self, graph: fx.Graph, node: fx.Node) -> None:
+    def _product(self, graph: fx.Graph, product: MatrixProduct) -> None:
+        node = product.node
         if node.target is not aten.bmm.default:
             return
-        left, right = node.args
-        operand, at_left = weight_operand(right), False
-        if operand is None:
-            operand, at_left = weight_operand(left), True
-        if operand is None:
+        factor = WeightFactor.among(product.left, product.right)
+        batch = None if factor is None else _repeated(factor.where)
+        if factor is None or batch is None:
             return
-        weight, where = operand
-        batch, x, g = _repeated(where), right if at_left else left, geometry(weight)
-        side = None if batch is None else side_of(batch.first(where), as_matrix(positions(g.shape), g))
-        if batch is None or side is None or not known(x):
+        side = side_of(batch.first(factor.where), factor.matrix)
+        if side is None or not has_one_symbol_at_most(factor.other):
             return
+        weight, g = factor.weight, factor.call.geometry
         with graph.inserting_before(node):
             stack = emit(graph, aten.permute.default, weight, list(g.perm), like=weight)
             stack = emit(graph, aten.reshape.default, stack, [batch.stack, -1, g.cols], like=weight)
-            # W x = (xᵀ Wᵀ)ᵀ: a weight on the left is the other product on transposed activations.
-            if (side == "transpose") != at_left:
+            if (side == "transpose") != factor.on_left:
                 stack = transposed(graph, stack)
-            folded = batch.fold(graph, transposed(graph, x) if at_left else x)  # type: ignore[arg-type]
+            folded = batch.fold(graph, factor.turn_other(graph))
             new = batch.unfold(graph, emit(graph, aten.bmm.default, folded, stack, like=node))
-            if at_left:
-                new = transposed(graph, new)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        self.matched("product")
+            new = factor.turn_back(graph, new)
+        self.replace(node, new, "product")
 
-    def _gradient(self, graph: fx.Graph, node: fx.Node) -> None:
-        total, _ = source(node.args[0])
-        if total is None or total.target is not aten.sum.dim_IntList or total.kwargs:
+    def _gradient(self, graph: fx.Graph, gradient: WeightGradient) -> None:
+        total = gradient.maker
+        if total.target is not aten.sum.dim_IntList or total.kwargs:
             return
-        made, chain = source(total.args[0])
-        if made is None or made.target is not aten.bmm.default or not all(map(known, made.args)):
+        summed, dims, *_ = total.args
+        product, moves = walk_back(summed)
+        if product is None or product.target is not aten.bmm.default:
             return
-        batch = _summed(made, chain, total)
+        batch = _summed(product, moves, dims) if all(map(has_one_symbol_at_most, product.args)) else None
         if batch is None:
             return
-        a, b = made.args
+        left, right = product.args
         with graph.inserting_before(total):
-            a = transposed(graph, batch.fold(graph, transposed(graph, a)))  # type: ignore[arg-type]
-            new = emit(graph, aten.bmm.default, a, batch.fold(graph, b), like=made)
+            turned = batch.fold(graph, transposed(graph, left))  # type: ignore[arg-type]
+            new = emit(graph, aten.bmm.default, transposed(graph, turned), batch.fold(graph, right), like=product)
             new = emit(graph, aten.reshape.default, new, list(total.meta["val"].shape), like=total)
-        total.replace_all_uses_with(new)
-        graph.erase_node(total)
-        self.matched("gradient")
+        self.replace(total, new, "gradient")
 
 
 def _repeated(where: Tensor) -> Batch | None:
     """How a batch of matrices (their positions in W) repeats a smaller one; None if it does not."""
-    again = (torch.equal(one, where[0]) for one in where[1:])
+    again = (torch.equal(matrix, where[0]) for matrix in where[1:])
     period = next((i for i, same in enumerate(again, 1) if same), None) if where.dim() == 3 else None
     if period is None:
         return None
     inside = period == 1
     if inside:
-        changes = (not torch.equal(one, where[0]) for one in where[1:])
+        changes = (not torch.equal(matrix, where[0]) for matrix in where[1:])
         times = next((i for i, other in enumerate(changes, 1) if other), len(where))
     else:
         times = len(where) // period
@@ -134,20 +122,20 @@ def _matrices(where: Tensor, batch: Batch) -> Tensor:
     return where.unflatten(0, batch.sizes).movedim(int(batch.inside), 0).flatten(1)
 
 
-def _summed(made: fx.Node, chain: list[fx.Node], total: fx.Node) -> Batch | None:
-    """Over what of its batch a sum of batched products goes, if that is a whole part of it and nothing else moves."""
-    args: Any = total.args
-    shape, dims = tuple(made.meta["val"].shape), list(args[1] or ())
-    if not dims or not all(isinstance(size, int) for size in shape):
+def _summed(product: fx.Node, moves: list[fx.Node], dims: Any) -> Batch | None:
+    """Which part of its batch a sum over ``dims`` of a batched product adds up; None if it is no whole part."""
+    dims = list(dims or ())
+    if not dims or not is_static(product):
         return None
-    where = replay(chain, positions(shape))
+    here = positions(tuple(product.meta["val"].shape))
+    where = replay(moves, here)
     if where is None:
         return None
     times = math.prod(where.shape[d] for d in dims)
     terms = where.movedim(dims, list(range(len(dims)))).reshape(times, -1)
     for inside in (True, False):
-        if shape[0] % times == 0:
-            batch = Batch(times, shape[0] // times, inside)
-            if torch.equal(_matrices(positions(shape), batch), terms):
+        if len(here) % times == 0:
+            batch = Batch(times, len(here) // times, inside)
+            if torch.equal(_matrices(here, batch), terms):
                 return batch
     return None

@@ -1,7 +1,11 @@
-"""A product over several of a weight's dimensions in another order than the weight's is made one in the weight's order.
+"""A product over several of a weight's dimensions in another order than the weight's becomes one in the weight's order.
+
+    before: y = mm(x, matrix of w.permute(1, 0, 2))
+    after:  y = mm(x with its columns in the order of w, matrix of w)
 
 ``einsum("ibnd,hnd->ibh")`` multiplies a matrix whose columns run over d first and n second, and moves its activations
-likewise. Moved once more, both are as the weight has them, which the products of :mod:`.fuse_matmul` need.
+likewise. The pass moves both once more, into the weight's own order, which
+:mod:`topkast.passes.aten.fuse.fuse_matmul` needs.
 """
 
 from __future__ import annotations
@@ -12,69 +16,62 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.passes.aten.matrix_products import PRODUCTS, ProductPass, is_scaled, known, side_of
-from topkast.passes.aten.nodes import as_matrix, aten, emit, geometry, positions, replay, source, weight_operand
+from topkast.passes.aten.find_weight import Side, WeightFactor, WeightGradient, as_matrix, side_of
+from topkast.passes.aten.matrix_products import MatrixProduct, ProductPass, has_one_symbol_at_most, is_product
+from topkast.passes.aten.nodes import aten, emit, is_static
 from topkast.runtime.layout import Geometry
 
 Order = tuple[int, ...]
-PLAIN: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
+WITHOUT_BIAS: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
 
 
 class OrderDims(ProductPass):
-    def _product(self, graph: fx.Graph, node: fx.Node) -> None:
-        first = PRODUCTS[node.target]  # type: ignore[index]
-        left, right = node.args[first : first + 2]
-        at_left = weight_operand(right) is None
-        operand, x = weight_operand(left if at_left else right), right if at_left else left
-        if operand is None or is_scaled(node):
+    def _product(self, graph: fx.Graph, product: MatrixProduct) -> None:
+        factor = WeightFactor.among(product.left, product.right)
+        if factor is None or product.is_scaled:
             return
-        weight, where = operand
-        g = geometry(weight)
-        matrix = as_matrix(positions(g.shape), g)
-        found = _mixed(where.mT if at_left else where, matrix, g)
-        if found is None or not known(x):
+        g = factor.call.geometry
+        mixed = _mixed(factor.where_on_right, factor.matrix, g)
+        if mixed is None or not has_one_symbol_at_most(factor.other):
             return
-        side, rows, cols = found  # x meets the columns in one product and the rows in the other
+        side, rows, cols = mixed  # the other factor meets the columns in one product and the rows in the other
         into, out = (cols, rows) if side == "transpose" else (rows, cols)
-        dim = -2 if at_left else -1
+        node, dim = product.node, -2 if factor.on_left else -1
         with graph.inserting_before(node):
-            x = _moved(graph, x, dim, *into, back=True)
-            ordered = _matrix_of(graph, weight, g, (side == "transpose") != at_left, where.dim())
-            operands = (ordered, x) if at_left else (x, ordered)
-            new = emit(graph, PLAIN.get(node.target, node.target), *operands, like=node)
+            x = _moved(graph, factor.other, dim, *into, back=True)
+            transposes = (side == "transpose") != factor.on_left
+            ordered = _matrix_of(graph, factor.weight, g, transposes, factor.where.dim())
+            factors = (ordered, x) if factor.on_left else (x, ordered)
+            new = emit(graph, WITHOUT_BIAS.get(node.target, node.target), *factors, like=node)
             new = _moved(graph, new, dim, *out)
-            if first:
-                new = emit(graph, aten.add.Tensor, new, node.args[0], like=node)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        self.matched("product")
+            if product.bias is not None:
+                new = emit(graph, aten.add.Tensor, new, product.bias, like=node)
+        self.replace(node, new, "product")
 
-    def _gradient(self, graph: fx.Graph, node: fx.Node) -> None:
-        made, chain = source(node.args[0])
-        if made is None or made.target not in (aten.mm.default, aten.bmm.default):
+    def _gradient(self, graph: fx.Graph, gradient: WeightGradient) -> None:
+        node, product, g = gradient.node, gradient.maker, gradient.call.geometry
+        if not is_product(product) or not is_static(product) or not all(map(has_one_symbol_at_most, product.args)):
             return
-        g, shape = geometry(node), made.meta["val"].shape
-        if not all(isinstance(size, int) for size in shape) or not all(map(known, made.args)):
+        moved = gradient.moved
+        mixed = None if moved is None else _mixed(gradient.where, as_matrix(moved, g), g)
+        if mixed is None:
             return
-        where = positions(tuple(shape))
-        came = replay(chain, where)
-        found = None if came is None else _mixed(where, as_matrix(came, g), g)
-        if found is None:
-            return
-        side, rows, cols = found
+        side, rows, cols = mixed
         outer, inner = (rows, cols) if side == "matrix" else (cols, rows)
+        left, right = product.args
         with graph.inserting_before(node):
-            a = _moved(graph, made.args[0], -2, *outer, back=True)
-            b = _moved(graph, made.args[1], -1, *inner, back=True)
-            new = emit(graph, made.target, a, b, like=made)
+            left = _moved(graph, left, -2, *outer, back=True)
+            right = _moved(graph, right, -1, *inner, back=True)
+            new = emit(graph, product.target, left, right, like=product)  # type: ignore[arg-type]
             dense = _weight_of(graph, new, g, side == "transpose")
-        node.args = (dense, *node.args[1:])
+        node.replace_input_with(gradient.call.operands["grad"], dense)
         self.matched("gradient")
 
 
-def _mixed(where: Tensor, matrix: Tensor, g: Geometry) -> tuple[str, tuple[Any, Order], tuple[Any, Order]] | None:
+def _mixed(where: Tensor, matrix: Tensor, g: Geometry) -> tuple[Side, tuple[Any, Order], tuple[Any, Order]] | None:
     """How ``where`` ([a, b] or [1, a, b]) is the matrix of a weight, or its transpose, with its dimensions in another
-    order: the side, and of the rows and the columns their sizes and their order; else None, also where it is in order.
+    order: the side, then sizes and order of the rows' dimensions and of the columns'. None if ``where`` is something
+    else, or in order.
     """
     if (where.dim() == 3 and where.shape[0] != 1) or side_of(where, matrix) is not None:
         return None
@@ -83,7 +80,8 @@ def _mixed(where: Tensor, matrix: Tensor, g: Geometry) -> tuple[str, tuple[Any, 
     if len(dims) > 5 or not len(rows) + len(cols) > 2:
         return None
     whole = matrix.reshape(dims)
-    for side, seen in (("matrix", where), ("transpose", where.mT)):
+    sides: tuple[tuple[Side, Tensor], ...] = (("matrix", where), ("transpose", where.mT))
+    for side, seen in sides:
         for r, c in itertools.product(*(itertools.permutations(range(len(part))) for part in (rows, cols))):
             order = (*r, *(g.lead + i for i in c))
             if seen.shape == matrix.shape and torch.equal(seen, whole.permute(order).reshape(matrix.shape)):
@@ -92,7 +90,7 @@ def _mixed(where: Tensor, matrix: Tensor, g: Geometry) -> tuple[str, tuple[Any, 
 
 
 def _moved(graph: fx.Graph, node: Any, dim: int, sizes: Any, order: Order, back: bool = False) -> fx.Node:
-    """One dimension of a value, cut into ``sizes`` and joined in that order; ``back`` undoes that."""
+    """A value with a dimension cut into ``sizes`` and joined in that order; ``back`` undoes that."""
     if order == tuple(range(len(order))):
         return node
     shape = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
@@ -105,17 +103,19 @@ def _moved(graph: fx.Graph, node: Any, dim: int, sizes: Any, order: Order, back:
 
 
 def _matrix_of(graph: fx.Graph, weight: fx.Node, g: Geometry, transpose: bool, ndim: int) -> fx.Node:
-    turned = emit(graph, aten.permute.default, weight, list(g.perm), like=weight)
-    matrix = emit(graph, aten.reshape.default, turned, [g.rows, g.cols], like=weight)
+    """The matrix of a weight, or its transpose, as a node of ``ndim`` dimensions."""
+    permuted = emit(graph, aten.permute.default, weight, list(g.perm), like=weight)
+    matrix = emit(graph, aten.reshape.default, permuted, [g.rows, g.cols], like=weight)
     if transpose:
         matrix = emit(graph, aten.permute.default, matrix, [1, 0], like=weight)
     return matrix if ndim == 2 else emit(graph, aten.unsqueeze.default, matrix, 0, like=weight)
 
 
 def _weight_of(graph: fx.Graph, matrix: fx.Node, g: Geometry, transpose: bool) -> fx.Node:
+    """A matrix, or its transpose, in the shape of the weight."""
     if matrix.meta["val"].dim() == 3:
         matrix = emit(graph, aten.squeeze.dim, matrix, 0, like=matrix)
     if transpose:
         matrix = emit(graph, aten.permute.default, matrix, [1, 0], like=matrix)
     whole = emit(graph, aten.reshape.default, matrix, list(g.permuted), like=matrix)
-    return emit(graph, aten.permute.default, whole, [g.perm.index(d) for d in range(len(g.perm))], like=matrix)
+    return emit(graph, aten.permute.default, whole, list(g.inverse), like=matrix)

@@ -1,8 +1,11 @@
 """A weight that is cut along its rows before it is used becomes several weights, each of which can fuse.
 
-Packed projections (queries, keys and values in one matrix) are used like this wherever attention looks at something
-else than its own input: ``split``, ``chunk`` or a slice in the forward, ``cat`` or ``slice_backward`` in the backward.
-A loop over experts takes one matrix after another out of a tensor of them: ``select`` or ``unbind``, in the backward
+    before: q = slice(weight(values, index, ...), 0, 8, 16)
+    after:  q = weight(rows_values(values, ...), rows_index(index, ...), ...)
+
+Packed projections (queries, keys and values in one matrix) are cut like this wherever attention looks at something else
+than its own input: ``split``, ``chunk`` or a slice in the forward, ``cat`` or ``slice_backward`` in the backward. A
+loop over experts takes one matrix after another out of a tensor of them: ``select`` or ``unbind``, in the backward
 ``select_backward`` or ``stack``.
 """
 
@@ -11,13 +14,15 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from torch import fx
 
 from topkast.passes.aten.base import Pass
-from topkast.passes.aten.nodes import WEIGHT, WEIGHT_GRAD, aten, emit, geometry, getitems, sliced, topkast
+from topkast.passes.aten.moves import slice_limits
+from topkast.passes.aten.nodes import aten, emit, getitems, topkast
+from topkast.passes.aten.weight_call import WEIGHT, WEIGHT_GRAD, WeightCall
 from topkast.runtime.layout import Geometry
 from topkast.runtime.reference import rows  # noqa: F401  (defines its operators)
 
@@ -26,7 +31,15 @@ CUTS = {
     *(aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default),
     *(aten.select.int, aten.unbind.int),
 }
-Stretch = tuple[fx.Node, int, int, int]  # the piece of a weight or of its gradient; a dimension, from where, to where
+
+
+class Stretch(NamedTuple):
+    """A piece of a weight or of its gradient, from ``low`` to ``high`` along ``dim``."""
+
+    piece: fx.Node
+    dim: int
+    low: int
+    high: int
 
 
 @dataclass(frozen=True)
@@ -38,18 +51,22 @@ class Part:
     slots: int
     geometry: Geometry
 
+    @property
+    def limits(self) -> tuple[int, int, int]:
+        return self.start, self.stop, self.slots
 
-def part_of(node: fx.Node, dim: int, low: int, high: int) -> Part | None:
-    """The part of a ``weight`` or ``weight_grad``; None where its rows are not whole block rows in one stretch."""
-    g = geometry(node)
+
+def part_of(call: WeightCall, stretch: Stretch) -> Part | None:
+    """The part of a weight that a stretch is; None if its rows are not whole block rows, one after the other."""
+    _, dim, low, high = stretch
+    g = call.geometry
     inner, r = math.prod(g.permuted[1 : g.lead]), g.block[0]
-    whole = low * inner % r == 0 and (high * inner % r == 0 or high == g.shape[dim])
-    if g.perm[0] != dim or not whole or low >= high:
+    is_whole = low * inner % r == 0 and (high * inner % r == 0 or high == g.shape[dim])
+    if g.perm[0] != dim or not is_whole or low >= high:
         return None
     shape = tuple(high - low if d == dim else size for d, size in enumerate(g.shape))
     own = Geometry(shape, g.perm, g.lead, g.block)
-    held = node.args[3].meta["val"].shape[0]  # type: ignore[union-attr]
-    return Part(low * inner // r, -(-high * inner // r), min(held, own.units), own)
+    return Part(low * inner // r, -(-high * inner // r), min(call.slots, own.units), own)
 
 
 class SplitRows(Pass):
@@ -58,73 +75,73 @@ class SplitRows(Pass):
             if node.target is WEIGHT:
                 for user in list(node.users):
                     for stretch in _pieces(user):
-                        self._cut(graph, node, *stretch)
+                        self._cut(graph, node, stretch)
             elif node.target is WEIGHT_GRAD:
-                self._join(graph, node, _joined(node.args[0]))
+                self._join(graph, node)
 
-    def _cut(self, graph: fx.Graph, weight: fx.Node, piece: fx.Node, dim: int, low: int, high: int) -> None:
-        part = part_of(weight, dim, low, high)
+    def _cut(self, graph: fx.Graph, weight: fx.Node, stretch: Stretch) -> None:
+        """A piece of a weight is a weight of its own."""
+        call, piece = WeightCall.of(weight), stretch.piece
+        part = part_of(call, stretch)
         if part is None:
             return
-        values, row_ptr, _, cols, key = weight.args[:5]
+        values, row_ptr, cols = call.values, call.row_ptr, call.cols
         with graph.inserting_before(piece):
             own = emit(graph, topkast.rows_values.default, values, row_ptr, cols, part.start, part.slots, like=weight)
-            new = emit(graph, WEIGHT, own, *_index(graph, weight, part), key, *_sizes(part), like=weight)
+            new = emit(graph, WEIGHT, own, *_part_args(graph, weight, call, part), like=weight)
             if piece.meta["val"].dim() < new.meta["val"].dim():  # one row of the first dimension, or one expert
-                new = emit(graph, aten.squeeze.dim, new, dim, like=piece)
-        piece.replace_all_uses_with(new)
-        self.matched("part of a weight")
+                new = emit(graph, aten.squeeze.dim, new, stretch.dim, like=piece)
+        self.replace(piece, new, "part of a weight")
 
-    def _join(self, graph: fx.Graph, node: fx.Node, stretches: list[Stretch]) -> None:
-        """The gradient of a whole is the sum of what its parts' gradients are at all slots."""
+    def _join(self, graph: fx.Graph, node: fx.Node) -> None:
+        """The gradient of a whole is the sum of the gradients of its parts, each put at its slots among all slots."""
+        call = WeightCall.of(node)
         # A part that was not used has zeros for its gradient.
-        stretches = [stretch for stretch in stretches if stretch[0].target not in ZEROS]
-        found = [(gradient, part_of(node, *rest), rest[0]) for gradient, *rest in stretches]
-        if not all(part for _, part, _ in found):
+        stretches = [s for s in _joined(call.operands["grad"]) if s.piece.target not in ZEROS]
+        parts = [part_of(call, stretch) for stretch in stretches]
+        if not parts or not all(parts):
             return
         total: fx.Node | None = None
-        for gradient, part, dim in found:
+        for (gradient, dim, _, _), part in zip(stretches, parts, strict=True):
             assert part is not None
-            row_ptr, _, cols, key = node.args[1:5]
             with graph.inserting_before(node):
                 if gradient.meta["val"].dim() < len(part.geometry.shape):
                     gradient = emit(graph, aten.unsqueeze.default, gradient, dim, like=node)
-                own = emit(graph, WEIGHT_GRAD, gradient, *_index(graph, node, part), key, *_sizes(part), like=node)
-                limits = (part.start, part.stop, part.slots)
-                one = emit(graph, topkast.rows_grad.default, own, row_ptr, cols, *limits, like=node)
-                total = one if total is None else emit(graph, aten.add.Tensor, total, one, like=node)
-        if total is not None:
-            node.replace_all_uses_with(total)
-            graph.erase_node(node)
-            self.matched("gradient of parts")
+                own = emit(graph, WEIGHT_GRAD, gradient, *_part_args(graph, node, call, part), like=node)
+                args = (own, call.row_ptr, call.cols, *part.limits)
+                term = emit(graph, topkast.rows_grad.default, *args, like=node)
+                total = term if total is None else emit(graph, aten.add.Tensor, total, term, like=node)
+        assert total is not None
+        self.replace(node, total, "gradient of parts")
 
 
-def _index(graph: fx.Graph, node: fx.Node, part: Part) -> list[fx.Node]:
-    index = emit(graph, topkast.rows_index.default, *node.args[1:4], part.start, part.stop, part.slots, like=node)
-    return [emit(graph, operator.getitem, index, i, like=node) for i in range(3)]
-
-
-def _sizes(part: Part) -> tuple[list[int], list[int], int, list[int]]:
-    g = part.geometry
-    return list(g.shape), list(g.perm), g.lead, list(g.block)
+def _part_args(graph: fx.Graph, node: fx.Node, call: WeightCall, part: Part) -> tuple[Any, ...]:
+    """The index, key and geometry of a part, as the operators take them."""
+    index = emit(graph, topkast.rows_index.default, *call.index, *part.limits, like=node)
+    row_ptr, row_fwd, cols = (emit(graph, operator.getitem, index, i, like=node) for i in range(3))
+    own = replace(call, values=None, row_ptr=row_ptr, row_fwd=row_fwd, cols=cols)
+    return own.seen_as(part.geometry).args
 
 
 def _pieces(node: fx.Node) -> list[Stretch]:
-    """The pieces that ``node`` cuts its argument into, if it does, and at places that are known."""
-    args: Any = node.args
+    """The pieces that ``node`` cuts its argument into, if ``node`` cuts and its places are numbers."""
     if node.target not in CUTS or len(node.all_input_nodes) > 1:
         return []
-    value = args[0].meta["val"]
+    args: Any = node.args
+    whole, *given = args
+    value = whole.meta["val"]
     if node.target is aten.select.int:
-        dim = args[1] % value.dim()
-        return [(node, dim, at := args[2] % value.shape[dim], at + 1)]
+        dim, at = given
+        dim, at = dim % value.dim(), at % value.shape[dim]
+        return [Stretch(node, dim, at, at + 1)]
     if node.target is aten.unbind.int:
-        dim = (args[1] if len(args) > 1 else 0) % value.dim()
-        return [(piece, dim, at, at + 1) for at, piece in getitems(node).items()]
+        (dim,) = given or (0,)
+        return [Stretch(piece, dim % value.dim(), at, at + 1) for at, piece in getitems(node).items()]
     if node.target is aten.slice.Tensor:
-        stretch = sliced(node)
-        return [] if stretch is None else [(node, *stretch)]
-    dim = (args[2] if len(args) > 2 else 0) % value.dim()
+        limits = slice_limits(node)
+        return [] if limits is None else [Stretch(node, *limits)]
+    _, dim = (*given, 0)[:2]
+    dim %= value.dim()
     sizes = [piece.shape[dim] for piece in node.meta["val"]]
     return _one_after_another([(getitems(node).get(i), size) for i, size in enumerate(sizes)], dim)
 
@@ -134,26 +151,26 @@ def _joined(node: object) -> list[Stretch]:
     if not isinstance(node, fx.Node):
         return []
     args: Any = node.args
-    if node.target is aten.cat.default:
-        dim = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
-        parts = list(args[0])
+    if node.target in (aten.cat.default, aten.stack.default):
+        parts, dim = (*args, 0)[:2]
+        dim %= node.meta["val"].dim()
+        if node.target is aten.stack.default:
+            return [Stretch(part, dim, at, at + 1) for at, part in enumerate(parts)]
         return _one_after_another([(part, part.meta["val"].shape[dim]) for part in parts], dim)
-    if node.target is aten.stack.default:
-        dim = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
-        return [(part, dim, at, at + 1) for at, part in enumerate(args[0])]
-    if len(node.all_input_nodes) > 1:  # a place that is not known
+    if len(node.all_input_nodes) > 1:  # a place that is a node
         return []
-    if node.target is aten.slice_backward.default and args[5] == 1:
-        gradient, sizes, dim, low, high = args[:5]
+    if node.target is aten.slice_backward.default:
+        gradient, sizes, dim, low, high, step = args
         low, high, _ = slice(low, high).indices(sizes[dim])
-        return [(gradient, dim % len(sizes), low, high)]
+        return [Stretch(gradient, dim % len(sizes), low, high)] if step == 1 else []
     if node.target is aten.select_backward.default:
         gradient, sizes, dim, at = args
         dim, at = dim % len(sizes), at % sizes[dim]
-        return [(gradient, dim, at, at + 1)]
+        return [Stretch(gradient, dim, at, at + 1)]
     return []
 
 
 def _one_after_another(parts: list[tuple[fx.Node | None, int]], dim: int) -> list[Stretch]:
     ends = list(itertools.accumulate(size for _, size in parts))
-    return [(part, dim, end - size, end) for (part, size), end in zip(parts, ends, strict=True) if part is not None]
+    placed = zip(parts, ends, strict=True)
+    return [Stretch(part, dim, end - size, end) for (part, size), end in placed if part is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 import topkast
 from topkast.compiler.report.cost import count_places
+from topkast.passes.aten import JOINT
 from topkast.runtime.state.model import sites
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.standin import DEVICE, Device, move
@@ -87,6 +89,22 @@ def test_what_ran_fused_is_told() -> None:
     for row in topkast.report(model).sites:
         assert {"forward", "weight gradient"} <= set(row["fused"])
         assert not row["unfused"]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_passes_are_those_over_the_graphs_of_the_model(backend: str) -> None:
+    """Other models of the process, and copies, have their own."""
+    case = CASES["mlp"]
+    ((inputs, _),) = case.batches(1)
+    ran, other = (topkast.compile(case.model(), backend=backend, min_size=500) for _ in range(2))
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        ran(*inputs).sum().backward()
+    passes = topkast.report(ran).passes
+    assert list(passes) == [rule.__name__ for rule in JOINT]
+    assert all(entry["runs"] == 1 for entry in passes.values())
+    assert passes["FuseMatmul"]["matches"] == {"spmm": 2, "spmm_t": 1, "sddmm": 2}
+    assert topkast.report(other).passes == topkast.report(copy.deepcopy(ran)).passes == {}
+    assert "graph passes over what was compiled of this model" in str(topkast.report(ran))
 
 
 def test_it_warns_of_what_died() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import topkast
-from topkast.passes.aten import LOG
 from topkast.passes.aten.fuse.fuse_epilogue import FuseEpilogue
 from topkast.runtime.layout import Geometry, build_index
 from topkast.runtime.native import products
@@ -23,6 +22,7 @@ from topkast.runtime.reference.products import activation
 from topkast.tests.passes.aten.test_keep_transposed import stay_rows
 from topkast.tests.runtime.native.test_native import BLOCKS, LIBRARY, isa, sets, within  # noqa: F401
 from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.pass_counts import pass_counts
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
 
@@ -112,17 +112,14 @@ def outcome(
             patch.setattr(FuseEpilogue, "rewrite", lambda self, graph: None)
         torch._dynamo.reset()
         torch.manual_seed(0)
-        start = len(LOG)
         # Not by rows: it does not matter here, and Triton's interpreter would run each row's programs after the other.
         model = topkast.compile(net(), 0.6, 0.3, block=block, balanced=False, min_size=80, backend=backend, seed=0)
         with torch.set_grad_enabled(grad):
             out = model(x)
         if grad:
             out.square().sum().backward()
-        runs = [run for run in LOG[start:] if run.name == "FuseEpilogue"]
-        matches = {what: count for run in runs for what, count in run.matches.items()}
-        refusals = {why: count for run in runs for why, count in run.refusals.items()}
-        return [out.detach(), *[p.grad for p in model.parameters() if p.grad is not None]], matches, refusals
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        return [out.detach(), *grads], *pass_counts(model, "FuseEpilogue")
 
 
 def gelu_by_hand(h: Tensor, s: Tensor) -> Tensor:
@@ -230,13 +227,11 @@ def test_what_the_caller_sees_too_is_left_alone() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return (h := self.layer(x)), F.relu(h)
 
-    start = len(LOG)
     model = topkast.compile(Both(), 0.6, 0.3, min_size=80, backend="aot_eager")
     with torch.no_grad():
         h, y = model(torch.randn(65, 48))
     assert torch.equal(y, F.relu(h))
-    (run,) = [run for run in LOG[start:] if run.name == "FuseEpilogue"]
-    assert run.matches == {} and run.refusals == {"what comes before relu is read by other ops": 1}
+    assert pass_counts(model, "FuseEpilogue") == ({}, {"what comes before relu is read by other ops": 1})
 
 
 @pytest.mark.parametrize("faster", ["fused", "apart"])

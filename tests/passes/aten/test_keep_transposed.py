@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import topkast
-from topkast.passes.aten import LOG
 from topkast.passes.aten.finish.keep_transposed import KeepTransposed
 from topkast.runtime.layout import Geometry
 from topkast.runtime.native import products
@@ -25,6 +24,7 @@ from topkast.runtime.planner import tiles
 from topkast.runtime.reference import products as ref
 from topkast.tests.runtime.native.test_native import AVAILABLE, BLOCKS, LIBRARY, isa, sets  # noqa: F401
 from topkast.tests.support.budget import assert_budget
+from topkast.tests.support.pass_counts import pass_counts
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
 
@@ -99,14 +99,10 @@ class Chain(nn.Module):
         return self.out(self.between(self.into(x), self.scale, *more))
 
 
-def kept(start: int) -> tuple[int, dict[str, int]]:
-    """Conversions saved, and refusals, in what was compiled since."""
-    runs = [run for run in LOG[start:] if run.name == "KeepTransposed"]
-    refusals: dict[str, int] = {}
-    for run in runs:
-        for why, count in run.refusals.items():
-            refusals[why] = refusals.get(why, 0) + count
-    return sum(run.matches.get("conversions saved", 0) for run in runs), refusals
+def kept(model: nn.Module) -> tuple[int, dict[str, int]]:
+    """Conversions saved, and refusals, in what was compiled of a model."""
+    matches, refusals = pass_counts(model, "KeepTransposed")
+    return matches.get("conversions saved", 0), refusals
 
 
 def outcome(
@@ -117,14 +113,13 @@ def outcome(
         stay_rows(patch, layout)
         torch._dynamo.reset()
         torch.manual_seed(0)
-        start = len(LOG)
         options = {"block": (16, 1), "min_size": 20, "seed": 0, "exploration_decay": 0.0} | options
         model = topkast.compile(build(), 0.6, 0.3, backend=backend, **options)
         leaf = inputs[0].clone().requires_grad_()
         out = model(leaf, *inputs[1:])
         out.square().sum().backward()
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        return [out.detach(), leaf.grad, *grads], *kept(start)  # type: ignore[list-item]
+        return [out.detach(), leaf.grad, *grads], *kept(model)  # type: ignore[list-item]
 
 
 def same(build: Callable[[], nn.Module], inputs: tuple[Tensor, ...], saved: int, backend: str = "aot_eager") -> None:
@@ -201,23 +196,21 @@ def test_near_misses_stay_rows(between: Any, m: int, options: dict[str, Any], wh
 
 
 def test_other_dtypes_are_refused() -> None:
-    start = len(LOG)
     model = topkast.compile(Chain(BETWEEN["relu"]), 0.6, 0.3, backend="aot_eager", min_size=20)
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(128, 48)).float().sum().backward()
-    assert kept(start) == (0, {"its activations are torch.bfloat16": 5})
+    assert kept(model) == (0, {"its activations are torch.bfloat16": 5})
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_dropout_has_one_mask_in_forward_and_backward(backend: str) -> None:
-    start = len(LOG)
     model = topkast.compile(
         Chain(lambda h, s: F.dropout(h, 0.4)), 0.6, 0.3, backend=backend, min_size=20, block=(16, 1)
     )
     x, g = torch.randn(128, 48, requires_grad=True), torch.randn(128, 32)
     out = model(x)
     out.backward(g)
-    assert kept(start) == (6, {})
+    assert kept(model) == (6, {})
     first = out.detach()
     # Given the mask the model is linear, so <y, g> = <x, dx>; with another mask in the backward it is far from that.
     plain = (first * g).sum().double(), (x * x.grad).sum().double()  # type: ignore[operator]
@@ -261,7 +254,6 @@ def test_training_is_the_same() -> None:
             stay_rows(patch, layout)
             torch._dynamo.reset()
             torch.manual_seed(0)
-            start = len(LOG)
             model = topkast.compile(Deep(), 0.6, 0.3, block=(4, 1), backend="aot_eager", min_size=20, refresh_every=2)
             optimizer = torch.optim.SGD(model.parameters(), 0.05)
             outs = []
@@ -273,7 +265,7 @@ def test_training_is_the_same() -> None:
                 with torch.no_grad():
                     outs.append(model(torch.randn(64, 64)))
             found[layout] = [*outs, *topkast.dense_state_dict(model, "all").values()]
-            assert (kept(start)[0] > 0) == (layout == "tiles")
+            assert (kept(model)[0] > 0) == (layout == "tiles")
     for a, b in zip(found["rows"], found["tiles"], strict=True):
         assert torch.equal(a, b)
 
@@ -323,12 +315,11 @@ def test_is_measured_and_taken_only_where_faster(faster: str, tmp_path: Path, mo
     monkeypatch.setenv("TOPKAST_KERNEL", "measure")
     monkeypatch.setattr(planner, "measure", lambda problem, names: {"native": 1.0, "dense": 2.0})
     monkeypatch.setattr(tiles, "measure", lambda problem: {"rows": 2.0, "tiles": 2.0, faster: 1.0})
-    start = len(LOG)
     torch.manual_seed(0)
     model = topkast.compile(Chain(BETWEEN["gelu"]), 0.6, 0.3, block=(16, 1), backend="aot_eager", min_size=20)
     model(torch.randn(128, 48)).sum().backward()
     expected = (5, {}) if faster == "tiles" else (0, {"rows are faster there": 1})
-    assert kept(start) == expected
+    assert kept(model) == expected
     rows = [entry for row in topkast.report(model).sites for entry in row["measured"] if "tiles" in entry["product"]]
     assert rows and all(entry["chosen"] == faster for entry in rows)
     assert re.search(rf"spmm on tiles of 128×\d+: {faster} is faster here", str(topkast.report(model)))
