@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from topkast.compiler.options import option
+from torch import nn
 
-from .meta.rehearse import Init
+from topkast.compiler.options import option
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Start:
         "A tuple holds positional arguments, a dict holds keywords; a tensor is the only argument. None: the model's "
         "own ``dummy_inputs``, else symbolic tracing, else the structure of the modules; the report says which.",
     )
-    init: Init | None = option(
+    init: Callable[[nn.Module], Any] | None = option(
         None,
         "For a model on the meta device: a function that initialises a module; None means the model's "
         "``_init_weights`` and the modules' own ``reset_parameters``.",
