@@ -31,8 +31,8 @@ class SavedIndex(Tensor):
         name = getattr(func, "__name__", "")
         if name.strip("_") in ARITHMETIC:
             raise CheckpointError(f"{name} of an index in a state dict: {WHAT_TO_AVERAGE}")
-        with torch._C.DisableTorchFunctionSubclass():
-            found = func(*args, **(kwargs or {}))
+        # In one call: an interrupt at the end of a with-block would leave every subclass of this thread a plain tensor.
+        found = torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
         return as_saved(found) if type(found) is Tensor and _is_index(found) else found
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -24,6 +24,8 @@ from topkast.tests.compiler.checkpoint.test_checkpoint import same
 from topkast.tests.support.interrupts import interrupt, moments
 from topkast.tests.support.lockstep import sites_of
 
+ROOT = Path(topkast.__file__).parent
+
 # What is refreshed how, and of how many lines every which is tried: the lines of the later ones are mostly the first's.
 RULES: dict[str, tuple[dict[str, Any], int]] = {
     "topk": ({}, 1),
@@ -202,9 +204,12 @@ def test_a_conversion_is_whole_at_every_line(request: pytest.FixtureRequest) -> 
     new = {key: value.clone() for key, value in other.state_dict().items()}
     del other
     inside = (
-        *(f"compiler/{file}" for file in ("sparsify", "compile", "undo", "attach", "initial", "backend")),
-        *(f"runtime/{file}" for file in ("site", "commit", "record", "optimizers")),
+        *(f"compiler/{file}.py" for file in ("compile", "backend")),
+        *(f"compiler/convert/{file}.py" for file in ("sparsify", "undo", "attach", "initial")),
+        *(f"runtime/state/{file}.py" for file in ("site", "site_module", "parts", "commit", "model")),
+        "runtime/training/optimizer_hooks.py",
     )
+    assert all((ROOT / file).is_file() for file in inside)
     seen = [0, 0]
     when = moments(lambda: topkast.compile(copy.deepcopy(model), **options), inside)
     gc.freeze()  # what other tests have left need not be looked through some 800 times
