@@ -1,4 +1,4 @@
-# The commands: setup, demo, test, lint, sanitize. Each makes what it needs first, so any of them works from a fresh clone.
+# The commands: setup, demo, test, test-all, lint, sanitize. Each makes what it needs first, so any of them works from a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test lint sanitize onnxruntimes clean
+.PHONY: setup demo test test-all lint sanitize onnxruntimes clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -27,12 +27,17 @@ demo: $(READY)
 
 # One thread a worker: two workers with two threads each on two cores wait for one another.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not long" $(ARGS)
+
+# The rest: sweeps, the interpreter of the CUDA kernels, whole runs of the tools.
+test-all: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m long $(ARGS)
 
 # mypy finds packages by path, so it reads the package through a link that bears its name.
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	mkdir -p build/types && ln -sfn ../.. build/types/topkast
 	MYPYPATH=build/types $(BIN)/mypy -m topkast -p topkast.compiler -p topkast.passes -p topkast.runtime
 

@@ -69,6 +69,7 @@ def ran_natively(trio: Trio) -> None:
         assert all(count % 3 == 0 for count in site.ran.values()), f"{name}: {dict(site.ran)}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case, kernel, block", RUNS, ids=lambda value: getattr(value, "name", str(value)))
 def test_kernel(case: Case, kernel: str, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPKAST_KERNEL", kernel)
@@ -77,6 +78,7 @@ def test_kernel(case: Case, kernel: str, block: tuple[int, int], monkeypatch: py
     ran_natively(trio)
 
 
+@pytest.mark.long
 # Inductor itself imports what torch deprecates.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name, kernel, block", [("mlp", "native", COLUMN), ("conv1d", "first", ONE)])

@@ -140,12 +140,14 @@ def test_loop(loop: Any, backend: str) -> None:
     assert trio.oracle.refreshed_at >= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loop", [accumulate, two_forwards, evaluated])
 def test_loop_adamw_encoder(loop: Any, backend: str) -> None:
     Trio(CASES["encoder"], {**SPARSE, "backend": backend}, adamw).run(loop)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["mlp", "cnn", "encoder", "hf_conv1d"])
 def test_autocast(name: str, backend: str) -> None:

@@ -44,6 +44,7 @@ def test_adamw(name: str, backend: str) -> None:
     assert trio.oracle.refreshed_at == 4
 
 
+@pytest.mark.long
 # Inductor itself imports what torch deprecates.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
@@ -53,6 +54,7 @@ def test_inductor(name: str) -> None:
     trio.run(plain)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "encoder", "tied", "experts", "hf_conv1d"])
 def test_dense_is_the_original(name: str, backend: str) -> None:

@@ -81,6 +81,7 @@ def run(name: str, wrong: Callable[[nn.Module], None] | None = None, ways: dict[
     return trio
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_every_way_of_plain_pytorch_is_run(name: str) -> None:
     trio = run(name)

@@ -135,6 +135,7 @@ def test_sets_come_from_a_checkpoint_without_its_model(tmp_path: Path) -> None:
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(index, site.index, strict=True))
 
 
+@pytest.mark.long
 def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     found = run(tmp_path, "kernels", "--threads", "1", "--repeats", "2")
     assert len(found["step"]) == 16 and len(found["geomean"]) == 8
@@ -148,13 +149,14 @@ def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_kernel_that_does_not_fit_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr("_forward_only.BLOCKS", [(1, 1), (128, 1)])
-    monkeypatch.setattr("_forward_only.SIZE", 64)
+    monkeypatch.setattr("topkast.tools.bench.forward_only.BLOCKS", [(1, 1), (128, 1)])
+    monkeypatch.setattr("topkast.tools.bench.forward_only.SIZE", 64)
     found = run(tmp_path, "kernels", "--tables", "forward", "--threads", "1", "--repeats", "1", "--impl", "native")
     assert [cell["impl"] is None for cell in found["forward"]][1::2] == [True, True]
     assert "does not fit" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["gpt2", "resnet50"])
 def test_step(tmp_path: Path, model: str, capsys: pytest.CaptureFixture) -> None:
     (row,) = run(tmp_path, "step", "--model", model, "--threads", "1", "--repeats", "2")["rows"]
@@ -166,6 +168,7 @@ def test_step(tmp_path: Path, model: str, capsys: pytest.CaptureFixture) -> None
     assert "training step" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_model(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bench_memory, "WAYS", ("dense", "disk"))
     monkeypatch.setattr(_bench_memory, "AIMS", {"disk": 0.32})
@@ -182,6 +185,7 @@ def test_model(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytes
     assert "growth of memory" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_onnx(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     size = ["--threads", "1", "--repeats", "1", "--rows", "3", "--model", "gpt2", "--kind", "custom-4x1"]
     found = run(tmp_path, "onnx", *size)

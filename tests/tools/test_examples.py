@@ -40,6 +40,7 @@ def test_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert SHOWN[path.stem] in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem in OUTSIDE], ids=lambda path: path.stem)
 def test_runs_as_a_program(path: Path, tmp_path: Path) -> None:
     """What starts processes of its own, or a trainer that leaves its settings behind."""

@@ -20,6 +20,7 @@ from topkast.tools.common.places import ROOT
 pytestmark = INTERPRETED
 
 
+@pytest.mark.long
 def test_the_gpu_script_dry(tmp_path: Path) -> None:
     """Every part of tools/gpu/gpu.sh, at toy sizes."""
     script = ROOT / "tools" / "gpu" / "gpu.sh"

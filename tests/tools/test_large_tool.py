@@ -9,6 +9,7 @@ from topkast.tools.bench import __main__ as bench
 from topkast.tools.bench import large as _large
 
 
+@pytest.mark.long
 def test_a_tiny_run(tmp_path, monkeypatch):
     monkeypatch.setattr(_large, "give_back_at_once", lambda: None)  # it is for the process, and this one has others
     path = tmp_path / "found.json"

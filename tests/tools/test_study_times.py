@@ -26,6 +26,7 @@ def run(method: str, **given: Any) -> Run:
     return canonical(Run(method=method, **COMMON | given))
 
 
+@pytest.mark.long
 def test_the_tool_measures_each_kind_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     grid, times = tmp_path / "own.toml", tmp_path / "times.json"
     grid.write_text(

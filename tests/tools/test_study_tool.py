@@ -32,6 +32,7 @@ def grid(tmp_path: Path, text: str = AGAIN) -> str:
     return str(path)
 
 
+@pytest.mark.long
 def test_a_small_grid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Two methods, two seeds: it learns, a pool of processes gives the same figures, and nothing is trained twice."""
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"

@@ -100,6 +100,7 @@ def test_bad_arguments_say_what_is_allowed(words: list[str], message: str, capsy
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from topkast.tools.demo import __main__ as train
 

@@ -50,6 +50,7 @@ def sound(record: dict[str, Any]) -> None:
     assert record["sites"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers(name: str) -> None:
     (entry,) = [entry for entry in _zoo_transformers.entries() if entry.name == name]
@@ -58,6 +59,7 @@ def test_transformers(name: str) -> None:
     assert record["share"] == {"forward": 1.0, "backward": 1.0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name: str) -> None:
     (entry,) = [entry for entry in _zoo_nn.entries() if entry.name == name]
@@ -193,6 +195,7 @@ def test_what_a_model_is_excused_from_is_told_of() -> None:
     assert "| 1 of 1 (1 not known) |" in _zoo_table.table([GOOD, never])
 
 
+@pytest.mark.long
 def test_what_the_dense_model_fails_in_too_is_not_ours() -> None:
     noisy = Entry("here", "noisy", "linear", Noisy, lambda g: ((torch.randn(2, 4, generator=g),), {}))
     record = asked(noisy, ("compile", "copies"))
@@ -225,7 +228,7 @@ def test_a_run_is_resumed_and_limited(tmp_path: Path, monkeypatch: pytest.Monkey
             while True:  # what the limit of time is for
                 pass
 
-    monkeypatch.setattr("_zoo_check.check", pretend)
+    monkeypatch.setattr("topkast.tools.zoo.check.check", pretend)
     entries = [Entry("s", name, "f", nn.Identity, lambda g: ((), {})) for name in "ab"]
     for _ in range(2):
         found = _zoo_run.run(entries, path, stages=(), jobs=1, seconds=1.0, gigabytes=8)

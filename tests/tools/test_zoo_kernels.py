@@ -62,7 +62,7 @@ def test_records_of_kernels_stand_beside_those_of_dense_ones(tmp_path: Path, mon
 
         tell({"model": "ok", "compile": os.environ["TOPKAST_KERNEL"]})
 
-    monkeypatch.setattr("_zoo_check.check", pretend)
+    monkeypatch.setattr("topkast.tools.zoo.check.check", pretend)
     path = tmp_path / "zoo.json"
     for kernel in ("dense", "native", "native"):
         entries = _zoo_kernels.sample([linear("a")], kernel, 1, 0, kernel != "dense")

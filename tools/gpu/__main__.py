@@ -19,14 +19,14 @@ from topkast.tools.common.results import CONSOLE, machine, write
 
 # name -> module, function, seconds it may take, whether it is run unasked
 PARTS = {
-    "hardware": ("hardware", "run", 40, True),
-    "correct": ("correct", "run", 150, True),
-    "products": ("products", "run_products", 100, True),
-    "single": ("products", "run_single", 30, True),
-    "steps": ("steps", "run", 160, True),
-    "decode": ("products", "run_decode", 50, True),
-    "large": ("large_model", "run", 100, True),
-    "headline": ("large_model", "run_headline", 560, False),
+    "hardware": ("topkast.tools.gpu.hardware", "run", 40, True),
+    "correct": ("topkast.tools.gpu.correct", "run", 150, True),
+    "products": ("topkast.tools.gpu.products", "run_products", 100, True),
+    "single": ("topkast.tools.gpu.products", "run_single", 30, True),
+    "steps": ("topkast.tools.gpu.steps", "run", 160, True),
+    "decode": ("topkast.tools.gpu.products", "run_decode", 50, True),
+    "large": ("topkast.tools.gpu.large_model", "run", 100, True),
+    "headline": ("topkast.tools.gpu.large_model", "run_headline", 560, False),
 }
 TOTAL = 530  # seconds, of all parts together
 
@@ -44,7 +44,7 @@ def work(name: str, dry: bool, path: Path) -> None:
             CONSOLE.print(f"  {name}: {json.dumps(row)}", highlight=False, soft_wrap=True)
 
         try:
-            getattr(importlib.import_module(f"topkast.tools.gpu.{module}"), function)(dry, add)
+            getattr(importlib.import_module(module), function)(dry, add)
         except BaseException:
             add({"error": traceback.format_exc()[-3000:]})
             raise

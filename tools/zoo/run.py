@@ -131,7 +131,7 @@ def run(
     Args:
         entries: the models.
         path: of the results.
-        stages: see :mod:`_zoo_check`.
+        stages: see :mod:`topkast.tools.zoo.check`.
         jobs: processes at a time.
         seconds, gigabytes: limits of each; seconds are of its own computing.
     """

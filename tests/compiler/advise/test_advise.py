@@ -41,6 +41,7 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.mark.long
 def test_the_model_and_the_random_numbers_stay_as_they_were() -> None:
     net = model()
     before, state, versions = (
@@ -55,6 +56,7 @@ def test_the_model_and_the_random_numbers_stay_as_they_were() -> None:
     assert net._compiled_call_impl is None and "_topkast" not in net.__dict__
 
 
+@pytest.mark.long
 def test_losses_repeat_under_a_seed_and_are_those_of_the_loop() -> None:
     one, two = (topkast.advise(model(), step_fn, **SMALL) for _ in range(2))
     assert [t.losses for t in one.trials[:2]] == [t.losses for t in two.trials[:2]]
@@ -67,6 +69,7 @@ def test_losses_repeat_under_a_seed_and_are_those_of_the_loop() -> None:
     assert first.losses[1] == pytest.approx(sum(losses[-3:]) / 3, abs=0, rel=1e-15)
 
 
+@pytest.mark.long
 def test_what_it_recommends_is_what_compile_takes() -> None:
     found = topkast.advise(model(), step_fn, **SMALL)
     assert set(found.kwargs) == {"fwd", "bwd", "block", "refresh_every", "min_size"}

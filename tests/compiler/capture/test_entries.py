@@ -148,6 +148,7 @@ def test_under_observation_parts_are_eager() -> None:
 COPIES: list[Callable[[nn.Module], nn.Module]] = [copy.deepcopy, topkast.densify]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", COPIES)
 def test_no_entry_of_a_copy_leads_to_the_original(make: Callable[[nn.Module], nn.Module]) -> None:
     model = small(Coder())
@@ -177,6 +178,7 @@ ROOTS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("name", ROOTS)
 def test_roots_of_torch_s_own_classes(name: str, hooked: bool) -> None:

@@ -59,6 +59,7 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "through, manual",
     [("self", False), ("self", True), ("net", False), ("net", True), ("forward", False), ("parts", True)],

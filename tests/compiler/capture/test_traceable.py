@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.backends import mha
@@ -27,6 +28,7 @@ class Masked(nn.Module):
         return self.net(x, mask) + self.net(x, mask.T.flip(0))
 
 
+@pytest.mark.long
 def test_a_transformer_with_masks_is_one_graph() -> None:
     """torch.nn compares a mask's values with those of a causal one, where plain torch.compile's graph ends."""
     options = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager", "fullgraph": True}

@@ -42,6 +42,7 @@ aot_eager (no C++ compiler for inductor) [['forward', 'weight gradient'], ['forw
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["PATH", "CXX"])
 def test_a_machine_without_one(how: str, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()

@@ -90,6 +90,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_oracle(name: str, backend: str) -> None:
@@ -138,6 +139,7 @@ def not_fused(model: nn.Module) -> set[str]:
     return {row["name"] for row in topkast.report(model).sites if row["unfused"]}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
 def test_blocks_that_are_compiled_one_by_one() -> None:
     """Before: the model's own graph takes them in. After: each block is a graph, with the passes if it is told to."""

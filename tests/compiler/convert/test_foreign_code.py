@@ -220,6 +220,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_spawned_process_trains_the_model_it_was_given(tmp_path: Any) -> None:
     script = tmp_path / "child.py"
     script.write_text(CHILD)

@@ -71,6 +71,7 @@ def start(dense: nn.Module, **options: Any) -> tuple[nn.Module, dict[str, torch.
     return model, topkast.dense_state_dict(model, "all"), topkast.report(model).sites[0]["scaled"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [{}, {"balanced": False}, {"block": (4, 2)}, {"reservoir": "disk"}, {"method": "static-magnitude"}, {"fwd": 0.75}],

@@ -112,6 +112,7 @@ MODELS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("traced", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_dense_model_made_sparse(name, traced):
@@ -138,6 +139,7 @@ def test_transformers_own_initialisation(name):
     assert_equal(topkast.sparsify(model, min_size=20), whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reservoir", ["device", "host", "disk"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_trains_as_the_dense_model_does(backend, reservoir):

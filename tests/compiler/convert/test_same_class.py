@@ -57,6 +57,7 @@ def by_torch(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [lambda: converted(Net()), lambda: by_torch(Net())])
 def test_models_of_one_class_are_compiled_once(make: Callable[[], nn.Module]) -> None:
     models = [make() for _ in range(MANY)]
@@ -88,6 +89,7 @@ def hooked(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_models_that_differ(name: str) -> None:
     models = [KINDS[name](i) for i in range(MANY)]

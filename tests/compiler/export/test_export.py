@@ -35,6 +35,7 @@ def _reference(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return getattr(output, "logits", output)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lstm"])
 def test_models(name: str, tmp_path: Path) -> None:
     case = CASES[name]
@@ -92,6 +93,7 @@ def test_nested_inputs_and_outputs(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(best), expected["best"][0])
 
 
+@pytest.mark.long
 def test_a_transformers_model_with_its_cache_on(tmp_path: Path) -> None:
     model = topkast.sparsify(CASES["gpt2"].model(), min_size=500)
     model.config.use_cache = True
@@ -212,6 +214,7 @@ class Masked(nn.Module):
         return self.inner(*((x, x) if self.targets else (x,)), **{self.name: mask})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["padding", "rows", "causal"])
 def test_masks_of_torch_transformers(kind: str, tmp_path: Path) -> None:
     """Queries that see nothing are given zeros, not NaN, and nn.TransformerEncoder does not ask whether its mask is

@@ -36,6 +36,7 @@ def symbols(model: onnx.ModelProto) -> set[str]:
     return {name for dim in dims for name in re.findall(r"[A-Za-z_]\w*", dim)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_names_are_kept(name: str, tmp_path: Path) -> None:
     """In every format; and each size may be another than in the examples."""
@@ -82,6 +83,7 @@ NAMED = {"a": ["rows", "length", 12], "pair_b_0": ["rows", 7]}
 INNER = {"b": [{0: "rows"}, None]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "asked, inputs",
     [
@@ -167,6 +169,7 @@ class Table(nn.Module):
         return self.layer(x + self.table[: x.shape[0]]).repeat(2, 1) + self.layer(y)
 
 
+@pytest.mark.long
 def test_limits_and_relations_are_found(tmp_path: Path) -> None:
     model = topkast.sparsify(Table(), 0.5, min_size=1)
     example = torch.randn(5, 12), torch.randn(10, 12)
@@ -207,6 +210,7 @@ class Short(nn.Module):
         return self.layer(x) if x.shape[0] > 1 else -self.layer(x)
 
 
+@pytest.mark.long
 def test_one_that_is_something_else(tmp_path: Path) -> None:
     """torch's trace holds from 2 on; a file that is wrong at 1 is refused, unless 1 is not asked for."""
     model, path = topkast.sparsify(Short(), 0.5, min_size=1), tmp_path / "m.onnx"

@@ -78,6 +78,7 @@ def test_a_plain_model_is_refused() -> None:
         topkast.Dynamics(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.long
 def test_the_tool_writes_plots_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from topkast.tools.study import mask_dynamics
 

@@ -135,6 +135,7 @@ WRITTEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", range(len(WRITTEN)))
 def test_however_it_is_written(case: int) -> None:
     function, sizes = WRITTEN[case]

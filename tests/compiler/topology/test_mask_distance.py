@@ -24,6 +24,7 @@ def _sparse(model: nn.Module, inputs: Any, **options: Any) -> nn.Module:
     return topkast.sparsify(model, example_inputs=inputs, min_size=16, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mlp", "cnn", "conv_transpose", "encoder", "attention", "twice", "einsum", "gpt2"])
 def test_a_permuted_copy_is_at_distance_zero(name: str) -> None:
     case = CASES[name]

@@ -39,6 +39,7 @@ WAYS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Product]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("block", [(1, 1), (2, 2)])
 def test_every_product_is_sparse(name: str, block: tuple[int, int]) -> None:

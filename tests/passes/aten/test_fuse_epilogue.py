@@ -139,6 +139,7 @@ WAYS: dict[str, tuple[Callable[..., Tensor], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_writing_an_activation(way: str) -> None:
     act, name = WAYS[way]

@@ -140,12 +140,14 @@ BETWEEN: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@pytest.mark.long
 # Between two layers: result and operand of the forward, the same of the gradient, and either dW's operand.
 @pytest.mark.parametrize("between", BETWEEN)
 def test_elementwise_ops_need_no_conversion(between: str) -> None:
     same(lambda: Chain(BETWEEN[between]), (torch.randn(2, 64, 48),), 6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("between", ["gelu", "relu"])
 def test_under_inductor(between: str) -> None:
     same(lambda: Chain(BETWEEN[between]), (torch.randn(2, 64, 48),), 6, "inductor")
@@ -173,6 +175,7 @@ def test_gradients_of_biases_keep_the_budget() -> None:
         assert_budget(ours, plain, exact, "bias")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "between, m, options, why",
     [
@@ -279,6 +282,7 @@ UNARY: list[Callable[[Tensor], Tensor]] = [
 ]
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=8, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=6), st.integers(1, 3))
 def test_fuzz_any_elementwise_graph(steps: list[tuple[int, int]], layers: int) -> None:

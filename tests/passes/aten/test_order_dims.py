@@ -65,6 +65,7 @@ def trained(name: str, build: Any, shape: tuple[int, ...], **options: Any) -> li
     return topkast.report(trio.ours.model).sites
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, build, shape",
     [

@@ -48,6 +48,7 @@ class Loop(nn.Module):
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", [(1, 1), (4, 1), (4, 2)])
 @pytest.mark.parametrize("how", ["chunk", "split", "slice"])
 def test_parts_are_fused(how: str, block: tuple[int, int]) -> None:
@@ -134,6 +135,7 @@ def test_cross_attention() -> None:
     assert all(row["unfused"] == [] for row in topkast.report(trio.ours.model).sites)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_inductor() -> None:
     case = Case("chunk", lambda: Packed("chunk"), (7, 10), ("packed",))

@@ -51,6 +51,7 @@ def build(name: str) -> tuple[View, torch.Tensor]:
     return View(**made), torch.randn(shape)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, block",
     [*((name, (1, 1)) for name in CASES), *((name, b) for name in BLOCKED for b in ((4, 1), (16, 1), (16, 16)))],
@@ -108,6 +109,7 @@ FLAT: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", ["measure", "first", "native", "dense"])
 @pytest.mark.parametrize("name", FLAT)
 def test_strides_of_zero(name: str, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +173,7 @@ def parameters(draw: st.DrawFn, view: list[int]) -> tuple[tuple[int, ...], tuple
     return tuple(view), ()
 
 
+@pytest.mark.long
 @settings(
     deadline=None, max_examples=25, derandomize=True, database=None, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),

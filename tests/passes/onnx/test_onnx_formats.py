@@ -61,6 +61,7 @@ def kinds(path: Path) -> set[str]:
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, format, precision, unit",
     [

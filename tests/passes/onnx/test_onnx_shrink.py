@@ -56,6 +56,7 @@ def test_what_a_dead_row_emits_goes_into_the_next_bias() -> None:
         assert not any(one.kept for one in found)
 
 
+@pytest.mark.long
 def test_names_that_are_taken_stay_what_they_are(tmp_path: Path) -> None:
     """torch names a value after its op, so a bias that is made for it could have a module's name."""
 
@@ -239,6 +240,7 @@ def test_sizes_in_shapes_that_are_computed() -> None:
     assert [8, 3] in dims(model).values()
 
 
+@pytest.mark.long
 def test_what_is_left_can_be_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime's tool infers all shapes anew; without dead units a file is as near to the model as with them."""
     model = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256))
@@ -285,6 +287,7 @@ def planted(name: str) -> tuple[nn.Module, Any]:
     return model, inputs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, format, out", [("mlp", "custom", 11), ("gpt2", "dense", 2 * 37)])
 def test_exports(
     name: str, format: str, out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -52,6 +52,7 @@ def feeds(made: onnxruntime.InferenceSession, given: dict[str, Tensor]) -> dict[
     return {value.name: given[value.name].numpy() for value in made.get_inputs()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ZOO)
 def test_every_format(name: str, tmp_path: Path) -> None:
     case = ZOO[name]

@@ -317,6 +317,7 @@ def check_training(
         assert all(torch.equal(a, b) for a, b in zip(pair, found[plain][1][site], strict=True)), site
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NATIVE_CASES)
 def test_training_takes_the_native_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wiring: dense products equal the oracle, see test_exact_models; the products themselves are held to the

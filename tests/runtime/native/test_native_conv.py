@@ -77,6 +77,7 @@ def check(
     assert ours[2][int(index.row_ptr[-1]) * geometry.unit :].eq(0).all(), "unused slots"
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(st.data())
 def test_fuzz(data: st.DataObject) -> None:

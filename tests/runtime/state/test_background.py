@@ -45,6 +45,7 @@ def test_rule(rule: str) -> None:
     assert any(site.churn for site in sites_of(trio.ours.model).values()), "no sets came into force"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mlp", "cnn", "experts", "hf_conv1d", "tied"])
 def test_compiled(name: str) -> None:
     trio = Trio(CASES[name], {**SPARSE, "backend": "aot_eager"}, adamw, ways=WAYS_OF.get(name, {}))
@@ -203,6 +204,7 @@ def go_on(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, stop: 
 RESUMED = [{}, {"explore": "random", "stop_exploring_after": 9}, {"reservoir": "host"}]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", RESUMED, ids=str)
 @pytest.mark.parametrize("half", [2, 3, 4, 7])
 def test_resumes_bit_for_bit(half: int, options: dict[str, Any], tmp_path: Path) -> None:

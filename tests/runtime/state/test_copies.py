@@ -214,6 +214,7 @@ USES: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_snapshot_is_what_it_was(use: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,6 +373,7 @@ def test_a_list_of_tensors_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert other.shadow_params
 
 
+@pytest.mark.long
 def test_an_interrupt_leaves_old_or_new() -> None:
     """Ctrl-C before a line of a refresh: model and copy have the same sets, old or new, and the copy its θ."""
 

@@ -21,6 +21,7 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, rule, kernel", [
     ("mlp", "random", "native"), ("cnn", "blocks, host", "native"), ("cnn", "disk, background", "dense"),
     ("mlp", "random", "reference"),

@@ -77,6 +77,7 @@ def per_site(state: dict[str, Any], name: str) -> list[Any]:
     return [{k: v for k, v in part.items() if k.startswith((prefix, name))} for part in state.values()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", RULES)
 def test_a_refresh_is_whole_at_every_line(rule: str) -> None:
     """Each site has its old sets or its new ones, and training goes on as if nothing had been."""
@@ -119,6 +120,7 @@ def checkpoint(path: Path) -> dict[str, Any]:
     return everything(model, optimizer)
 
 
+@pytest.mark.long
 def test_a_load_is_whole_at_every_line(tmp_path: Path) -> None:
     new = checkpoint(tmp_path / "file")
     model, optimizer = trained()
@@ -139,6 +141,7 @@ def test_a_load_is_whole_at_every_line(tmp_path: Path) -> None:
     assert min(seen) > 20
 
 
+@pytest.mark.long
 def test_loading_dense_weights_is_whole_at_every_line() -> None:
     dense = net(7).state_dict()
     model, optimizer = trained()

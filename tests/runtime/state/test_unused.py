@@ -64,6 +64,7 @@ def in_turns(system: Any, optimizer: Any, trio: Trio, set_to_none: bool = True, 
         yield loss.detach()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("way", WAYS)
 def test_branches(way: str, set_to_none: bool) -> None:
@@ -85,6 +86,7 @@ RULES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_rules(rule: dict[str, Any]) -> None:
     given = {**SPARSE, **rule, "backend": "eager"}

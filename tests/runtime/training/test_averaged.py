@@ -92,12 +92,14 @@ def test_equals_the_dense_average(kind: str) -> None:
     assert any(churn), "B never changed: nothing was out of B and came back"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"reservoir": "host"}, {"reservoir": "disk"}, {"block": (4, 3)}, {"bwd": 0.0},
                                      {"stop_exploring_after": 5}, {"explore": "random"}], ids=str)  # fmt: skip
 def test_every_way_to_hold_the_weights(options: dict[str, Any]) -> None:
     follow(Trio(CASES["mlp"], {**SPARSE, **options}, sgd), "ema")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cnn", "tied", "gru", "experts"])
 def test_models(name: str) -> None:
     follow(Trio(CASES[name], SPARSE, adamw), "ema")

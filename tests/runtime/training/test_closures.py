@@ -123,6 +123,7 @@ def test_penalty(loop: Any) -> None:
     assert trio.oracle.refreshed_at >= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [sgd, adamw, partial(adamw, fused=True), partial(sgd, foreach=True)])
 def test_penalty_compiled(make: Any) -> None:
     Trio(CASES["mlp"], {**PENALTY, "backend": "aot_eager"}, make).run(tutorial)

@@ -98,6 +98,7 @@ def test_weights_read_by_other_code() -> None:
     told(model, train(model, lambda x: F.linear(x, model.weight)), "neither the model nor a module of it was called")
 
 
+@pytest.mark.long
 def test_the_limit_of_recompilations() -> None:
     model = limited(small(Net()))
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
@@ -163,6 +164,7 @@ def frozen(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", QUIET)
 def test_no_other_step_is_told(name: str) -> None:
     model, run = QUIET[name]()

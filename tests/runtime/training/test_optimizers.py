@@ -56,6 +56,7 @@ def test_equals_the_oracle(name: str) -> None:
     assert any(churn), "B never changed: nothing followed anything"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sgd momentum", "adamw", "adagrad", "rmsprop", "adam amsgrad"])
 def test_compiled(name: str) -> None:
     Trio(CASES["mlp"], {**SPARSE, "backend": "aot_eager"}, OPTIMIZERS[name]).run(plain)

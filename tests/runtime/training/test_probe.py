@@ -267,6 +267,7 @@ def averaged(parameters: list[nn.Parameter]) -> optim.Optimizer:
     return optimizer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*MAKES, "averaged"])
 @pytest.mark.parametrize("options", [{}, {"block": (2, 2), "balanced": False}], ids=["", "blocks"])
 def test_ten_steps_after_entering(name: str, options: dict[str, Any]) -> None:

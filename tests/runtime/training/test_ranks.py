@@ -27,6 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     yield [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_equals_the_oracle(name: str, found: Found) -> None:
     mine, other = (rank[name] for rank in found)

@@ -76,6 +76,7 @@ def after_an_optimizer(model: nn.Module) -> None:
         move(model, 1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loop", [by_hand, replaced, accumulated_by_hand, after_an_optimizer])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it

@@ -32,6 +32,7 @@ SQUARE = [(16, 16), (32, 32), (64, 64), (128, 128)]
 BLOCKS = [*SQUARE, (48, 16), (16, 80), (32, 128), (112, 32)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_every_block(block: tuple[int, int], dtype: torch.dtype) -> None:
@@ -63,6 +64,7 @@ def test_fuzz(m, rows, cols, block, share_a, share_b, spare, wide, swap, how, dt
     check(m, geometry, index, dtype, how, bias, "triton")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel, block", [("triton", (16, 16)), ("csr", (1, 1))])
 @pytest.mark.parametrize("act", ["", *ACTIVATIONS[1:]])
 @pytest.mark.parametrize("bias", [None, (40,), (1, 40), (21, 40)], ids=str)
@@ -146,9 +148,9 @@ def test_the_table_of_configurations() -> None:
 
 def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
     """For Hopper, without one: within its shared memory, on its tensor cores, with pipelined copies of 16 bytes."""
-    script = Path(__file__).with_name("ahead_of_time.py")
+    module = "topkast.tests.support.ahead_of_time"
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, script, "90"], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", module, "90"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {name.split()[0] for name in found} >= {

@@ -35,6 +35,7 @@ def activations(count: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(2, count, 48).to(dtype)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("way", ["relu", "gelu with erf", "gelu of transformers", "swish", "through a view"])
 def test_ways_of_writing_an_activation(way: str, dtype: torch.dtype) -> None:
@@ -47,6 +48,7 @@ def test_ways_of_writing_an_activation(way: str, dtype: torch.dtype) -> None:
     assert_budget(fused[0], apart[0], truth[0], f"{way} {dtype}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel, dtype", [("csr", torch.float32), ("triton", torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_bias_of_its_own_and_gelu(
@@ -66,6 +68,7 @@ def test_a_bias_of_its_own_and_gelu(
     assert_budget(fused[0], apart[0], truth[0], f"{kernel} {dtype} {backend}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel, dtype", [*(("triton", dtype) for dtype in DTYPES), ("csr", torch.bfloat16)], ids=str)
 def test_relu_in_training_is_the_same_bit_for_bit(
     kernel: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -79,6 +82,7 @@ def test_relu_in_training_is_the_same_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(apart, fused, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["gelu", "silu"])
 def test_is_left_alone_where_the_backward_needs_the_product(way: str) -> None:
     act, name = WAYS[way]
@@ -87,6 +91,7 @@ def test_is_left_alone_where_the_backward_needs_the_product(way: str) -> None:
     assert matches == {} and refusals == {f"what comes before {name} is read by other ops": 1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("near", ["almost silu", "by column", "a matrix", "read twice"])
 def test_near_misses_are_left_alone(near: str) -> None:
     act, bias = NEAR[near]

@@ -17,6 +17,7 @@ from topkast.tests.support.interpreted import DTYPES, INTERPRETED
 pytestmark = INTERPRETED
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(53, 41), (41, 53), (1, 300), (300, 1)], ids=str)
 def test_single_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -28,6 +29,7 @@ def test_single_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
         check(m, geometry, sets(geometry, share, 2 * share, 2, wide), dtype, how, bias, "csr")
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=8, derandomize=True)
 @given(
     st.integers(0, 70), st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1), st.integers(0, 3),
@@ -66,6 +68,7 @@ class Products(TorchDispatchMode):
         return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", [(1, 1), (4, 1), (1, 8)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_transient_products(block: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,7 @@ def test_the_planner_weighs_them_on_their_device(monkeypatch: pytest.MonkeyPatch
     assert problem.key != on_cpu.key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, kernel, block", [
     ("mlp", "triton", (16, 16)), ("experts", "transient", (1, 1)),
     ("cnn", "transient", (4, 1)), ("hf_conv1d", "triton", (16, 16)), ("mlp", "csr", (1, 1)),
