@@ -30,7 +30,7 @@ def round_to_half(plain: nn.Module, model: Any) -> None:
 
 def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tuple[int, int]]]:
     """(names of the sparse matrices, by the digest of their values; the blocks they were trained with)."""
-    from topkast.passes.onnx.formats.blocks import digest
+    from topkast.passes.onnx.blocks import digest
 
     names, blocks = dict[str, str](), set[tuple[int, int]]()
     for name, site, weight in _weights(plain, model):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from topkast.passes.onnx.formats.blocks import Array, Block, Blocks, digest, fitting
+from topkast.passes.onnx.blocks import Array, Block, Blocks, digest, fitting
 
 from .constant_products import Product, products
 from .formats import block, compact, custom, sparse_initializer
@@ -35,7 +35,7 @@ class Wanted:
         format: "dense", "custom", "block", "compact", "sparse_initializer" or "auto".
         half: whether sparse weights are stored as float16; their values must be such.
         blocks: (rows, columns) of the blocks the model was trained with.
-        names: what to call a weight, by :func:`topkast.passes.onnx.formats.blocks.digest` of its [out, in] matrix.
+        names: what to call a weight, by :func:`topkast.passes.onnx.blocks.digest` of its [out, in] matrix.
         sizes: dynamic dimensions in the examples, by name.
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from topkast.passes.onnx.formats.blocks import Array
+from .blocks import Array
 
 
 class Graph:
@@ -61,10 +61,6 @@ class Graph:
     def dims(self, name: str, sizes: Mapping[str, int]) -> list[int | None] | None:
         """An activation's dimensions, dynamic ones of these sizes; None where the file does not say."""
         return [_size(dim, sizes) for dim in self._shapes[name]] if name in self._shapes else None
-
-    def elements(self, name: str) -> int:
-        """How many numbers an activation holds, sizes that the file leaves open taken as one."""
-        return math.prod(dim for dim in self._shapes.get(name, []) if isinstance(dim, int) and dim)
 
     def add(self, name: str, array: Array) -> str:
         """A constant of this name, made unless it is there; its name."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from topkast.passes.onnx.graph import Graph
 
 if TYPE_CHECKING:
     import onnx
@@ -43,12 +42,14 @@ def cost(model: onnx.ModelProto, provider: str) -> str | None:
         model: need not hold its weights.
         provider: of the nodes around them.
     """
-    graph = Graph(model)
-    nodes = [node for node in graph.nodes if node.domain == "topkast"]
+    graph = model.graph
+    nodes = [node for node in graph.node if node.domain == "topkast"]
     if not nodes:
         return None
-    read = [name for node in nodes for name in node.input if name and name not in graph.constants]
-    size = 4 * sum(map(graph.elements, [*read, *(name for node in nodes for name in node.output)]))
+    constants = {tensor.name for tensor in graph.initializer} - {value.name for value in graph.input}
+    numbers = {value.name: _numbers(value) for value in [*graph.input, *graph.value_info, *graph.output]}
+    copied = [name for node in nodes for name in [*node.input, *node.output] if name not in constants]
+    size = 4 * sum(numbers.get(name, 1) for name in copied if name)
     more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
     return (
         f"{', '.join(node.name for node in nodes[:NAMED])}{more}: topkast's kernels run on the CPU, not on {provider}; "
@@ -56,6 +57,11 @@ def cost(model: onnx.ModelProto, provider: str) -> str | None:
         'Export with format="block" for that provider; or open the file with onnxruntime.InferenceSession, which '
         "computes these products there at dense speed"
     )
+
+
+def _numbers(value: onnx.ValueInfoProto) -> int:
+    """How many numbers an activation holds, if every size that the file leaves open is one."""
+    return math.prod(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
 
 
 def check(asked: Sequence[Any], made: onnxruntime.InferenceSession, file: str | bytes) -> None:

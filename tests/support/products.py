@@ -10,8 +10,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 import topkast.onnx
+from topkast.passes.onnx.blocks import Block, Blocks, encode
 from topkast.passes.onnx.formats import custom
-from topkast.passes.onnx.formats.blocks import Block, Blocks, encode
 from topkast.tests.support.stated import assert_valid
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, helper
 
+from topkast.passes.onnx.blocks import Array, Blocks
 from topkast.passes.onnx.constant_products import Product
 from topkast.passes.onnx.graph import Graph
-
-from .blocks import Array, Blocks
 
 ROW_MAJOR_FROM = 256  # rows of x from which the form that does not turn it is faster,
 ROW_MAJOR_BLOCK = 32  # for blocks of at least this many rows and columns (measured)

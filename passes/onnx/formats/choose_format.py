@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 
+from topkast.passes.onnx.blocks import Blocks
 from topkast.passes.onnx.constant_products import Convolution
 
 from . import block
-from .blocks import Blocks
 
 MANY_ROWS = 16  # rows of x from which the kernels' vectors are full
 # Multiplications of the dense product, for x of many rows and of few: with less, what a node costs beside them decides.

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from topkast.passes.onnx.blocks import Array, Blocks
 from topkast.passes.onnx.graph import Graph
-
-from .blocks import Array, Blocks
 
 WIDEST = 255  # what a byte holds
 

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, parser
 
+from topkast.passes.onnx.blocks import Blocks
 from topkast.passes.onnx.constant_products import Product
 from topkast.passes.onnx.graph import Graph
 
 from .activations import activation
-from .blocks import Blocks
 
 DOMAIN = "topkast"
 MAX_BLOCK = 64  # rows and columns of a block, as the kernels take them

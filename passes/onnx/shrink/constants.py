@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from onnx import NodeProto, helper
 
-from topkast.passes.onnx.formats.blocks import Array
+from topkast.passes.onnx.blocks import Array
 
 from .unit_rules import ELEMENTWISE
 from .units import At, Linear, Units

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import NodeProto, helper
 
-from topkast.passes.onnx.formats.blocks import Array
+from topkast.passes.onnx.blocks import Array
 from topkast.passes.onnx.graph import graphs
 
 from .move_rules import entries_of

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
-from topkast.passes.onnx.formats.blocks import Array
+from topkast.passes.onnx.blocks import Array
 
 from .units import At, Axes, Linear, Units
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from topkast.passes.onnx.formats.blocks import Array
+from topkast.passes.onnx.blocks import Array
 from topkast.passes.onnx.graph import Graph
 
 from .units import At, Axes, Units

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx
 
-from topkast.passes.onnx.formats.blocks import Array, Block, digest, fitting
+from topkast.passes.onnx.blocks import Array, Block, digest, fitting
 from topkast.passes.onnx.formats.custom import MAX_BLOCK
 from topkast.passes.onnx.graph import Graph
 from topkast.passes.onnx.metadata import Shrunk
@@ -32,7 +32,7 @@ def shrink(
     Args:
         model: of dense constants.
         blocks: (rows, columns) of the blocks the model was trained with: no block of them is cut.
-        names: what to call a weight, by :func:`topkast.passes.onnx.formats.blocks.digest` of its matrix.
+        names: what to call a weight, by :func:`topkast.passes.onnx.blocks.digest` of its matrix.
 
     Returns:
         (what was done at each weight that has dead units, ``names`` with the digests of the weights as they are cut).

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from topkast.passes.onnx.formats.blocks import Array, Block
+from topkast.passes.onnx.blocks import Array, Block
 from topkast.passes.onnx.graph import Graph, graphs
 
 from .linear_rules import LINEAR

@@ -16,7 +16,7 @@ import networkx
 import numpy as np
 from onnx import NodeProto, helper
 
-from topkast.passes.onnx.formats.blocks import Array
+from topkast.passes.onnx.blocks import Array
 from topkast.passes.onnx.graph import Graph
 
 Axes = list[Array | None]  # labels, int64 [size], axis by axis; None where the size is not fixed

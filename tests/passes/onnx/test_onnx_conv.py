@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
+from topkast.passes.onnx.blocks import encode
 from topkast.passes.onnx.convert import Wanted, convert
 from topkast.passes.onnx.formats import custom
-from topkast.passes.onnx.formats.blocks import encode
 from topkast.runtime import native
 from topkast.tests.runtime.native.test_native import within
 from topkast.tests.support.products import dense_file, parts, session, sparse_matrix

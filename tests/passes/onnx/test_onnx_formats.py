@@ -19,9 +19,9 @@ import topkast
 from topkast.compiler.cli.inspect_file import main
 from topkast.compiler.export import parity
 from topkast.passes.onnx import metadata, writer
+from topkast.passes.onnx.blocks import encode, fitting
 from topkast.passes.onnx.convert import Wanted, convert
 from topkast.passes.onnx.formats import block, compact, custom
-from topkast.passes.onnx.formats.blocks import encode, fitting
 from topkast.runtime import native
 from topkast.tests.runtime.onnx.test_onnx_library import check
 from topkast.tests.support.builders import CASES

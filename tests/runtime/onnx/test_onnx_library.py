@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 
 import topkast
-from topkast.passes.onnx.formats.blocks import encode
+from topkast.passes.onnx.blocks import encode
 from topkast.runtime import native
 from topkast.tests.runtime.native.test_native import BLOCKS, within
 from topkast.tests.support.products import node_file, parts, run, session, sparse_file, sparse_matrix
