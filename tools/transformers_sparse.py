@@ -2,24 +2,44 @@
 
     python -m pytest -p topkast.tools.transformers_sparse tests/models/bert/test_modeling_bert.py
 
-Each test's record in the junit file says how many models were made sparse in it, and why others stayed dense.
+Each test's record in the junit file says how many models were made sparse in it, and why others stayed dense. A test
+file builds the same small models hundreds of times, and tracing them would be most of the time: which weights can be
+sparse is asked once for each class, with the same names and shapes.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
 import transformers
 
 import topkast
+from topkast.compiler.convert.select import Selection, select
 
 SPARSE = "models made sparse"
 DENSE = "models left dense"
 _dense_to = transformers.PreTrainedModel.to
 _made: Counter[str] = Counter()
+_selections: dict[Any, Selection] = {}
+
+
+@wraps(select)
+def selected_once(model: Any, config: Any, example_inputs: Any = None) -> Selection:
+    """As ``select``, from memory for a model of the same class, names, ties and shapes."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    facts = tuple(
+        (name, names[id(parameter)], parameter.shape, parameter.dtype, parameter.requires_grad, type(parameter))
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    )
+    key = (type(model), facts)
+    if key not in _selections:
+        _selections[key] = select(model, config, example_inputs)
+    return _selections[key]
 
 
 def to(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -39,6 +59,7 @@ def to(self: Any, *args: Any, **kwargs: Any) -> Any:
 def pytest_configure(config: pytest.Config) -> None:
     """Put the method into the class that all models share."""
     transformers.PreTrainedModel.to = to  # type: ignore[method-assign]
+    importlib.import_module("topkast.compiler.convert.sparsify").select = selected_once  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -97,7 +97,13 @@ def run(source: Path, model: str, kind: str, keyword: str, report: Path) -> dict
         ]
         command += ["-p", "topkast.tools.transformers_sparse"] if kind == "sparse" else []
         command += [*(["-k", keyword] if keyword else []), f"--junitxml={report}", test_file(model)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        settings = {
+            "OMP_NUM_THREADS": "1",
+            "TOPKAST_KERNEL": "dense",
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        environment = os.environ | settings
         done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
         if done.returncode not in (0, 1) or not report.is_file():  # 1: tests failed; else pytest itself did
             report.unlink(missing_ok=True)
