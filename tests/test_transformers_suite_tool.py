@@ -76,3 +76,9 @@ def test_a_missing_package_is_named(
     with pytest.raises(SystemExit):
         suite.main(["--source", str(tmp_path)])
     assert "pip install parameterized" in capsys.readouterr().err
+
+
+def test_a_failure_where_dense_skips_a_part_is_seen() -> None:
+    """A test with a skipped subtest counts as skipped, and its other subtests can still fail."""
+    facts = suite.compared({"T.a": suite.Outcome("skipped")}, {"T.a": suite.Outcome("failed", "ValueError: x")})
+    assert facts["failed only sparse"]["T.a"]["reason"] == "not explained"

@@ -7,7 +7,7 @@ REASONS: tuple[tuple[str, str, str], ...] = (
     (
         "*.test_save_load",
         "RuntimeError: You set `ignore_mismatched_sizes` to `False`*",
-        "save_pretrained writes a sparse checkpoint, and from_pretrained builds a plain dense model for it, which refuses "
-        "the sparse tensors by name: save topkast.densify(model), or convert first and load the state dict.",
+        "save_pretrained writes a sparse checkpoint, and from_pretrained builds a plain dense model for it, whose "
+        "shapes are others: save topkast.densify(model), or convert first and load the state dict.",
     ),
 )

@@ -141,7 +141,8 @@ def compared(dense: dict[str, Outcome], sparse: dict[str, Outcome], model: str =
     only = {}
     for name, outcome in dense.items():
         other = sparse.get(name, Outcome("not run", "the test did not run"))
-        if outcome.ended == "passed" and other.ended != "passed":
+        lost = outcome.ended == "passed" and other.ended != "passed"
+        if lost or (outcome.ended == "skipped" and other.ended == "failed"):  # a subtest was skipped, others ran
             only[name] = {"ended": other.ended, "error": other.why, "reason": reason(f"{model}.{name}", other.why)}
     passed = [outcome for outcome in sparse.values() if outcome.ended == "passed"]
     return {
