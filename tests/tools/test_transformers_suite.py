@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from topkast.tools import transformers_suite as suite
+from topkast.tools.zoo import transformers_suite as suite
 
 CASES = """<testsuites><testsuite name="pytest">
 <testcase classname="tests.test_m.MTest" name="same"/>
