@@ -2,6 +2,7 @@
 
 import sys
 
+from topkast.compiler import topology
 from topkast.compiler.advise.search import advise
 from topkast.compiler.checkpoint.dense_state import dense_state_dict, load_dense_state_dict, masks
 from topkast.compiler.checkpoint.file import load, save
@@ -10,9 +11,7 @@ from topkast.compiler.convert.sparsify import sparsify
 from topkast.compiler.densify import densify
 from topkast.compiler.export.api import export
 from topkast.compiler.report.api import report
-from topkast.compiler.topology.distance import MaskDistance, mask_distance
 from topkast.compiler.topology.dynamics import Dynamics
-from topkast.compiler.topology.interchangeable import Interchangeable, interchangeable
 from topkast.runtime.errors import (
     CheckpointError,
     ConfigError,
@@ -30,17 +29,16 @@ from topkast.runtime.training.running_average import averaged
 
 __version__ = "0.1.0"
 
-# `import topkast.onnx` works though no file onnx.py lies here: it would hide the package onnx
+# `import topkast.onnx` works though no file onnx.py lies here: such a file would hide the package onnx
 # from whoever runs Python in this folder.
 sys.modules["topkast.onnx"] = onnx
+sys.modules["topkast.topology"] = topology
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "Dynamics",
     "ExportError",
-    "Interchangeable",
-    "MaskDistance",
     "ModelError",
     "OperandError",
     "OptimizerError",
@@ -53,10 +51,8 @@ __all__ = [
     "dense_state_dict",
     "densify",
     "export",
-    "interchangeable",
     "load",
     "load_dense_state_dict",
-    "mask_distance",
     "masks",
     "onnx",
     "param_groups",
@@ -65,4 +61,5 @@ __all__ = [
     "save",
     "sparsify",
     "step",
+    "topology",
 ]

@@ -46,8 +46,8 @@ def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, exam
             interchangeable neurons of ``b`` (one permutation for a hidden dimension, for its producers and its
             consumers alike) so that the two overlap most, in A and B together. It is a local optimum, so the figure is
             an upper bound; and some overlap is found in any two sets: compare with a control such as shuffled masks.
-            What :func:`topkast.interchangeable` gave may be passed, to trace once for many distances.
-        example_inputs: for ``match=True``, to trace a model with; see :func:`topkast.interchangeable`.
+            What :func:`topkast.topology.interchangeable` gave may be passed, to trace once for many distances.
+        example_inputs: for ``match=True``, to trace a model with; see :func:`topkast.topology.interchangeable`.
 
     Raises:
         ConfigError: the two have other parameters or shapes, or ``match=True`` and neither is a model.
@@ -58,7 +58,9 @@ def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, exam
     if match is True:
         model = next((given for given in (a, b) if not isinstance(given, Mapping)), None)
         if model is None:
-            raise ConfigError("match=True: needs a model among a and b, or pass topkast.interchangeable(model)")
+            raise ConfigError(
+                "match=True: needs a model among a and b, or pass topkast.topology.interchangeable(model)"
+            )
         match = interchangeable(model, example_inputs)
     sets = [{name: torch.stack(pair).cpu() for name, pair in given.items()} for given in (one, two)]
     permutations = None

@@ -78,11 +78,6 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 }
 
 
-def available() -> bool:
-    """Whether the native kernels can run here."""
-    return library() is not None
-
-
 def isa() -> str | None:
     """The instruction set in use, one of :data:`ISAS`; None without the library."""
     lib = library()

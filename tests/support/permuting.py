@@ -1,4 +1,4 @@
-"""Permuted copies of a model, by what topkast.interchangeable found."""
+"""Permuted copies of a model, by what topkast.topology.interchangeable found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from topkast import Interchangeable
+from topkast.topology import Interchangeable
 
 
 def permuted(model: nn.Module, found: Interchangeable, permutations: dict[int, np.ndarray]) -> nn.Module:

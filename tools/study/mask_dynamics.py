@@ -74,18 +74,18 @@ def shuffled(masks: Masks, seed: int) -> Masks:
     return made
 
 
-def compare(one: Masks, two: Masks, found: Interchangeable) -> dict[str, topkast.MaskDistance]:
+def compare(one: Masks, two: Masks, found: Interchangeable) -> dict[str, topkast.topology.MaskDistance]:
     """Distance of two models and of two shuffled ones, before and after matching."""
     mixed = shuffled(one, 0), shuffled(two, 1)
     return {
-        "as they are": topkast.mask_distance(one, two),
-        "matched": topkast.mask_distance(one, two, match=found),
-        "shuffled": topkast.mask_distance(*mixed),
-        "shuffled, matched": topkast.mask_distance(*mixed, match=found),
+        "as they are": topkast.topology.mask_distance(one, two),
+        "matched": topkast.topology.mask_distance(one, two, match=found),
+        "shuffled": topkast.topology.mask_distance(*mixed),
+        "shuffled, matched": topkast.topology.mask_distance(*mixed, match=found),
     }
 
 
-def table(apart: dict[str, dict[str, topkast.MaskDistance]]) -> Table:
+def table(apart: dict[str, dict[str, topkast.topology.MaskDistance]]) -> Table:
     made = Table(title="distance between seeds (A, B): 0 the same sets, 1 nothing in common", title_justify="left")
     for head in ("sets", *next(iter(apart.values()))):
         made.add_column(head)
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     runs = {seed: train_one(args, seed, text) for seed in (args.seed, args.seed + 1)}
     (recorded, *ends, model), (_, *others, _) = runs.values()
-    found = topkast.interchangeable(model)
+    found = topkast.topology.interchangeable(model)
     apart = {when: compare(*pair, found) for when, *pair in zip(("start", "end"), ends, others, strict=True)}
     for name, (what, title) in PLOTS.items():
         plot_layers(args.out / f"{name}.png", f"{args.model}, {title}", recorded.layers, recorded.total, what)
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _plain(distance: topkast.MaskDistance) -> dict[str, object]:
+def _plain(distance: topkast.topology.MaskDistance) -> dict[str, object]:
     return {key: value for key, value in asdict(distance).items() if key != "permutations"}
 
 

@@ -3,9 +3,9 @@
     git clone --branch v<the installed version> --depth 1 https://github.com/huggingface/transformers
     python -m topkast.tools.zoo.transformers_suite --source transformers
 
-The tests need `pip install parameterized datasets`. The test file of each model runs twice, as it is and with the plugin
-`topkast.tools.zoo.transformers_sparse`. A test which fails both times says nothing of sparse models. A test which passes
-only dense needs a reason in `transformers_reasons.py`; without a reason the command ends with exit code 1.
+The tests need `pip install parameterized datasets`. The test file of each model runs twice, as it is and with the
+plugin `topkast.tools.zoo.transformers_sparse`. A test which fails both times says nothing of sparse models. A test
+which passes only dense needs a reason in `transformers_reasons.py`; without a reason the command ends with exit code 1.
 """
 
 from __future__ import annotations

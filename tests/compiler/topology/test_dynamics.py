@@ -56,7 +56,7 @@ def test_it_records_each_refresh_as_the_masks_say(backend: str, explore: str) ->
         assert dynamics.total[i].new_a == _share(int(sums[0]), int(sums[1]))
         assert dynamics.total[i].ever_active == _share(int(sums[8]), int(sums[9]))
     assert dynamics.total[-1].new_a > 0
-    distance = topkast.mask_distance(history[0], model)
+    distance = topkast.topology.mask_distance(history[0], model)
     assert distance.forward == dynamics.total[-1].from_first_a
     assert distance.backward == dynamics.total[-1].from_first_b
     assert json.loads(json.dumps(dynamics.to_dict()))["total"][0]["step"] == 3

@@ -40,7 +40,7 @@ def _output(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     return getattr(found, "logits", found)
 
 
-def assert_invariant(model: nn.Module, inputs: tuple[Tensor, ...], found: topkast.Interchangeable) -> None:
+def assert_invariant(model: nn.Module, inputs: tuple[Tensor, ...], found: topkast.topology.Interchangeable) -> None:
     """Random permutations of all classes together change the output by no more than the order of sums does."""
     twin = permuted(model, found, random_permutations(found, 0))
     exact = _output(model.double(), tuple(x.double() if x.is_floating_point() else x for x in inputs))
@@ -52,7 +52,7 @@ def test_a_permuted_copy_computes_the_same(name: str) -> None:
     case = CASES[name]
     model = case.model().eval()
     ((inputs, _),) = case.batches(1)
-    found = topkast.interchangeable(model, inputs)
+    found = topkast.topology.interchangeable(model, inputs)
     assert sorted(found.sizes.values(), reverse=True) == EXPECTED[name]
     for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         assert [sum(map(found.count, dim)) for dim in found.dims[tensor_name]] == list(tensor.shape)
@@ -65,7 +65,7 @@ def test_each_class_needs_all_of_its_tensors(name: str) -> None:
     case = CASES[name]
     model = case.model().eval()
     ((inputs, _),) = case.batches(1)
-    found, before = topkast.interchangeable(model, inputs), _output(model, inputs)
+    found, before = topkast.topology.interchangeable(model, inputs), _output(model, inputs)
     everything = random_permutations(found, 1)
     for atom in found.sizes:
         if atom not in found.inner:
@@ -140,14 +140,14 @@ WRITTEN = [
 def test_however_it_is_written(case: int) -> None:
     function, sizes = WRITTEN[case]
     model, inputs = Written(function), (torch.randn(3, 4, 10),)
-    found = topkast.interchangeable(model, inputs)
+    found = topkast.topology.interchangeable(model, inputs)
     used = {atom for name in ("into.weight", "also.weight") for atom in sum(found.dims[name][0], ())}
     assert sorted((found.sizes[a] for a in used if a in found.sizes), reverse=True) == sizes, str(found)
     assert_invariant(model, inputs, found)
 
 
 def test_reasons_are_told() -> None:
-    text = str(topkast.interchangeable(Written(lambda s, h, x: h.cumsum(-1)), torch.randn(3, 4, 10)))
+    text = str(topkast.topology.interchangeable(Written(lambda s, h, x: h.cumsum(-1)), torch.randn(3, 4, 10)))
     assert "24 fixed, the operation cumsum has no rule: into.weight:0, into.bias:0" in text
     assert "5 fixed, an output of the model: out.weight:0" in text
     assert "24 fixed, unused in the trace" in text
@@ -159,13 +159,13 @@ def test_real_models() -> None:
     llama = t.LlamaForCausalLM(t.LlamaConfig(vocab_size=50, num_key_value_heads=2, **small)).eval()
     ids = torch.randint(0, 50, (2, 6))
     inputs = {"input_ids": ids, "use_cache": False}
-    found = topkast.interchangeable(llama, inputs)
+    found = topkast.topology.interchangeable(llama, inputs)
     # The residual stream, the gated layers, groups of heads and heads in a group; rotary positions fix the features
     # of queries and keys, those of values are free.
     assert sorted(found.sizes.values(), reverse=True) == [48, 48, 32, 8, 8, 2, 2, 2, 2]
     assert_invariant(llama, (ids,), found)
     vit = t.ViTForImageClassification(t.ViTConfig(image_size=16, patch_size=8, **small)).eval()
-    found = topkast.interchangeable(vit)
+    found = topkast.topology.interchangeable(vit)
     assert 48 in found.sizes.values() and 32 in found.sizes.values()
     assert_invariant(vit, (torch.randn(2, 3, 16, 16),), found)
 
@@ -173,8 +173,8 @@ def test_real_models() -> None:
 def test_a_converted_model_is_read_like_the_plain_one() -> None:
     case = CASES["mlp"]
     ((inputs, _),) = case.batches(1)
-    plain = topkast.interchangeable(case.model(), inputs)
-    sparse = topkast.interchangeable(topkast.sparsify(case.model(), min_size=500), inputs)
+    plain = topkast.topology.interchangeable(case.model(), inputs)
+    sparse = topkast.topology.interchangeable(topkast.sparsify(case.model(), min_size=500), inputs)
     assert plain == sparse
 
 
@@ -184,4 +184,4 @@ def test_a_model_that_cannot_be_traced_is_refused() -> None:
             return x if x.sum() > 0 else -x
 
     with pytest.raises(topkast.ModelError, match="pass example_inputs"):
-        topkast.interchangeable(Branching(), torch.randn(2))
+        topkast.topology.interchangeable(Branching(), torch.randn(2))

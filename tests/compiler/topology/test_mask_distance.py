@@ -30,31 +30,34 @@ def test_a_permuted_copy_is_at_distance_zero(name: str) -> None:
     case = CASES[name]
     model = case.model()
     ((inputs, _),) = case.batches(1)
-    found = topkast.interchangeable(model, inputs)
+    found = topkast.topology.interchangeable(model, inputs)
     twin = permuted(model, found, random_permutations(found, 0))
     one, two = _sparse(model, inputs), _sparse(twin, inputs)
-    apart = topkast.mask_distance(one, two)
+    apart = topkast.topology.mask_distance(one, two)
     assert apart.forward > 0.5 and apart.permutations is None
-    matched = topkast.mask_distance(one, two, match=True, example_inputs=inputs)
+    matched = topkast.topology.mask_distance(one, two, match=True, example_inputs=inputs)
     assert matched.forward == matched.backward == 0
     assert set(matched.parameters) == set(topkast.masks(one)) and set(matched.parameters.values()) == {(0.0, 0.0)}
-    assert topkast.mask_distance(one, topkast.masks(two), match=found).forward == 0  # a model and a snapshot
+    assert topkast.topology.mask_distance(one, topkast.masks(two), match=found).forward == 0  # a model and a snapshot
 
 
 def test_figures_are_counts() -> None:
     model = _sparse(CASES["mlp"].model(), None)
     masks = topkast.masks(model)
-    assert topkast.mask_distance(model, masks) == topkast.mask_distance(masks, masks)
-    assert topkast.mask_distance(model, masks).forward == 0
+    assert topkast.topology.mask_distance(model, masks) == topkast.topology.mask_distance(masks, masks)
+    assert topkast.topology.mask_distance(model, masks).forward == 0
     fwd, bwd = (mask.clone() for mask in masks["2.weight"])
     fwd.view(-1)[fwd.view(-1).nonzero()[0]] = False
     fwd.view(-1)[(~fwd & ~masks["2.weight"][0]).view(-1).nonzero()[-1]] = True
-    moved = topkast.mask_distance(masks, {**masks, "2.weight": (fwd, bwd)})
+    moved = topkast.topology.mask_distance(masks, {**masks, "2.weight": (fwd, bwd)})
     members = {name: int(pair[0].sum()) for name, pair in masks.items()}
     assert moved.parameters == {name: (1 / n if name == "2.weight" else 0.0, 0.0) for name, n in members.items()}
     assert moved.forward == 1 / sum(members.values()) and moved.backward == 0
     nothing = {name: (torch.zeros_like(a), torch.zeros_like(b)) for name, (a, b) in masks.items()}
-    assert topkast.mask_distance(masks, nothing).forward == 1 and topkast.mask_distance(nothing, nothing).backward == 0
+    assert (
+        topkast.topology.mask_distance(masks, nothing).forward == 1
+        and topkast.topology.mask_distance(nothing, nothing).backward == 0
+    )
 
 
 def test_one_class_is_matched_as_well_as_all_its_permutations_allow() -> None:
@@ -63,14 +66,14 @@ def test_one_class_is_matched_as_well_as_all_its_permutations_allow() -> None:
         _sparse(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 7)), None, fwd=0.6, bwd=0.3) for _ in range(2)
     ]
     one, two = map(topkast.masks, nets)
-    found = topkast.interchangeable(nets[0], torch.randn(2, 6))
+    found = topkast.topology.interchangeable(nets[0], torch.randn(2, 6))
     (atom,) = found.sizes
     best = min(_total(one, _permute(two, found, {atom: np.array(p)})) for p in itertools.permutations(range(5)))
-    matched = topkast.mask_distance(one, two, match=found)
+    matched = topkast.topology.mask_distance(one, two, match=found)
     assert _total(one, _permute(two, found, matched.permutations)) == best < _total(one, two)
 
 
-def _permute(masks: Masks, found: topkast.Interchangeable, permutations: Any) -> Masks:
+def _permute(masks: Masks, found: topkast.topology.Interchangeable, permutations: Any) -> Masks:
     return {n: tuple(found.permute(n, m, permutations) for m in pair) for n, pair in masks.items()}  # type: ignore[misc]
 
 
@@ -117,17 +120,17 @@ def test_small_nets(widths: list[int], heads: int, fwd: float, seed: int) -> Non
     torch.manual_seed(seed)
     inputs = (torch.randn(2, 3, 9),)
     model, other = Net(widths, heads), Net(widths, heads)
-    found = topkast.interchangeable(model, inputs)
+    found = topkast.topology.interchangeable(model, inputs)
     permutations = random_permutations(found, seed)
     twin = permuted(model, found, permutations)
     one, two, far = (_largest(net, fwd) for net in (model, twin, other))
     # Ranking weights does not see their order: the copy's sets are the permuted sets.
     assert _total(_permute(one, found, permutations), two) == 0
-    assert topkast.mask_distance(one, two, match=found).forward == 0
-    matched, plain = (topkast.mask_distance(one, far, match=match) for match in (found, False))
+    assert topkast.topology.mask_distance(one, two, match=found).forward == 0
+    matched, plain = (topkast.topology.mask_distance(one, far, match=match) for match in (found, False))
     after = _permute(far, found, matched.permutations)
     assert _total(one, after) <= _total(one, far)
-    assert topkast.mask_distance(one, after) == topkast.MaskDistance(
+    assert topkast.topology.mask_distance(one, after) == topkast.topology.MaskDistance(
         matched.forward, matched.backward, matched.parameters
     )
     for name, pair in after.items():  # matching only permutes: sizes stay, and A stays inside B
@@ -139,13 +142,13 @@ def test_what_does_not_fit_is_refused() -> None:
     model = _sparse(CASES["mlp"].model(), None)
     masks = topkast.masks(model)
     with pytest.raises(topkast.ConfigError, match=r"sparse in only one of the two: 2\.weight"):
-        topkast.mask_distance(model, {name: pair for name, pair in masks.items() if name != "2.weight"})
+        topkast.topology.mask_distance(model, {name: pair for name, pair in masks.items() if name != "2.weight"})
     with pytest.raises(topkast.ConfigError, match=r"0\.weight: shape \(48, 20\) in a, \(20, 48\) in b"):
-        topkast.mask_distance(model, {**masks, "0.weight": tuple(m.T for m in masks["0.weight"])})
+        topkast.topology.mask_distance(model, {**masks, "0.weight": tuple(m.T for m in masks["0.weight"])})
     with pytest.raises(topkast.ConfigError, match="match=True: needs a model"):
-        topkast.mask_distance(masks, masks, match=True)
-    other = topkast.interchangeable(CASES["functional"].model(), torch.randn(2, 17))
+        topkast.topology.mask_distance(masks, masks, match=True)
+    other = topkast.topology.interchangeable(CASES["functional"].model(), torch.randn(2, 17))
     with pytest.raises(topkast.ConfigError, match="match: found in another model"):
-        topkast.mask_distance(masks, masks, match=other)
+        topkast.topology.mask_distance(masks, masks, match=other)
     with pytest.raises(topkast.ModelError, match="not converted"):
-        topkast.mask_distance(nn.Linear(2, 2), masks)
+        topkast.topology.mask_distance(nn.Linear(2, 2), masks)
