@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     console.print(table(record))
+    console.print(legend(record), markup=False, highlight=False, soft_wrap=True)
     if record.get("shrunk"):
         console.print(shrunk_table(record))
     console.print(summary(args.file, record, bytes_of_file), markup=False, highlight=False, soft_wrap=True)
@@ -71,6 +72,14 @@ def table(record: dict[str, Any]) -> Table:
             site["why"],
         )
     return found
+
+
+def legend(record: dict[str, Any]) -> str:
+    """One line for each format that the file uses."""
+    from topkast.passes.onnx.formats import FORMATS
+
+    used = {site["format"] for site in record["sites"]}
+    return "\n".join(f"{name}: {format.sentence}" for name, format in FORMATS.items() if name in used)
 
 
 def shrunk_table(record: dict[str, Any]) -> Table:

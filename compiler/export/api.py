@@ -21,7 +21,6 @@ from .program import first_line, trace
 from .result import ExportResult
 from .weights import known_weights, round_to_half
 
-FORMATS = ("auto", "custom", "block", "compact", "dense", "sparse_initializer")
 PRECISIONS = ("fp32", "fp16")
 OPSETS = range(18, 24)
 
@@ -60,8 +59,8 @@ def export(
             - "block": products by standard operators, faster than dense in any ONNX Runtime, for blocks of 16 x 16 or
               more with about as many in each block row.
             - "compact": the smallest file, unpacked when it is loaded; runs at dense speed.
-            - "sparse_initializer": ONNX's own sparse constants, for other tools; runs at dense speed.
             - "dense": zeros stored like any number.
+            - "sparse_initializer": ONNX's own sparse constants, for other tools; runs at dense speed.
 
             Weights that a format does not suit stay dense, with the reason in the result.
         dynamic_shapes: which axes may have any size: a dict by argument name, or a tuple or list by position, that
@@ -87,13 +86,15 @@ def export(
     """
     # ONNX and its runtime take long to import, and training needs neither.
     from topkast.passes.onnx.convert import Wanted
+    from topkast.passes.onnx.formats import AUTO, FORMATS
     from topkast.passes.onnx.writer import annotate, save, write
 
     from .parity import compare
 
     find(model)
-    if format not in FORMATS:
-        raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, FORMATS))}")
+    formats = (AUTO, *FORMATS)
+    if format not in formats:
+        raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, formats))}")
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
     if opset not in OPSETS:
@@ -140,9 +141,9 @@ def export(
                     "a translation of it"
                 ) from error
             del written
-            custom = sum(site.format == "custom" for site in found)
-            library = native_library.path() if custom else None
-            if custom and library is None:
+            sparse_nodes = any(FORMATS[site.format].needs_library for site in found)
+            library = native_library.path() if sparse_nodes else None
+            if sparse_nodes and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
             checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials)
             annotate(file, format, precision, found, shrunk, checked.max_error)

@@ -11,6 +11,8 @@ import numpy as np
 Array = np.ndarray
 Block = tuple[int, int]
 
+MAX_BLOCK = 64  # rows and columns of a block, as the kernels take them
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -40,12 +42,6 @@ class Blocks:
     def density(self) -> float:
         """Share of the grid's blocks that are stored."""
         return len(self.cols) / max(1, self.grid[0] * self.grid[1])
-
-    @property
-    def fan_in(self) -> int | None:
-        """Blocks in each block row; None where they differ."""
-        counts = np.unique(np.diff(self.row_ptr))
-        return int(counts[0]) if len(counts) == 1 else None
 
     def rows_of_slots(self) -> Array:
         """Block row of each slot, int64 [slots]."""

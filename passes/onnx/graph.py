@@ -37,6 +37,7 @@ class Graph:
             for value in [*proto.input, *proto.value_info, *proto.output]
             if value.type.tensor_type.HasField("shape")
         }
+        self.sparse: list[onnx.SparseTensorProto] = []  # constants to add that are stored sparse
         self._added: dict[str, TensorProto] = {}
         self._instead: dict[str, list[NodeProto]] = {}
         self._first: list[NodeProto] = []
@@ -113,6 +114,7 @@ class Graph:
         tensors += [tensor for tensor in proto.initializer if tensor.name in inputs]
         del proto.initializer[:]
         proto.initializer.extend(tensors)
+        proto.sparse_initializer.extend(self.sparse)
         computed = {name for node in proto.node for name in node.output}
         values = [value for value in proto.value_info if value.name in computed]
         del proto.value_info[:]

@@ -20,7 +20,7 @@ class SiteResult:
 
     Args:
         name: of the parameter, or of the constant in the file where it is no whole parameter.
-        format: "custom", "block", "compact", "sparse_initializer" or "dense".
+        format: a name in :data:`topkast.passes.onnx.formats.FORMATS`.
         why: why this format, and if it is not the wanted one, why not that.
         shape: of the weight; of a matrix [out, in].
         block: (rows, columns) of a unit, None where it is stored dense.
@@ -84,12 +84,3 @@ def write(
 def read(properties: Mapping[str, str]) -> dict[str, object] | None:
     """The record of a file's metadata, None where topkast did not write it."""
     return json.loads(properties[KEY]) if KEY in properties else None
-
-
-def sites(properties: Mapping[str, str]) -> list[SiteResult]:
-    """The weights in a file's record."""
-    record = read(properties) or {}
-    return [
-        SiteResult(**{**site, "shape": tuple(site["shape"]), "block": site["block"] and tuple(site["block"])})
-        for site in record.get("sites", [])  # type: ignore[attr-defined]
-    ]

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, helper
 
-from topkast.passes.onnx.blocks import Array, Blocks
+from topkast.passes.onnx.blocks import Array, Block, Blocks
 from topkast.passes.onnx.constant_products import Product
 from topkast.passes.onnx.graph import Graph
+
+from .measured import LEAST_WORK, limit
+from .record import Format
+from .weight import Weight
 
 ROW_MAJOR_FROM = 256  # rows of x from which the form that does not turn it is faster,
 ROW_MAJOR_BLOCK = 32  # for blocks of at least this many rows and columns (measured)
@@ -22,6 +26,8 @@ SMALLEST = 16  # rows and columns of a block; below, standard operators lose to 
 MAX_GROUPS = 4  # of block rows; each costs a gather and a product
 GROUP_COST = 0.05  # what one more group must save, as a share of the blocks
 MAX_PADDING = 1.5  # stored blocks to those needed
+# Rows or columns of a block, the fewer -> the density up to which standard operators win, padding included.
+STANDARD = {32: 0.22}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,32 @@ def refusal(weight: Blocks) -> str | None:
     if grouped(weight).stored > MAX_PADDING * max(1, len(weight.cols)):
         return "its block rows hold too different numbers of blocks; train with balanced=True"
     return None
+
+
+def suits(weight: Weight) -> str | None:
+    """None if standard operators compute all products with ``weight``, or the reason why not."""
+    other = weight.other_use()
+    if other is None and weight.conv is not None:
+        return "standard operators have no sparse convolution that is faster than a dense one"
+    return other or next(filter(None, map(refusal, weight.matrices.values())), None)
+
+
+def slower(weight: Weight) -> str | None:
+    """Why standard operators are not expected to be faster than the dense product, None if they were measured to be."""
+    if weight.conv is not None:
+        return "standard operators have no sparse convolution that is faster than a dense one"
+    matrix = weight.matrix
+    if weight.rows * matrix.shape[0] * matrix.shape[1] < LEAST_WORK[False]:  # its nodes are many
+        return "the product is too small for standard operators to be faster"
+    most = limit(STANDARD, min(matrix.block))
+    if refusal(matrix) is None and grouped(matrix).stored > most * matrix.grid[0] * matrix.grid[1]:
+        return f"standard operators are faster only up to a density of {most:.0%}, padding included"
+    return refusal(matrix)
+
+
+def write(weight: Weight) -> tuple[Block, int]:
+    """Compute each product by standard operators."""
+    return weight.replace_products(lower)
 
 
 def lower(
@@ -148,3 +180,13 @@ def padded(weight: Blocks, rows: Array, length: int) -> tuple[Array, Array]:
     values = np.zeros((len(rows), length, *weight.block), np.float32)
     cols[real], values[real] = weight.cols[starts[real]], weight.values[starts[real]]
     return cols, values
+
+
+FORMAT = Format(
+    "block",
+    "products by standard operators, faster than dense in any ONNX Runtime, for blocks of 16 x 16 or more with about "
+    "as many in each block row.",
+    write,
+    suits,
+    slower,
+)

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from topkast.passes.onnx.blocks import Array, Blocks
+from topkast.passes.onnx.blocks import Array, Block, Blocks
 from topkast.passes.onnx.graph import Graph
+
+from .record import Format
+from .weight import Weight
 
 WIDEST = 255  # what a byte holds
 
@@ -65,3 +68,17 @@ def lower(graph: Graph, name: str, weight: Blocks, half: bool) -> None:
         units = node("Slice", matrix, constant([0, 0]), constant([rows, columns]))
     node("Reshape", units, constant(shape), out=name)
     graph.compute(name, nodes)
+
+
+def cost(weight: Weight) -> int:
+    """Bytes of the packed weight."""
+    return size(weight.as_it_lies, weight.half)
+
+
+def write(weight: Weight) -> tuple[Block, int]:
+    """Let nodes unpack the constant."""
+    lower(weight.graph, weight.name, weight.as_it_lies, weight.half)
+    return weight.as_it_lies.block, cost(weight)
+
+
+FORMAT = Format("compact", "the smallest file, unpacked when it is loaded; runs at dense speed.", write, cost=cost)

@@ -14,14 +14,16 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, parser
 
-from topkast.passes.onnx.blocks import Blocks
+from topkast.passes.onnx.blocks import Block, Blocks
 from topkast.passes.onnx.constant_products import Product
 from topkast.passes.onnx.graph import Graph
 
+from . import custom_speed
 from .activations import activation
+from .record import Format
+from .weight import Weight
 
 DOMAIN = "topkast"
-MAX_BLOCK = 64  # rows and columns of a block, as the kernels take them
 
 # The weight's block rows by a running sum over marks where rows end: comparing slots with row_ptr would be folded to a
 # constant of slots x rows. Blocks are scattered into [block rows, block columns, r, c] and laid out as W, or as W^T.
@@ -145,14 +147,32 @@ def register(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
-def refusal(product: Product) -> str | None:
-    """Why our kernels do not compute ``product``, None if they do."""
-    if product.conv is not None and product.conv.channels == 1 and product.conv.group > 1:
+def suits(weight: Weight) -> str | None:
+    """None if our kernels compute all products with ``weight``, or the reason why not."""
+    return weight.other_use() or _depthwise(weight)
+
+
+def slower(weight: Weight) -> str | None:
+    """Why our kernels are not expected to be faster than dense ones, None if they were measured to be."""
+    by_speed = custom_speed.slower_product if weight.conv is None else custom_speed.slower_convolution
+    return _depthwise(weight) or by_speed(weight)
+
+
+def _depthwise(weight: Weight) -> str | None:
+    convs = [product.conv for product in weight.products if product.conv is not None]
+    if any(conv.channels == 1 and conv.group > 1 for conv in convs):
         return "it is depthwise: each output reads one channel, which a dense kernel keeps in registers"
     return None
 
 
-def lower(graph: Graph, product: Product, weight: Blocks, label: str, half: bool) -> list[NodeProto]:
+def write(weight: Weight) -> tuple[Block, int]:
+    """Compute each product by one node of ours."""
+    return weight.replace_products(lower)
+
+
+def lower(
+    graph: Graph, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None = None
+) -> list[NodeProto]:
     """The node that computes ``product`` from ``weight``, and the activation that follows it; the weight's constants
     are named after ``label``. The activation's nodes are taken out of ``graph``."""
     (rows, columns), dtype = weight.shape, np.uint16 if weight.grid[1] <= 2**16 else np.int32
@@ -175,3 +195,14 @@ def lower(graph: Graph, product: Product, weight: Blocks, label: str, half: bool
         kind, y = kind + found.kind, found.y
         graph.remove(found.nodes)
     return [helper.make_node(kind, inputs, [y], name, domain=DOMAIN, **shape)]
+
+
+FORMAT = Format(
+    "custom",
+    "products as nodes ``topkast.SparseMatMul``, which our kernels run in a session of :func:`topkast.onnx.session`; "
+    "any ONNX Runtime from 1.17 on loads the file too and runs it at dense speed.",
+    write,
+    suits,
+    slower,
+    needs_library=True,
+)

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx
 
-from topkast.passes.onnx.blocks import Array, Block, digest, fitting
-from topkast.passes.onnx.formats.custom import MAX_BLOCK
+from topkast.passes.onnx.blocks import MAX_BLOCK, Array, Block, digest, fitting
 from topkast.passes.onnx.graph import Graph
 from topkast.passes.onnx.metadata import Shrunk
 
