@@ -143,14 +143,8 @@ class Config:
     method: str = option(
         "topkast",
         f"The rule that chooses the sets: {', '.join(f'``{name!r}``' for name in METHODS)}.".replace("'", '"'),
-        '``"topkast"``: A and B are the largest weights. The others have B = A unless said otherwise. ``"static"``: '
-        'drawn at random once. ``"static-magnitude"``: the largest at the start. ``"set"``: random at the start; each '
-        'refresh exchanges the smallest for random ones (Mocanu et al. 2018). ``"rigl"``: the same, but for those '
-        "with the largest gradient, at the end of the step (Evci et al. 2020); this needs a single process, and a "
-        'weight may be in only one product of a backward. ``"magnitude-ste"``: like ``"topkast"``, but with a dense B '
-        "and without a penalty. "
-        '``"gmp"``: dense at first, then pruned by size along a cubic (Zhu and Gupta 2017), with the memory of the '
-        "dense model. An option that the method does not use is an error.",
+        " ".join(f'``"{name}"``: {method.says}' for name, method in METHODS.items())
+        + " B = A, unless said otherwise. An option that the method does not use is an error.",
         check=one_of_methods,
         kept_by_site=True,
     )

@@ -80,8 +80,7 @@ def facts_of(model: Any) -> Facts:
     fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay
     if fastest > MOST_DECAY and asked is not None:
         warnings.append(
-            f"exploration_decay={asked:g}: times the learning rate that is {fastest:.3g} of "
-            f"a weight, more than a step may take: explored weights decayed by {MOST_DECAY:g} at each"
+            f"exploration_decay={asked:g}: exploration_decay × lr is {fastest:.3g}; it is capped at {MOST_DECAY:g} per step"
         )
     if native_library.library() is None:
         warnings.append(

@@ -15,6 +15,7 @@ from .set_state import SetState
 
 class GMP(Method):
     name = "gmp"
+    says = "dense at first, then pruned by size along a cubic (Zhu and Gupta 2017), with the memory of the dense model."
     uses = ("refresh_every", "stop_exploring_after")
     bwd = 0.0
 

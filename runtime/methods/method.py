@@ -24,6 +24,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    says: ClassVar[str]  # what the documentation says of it, after its name and a colon
     uses: ClassVar[tuple[str, ...]]  # the arguments of topkast.compile that not every method has
     bwd: ClassVar[float | None] = None  # B's sparsity if the user has no say in it; None: B = A
     largest_first = False  # whether A is at first the largest of θ

@@ -23,6 +23,10 @@ from .set_state import SetState
 
 class RigL(DropGrow):
     name = "rigl"
+    says = (
+        'as ``"set"``, but the weights with the largest gradient enter, at the end of the step (Evci et al. 2020); '
+        "this needs a single process, and a weight may be in only one product of a backward."
+    )
     watches = at_step_end = True
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ from .set_state import SetState
 
 class SET(DropGrow):
     name = "set"
+    says = "random at the start; each refresh exchanges the smallest for random ones (Mocanu et al. 2018)."
 
     def grow(self, state: SetState, kept: Tensor, count: int) -> Tensor:
         drawn = state.draw(kept, "grow")

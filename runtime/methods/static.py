@@ -14,6 +14,7 @@ class Static(Method):
     """Drawn at random."""
 
     name = "static"
+    says = "drawn at random once."
     uses: ClassVar[tuple[str, ...]] = ()
 
     def start(self, state: SetState, score: Tensor) -> Sets:
@@ -32,6 +33,7 @@ class StaticMagnitude(Static):
     """The largest of the initial θ."""
 
     name = "static-magnitude"
+    says = "the largest at the start, once."
     largest_first = True
 
     def start(self, state: SetState, score: Tensor) -> Sets:

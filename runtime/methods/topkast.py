@@ -13,6 +13,7 @@ from .set_state import SetState
 
 class TopKAST(Method):
     name = "topkast"
+    says = "A and B are the largest weights."
     largest_first = True
     uses: ClassVar[tuple[str, ...]] = (
         "bwd", "refresh_every", "refresh_in_background", "stop_exploring_after", "explore", "exploration_l2",
