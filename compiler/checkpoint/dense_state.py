@@ -123,7 +123,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     if wrong:
         raise CheckpointError("state_dict does not fit the model, nothing was loaded: " + "; ".join(wrong))
     rest._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]
-    changes = [(found[name], found[name].parts(), found[name].replaced(theta)) for name, theta in thetas.items()]
+    changes = [(found[name], *found[name].replaced(theta)) for name, theta in thetas.items()]
     for site, _, change in changes:
         change.of_copies = changes_of_copies(site, change)
 

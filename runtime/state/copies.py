@@ -60,6 +60,7 @@ def _followed(copy: Site, new: Parts) -> tuple[Parts, Change]:
         fields = {"pending": copy.pending, "unclaimed": copy.unclaimed}
         kept = copy.snapshot or Snapshot(own, live.ever.clone(), fields)
         change.fields |= {"snapshot": kept, "print": fingerprint(change.parts.values)}
+    change.of_copies = changes_of_copies(copy, change)  # a copy has copies of its own
     return live, change
 
 

@@ -17,7 +17,7 @@ from topkast.runtime.registry import register
 from .choose_sets import first_sets
 from .commit import commit
 from .guarded_weight import guard
-from .parts import Change
+from .parts import Change, Parts
 from .persist import portable, state_dict
 from .refresh import refresh, refresh_due
 from .relayout import with_new_sets
@@ -58,18 +58,18 @@ class SiteModule(Site):
     @torch.no_grad()
     def load_theta(self, theta: Tensor) -> None:
         """Replace all of θ, given on any device, and choose both sets from it."""
-        change = self.replaced(theta)
-        commit(self, self.parts(), change)
+        commit(self, *self.replaced(theta))
 
     @torch.no_grad()
-    def replaced(self, theta: Tensor) -> Change:
-        """What :meth:`load_theta` does, prepared."""
+    def replaced(self, theta: Tensor) -> tuple[Parts, Change]:
+        """The site's parts, and the change that :meth:`load_theta` makes of them."""
         if tuple(theta.shape) != self.geometry.shape:
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
         self.wait()
         theta = theta.to(self.home, self.original.dtype)
         sets = first_sets(self.method, self.set_state(), theta)
-        return with_new_sets(self, theta, self.parts().beside_reservoir(), sets)
+        live = self.parts()  # asked for once: an optimizer may die at any time, and with it a part
+        return live, with_new_sets(self, theta, live.beside_reservoir(), sets)
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:

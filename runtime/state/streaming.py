@@ -47,7 +47,7 @@ def _stream(sites: list[Site], prepare: Prepare, copies: Copies) -> None:
     try:
         coming = _down(sites[0], copies)
         for site, following in zip(sites, [*sites[1:], None], strict=True):
-            parts, arrived = coming
+            live, parts, arrived = coming
             if following is not None:
                 coming = _down(following, copies)
             arrived.synchronize()
@@ -57,13 +57,13 @@ def _stream(sites: list[Site], prepare: Prepare, copies: Copies) -> None:
                 for room, new in zip(parts.tensors(), change.parts.tensors(), strict=True):
                     room.copy_(new)
                 change.parts = replace(parts, reservoir=change.parts.reservoir)
-            commit(site, site.parts(), change, copies.copy)
+            commit(site, live, change, copies.copy)
     finally:
         copies.finish()
 
 
-def _down(site: Site, copies: Copies) -> tuple[Parts, Mark]:
-    """A site's parts on their way to the host, and what says that they are there."""
+def _down(site: Site, copies: Copies) -> tuple[Parts, Parts, Mark]:
+    """A site's parts, the same on their way to the host, and what says that they are there."""
 
     def fetch(tensor: Tensor) -> Tensor:
         room = copies.room(tensor)
@@ -72,7 +72,8 @@ def _down(site: Site, copies: Copies) -> tuple[Parts, Mark]:
 
     there = site.parts()
     index, kept = Index(*map(fetch, there.index)), list(map(fetch, there.kept))
-    return Parts(fetch(there.values), there.reservoir, index, fetch(there.ever), kept, there.starts), copies.mark()
+    down = Parts(fetch(there.values), there.reservoir, index, fetch(there.ever), kept, there.starts)
+    return there, down, copies.mark()
 
 
 class Mark(Protocol):

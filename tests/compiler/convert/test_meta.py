@@ -167,14 +167,14 @@ def test_one_module_is_dense_at_a_time(monkeypatch):
     """When a site is made, the weights before it are compact, and those after it have no memory."""
     seen = []
 
-    class Site(sparsify_module.Site):
+    class SiteModule(sparsify_module.SiteModule):
         def __init__(self, parameter, name, *rest):
             compact = {id(site.original) for site in alive()}
             held = sum(p.numel() for p in model.parameters() if not p.is_meta and p.ndim > 1 and id(p) not in compact)
             seen.append((name, held))
             super().__init__(parameter, name, *rest)
 
-    monkeypatch.setattr(sparsify_module, "Site", Site)
+    monkeypatch.setattr(sparsify_module, "SiteModule", SiteModule)
     model = on_meta(lambda: nn.Sequential(*[nn.Linear(32, 32) for _ in range(6)]))
     topkast.sparsify(model, min_size=1)
     assert seen == [(f"{i}.weight", 1024) for i in range(6)]

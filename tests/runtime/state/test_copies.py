@@ -329,7 +329,7 @@ def test_a_copy_that_cannot_follow_stops_the_refresh(monkeypatch: pytest.MonkeyP
         raise topkast.ReservoirError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(copies, "follow_sets", full)
+        patch.setattr(copies, "with_sets_of", full)
         with pytest.raises(topkast.ReservoirError):
             topkast.refresh(model)
     assert same(bits(model), before[0]) and same(bits(average), before[1])

@@ -192,6 +192,7 @@ def looks(model: nn.Module) -> list[Any]:
     ]
 
 
+@pytest.mark.long
 def test_a_conversion_is_whole_at_every_line(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(0)
     model, x = Odd(), torch.randn(2, 3, 6)

@@ -18,6 +18,8 @@ from topkast.tests.support.ranks import RANKS, SCENARIOS, SPARSE, model_of, run,
 
 Found = list[dict[str, Any]]
 
+pytestmark = pytest.mark.long  # two processes of their own
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
@@ -27,7 +29,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     yield [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_equals_the_oracle(name: str, found: Found) -> None:
     mine, other = (rank[name] for rank in found)

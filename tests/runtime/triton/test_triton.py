@@ -146,6 +146,7 @@ def test_the_table_of_configurations() -> None:
                         assert chosen.warps in (1, 2, 4, 8, 16) and chosen.stages > 0 and chosen.group > 0
 
 
+@pytest.mark.long
 def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
     """For Hopper, without one: within its shared memory, on its tensor cores, with pipelined copies of 16 bytes."""
     module = "topkast.tests.support.ahead_of_time"
