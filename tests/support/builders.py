@@ -41,7 +41,7 @@ class Case:
 
     name: str
     build: Callable[[], nn.Module]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     sites: tuple[str, ...]
     loss: Callable[[Any, Tensor], Tensor] = squared
     batch: Callable[[torch.Generator], Batch] | None = None
