@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def run_decode(dry: bool, add: Add) -> None:
         weight = layer.values, layer.index, layer.geometry, bias
         runs: dict[str, Callable[..., Tensor]] = {
             "dense": lambda layer=layer, b=bias: F.gelu(F.linear(layer.x, layer.weight, b)),
-            "triton": lambda x=layer.x, w=weight: BLOCKS.spmm(x, *w, act="gelu"),
+            "triton": partial(BLOCKS.spmm, layer.x, *weight, act="gelu"),
             "triton, GELU apart": lambda x=layer.x, w=weight: F.gelu(BLOCKS.spmm(x, *w)),
             "transient": lambda x=layer.x, w=weight: F.gelu(TRANSIENT.spmm(x, *w)),
         }
