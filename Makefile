@@ -39,7 +39,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	mkdir -p build/types && ln -sfn ../.. build/types/topkast
-	MYPYPATH=build/types $(BIN)/mypy -m topkast -p topkast.compiler -p topkast.passes -p topkast.runtime
+	MYPYPATH=build/types $(BIN)/mypy --namespace-packages --explicit-package-bases \
+		-m topkast -p topkast.compiler -p topkast.passes -p topkast.runtime -p topkast.tools -p topkast.tests
 
 # The tests of native code on libraries that stop at the first read or write out of bounds, or undefined operation.
 SANITIZED := build/sanitized/libtopkast.so

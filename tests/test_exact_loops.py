@@ -27,7 +27,7 @@ def accumulate(system: Any, optimizer: Any, trio: Trio) -> Loop:
             (trio.loss(system, batch) / 3).backward()
         optimizer.step()
         optimizer.zero_grad()
-        yield
+        yield None
 
 
 def clipped(system: Any, optimizer: Any, trio: Trio) -> Loop:
@@ -36,7 +36,7 @@ def clipped(system: Any, optimizer: Any, trio: Trio) -> Loop:
         trio.loss(system, batch).backward()
         torch.nn.utils.clip_grad_norm_(system.parameters(), 0.2)
         optimizer.step()
-        yield
+        yield None
 
 
 def late_zero(system: Any, optimizer: Any, trio: Trio) -> Loop:
@@ -46,7 +46,7 @@ def late_zero(system: Any, optimizer: Any, trio: Trio) -> Loop:
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
         optimizer.step()
-        yield
+        yield None
 
 
 def never_zero(system: Any, optimizer: Any, trio: Trio) -> Loop:
@@ -54,14 +54,14 @@ def never_zero(system: Any, optimizer: Any, trio: Trio) -> Loop:
     for batch in trio.case.batches(6):
         trio.loss(system, batch).backward()
         optimizer.step()
-        yield
+        yield None
 
 
 def scheduled(system: Any, optimizer: Any, trio: Trio) -> Loop:
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7)
     for _ in plain(system, optimizer, trio):
         schedule.step()
-        yield
+        yield None
 
 
 def closure(system: Any, optimizer: Any, trio: Trio) -> Loop:
@@ -74,7 +74,7 @@ def closure(system: Any, optimizer: Any, trio: Trio) -> Loop:
             return loss
 
         optimizer.step(compute)
-        yield
+        yield None
 
 
 def two_forwards(system: Any, optimizer: Any, trio: Trio) -> Loop:
@@ -86,7 +86,7 @@ def two_forwards(system: Any, optimizer: Any, trio: Trio) -> Loop:
         losses[1].backward()
         losses[0].backward()
         optimizer.step()
-        yield
+        yield None
 
 
 def retained(system: Any, optimizer: Any, trio: Trio) -> Loop:
@@ -97,7 +97,7 @@ def retained(system: Any, optimizer: Any, trio: Trio) -> Loop:
         loss.backward(retain_graph=True)
         loss.backward()
         optimizer.step()
-        yield
+        yield None
 
 
 def evaluated(system: Any, optimizer: Any, trio: Trio) -> Loop:
@@ -125,7 +125,7 @@ def autocast(system: Any, optimizer: Any, trio: Trio) -> Loop:
             loss = trio.loss(system, batch)
         loss.backward()
         optimizer.step()
-        yield
+        yield None
 
 
 LOOPS = [accumulate, clipped, late_zero, never_zero, scheduled, closure, two_forwards, retained, evaluated]
@@ -171,7 +171,7 @@ def test_scaler_skips(fused: bool) -> None:
             if number in (2, 3):
                 after = system.state("all")
                 assert all(torch.equal(before[key], after[key]) for key in before)
-            yield
+            yield None
 
     trio = Trio(CASES["mlp"], {**SPARSE, "backend": "eager"}, lambda p: torch.optim.AdamW(p, 1e-2, fused=fused))
     trio.run(scaled)
@@ -221,7 +221,7 @@ def test_all_checkpointed() -> None:
             x = trio.cast(system, x).requires_grad_()
             trio.case.loss(system(x), trio.cast(system, target)).backward()
             optimizer.step()
-            yield
+            yield None
 
     case = Case("all_checkpointed", Outer, (9, 14), ("block.0.weight",))
     Trio(case, {**SPARSE, "backend": "eager"}, sgd).run(loop, bitwise=True)
@@ -244,7 +244,7 @@ def test_no_optimizer(lr: float | None, backend: str) -> None:
                 topkast.step(system.model) if lr is None else topkast.step(system.model, lr=lr)
             else:
                 system.step(lr or 0.0)
-            yield
+            yield None
 
     Trio(CASES["mlp"], {**SPARSE, "backend": backend}, None).run(manual, bitwise=backend == "eager")
 

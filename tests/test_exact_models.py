@@ -23,7 +23,7 @@ def steps_apart(model: nn.Module) -> None:
         with without_onednn():
             return forward(*args, **kwargs)
 
-    model.forward = run  # type: ignore[method-assign]
+    model.forward = run
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -136,7 +136,7 @@ def test_zero_weights_keep_exact_counts() -> None:
 
     def zeros() -> nn.Module:
         model = case.model()
-        nn.init.zeros_(model[2].weight)  # type: ignore[index, arg-type]
+        nn.init.zeros_(model[2].weight)
         return model
 
     trio = Trio(case, {"fwd": 0.7, "bwd": 0.4, "refresh_every": 1, "backend": "eager"}, sgd, build=zeros)

@@ -13,7 +13,7 @@ from topkast.tests.runtime.state.test_copies import follow, mean
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import sgd
 
-lightning = pytest.importorskip("lightning")
+lightning: Any = pytest.importorskip("lightning")
 callbacks = pytest.importorskip("lightning.pytorch.callbacks")
 
 

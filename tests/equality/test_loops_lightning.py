@@ -16,7 +16,7 @@ from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import adamw, sites_of
 
-lightning = pytest.importorskip("lightning")
+lightning: Any = pytest.importorskip("lightning")
 pytestmark = [
     # Lightning's own, and its advice on loaders, loggers and checkpoints.
     pytest.mark.filterwarnings("ignore::Warning:lightning"),

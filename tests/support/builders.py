@@ -41,7 +41,7 @@ class Case:
 
     name: str
     build: Callable[[], nn.Module]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     sites: tuple[str, ...]
     loss: Callable[[Any, Tensor], Tensor] = squared
     batch: Callable[[torch.Generator], Batch] | None = None
@@ -234,7 +234,7 @@ class Lying(torch.autograd.Function):
 
 def transposed_in_memory(model: Experts) -> None:
     """Plain PyTorch's products in the order that ours have on dense kernels: a row of the weight is a row in memory."""
-    model.forward = lambda x: Lying.apply(F.gelu(Lying.apply(x, model.up, model.bias)), model.down, None)  # type: ignore
+    model.forward = lambda x: Lying.apply(F.gelu(Lying.apply(x, model.up, model.bias)), model.down, None)
 
 
 # For Trio's ways, by case: eager PyTorch's own order of summing may round to nearly no error in a bias of few numbers.

@@ -89,7 +89,8 @@ def assert_same(net: Net, outputs: list[str], shrunk: onnx.ModelProto, where: st
     x = net.rng.standard_normal((17, *shape)).astype(np.float32)
     exact = truth.run(None, {"x": x.astype(np.float64)})
     for ours, oracle, exactly in zip(run(shrunk, x), run(whole, x), exact, strict=True):
-        assert_budget(*map(torch.from_numpy, (ours, oracle, np.asarray(exactly))), where)
+        mine, theirs, true = map(torch.from_numpy, (ours, oracle, np.asarray(exactly)))
+        assert_budget(mine, theirs, true, where)
     assert_stated(shrunk, {"x": x}, where)
     # Of a batch of one the shapes alone: its handful of numbers may by luck be without an error.
     assert [y.shape for y in run(shrunk, x[:1])] == [y.shape for y in run(whole, x[:1])], where

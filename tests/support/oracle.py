@@ -138,7 +138,7 @@ class Oracle(Choice):
         def step(self_: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
             def penalised() -> Any:
                 self._show_outside(True)
-                loss = closure()  # type: ignore[misc]
+                loss = closure()
                 self._penalise(optimizer)
                 self._show_outside(False)
                 return loss
@@ -151,7 +151,7 @@ class Oracle(Choice):
             self._after_step(optimizer)
             return loss
 
-        optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
+        optimizer.step = MethodType(step, optimizer)
         self.optimizers.append(optimizer)
 
     @torch.no_grad()

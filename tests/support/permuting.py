@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from topkast.topology import Interchangeable
+from topkast.compiler.topology import Interchangeable
 
 
 def permuted(model: nn.Module, found: Interchangeable, permutations: dict[int, np.ndarray]) -> nn.Module:

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-import topkast.onnx
+import topkast
 from topkast.passes.onnx.blocks import Block, Blocks, encode
 from topkast.passes.onnx.formats import custom
 from topkast.tests.support.stated import assert_valid

@@ -97,7 +97,7 @@ def train(name: str, rank: int) -> list[dict[str, Any]]:
 def run(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    found = {}
+    found: dict[str, Any] = {}
     dist._DEFAULT_FIRST_BUCKET_BYTES = 100  # torch's is 1 MB; the first bucket may not be larger than the others
     for name in SCENARIOS:
         torch._dynamo.reset()

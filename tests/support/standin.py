@@ -53,9 +53,7 @@ class OnDevice(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> OnDevice:
-        found = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, held.shape, strides=held.stride(), dtype=held.dtype, device=DEVICE
-        )
+        found = Tensor._make_wrapper_subclass(cls, held.shape, strides=held.stride(), dtype=held.dtype, device=DEVICE)
         place = held.untyped_storage().data_ptr()
         storage = _storages.get(place) if place else None
         if storage is None:
@@ -65,7 +63,7 @@ class OnDevice(Tensor):
         found.held, found.storage = held, storage
         return found
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

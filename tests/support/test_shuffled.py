@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,8 +31,8 @@ RUNS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "batched, added": (torch.baddbmm, (whole(3, 1, 5), whole(3, 7, 12), whole(3, 12, 5))),
     "sum": (lambda x: x.sum((0, 2)), (whole(4, 5, 6),)),
     "convolution": (F.conv2d, (whole(4, 6, 5, 5), whole(8, 6, 3, 3), whole(8))),
-    "grouped": (lambda *args: F.conv1d(*args, groups=2), (whole(4, 6, 9), whole(8, 3, 3), whole(8))),
-    "depthwise": (lambda *args: F.conv2d(*args, groups=6), (whole(4, 6, 5, 5), whole(12, 1, 3, 3), whole(12))),
+    "grouped": (partial(F.conv1d, groups=2), (whole(4, 6, 9), whole(8, 3, 3), whole(8))),
+    "depthwise": (partial(F.conv2d, groups=6), (whole(4, 6, 5, 5), whole(12, 1, 3, 3), whole(12))),
     "transposed": (F.conv_transpose1d, (whole(4, 6, 9), whole(6, 8, 3), whole(8))),
     "transposed, grouped": (stretched, (whole(4, 6, 5, 5), whole(6, 4, 3, 3), whole(12))),
 }

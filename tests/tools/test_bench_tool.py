@@ -116,7 +116,7 @@ def test_peers_compute_what_we_do() -> None:
     assert impls is not None
     y, dx, dw = (part() for part in layer.sparse(impls))
     for build in (masked_dense, mkl_csr):
-        theirs = [part() for part in build(layer)]
+        theirs: list[Any] = [part() for part in build(layer)]
         torch.testing.assert_close(theirs[0], y)
         torch.testing.assert_close(theirs[1], dx)
         gradient = theirs[2].to_dense() if theirs[2].layout == torch.sparse_csr else theirs[2]

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     # What others offer is for the CPU, and sets that training chose are laid out for it.
     for name in args.tables if args.device.type == "cpu" else [one for one in args.tables if one in ON_GPU]:
         measure_table, tables = TABLES[name]

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     # The first step compiles, and the one with the refresh does more.
     plain = [s for s, f in zip(seconds[1:], fresh[1:], strict=True) if not f] or seconds[-1:]
     step = statistics.median(plain)
-    peak = max(building.bytes, *peaks)
+    highest = max(building.bytes, *peaks)
     found: dict[str, Any] = {
         "parameters": count,
         "layers": config.n_layer,
@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "peak of building": building.bytes,
         "built": built,
         "peak of each step": peaks,
-        "peak": peak,
-        "peak / dense training state": peak / (STATE * count),
+        "peak": highest,
+        "peak / dense training state": highest / (STATE * count),
         "high-water mark with mapped files": status("VmHWM"),
         "reservoir": sum(site.reservoir.nbytes for site in sites(model).values()),
         "folder": folder,
@@ -146,6 +146,7 @@ def give_back_at_once() -> None:
 def decoder(parameters: float, length: int) -> GPT2Config:
     """GPT-2 over bytes with about that many parameters: 12 layers · width², 80 as wide as it has layers (as GPT-3)."""
     width = max(64, 64 * round((parameters * 80 / 12) ** (1 / 3) / 64))
+    off: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     return GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=length,
@@ -155,7 +156,7 @@ def decoder(parameters: float, length: int) -> GPT2Config:
         use_cache=False,
         bos_token_id=0,
         eos_token_id=0,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **off,
     )
 
 

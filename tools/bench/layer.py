@@ -33,8 +33,8 @@ class Layer:
 
     def to(self, dtype: torch.dtype) -> Layer:
         """The same layer in another dtype."""
-        tensors = (tensor.to(dtype) for tensor in (self.x, self.dy, self.weight, self.values))
-        return Layer(*tensors, self.index, self.geometry)
+        x, dy, weight, values = (tensor.to(dtype) for tensor in (self.x, self.dy, self.weight, self.values))
+        return Layer(x, dy, weight, values, self.index, self.geometry)
 
     def dense(self) -> list[Callable[[], Tensor]]:
         """The three products as PyTorch runs them for a dense layer."""

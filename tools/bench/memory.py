@@ -71,8 +71,8 @@ def _table(found: dict[str, dict[str, Any]], weights: int) -> Any:
     from rich.table import Table
 
     table = Table(title=f"growth of memory, {weights / 1e6:.0f} million weights at {FWD}/{BWD}, AdamW, MB")
-    sizes = ("settled", "counted", "settled / counted", "settled / dense", "aim")
-    for head in ("", *sizes, "peak of steps", "peak of refresh"):
+    heads = ("settled", "counted", "settled / counted", "settled / dense", "aim")
+    for head in ("", *heads, "peak of steps", "peak of refresh"):
         table.add_column(head, justify="right")
     for way, row in found.items():
         peaks = [f"{row[what] / 1e6:.0f}" if what in row else "" for what in ("peak of steps", "peak of refresh")]

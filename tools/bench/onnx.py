@@ -14,7 +14,7 @@ from typing import Any
 import onnxruntime
 from rich.table import Table
 
-import topkast.onnx
+import topkast
 from topkast.tools.common.arguments import positive
 from topkast.tools.common.onnx_sessions import memory, runner, session
 from topkast.tools.common.pairs import add_timing, measure, show
@@ -63,10 +63,10 @@ def measure_models(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
             both = export_both(name, folder, unit, format, args.quick)
             files = {"dense": both.dense, "sparse": both.sparse}
             for threads in args.threads:
-                sides = [[runner(session(path, threads, library), both.feeds)] for path in files.values()]
-                pairs = measure(*sides, args.repeats)
-                opened = [[partial(session, path, threads, library)] for path in files.values()]
-                loads = measure(*opened, repeats=3, warmup=1)
+                dense, sparse = ([runner(session(path, threads, library), both.feeds)] for path in files.values())
+                pairs = measure(dense, sparse, args.repeats)
+                opened, opened_sparse = ([partial(session, path, threads, library)] for path in files.values())
+                loads = measure(opened, opened_sparse, repeats=3, warmup=1)
                 rows.append(
                     {
                         "model": name,

@@ -19,7 +19,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from rich.table import Table
 
-import topkast.onnx
+import topkast
 from topkast.passes.onnx.convert import Wanted, convert
 from topkast.tools.common.pairs import add_timing, geomean, show, spread
 from topkast.tools.common.results import CONSOLE, progress
@@ -95,7 +95,7 @@ def files(folder: Path, layer: Layer, unit: tuple[int, int], sparsity: float) ->
     matrix = random_matrix((out, channels * kernel * kernel), unit, sparsity, balanced=False)
     weight, bias = matrix.reshape(out, channels, kernel, kernel), np.linspace(-1, 1, out, dtype=np.float32)
     constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
-    shape = {"strides": [stride] * 2, "pads": [kernel // 2] * 4}
+    shape: dict[str, Any] = {"strides": [stride] * 2, "pads": [kernel // 2] * 4}
     # Behind a node, as in a model: x then lies where ONNX Runtime puts it, not where the caller has it.
     nodes = [
         helper.make_node("Neg", ["x"], ["n"]),

@@ -32,12 +32,12 @@ def layer_files(
 ) -> LayerFile:
     """Write both. The blocks of the format "block" are balanced, as it wants them; others are spread at random."""
     matrix = random_matrix(shape, block, sparsity, balanced=format == "block")
-    paths = [folder / f"{kind}-{format}-{block_name(block)}.onnx" for kind in ("dense", "sparse")]
+    dense_path, sparse_path = (folder / f"{kind}-{format}-{block_name(block)}.onnx" for kind in ("dense", "sparse"))
     dense = layer(matrix)
-    onnx.save(dense, paths[0])
+    onnx.save(dense, dense_path)
     (site,) = convert(dense, Wanted(format, blocks=[block], sizes={"m": 32}))
-    onnx.save(dense, paths[1])
-    return LayerFile(*paths, shape, block, sparsity, format, site.format)
+    onnx.save(dense, sparse_path)
+    return LayerFile(dense_path, sparse_path, shape, block, sparsity, format, site.format)
 
 
 def random_matrix(shape: tuple[int, int], block: tuple[int, int], sparsity: float, balanced: bool) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-import topkast.onnx
+import topkast
 from topkast.tools.common.onnx_sessions import runner, session
 from topkast.tools.common.pairs import Spread, geomean, measure
 from topkast.tools.common.results import progress
@@ -94,6 +94,6 @@ def layer_table(cells: list[dict[str, Any]], threads: int) -> Table:
         meant = [m for m in rows if m in MEANT] or rows
         means = [geomean(c["speed"]["median"] for c in of[kind] if c["m"] in meant) for kind in kinds]
         worst = [min(c["speed"]["median"] for c in of[kind]) for kind in kinds]
-        figures = [f"{mean:.2f} ({least:.2f})" for mean, least in zip(means, worst, strict=True)]
-        table.add_row("", ", ".join(map(str, meant)) + " (worst)", *figures, style="bold", end_section=True)
+        worded = [f"{mean:.2f} ({least:.2f})" for mean, least in zip(means, worst, strict=True)]
+        table.add_row("", ", ".join(map(str, meant)) + " (worst)", *worded, style="bold", end_section=True)
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,12 @@ def resnet50(quick: bool) -> tuple[nn.Module, Tensor, str]:
 def vit(quick: bool) -> tuple[nn.Module, Tensor, str]:
     """ViT-B/16, which is what transformers' configuration makes by default."""
     size = 32 if quick else 224
-    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    small: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+    }
     config = ViTConfig(image_size=size, **small) if quick else ViTConfig()
     says = f"ViT{'' if quick else '-B/16'}, one image of {size} x {size}"
     return ViTModel(config, add_pooling_layer=False), torch.randn(1, 3, size, size), says

@@ -9,7 +9,7 @@ import argparse
 import ctypes
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from topkast.tools.common.pairs import bound, measure, show, spread
 
 from .layer import Layer, random_layer
 
-Parts = list[Callable[[], object]]
+Parts = Sequence[Callable[[], object]]
 
 SHAPE = (256, 1024, 4096)
 FWD, BWD = 0.9, 0.8
@@ -112,7 +112,7 @@ def measure_peers(args: argparse.Namespace) -> list[dict[str, Any]]:
     ways: dict[str, tuple[float, Callable[[], Parts | None]]] = {
         "masked dense": (1.0, partial(masked_dense, layer)),
         "MKL CSR": (bound(FWD, BWD), partial(mkl_csr, layer)),
-        "topkast 1x1": (bound(FWD, BWD), lambda: impls and layer.sparse(impls)),
+        "topkast 1x1": (bound(FWD, BWD), lambda: layer.sparse(impls) if impls else None),
         "sparselab": (1 - FWD, partial(sparselab_step, layer)),
     }
     rows = []

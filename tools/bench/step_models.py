@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class Workload:
 def gpt2(quick: bool, device: torch.device) -> Workload:
     """GPT-2 style over bytes, without dropout, on the standard library's sources."""
     layers, width, heads, batch, length = (2, 64, 2, 2, 16) if quick else (12, 512, 8, 8, 256)
-    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    off: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=length,
@@ -58,6 +59,7 @@ def resnet50(quick: bool, device: torch.device) -> Workload:
     """ResNet-50, which is what transformers' configuration makes by default, on noise."""
     config = ResNetConfig(embedding_size=16, hidden_sizes=[64, 128], depths=[1, 1]) if quick else ResNetConfig()
     batch, size = (2, 32) if quick else (32, 64)
+    assert config.num_labels is not None
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, size, size, generator=generator).to(device)
     labels = torch.randint(config.num_labels, (batch,), generator=generator).to(device)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -43,7 +44,8 @@ def memory(path: Path, feeds: Feeds, threads: int, library: Path) -> dict[str, i
     """
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "feeds.npz"
-        np.savez(given, **feeds)
+        arrays: dict[str, Any] = dict(feeds)
+        np.savez(given, **arrays)
         command = [
             sys.executable,
             "-m",

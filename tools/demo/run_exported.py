@@ -36,13 +36,15 @@ def run_exported(model: nn.Module, path: Path, x: Tensor, y: Tensor, threads: in
     start = time.perf_counter()
     result = topkast.export(model, path, (x,))
     seconds = time.perf_counter() - start
+    assert result.max_error is not None
     with torch.no_grad():
         expected = model(input_ids=x).logits.float().cpu()
     dense = topkast.export(model, path.with_name("dense.onnx"), (x,), format="dense")
     sessions = [session(file, threads, native.path()) for file in (dense.path, path)]
     feeds = {next(iter(result.inputs)): x.cpu().numpy()}
     logits = torch.from_numpy(sessions[1].run(None, feeds)[0])
-    pairs = measure(*([runner(made, feeds)] for made in sessions), PAIRS)
+    in_dense, in_sparse = ([runner(made, feeds)] for made in sessions)
+    pairs = measure(in_dense, in_sparse, PAIRS)
 
     def bits(values: Tensor) -> float:
         return F.cross_entropy(values.flatten(0, 1), y.cpu().flatten()).item() / math.log(2)

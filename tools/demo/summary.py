@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,6 +54,10 @@ def summarise(args: argparse.Namespace, text: Text, sides: tuple[Side, Side], tu
     }
 
 
+def _megabytes(part: str, figures: dict) -> float:
+    return figures["bytes"][part] / 1e6
+
+
 def table(summary: dict) -> Table:
     """The comparison, one quantity a row."""
     dense, sparse = summary["models"]["dense"], summary["models"]["sparse"]
@@ -77,7 +82,7 @@ def table(summary: dict) -> Table:
     )
     add("first step (compiles), s", "{:.1f}", lambda m: m["seconds of the first step"])
     for part in dense["bytes"]:
-        add(f"{part}, MB", "{:.2f}", lambda m, part=part: m["bytes"][part] / 1e6)
+        add(f"{part}, MB", "{:.2f}", partial(_megabytes, part))
     add("weight FLOPs / token, forward", "{:,}", lambda m: m["weight FLOPs per token"]["forward"])
     add("weight FLOPs / token, training", "{:,}", lambda m: m["weight FLOPs per token"]["training"])
     return rows

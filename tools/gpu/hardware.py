@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
     for dtype, precision in ((torch.bfloat16, "highest"), (torch.float32, "high"), (torch.float32, "highest")):
         torch.set_float32_matmul_precision(precision)
         a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
-        taken = statistics.median(seconds([lambda a=a, b=b: a @ b], where, repeats=5)[0])
+        taken = statistics.median(seconds([partial(torch.matmul, a, b)], where, repeats=5)[0])
         add({"dense": str(dtype), "precision": precision, "teraflops": round(2 * side**3 / taken / 1e12, 2)})
     # Our kernel on a full weight: what it loses to cuBLAS before anything is sparse.
     torch.set_float32_matmul_precision("highest")
@@ -51,6 +52,6 @@ def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
         "spmm_t": lambda: products.spmm_t(layer.dy, *full),
         "sddmm": lambda: products.sddmm(layer.dy, layer.x, *full[1:]),
     }
-    for name, times in zip(runs, seconds(list(runs.values()), where, repeats=5), strict=True):
-        rate = 2 * side**3 / statistics.median(times) / 1e12
+    for name, spent in zip(runs, seconds(list(runs.values()), where, repeats=5), strict=True):
+        rate = 2 * side**3 / statistics.median(spent) / 1e12
         add({"triton on a full weight": name, "block": block, "teraflops": round(rate, 2)})

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from topkast.runtime.layout import index_masks
 from topkast.runtime.reference.products import REFERENCE
@@ -67,12 +69,12 @@ def run_decode(dry: bool, add: Add) -> None:
     for side, block, m in itertools.product(sides, blocks, (1, 16, 256)):
         layer = random_layer((m, side, side), block, 0.9, 0.9, device(dry)).to(torch.bfloat16)
         bias = torch.randn(side, device=layer.x.device).to(torch.bfloat16)
-        weight = layer.values, layer.index, layer.geometry
-        runs = {
+        weight = layer.values, layer.index, layer.geometry, bias
+        runs: dict[str, Callable[..., Tensor]] = {
             "dense": lambda layer=layer, b=bias: F.gelu(F.linear(layer.x, layer.weight, b)),
-            "triton": lambda x=layer.x, w=weight, b=bias: BLOCKS.spmm(x, *w, b, act="gelu"),
-            "triton, GELU apart": lambda x=layer.x, w=weight, b=bias: F.gelu(BLOCKS.spmm(x, *w, b)),
-            "transient": lambda x=layer.x, w=weight, b=bias: F.gelu(TRANSIENT.spmm(x, *w, b)),
+            "triton": partial(BLOCKS.spmm, layer.x, *weight, act="gelu"),
+            "triton, GELU apart": lambda x=layer.x, w=weight: F.gelu(BLOCKS.spmm(x, *w)),
+            "transient": lambda x=layer.x, w=weight: F.gelu(TRANSIENT.spmm(x, *w)),
         }
         stock = _bsr(layer)
         if stock is not None:

@@ -35,6 +35,9 @@ DTYPES = {"half": torch.bfloat16, "single": torch.float32}
 
 def candidates(product: str, rows: str) -> Iterator[Config]:
     """What is tried for a class of rows, the present choice aside."""
+    tiles: tuple[int, ...]
+    depths: tuple[int, ...]
+    groups: tuple[int, ...]
     if product == "sddmm":
         tiles, depths, groups = (64, 128, 256), ((16,) if rows == "decode" else (32, 64, 128)), (1,)
     else:

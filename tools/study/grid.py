@@ -60,7 +60,8 @@ def read_grid(path: Path, times: Times | None = None) -> list[Point]:
     axes, found = declared["axes"], []
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
-        of_task = declared["tasks"].get(point.get("task", declared["base"].get("task")), {})
+        task: Any = point.get("task", declared["base"].get("task"))
+        of_task = declared["tasks"].get(task, {})
         where = tuple((name, value) for name, value in point.items() if name != "seed")
         for arm, own in declared["arms"].items():
             given = {**declared["base"], **of_task, **point, **own}

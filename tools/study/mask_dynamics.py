@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     runs = {seed: train_one(args, seed, text) for seed in (args.seed, args.seed + 1)}
     (recorded, *ends, model), (_, *others, _) = runs.values()
     found = topkast.topology.interchangeable(model)
-    apart = {when: compare(*pair, found) for when, *pair in zip(("start", "end"), ends, others, strict=True)}
+    apart = {when: compare(one, two, found) for when, one, two in zip(("start", "end"), ends, others, strict=True)}
     for name, (what, title) in PLOTS.items():
         plot_layers(args.out / f"{name}.png", f"{args.model}, {title}", recorded.layers, recorded.total, what)
     bars = {when: {way: d.forward for way, d in ways.items()} for when, ways in apart.items()}

@@ -44,8 +44,8 @@ class ByteModel(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
         for table in (self.bytes, self.places):
             nn.init.normal_(table.weight, std=0.02)
-        for layer in self.modules() if std is not None else ():
-            if isinstance(layer, nn.Linear):
+        for layer in self.modules():
+            if std is not None and isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=std)
                 nn.init.zeros_(layer.bias)
 

@@ -7,7 +7,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -89,7 +91,7 @@ def panels_of(here: Sequence[Row], found: Sequence[Row]) -> list[Panel]:
     """Of one task: a panel a cost that ``found`` has; where the rate is an axis, a panel a place, along it."""
     if "lr" not in dict(here[0].where):
         return [
-            Panel(label, [row for row in here if cost in row.costs], lambda row, c=cost: row.costs[c] / UNITS.get(c, 1))
+            Panel(label, [row for row in here if cost in row.costs], partial(_scaled, cost))
             for cost, label in COSTS.items()
             if any(cost in row.costs for row in found)
         ]
@@ -99,6 +101,10 @@ def panels_of(here: Sequence[Row], found: Sequence[Row]) -> list[Panel]:
     return [Panel(f"{place}learning rate", rows, lambda row: row.lr) for place, rows in places.items()]
 
 
+def _scaled(cost: str, row: Row) -> float:
+    return row.costs[cost] / UNITS.get(cost, 1)
+
+
 def _line(panel: plt.Axes, own: Sequence[Row], x: Callable[[Row], float], number: int) -> None:
     """One arm, its points in the order of x."""
     if not own:
@@ -106,7 +112,7 @@ def _line(panel: plt.Axes, own: Sequence[Row], x: Callable[[Row], float], number
     points = sorted(own, key=x)
     means = [estimate(list(row.qualities.values())) for row in points]
     halves = [0.0 if m.count == 1 else m.half for m in means]
-    look = {"fmt": "osD^v<>PX*"[number // 10 % 10] + "-", "color": f"C{number % 10}", "markersize": 4}
+    look: dict[str, Any] = {"fmt": "osD^v<>PX*"[number // 10 % 10] + "-", "color": f"C{number % 10}", "markersize": 4}
     panel.errorbar([x(row) for row in points], [m.mean for m in means], halves, label=own[0].arm, **look)
 
 

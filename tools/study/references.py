@@ -79,7 +79,7 @@ def swat(model: nn.Module, fwd: float, activations: float) -> nn.Module:
     return model
 
 
-def _swat_forward(layer: nn.Linear | nn.Conv2d, fwd: float, activations: float) -> Callable[[Tensor], Tensor]:
+def _swat_forward(layer: nn.Linear | nn.Conv2d, fwd: float, activations: float) -> Callable[..., Tensor]:
     def product(x: Tensor, weight: Tensor) -> Tensor:
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -48,7 +49,7 @@ class Run:
     bwd: float | None = None
     block: str = "1x1"
     balanced: bool | None = Config.balanced
-    distribution: str = Config.distribution
+    distribution: str | Mapping[str, tuple[float, float]] = Config.distribution
     refresh_every: int | None = Config.refresh_every
     stop_exploring_after: float | None = Config.stop_exploring_after
     explore: str | None = Config.explore

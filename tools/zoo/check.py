@@ -163,7 +163,7 @@ def _export(state: dict[str, Any]) -> dict[str, Any]:
     return {"onnx error": result.max_error}
 
 
-def _inductor(state: dict[str, Any]) -> dict[str, Any]:
+def _inductor(state: dict[str, Any]) -> dict[str, Any] | None:
     return _zoo_inductor.compile_times(state["entry"])
 
 

@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.steps < 20:
         parser.error(f"--steps {args.steps}: must be 20 or more, one refresh")
     with tempfile.TemporaryDirectory() as temporary:
-        found, every = {}, args.steps // 2  # a resumed run begins with a validation, and ends with one
+        found: dict[str, Any] = {}
+        every = args.steps // 2  # a resumed run begins with a validation, and ends with one
         for kind in ("dense", "sparse"):
             folder = _prepared(args.folder, Path(temporary) / kind, None if kind == "dense" else args.backend)
             found[kind] = _trained(folder, args.steps, every)

@@ -51,8 +51,9 @@ def start(state: dict[str, Any], ways: dict[str, Callable[[nn.Module], None]] | 
     options = {**OPTIONS, "example_inputs": entry.example(), **entry.options}
     trio = Trio(case, options, adamw, ways=ways or {}, ties=True)
     state["trio"], state["converting"] = trio, time.perf_counter() - begun
-    if hasattr(trio.truth.model, "set_experts_implementation"):  # grouped products have no float64
-        trio.truth.model.set_experts_implementation("eager")
+    truth: Any = trio.truth.model
+    if hasattr(truth, "set_experts_implementation"):  # grouped products have no float64
+        truth.set_experts_implementation("eager")
 
 
 def equal(state: dict[str, Any], said: Callable[[BaseException], str]) -> dict[str, Any]:
@@ -78,7 +79,8 @@ def equal(state: dict[str, Any], said: Callable[[BaseException], str]) -> dict[s
 
 
 def _steps(state: dict[str, Any]) -> dict[str, Any]:
-    trio, seen = state["trio"], {}
+    trio: Trio = state["trio"]
+    seen: dict[str, Any] = {}
     lacking: dict[Any, set[int]] = {}
 
     def loop(system: Any, optimizer: torch.optim.Optimizer, trio: Trio) -> Iterator[Tensor]:
@@ -110,7 +112,9 @@ def _steps(state: dict[str, Any]) -> dict[str, Any]:
         trio.run(loop)
         complete_gradients(trio, lacking)
     finally:
-        found = {"topkast": {"breaks": seen["breaks"], "compile": round(seen["compile"], 2)}} if "both" in seen else {}
+        found: dict[str, Any] = (
+            {"topkast": {"breaks": seen["breaks"], "compile": round(seen["compile"], 2)}} if "both" in seen else {}
+        )
         if "both" in seen:
             found |= shares(trio.ours.model, seen["forward"], seen["both"])
         if trio.oracle.ties:

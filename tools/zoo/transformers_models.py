@@ -82,7 +82,7 @@ def _small(config: Any) -> dict[str, Any]:
     """Small values for what a configuration has of the known names, in the configurations inside it too."""
     found: dict[str, Any] = {}
     for name, value in config.to_dict().items():
-        inner = getattr(config, name, None)
+        inner: Any = getattr(config, name, None)
         if hasattr(inner, "to_dict") and name in getattr(config, "sub_configs", {}):
             found[name] = {**_small(inner), "model_type": inner.model_type}
         elif type(value) is int and name in VALUES:
@@ -128,7 +128,7 @@ def _tokens(generator: torch.Generator, length: int = 8) -> Tensor:
 def _batch(kind: str, generator: torch.Generator) -> Batch:
     """Whatever of the usual arguments the model's forward takes."""
     config = configuration(kind)
-    model = AutoModel._model_mapping[type(config)]
+    model: Any = AutoModel._model_mapping[type(config)]
     model = model[0] if isinstance(model, (tuple, list)) else model
     taken = inspect.signature(model.forward).parameters
     given: dict[str, Any] = {}

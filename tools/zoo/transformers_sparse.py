@@ -58,7 +58,7 @@ def to(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the method into the class that all models share."""
-    transformers.PreTrainedModel.to = to  # type: ignore[method-assign]
+    transformers.PreTrainedModel.to = to  # type: ignore[method-assign, assignment]
     importlib.import_module("topkast.compiler.convert.sparsify").select = selected_once  # type: ignore[attr-defined]
 
 

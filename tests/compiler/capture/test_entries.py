@@ -106,7 +106,7 @@ def test_a_broken_graph_is_no_reason_to_compile_parts_apart() -> None:
     model = small(Broken())
     model(torch.randn(4, 16)).sum().backward()
     assert ran(model) == {"forward", "input gradient", "weight gradient"}
-    entries = [part._compiled_call_impl for part in model.modules() if part._compiled_call_impl is not None]
+    entries: list[Any] = [part._compiled_call_impl for part in model.modules() if part._compiled_call_impl is not None]
     assert len(entries) == 10 and [entry.module for entry in entries if "without_hooks" in vars(entry)] == [model]
 
 

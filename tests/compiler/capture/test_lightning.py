@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import topkast
 from topkast.runtime.state.model import sites
 
-lightning = pytest.importorskip("lightning")
+lightning: Any = pytest.importorskip("lightning")
 pytestmark = [
     # What Lightning itself does, and what it advises on loaders and loggers.
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning"),

@@ -229,7 +229,8 @@ def test_plain_state_dicts_resume_bit_for_bit(steps: int) -> None:
     train("mlp", made[0], optimizers[0], 0, steps)
     saved = state_of(made[0], optimizers[0])
     train("mlp", made[0], optimizers[0], steps, 12)
-    for thing, state in zip((made[1], optimizers[1]), saved, strict=True):
+    stateful: tuple[Any, ...] = (made[1], optimizers[1])
+    for thing, state in zip(stateful, saved, strict=True):
         thing.load_state_dict(state)
     train("mlp", made[1], optimizers[1], steps, 12)
     assert same(state_of(made[1], optimizers[1]), state_of(made[0], optimizers[0]))

@@ -171,7 +171,7 @@ def test_bad_state_dicts_change_nothing() -> None:
     topkast.load_dense_state_dict(model, {"first.bias": good["first.bias"] + 1, "x": torch.zeros(1)}, strict=False)
     assert torch.equal(model.first.bias, before["first.bias"] + 1)
     with pytest.raises(topkast.ConfigError, match="values='dense'"):
-        topkast.dense_state_dict(model, "dense")  # type: ignore[arg-type]
+        topkast.dense_state_dict(model, "dense")
 
 
 def test_versions_of_modules_travel() -> None:
@@ -200,7 +200,7 @@ class SavesItself(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         if prefix + "weight" not in state_dict:
-            rest[2].append(prefix + "weight")  # type: ignore[attr-defined]
+            rest[2].append(prefix + "weight")
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -127,7 +127,7 @@ class Blocks(nn.Module):
 
 
 def in_pieces(model: nn.Module, backend: Any) -> nn.Module:
-    for block in model.blocks:  # type: ignore[union-attr]
+    for block in model.blocks:
         block.compile(backend=backend)
     return model
 

@@ -1,6 +1,7 @@
 """The public face: what stays of a model, what is refused, and how the sets are counted."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -254,7 +255,7 @@ def test_graph_module_and_exported_program(backend):
 
 def test_functions_take_a_wrapper_of_torch_compile():
     model = topkast.sparsify(mlp(), 0.9, 0.8, min_size=20, refresh_every=1)
-    wrapped = torch.compile(model, backend="aot_eager")
+    wrapped: Any = torch.compile(model, backend="aot_eager")
     assert set(topkast.masks(wrapped)) == {"0.weight", "2.weight"}
     topkast.refresh(wrapped)
     assert isinstance(topkast.densify(wrapped), nn.Sequential)
@@ -263,7 +264,7 @@ def test_functions_take_a_wrapper_of_torch_compile():
 
 def test_other_backends_are_refreshed_late_and_say_so():
     model = topkast.sparsify(mlp(), 0.9, 0.8, min_size=20, refresh_every=1)
-    wrapped = torch.compile(model, backend="aot_eager")
+    wrapped: Any = torch.compile(model, backend="aot_eager")
     opt = torch.optim.SGD(wrapped.parameters(), 0.1)
     for _ in range(3):
         wrapped(torch.randn(4, 32)).sum().backward()
@@ -274,7 +275,7 @@ def test_other_backends_are_refreshed_late_and_say_so():
 
 def test_backend_by_name():
     model = topkast.sparsify(nn.Linear(24, 24, bias=False), 0.9, 0.8, min_size=20, refresh_every=1)
-    wrapped = torch.compile(model, backend="topkast")
+    wrapped: Any = torch.compile(model, backend="topkast")
     opt = torch.optim.SGD(wrapped.parameters(), 0.1)
     for _ in range(3):
         wrapped(torch.randn(4, 24)).square().sum().backward()

@@ -1,6 +1,7 @@
 """Models built on the meta device: initialised and made sparse module by module."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import topkast
 from topkast.compiler.convert import sparsify as sparsify_module
+from topkast.runtime.state import site_module
 from topkast.runtime.state.find_sites import alive
 from topkast.runtime.state.model import sites
 from topkast.tests.support.builders import CASES, Encoder, Tied, gpt2
@@ -33,6 +35,8 @@ def shared():
 
 class Norms(nn.Module):
     """Float and integer buffers, and a parameter of the root with its own reset."""
+
+    mask: torch.Tensor
 
     def __init__(self):
         super().__init__()
@@ -76,7 +80,7 @@ def _postorder(module):
 def dense(build, fill=by_rule):
     """The same model, made and initialised as a whole."""
     model, ties = on_meta(build), on_meta(build)
-    names = {}
+    names: dict[int, list[str]] = {}
     for name, p in ties.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
     model.to_empty(device="cpu")
@@ -144,7 +148,7 @@ def test_transformers_own_initialisation(name):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_trains_as_the_dense_model_does(backend, reservoir):
     options = dict(min_size=20, seed=5, refresh_every=2, backend=backend, reservoir=reservoir)
-    losses = []
+    losses: list[list[float]] = []
     for build in (lambda: dense(gpt2), lambda: on_meta(gpt2)):
         model = build()
         torch.manual_seed(3)
@@ -165,9 +169,9 @@ def test_trains_as_the_dense_model_does(backend, reservoir):
 
 def test_one_module_is_dense_at_a_time(monkeypatch):
     """When a site is made, the weights before it are compact, and those after it have no memory."""
-    seen = []
+    seen: list[tuple[str, int]] = []
 
-    class SiteModule(sparsify_module.SiteModule):
+    class SiteModule(site_module.SiteModule):
         def __init__(self, parameter, name, *rest):
             compact = {id(site.original) for site in alive()}
             held = sum(p.numel() for p in model.parameters() if not p.is_meta and p.ndim > 1 and id(p) not in compact)
@@ -306,11 +310,12 @@ def late(module):
 def shy(module):
     """Touches another module only when there are values."""
     fill(module)
+    own: Any = shy
     if isinstance(module, nn.Linear) and not module.bias.is_meta:
         if module.in_features == 20:
-            shy.first = module
+            own.first = module
         else:
-            shy.first.weight.mul_(2)
+            own.first.weight.mul_(2)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ KINDS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def hooked(model: nn.Module) -> nn.Module:
+def hooked(model: Any) -> nn.Module:
     model.calls = 0
 
     def count(module: Any, *_: Any) -> None:
@@ -119,13 +119,14 @@ class Twice(nn.Module):
 
 
 def test_classes_are_shared_by_what_is_sparse() -> None:
-    model = converted(nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 24), nn.LSTM(8, 8), nn.LSTM(8, 12)]))
+    model: Any = converted(nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 24), nn.LSTM(8, 8), nn.LSTM(8, 12)]))
     first, second, third, fourth = model
     assert type(first) is type(second) and type(third) is type(fourth)
     assert type(first) is not nn.Linear and isinstance(first, nn.Linear)
-    alone = converted(nn.ModuleList([nn.Linear(16, 16), nn.LSTM(8, 8)]), exclude="*_hh_*")
+    alone: Any = converted(nn.ModuleList([nn.Linear(16, 16), nn.LSTM(8, 8)]), exclude="*_hh_*")
     assert type(alone[0]) is type(first) and type(alone[1]) is not type(third)
-    assert [type(module) for module in topkast.densify(model)] == [nn.Linear, nn.Linear, nn.LSTM, nn.LSTM]
+    dense: Any = topkast.densify(model)
+    assert [type(module) for module in dense] == [nn.Linear, nn.Linear, nn.LSTM, nn.LSTM]
     assert type(copy.copy(first)) is type(first)
 
 

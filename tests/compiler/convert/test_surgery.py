@@ -26,7 +26,12 @@ def gpt2() -> Any:
 
 
 def llama(tied: bool) -> Any:
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     return LlamaForCausalLM(LlamaConfig(vocab_size=40, tie_word_embeddings=tied, **sizes))
 
 
@@ -62,8 +67,14 @@ def test_embeddings_are_resized(name: str) -> None:
 
 
 def test_a_head_is_replaced() -> None:
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=40, num_labels=3, **sizes)
+    sizes: dict[str, Any] = {
+        "num_labels": 3,
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = BertConfig(vocab_size=40, **sizes)
     torch.manual_seed(0)
     model = BertForSequenceClassification(config)
     topkast.sparsify(model, 0.8, 0.5, min_size=1, example_inputs={"input_ids": TOKENS})

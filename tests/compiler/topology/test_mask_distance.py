@@ -74,7 +74,7 @@ def test_one_class_is_matched_as_well_as_all_its_permutations_allow() -> None:
 
 
 def _permute(masks: Masks, found: topkast.topology.Interchangeable, permutations: Any) -> Masks:
-    return {n: tuple(found.permute(n, m, permutations) for m in pair) for n, pair in masks.items()}  # type: ignore[misc]
+    return {n: tuple(found.permute(n, m, permutations) for m in pair) for n, pair in masks.items()}
 
 
 def _total(one: Masks, two: Masks) -> int:

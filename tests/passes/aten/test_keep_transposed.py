@@ -119,7 +119,7 @@ def outcome(
         out = model(leaf, *inputs[1:])
         out.square().sum().backward()
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        return [out.detach(), leaf.grad, *grads], *kept(model)  # type: ignore[list-item]
+        return [out.detach(), leaf.grad, *grads], *kept(model)
 
 
 def same(build: Callable[[], nn.Module], inputs: tuple[Tensor, ...], saved: int, backend: str = "aot_eager") -> None:
@@ -216,7 +216,7 @@ def test_dropout_has_one_mask_in_forward_and_backward(backend: str) -> None:
     assert kept(model) == (6, {})
     first = out.detach()
     # Given the mask the model is linear, so <y, g> = <x, dx>; with another mask in the backward it is far from that.
-    plain = (first * g).sum().double(), (x * x.grad).sum().double()  # type: ignore[operator]
+    plain = (first * g).sum().double(), (x * x.grad).sum().double()
     torch.testing.assert_close(*plain, rtol=0, atol=1e-5 * float((first * g).abs().sum()))
     assert not torch.equal(model(x), first)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def convert(model, x, **options):
 
 
 def ran(model):
-    found = Counter()
+    found: Counter[Any] = Counter()
     for site in sites(model).values():
         for (product, _, _), count in site.ran.items():
             found[product] += count

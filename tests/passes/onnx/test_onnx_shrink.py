@@ -309,7 +309,7 @@ def test_exports(
     ours, theirs = (torch.from_numpy(session.run(None, named)[0]) for session in sessions)
     assert_budget(ours, theirs, getattr(exact, "logits", exact), name)
     record = metadata.read(sessions[0].get_modelmeta().custom_metadata_map)
-    assert record is not None and len(record["shrunk"]) == len(result.shrunk)  # type: ignore[arg-type]
+    assert record is not None and len(record["shrunk"]) == len(result.shrunk)
     assert f"{result.shrunk[0].rows} and {result.shrunk[0].columns} taken out" in str(result)
     assert main(["inspect", str(result.path)]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())

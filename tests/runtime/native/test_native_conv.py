@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -111,7 +112,8 @@ def test_fuzz(data: st.DataObject) -> None:
         assume(all(n + 2 * p > e for n, p, e in zip(size, padding, spans, strict=True)))
     torch.manual_seed(batch * channels + rows)
     geometry = geometry_of(channels, rows, kernel, groups, transposed, block)
-    conv, index = ConvArgs(stride, padding, dilation, transposed, extra, groups), sets(geometry, *shares, spare, wide)
+    conv = ConvArgs(stride, padding, dilation, transposed, extra, groups)
+    index = sets(geometry, shares[0], shares[1], spare, wide)
     x = torch.randn(batch, channels * groups, *size)
     assert candidates("conv", x, geometry, conv)[0] == "native"
     assert LIBRARY is not None
@@ -246,7 +248,8 @@ def test_compiled_with_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for backend in ("eager", "inductor"):
         torch.manual_seed(0)
-        model = topkast.compile(build().to(memory_format=torch.channels_last), 0.8, 0.6, backend=backend, min_size=20)
+        built: Any = build()
+        model = topkast.compile(built.to(memory_format=torch.channels_last), 0.8, 0.6, backend=backend, min_size=20)
         x = torch.randn(17, 8, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
         model(x).square().sum().backward()
         found.append([x.grad, *(p.grad for p in model.parameters())])

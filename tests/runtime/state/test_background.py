@@ -143,7 +143,7 @@ def test_training_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(pending is not None and pending.step == 2 and not pending.future.done() for pending in asked.values())
     gate.open.set()
     for site in sites_of(twin).values():
-        site.pending.wait()  # type: ignore[union-attr]
+        site.pending.wait()
     for each in (model, twin):
         steps(each, 1)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
@@ -186,7 +186,7 @@ def test_an_error_is_raised_at_the_next_refresh(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(topkast.RefreshError, match=message):
         steps(model, 1, first=4)
     steps(model, 3, first=4)  # it was said; what is asked for now is another choice
-    assert sites_of(model)["2.weight"].pending.step == 6  # type: ignore[union-attr]
+    assert sites_of(model)["2.weight"].pending.step == 6
 
 
 def checkpointed(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -291,4 +291,4 @@ def test_a_forked_process_has_a_thread_of_its_own() -> None:
 
 def test_is_a_yes_or_no() -> None:
     with pytest.raises(topkast.ConfigError, match="refresh_in_background=1: must be one of True, False"):
-        topkast.compile(CASES["mlp"].model(), refresh_in_background=1)  # type: ignore[arg-type]
+        topkast.compile(CASES["mlp"].model(), refresh_in_background=1)

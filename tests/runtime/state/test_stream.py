@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import topkast
 from topkast.runtime.state import streaming as stream
 from topkast.runtime.state.model import sites
+from topkast.runtime.state.parts import Change
 from topkast.runtime.state.refresh import renewed
 from topkast.runtime.state.site import Site
 from topkast.tests.compiler.checkpoint.test_checkpoint import same
@@ -122,7 +123,7 @@ def test_the_next_layer_comes_down_while_one_is_worked_on(engine: Engine) -> Non
     engine.log.clear()
     names = {id(site): name for name, site in sites(model).items()}
 
-    def change(site: Site, parts: stream.Parts) -> bool:
+    def change(site: Site, parts: stream.Parts) -> Change:
         engine.log.append(names[id(site)])
         engine.queue.append(lambda: None)  # it has its place in the log, and is nothing to make
         return renewed(site, parts)
@@ -139,7 +140,7 @@ def test_a_refresh_that_fails_leaves_no_copy_behind(engine: Engine) -> None:
     model = trained()
     before = state(model, model.optimizer)
 
-    def change(site: Site, parts: stream.Parts) -> bool:
+    def change(site: Site, parts: stream.Parts) -> Change:
         if site.name == "2.weight":
             parts.values.zero_()
             raise ValueError("no")

@@ -75,7 +75,8 @@ def follow(trio: Trio, kind: str, every: int = 1, steps: int = 11) -> AveragedMo
             found = topkast.dense_state_dict(average, values=values)
             for key, name in trio.oracle.keys.items():
                 kept = trio.oracle.sets[name][0] if values == "forward" else torch.ones_like(trio.oracle.sets[name][0])
-                assert_budget(found[key], *(torch.where(kept, d[key], 0) for d in dense), f"{where}: {key} ({values})")
+                plain, true = (torch.where(kept, d[key], 0) for d in dense)
+                assert_budget(found[key], plain, true, f"{where}: {key} ({values})")
 
     trio.run(loop)
     assert done == 3
@@ -142,7 +143,8 @@ def test_goes_on_from_its_state_dict() -> None:
     saved = copy.deepcopy([thing.state_dict() for thing in (model, optimizer, average)])
     advance(case, model, optimizer, average, 12)
     fresh = trained(seed=5)
-    for thing, state in zip(fresh[1:], saved, strict=True):
+    stateful: tuple[Any, ...] = fresh[1:]
+    for thing, state in zip(stateful, saved, strict=True):
         thing.load_state_dict(state)
     advance(*fresh, 12)
     for one, other in ((model, fresh[1]), (average, fresh[3])):

@@ -162,7 +162,7 @@ class LooksAhead(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.05})
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure) -> Any:
         for share in (0.5, 1.0):
             with torch.enable_grad():
                 loss = closure()
@@ -186,7 +186,7 @@ class Records(torch.optim.Optimizer):
         super().__init__(parameters, {})
         self.used = torch.empty(0)
 
-    def step(self, closure: Closure | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> None:
         if closure is not None:
             closure()
         self.used = self.param_groups[0]["params"][0].grad.clone()
@@ -199,7 +199,7 @@ class Outer(torch.optim.Optimizer):
         super().__init__(inner.param_groups, {})
         self.inner, self.passes_on = inner, passes_on
 
-    def step(self, closure: Closure) -> None:  # type: ignore[override]
+    def step(self, closure: Closure) -> None:
         if self.passes_on:
             self.inner.step(closure)
         else:
@@ -257,7 +257,7 @@ def test_lightning(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning", reason="an extra: examples")
     case = CASES["mlp"]
 
-    class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
+    class Module(lightning.LightningModule):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.net = topkast.compile(case.model(), min_size=1, backend="eager", **PENALTY)
@@ -272,7 +272,7 @@ def test_lightning(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, batches = Module(), case.batches(6)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "barebones": False}
-    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(batches, batch_size=None)
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", devices=1, default_root_dir=tmp_path, gradient_clip_val=0.05,
         gradient_clip_algorithm="value", enable_model_summary=False, **quiet,

@@ -141,7 +141,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-QUIET: dict[str, Callable[[], tuple[nn.Module, Callable[[Tensor], Tensor] | None]]] = {
+QUIET: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "compiled": lambda: (small(Net()), None),
     "eager": lambda: (small(Net(), backend="eager"), None),
     "sparsified": lambda: (topkast.sparsify(Net(), min_size=1), None),

@@ -243,6 +243,6 @@ def test_threads_do_not_see_each_others_steps() -> None:
 def test_another_models_step_in_a_closure_counts() -> None:
     """The sites of an inner step that the outer one does not hold are its own."""
     outer, inner = (topkast.compile(CASES["mlp"].model(), min_size=1, **SPARSE) for _ in range(2))
-    step = sgd(list(inner.parameters())).step
+    step: Any = sgd(list(inner.parameters())).step
     sgd(list(outer.parameters())).step(lambda: step())
     assert counts(outer) == {1} and counts(inner) == {1}

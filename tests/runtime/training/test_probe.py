@@ -220,6 +220,7 @@ def test_what_cannot_be_tried_is_said_once() -> None:
 
 
 def cases() -> Iterator[Any]:
+    info: Any
     for info in optim_db:
         if info.optim_cls.__name__ in ("LBFGS", "Adafactor", "Muon", "SparseAdam"):
             continue

@@ -194,7 +194,7 @@ def perturbed(model: nn.Module) -> None:
 def closures(model: nn.Module) -> None:
     optimizer = sgd(list(model.parameters()))
     for _ in range(3):
-        optimizer.step(lambda: [(backward(model), move(model, 1e-3)) for _ in range(9)])
+        optimizer.step(lambda: [(backward(model), move(model, 1e-3)) for _ in range(9)])  # type: ignore[return-value]
 
 
 QUIET: dict[str, Loop] = {

@@ -186,8 +186,8 @@ def test_products_are_captured_and_follow_a_refresh(kernel, block):
 
     def drawn(seed):
         score = torch.rand(geometry.units, generator=torch.Generator().manual_seed(seed)).cuda()
-        masks = (choose.largest(score, n).view(geometry.grid) for n in (n_bwd // 2, n_bwd))
-        return layout.build_index(*masks, n_bwd)
+        fwd, bwd = (choose.largest(score, n).view(geometry.grid) for n in (n_bwd // 2, n_bwd))
+        return layout.build_index(fwd, bwd, n_bwd)
 
     index, other = drawn(0), drawn(1)
     values = torch.randn(n_bwd * geometry.unit, device="cuda", dtype=torch.bfloat16)
