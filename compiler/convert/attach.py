@@ -60,7 +60,7 @@ def _follow_flat_weights(kind: Any) -> None:
     kind._flat_weights = property(get, ignore)
     # No stored list needs an update. torch's check of the list would make every W_A an output of the graph.
     kind._update_flat_weights = kind._init_flat_weights = lambda self: None
-    # Dynamo remembers by a function's code object that plain recurrent layers run in Python; a new code object avoids this.
+    # Dynamo remembers by a function's code that plain recurrent layers run in Python. New code has no such record.
     given = kind.forward
     own = types.FunctionType(given.__code__.replace(), given.__globals__, given.__name__, None, given.__closure__)
     own.__defaults__, own.__kwdefaults__ = given.__defaults__, given.__kwdefaults__
@@ -69,7 +69,7 @@ def _follow_flat_weights(kind: Any) -> None:
 
 @contextlib.contextmanager
 def _unseen(module: nn.Module) -> Iterator[dict[str, SiteModule]]:
-    """A module's sites by attribute. Inside the ``with``, a read is no forward: it does not refresh and is not counted."""
+    """A module's sites by attribute. Inside the ``with``, a read is no forward: no refresh happens, nothing is counted."""
     found = sites_of(module)
     with contextlib.ExitStack() as stack:
         for site in found.values():
@@ -78,7 +78,7 @@ def _unseen(module: nn.Module) -> Iterator[dict[str, SiteModule]]:
 
 
 def _state_with_values(kind: Any) -> None:
-    """Let a class save and load values and sets together. If the class's own code reads ``self.weight``, it gets W_A."""
+    """Let a class save and load values and sets together. The class's own code gets W_A if it reads ``self.weight``."""
 
     @torch.no_grad()
     def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ def detach(module: nn.Module, attribute: str) -> None:
 
 
 def complete(kind: Any) -> None:
-    """Let a class of modules with sites do what they must besides reading them."""
+    """Give a class of modules with sites everything except the reading of weights: copying, saving, ``to``."""
     base = kind.__bases__[0]
     if getattr(base, "__deepcopy__", None) is None or issubclass(base, torch.fx.GraphModule):
         kind.__deepcopy__ = copy_module
@@ -172,7 +172,7 @@ def complete(kind: Any) -> None:
     _accept_new_tensors(kind)
     _refuse_new_values(kind)
     keep_whole(kind)
-    # Here, for a model that was pickled may come into a process that has converted none.
+    # The hooks are installed here, because a pickled model can be loaded in a process that has converted no model.
     install_hooks()
     if _on_parameter not in torch_module._global_parameter_registration_hooks.values():
         torch_module.register_module_parameter_registration_hook(_on_parameter)

@@ -21,7 +21,7 @@ from .distribute import units_at
 TENTH, QUARTER = 0.1, 0.25
 
 ENOUGH = 4096  # entries; fewer entries do not show reliably how they were made
-DEVIATIONS = 6  # standard deviations by which a random draw may differ from its expectation
+DEVIATIONS = 6  # deviations by which a random draw may differ from its expectation
 ITERATIONS = 20  # of the power method: a direction that training wrote stands out at once
 
 

@@ -117,7 +117,7 @@ def _owners(model: nn.Module, parameters: dict[str, nn.Parameter]) -> tuple[dict
 
 
 def _matches(argument: str, globs: Any, owners: dict[str, list[Owner]]) -> dict[str, str]:
-    """Canonical name -> the glob that matches any name of the parameter. Each glob must match at least one parameter."""
+    """Canonical name -> the glob that matches any name of the parameter. Each glob must match a parameter."""
     aliases = {".".join(filter(None, owner)): name for name, held in owners.items() for owner in held}
     matched: dict[str, str] = {}
     for glob in globs or ():

@@ -107,8 +107,8 @@ def _refusal(kind: str, name: str) -> str:
 def _not_ours(self: nn.Module) -> Any:
     """``module.parametrizations``: torch's own, if the module has any.
 
-    ``register_parametrization`` reads this property before it changes anything. torch's quantization, which finds layers
-    by their class, does the same. For a sparse weight both get an error.
+    ``register_parametrization`` reads this property before it changes anything. torch's quantization, which finds
+    layers by their class, does the same. For a sparse weight both get an error.
     """
     caller: Any = None if torch.compiler.is_compiling() else sys._getframe(1)
     for _ in range(2):
@@ -136,7 +136,7 @@ def _not_scriptable(self: nn.Module) -> Any:
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
-    """Pickle like any module, but store the class by its base class, because pickle cannot find the class by its name."""
+    """Pickle like any module, but store the base class: pickle could not find the made class by its name."""
     kind: Any = type(self)
     ours: Any = next(made for made in kind.__mro__ if _ATTRIBUTES in vars(made))
     if isinstance(self, torch.fx.GraphModule):

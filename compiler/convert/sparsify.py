@@ -110,10 +110,10 @@ def convert(
     start: Start,
     last: Callable[[nn.Module], None] | None = None,
 ) -> M:
-    """Convert ``model`` in place; if that fails or is interrupted, the model is as it was.
+    """Convert ``model`` in place; if the conversion fails or is interrupted, the model is unchanged.
 
     Args:
-        model: any module; see :func:`topkast.compiler.convert.check.check_model` for what is refused.
+        model: any module that :func:`topkast.compiler.convert.check.check_model` does not refuse.
         config: the options that stay with the model.
         start: the options that only the conversion needs.
         last: called with the converted model; if it fails, the whole conversion is undone.
@@ -203,7 +203,7 @@ def sparsify(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, 
         The same object.
 
     Raises:
-        ConfigError, ModelError, ReservoirError: as :func:`topkast.compile`; the model is as it was.
+        ConfigError, ModelError, ReservoirError: as :func:`topkast.compile`. The model is unchanged.
     """
     allowed = [one.name for one in OPTIONS if one.name not in ("fwd", "bwd")]
     if unknown := sorted(set(options) - set(allowed)):

@@ -39,7 +39,7 @@ class Undo:
         self._parameters: list[tuple[nn.Parameter, SiteModule, Tensor | None, Callable[[], Tensor]]] = []
 
     def note(self, parameter: nn.Parameter, site: SiteModule) -> None:
-        """A parameter is about to be taken over by a site that was made of it."""
+        """Record a parameter before the site that was made from it takes its place."""
         stride = parameter.stride()
 
         def together() -> Tensor:
@@ -47,7 +47,7 @@ class Undo:
             theta = assemble(parameter.detach().to(site.home).view(-1), site.reservoir, index, site.geometry)
             return torch.empty_strided(theta.shape, stride, dtype=theta.dtype, device=parameter.device).copy_(theta)
 
-        # Memory that others see too stays anyway, and must be the parameter's again.
+        # Memory that others share stays allocated anyway, and must belong to the parameter again after an undo.
         shared = parameter.is_shared() or parameter.untyped_storage().nbytes() != parameter.nbytes
         memory = parameter.detach() if shared else None
         self._parameters.append((parameter, site, parameter.grad, together if memory is None else lambda: memory))

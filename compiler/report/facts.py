@@ -80,8 +80,8 @@ def facts_of(model: Any) -> Facts:
     fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay
     if fastest > MOST_DECAY and asked is not None:
         warnings.append(
-            f"exploration_decay={asked:g}: exploration_decay × lr is {fastest:.3g}; the decay is capped at {MOST_DECAY:g} "
-            "per step"
+            f"exploration_decay={asked:g}: exploration_decay × lr is {fastest:.3g}; the decay is capped at "
+            f"{MOST_DECAY:g} per step"
         )
     if native_library.library() is None:
         warnings.append(

@@ -29,7 +29,7 @@ REMEDY = "give init=, a function that fills the tensors of the module it is call
 
 @dataclass
 class Step:
-    """The initialisation of one module: the functions to call, the tensors made before, the tensors final afterwards."""
+    """The initialisation of one module: functions to call, tensors to make before, tensors that are final after."""
 
     path: str
     module: nn.Module
@@ -133,7 +133,7 @@ def _below(owners: Owners, modules: list[nn.Module]) -> list[str]:
 
 
 def _in_order(module: nn.Module, path: str = "", rule: Init | None = None) -> Iterator[tuple[str, nn.Module, Any]]:
-    """(path, module, nearest ``_init_weights`` at or above the module), children first, in ``nn.Module.apply``'s order."""
+    """(path, module, nearest ``_init_weights`` at or above the module), in ``nn.Module.apply``'s order: children first."""
     own = getattr(module, "_init_weights", None)
     if callable(own):
         with contextlib.suppress(TypeError, ValueError):  # some modules have an _init_weights that takes no module
