@@ -54,7 +54,7 @@ torch._dynamo.eval_frame.skip_code(SiteModule.forward.__code__)
 
 @contextlib.contextmanager
 def _traced_to_products(module: fx.GraphModule) -> Iterator[None]:
-    """While a graph with an LSTM is traced: without oneDNN, which would be one opaque operator for a whole layer."""
+    """Switch oneDNN off while a graph with an LSTM is traced: it would make a whole layer one opaque operator."""
     recurrent = any(getattr(node.target, "__name__", "") == "lstm" for node in module.graph.nodes)
     before = torch._C._get_mkldnn_enabled()
     # Not torch.backends.mkldnn.flags, which sets its other flags too and warns where one is for other devices.
@@ -121,7 +121,7 @@ def _behind_refresh(
         raise
 
 
-@register_backend(name="topkast")  # for programs that never import topkast, the package's entry point registers the backend
+@register_backend(name="topkast")  # without an import of topkast, the entry point registers it
 def topkast_backend(
     module: fx.GraphModule,
     inputs: list[Any],

@@ -9,7 +9,7 @@ from typing import Any
 
 from topkast.runtime.errors import ConfigError
 
-Check = Callable[[str, Any], Any]  # (name, value) -> the normalised value; raises ConfigError for a value that is not allowed
+Check = Callable[[str, Any], Any]  # (name, value) -> the normalised value, or a ConfigError if it is not allowed
 
 
 def anything(name: str, value: Any) -> Any:

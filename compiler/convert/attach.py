@@ -69,7 +69,7 @@ def _follow_flat_weights(kind: Any) -> None:
 
 @contextlib.contextmanager
 def _unseen(module: nn.Module) -> Iterator[dict[str, SiteModule]]:
-    """A module's sites by attribute. Inside the ``with``, a read is no forward: no refresh happens, nothing is counted."""
+    """A module's sites by attribute. A read inside the ``with`` is no forward: it neither refreshes nor is counted."""
     found = sites_of(module)
     with contextlib.ExitStack() as stack:
         for site in found.values():

@@ -16,12 +16,12 @@ from topkast.runtime.state.site_module import SiteModule
 
 from .distribute import units_at
 
-# Scaling was measured to help between these densities of A. Up to a tenth a smaller start is worse, at 0.3 scaling makes
-# no difference, and at a half scaling is worse again.
+# Scaling was measured to help between these densities of A. Up to a tenth a smaller start is worse, at 0.3 scaling
+# makes no difference, and at a half scaling is worse again.
 TENTH, QUARTER = 0.1, 0.25
 
 ENOUGH = 4096  # entries; fewer entries do not show reliably how they were made
-DEVIATIONS = 6  # deviations by which a random draw may differ from its expectation
+DEVIATIONS = 6  # standard deviations by which a draw may differ from its mean
 ITERATIONS = 20  # of the power method: a direction that training wrote stands out at once
 
 

@@ -133,7 +133,7 @@ def _below(owners: Owners, modules: list[nn.Module]) -> list[str]:
 
 
 def _in_order(module: nn.Module, path: str = "", rule: Init | None = None) -> Iterator[tuple[str, nn.Module, Any]]:
-    """(path, module, nearest ``_init_weights`` at or above the module), in ``nn.Module.apply``'s order: children first."""
+    """(path, module, nearest ``_init_weights`` at or above it), in the order of ``nn.Module.apply``: children first."""
     own = getattr(module, "_init_weights", None)
     if callable(own):
         with contextlib.suppress(TypeError, ValueError):  # some modules have an _init_weights that takes no module
