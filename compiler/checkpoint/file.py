@@ -152,7 +152,7 @@ def _config(record: Record) -> dict[str, Any]:
 
 
 def describe(site: SiteModule) -> dict[str, Any]:
-    """What the header says of a site."""
+    """The header's entry for a site."""
     geometry = site.geometry
     return {
         "shape": list(geometry.shape),
@@ -161,7 +161,7 @@ def describe(site: SiteModule) -> dict[str, Any]:
         "block": list(geometry.block),
         "n_fwd": site.n_fwd,
         "n_bwd": site.n_bwd,
-        # Without a seed in the config, torch's own of that process was taken: it must come along.
+        # Without a seed in the config, torch's own seed of that process was used, so the file must hold that seed.
         "seed": site.rule.seed,
         "churn": site.churn[-20:],
     }
@@ -179,7 +179,7 @@ def _check_format(path: Path, header: dict[str, str]) -> None:
 
 
 def describe_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Class, and per group the (name, shape) of every parameter; the name is None outside the model."""
+    """The class, and per group the (name, shape) of every parameter; a parameter outside the model has the name None."""
     names = {id(parameter): name for name, parameter in root.named_parameters()}
     groups = [
         [[names.get(id(parameter)), list(parameter.shape)] for parameter in group["params"]]
@@ -198,7 +198,7 @@ def _pack_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], found: dict[str, SiteModule]) -> None:
     optimizer.load_state_dict(content)
-    # torch casts state to its parameter's dtype; state kept in a wider one must come back as it was.
+    # torch casts state to its parameter's dtype. State with a wider dtype must be restored without the cast.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, state in content["state"].items():
         mine = optimizer.state[parameters[number]] if isinstance(number, int) else {}

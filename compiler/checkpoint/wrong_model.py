@@ -1,7 +1,7 @@
 """Explain the error if a state dict is loaded into the wrong kind of model, and say what to call instead.
 
-The user loads a sparse model's state dict into a dense model, or a dense model's state dict into a sparse model. torch's
-error only lists keys and sizes, which do not show the cause. Only the text of the error is changed.
+The user loads a sparse model's state dict into a dense model, or a dense model's state dict into a sparse model. The
+error of torch only lists keys and sizes, which do not show the cause. Only the text of the error is changed.
 """
 
 from __future__ import annotations
