@@ -41,8 +41,8 @@ BACKEND = Option(
     "eagerly all the same, a warning says so once, and the report gives the reason.",
 )
 
-# Code that computes an operator must not be compiled itself if Dynamo runs a frame of the model in Python. Dynamo traces
-# only two rooms: a module reads its weight through the site, and hooks of optimizers can be part of compiled steps.
+# Code that computes an operator must not be compiled itself if Dynamo runs a frame of the model in Python. Dynamo
+# traces only two rooms: modules read weights through sites, and hooks of optimizers can be part of compiled steps.
 for _path in sorted(Path(runtime.__path__[0]).iterdir()):
     if _path.stem not in ("__init__", "__pycache__", "state", "training"):
         trace_rules.add(f"topkast.runtime.{_path.stem}")

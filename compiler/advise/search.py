@@ -167,10 +167,10 @@ class _Search:
         return taken[name], reason + (f"; clearly worse: {others}" if others else "")
 
     def _run(self, key: tuple[Any, ...] | None, setting: Setting) -> None:
-        """All repeats, unless they are done or the time is over; the first of dense and of the start run anyway."""
+        """Run all missing repeats until the time is over. The first repeats of dense and of the start always run."""
         done = self.losses.get(key, [])
         for repeat in range(len(done), self.repeats):
-            # Against dense and against the start everything is compared: what they lack, no other can use.
+            # All settings are compared with dense and with the start, so a repeat that these two lack has no use.
             if time.monotonic() > self.deadline and not (repeat == 0 and len(self.losses) < 2):
                 self.skipped.append(f"{_words(key)}: {self.repeats - repeat} of {self.repeats} runs")
                 break

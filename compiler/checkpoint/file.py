@@ -179,7 +179,7 @@ def _check_format(path: Path, header: dict[str, str]) -> None:
 
 
 def describe_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The class, and per group the (name, shape) of every parameter; a parameter outside the model has the name None."""
+    """The class, and per group the (name, shape) of each parameter; the name is None for one outside the model."""
     names = {id(parameter): name for name, parameter in root.named_parameters()}
     groups = [
         [[names.get(id(parameter)), list(parameter.shape)] for parameter in group["params"]]

@@ -51,7 +51,7 @@ def _state(optimizers: Iterable[torch.optim.Optimizer], parameter: Tensor) -> li
 
 
 def count_bytes(found: dict[str, SiteModule]) -> dict[str, int]:
-    """Bytes of these sites, and of the same weights trained dense with the same optimizer."""
+    """Bytes of these sites, and bytes of the same weights trained dense with the same optimizer."""
     total = dict.fromkeys(("values", "gradient", "optimizer", "index", "reservoir", "sparse", "dense"), 0)
     for site in found.values():
         state = _state(site.optimizers, site.original)
@@ -63,7 +63,7 @@ def count_bytes(found: dict[str, SiteModule]) -> dict[str, int]:
             "index": _nbytes([*site.index, site.ever]),
             "reservoir": _nbytes([site.reservoir]),
         }
-        # The state dense training would hold: one number a weight where there is one a value now.
+        # The state of dense training: one number for each weight instead of one number for each stored value.
         dense_state = sum(
             numel * value.element_size() if value.shape == site.original.shape else _nbytes([value]) for value in state
         )
@@ -78,7 +78,7 @@ def count_places(found: dict[str, SiteModule]) -> dict[str, dict[str, int]]:
     places: Counter[str] = Counter()
     for site in found.values():
         state = _state(site.optimizers, site.original)
-        for tensor in (site.original, site.original, *state, *site.index, site.ever):  # original comes twice: the gradient has the same size
+        for tensor in (site.original, site.original, *state, *site.index, site.ever):  # twice: values, gradient
             places[str(tensor.device)] += tensor.nbytes
         on_disk = site.rule.reservoir == "disk"
         places["disk" if on_disk else str(site.reservoir.device)] += site.reservoir.nbytes

@@ -76,7 +76,7 @@ def facts_of(model: Any) -> Facts:
     config = {**asdict(record.config), "block": list(record.config.block)}
     warnings = [*record.warnings, *eager_facts(record, found), *standing_facts(found.values())]
     warnings += [text for name, site in found.items() for text in _warnings(name, site)]
-    # The default decay is expected to be capped at SGD's learning rates. A warning comes only if the user set the decay.
+    # The default decay is expected to be capped at SGD's learning rates; only a decay that the user set is warned of.
     fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay
     if fastest > MOST_DECAY and asked is not None:
         warnings.append(
