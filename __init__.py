@@ -29,8 +29,8 @@ from topkast.runtime.training.running_average import averaged
 
 __version__ = "0.1.0"
 
-# `import topkast.onnx` works though no file onnx.py lies here: such a file would hide the package onnx
-# from whoever runs Python in this folder.
+# `import topkast.onnx` must work without a file onnx.py in this folder. A file of that name would hide the package onnx
+# from every program that runs in this folder.
 sys.modules["topkast.onnx"] = onnx
 sys.modules["topkast.topology"] = topology
 

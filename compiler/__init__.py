@@ -1,1 +1,1 @@
-"""From a module to a compiled callable: configuration, selection, conversion, backend, export."""
+"""Turn a module into a compiled sparse module: options, selection, conversion, backend, checkpoints, export."""

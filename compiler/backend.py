@@ -41,20 +41,20 @@ BACKEND = Option(
     "eagerly all the same, a warning says so once, and the report gives the reason.",
 )
 
-# What computes an operator is not to be compiled itself, where Dynamo has left a frame of the model to Python. Dynamo
-# looks into two rooms: a module reads its weight through the site, and hooks of optimizers may stand in compiled steps.
+# Code that computes an operator must not be compiled itself if Dynamo runs a frame of the model in Python. Dynamo
+# traces only two rooms: modules read weights through sites, and hooks of optimizers can be part of compiled steps.
 for _path in sorted(Path(runtime.__path__[0]).iterdir()):
     if _path.stem not in ("__init__", "__pycache__", "state", "training"):
         trace_rules.add(f"topkast.runtime.{_path.stem}")
 for _file in ("guarded_weight", "index_check", "find_sites"):
     trace_rules.add(f"topkast.runtime.state.{_file}")
-# Read outside of any graph, a weight is no graph of its own: it would be one for each site, none of which can fuse.
+# A read of a weight outside a graph must not become a graph: each site would have its own graph, and none could fuse.
 torch._dynamo.eval_frame.skip_code(SiteModule.forward.__code__)
 
 
 @contextlib.contextmanager
 def _traced_to_products(module: fx.GraphModule) -> Iterator[None]:
-    """While a graph with an LSTM is traced: without oneDNN, which would be one opaque operator for a whole layer."""
+    """Switch oneDNN off while a graph with an LSTM is traced: it would make a whole layer one opaque operator."""
     recurrent = any(getattr(node.target, "__name__", "") == "lstm" for node in module.graph.nodes)
     before = torch._C._get_mkldnn_enabled()
     # Not torch.backends.mkldnn.flags, which sets its other flags too and warns where one is for other devices.
@@ -107,8 +107,8 @@ def _inductor_if_possible(
 def _behind_refresh(
     module: fx.GraphModule, inputs: list[Any], compile_graph: Callable[[PassLog], Any]
 ) -> Callable[..., Any]:
-    """The compiled graph behind its refresh. The log of its passes is kept for the report, and an error, which Dynamo
-    may hide, is noted with the sites of the graph."""
+    """The compiled graph, called after its refresh. The log of its passes is kept for the report. Dynamo may hide an
+    error, so the error is also recorded with the sites of the graph."""
     log, sites = PassLog(), list(keyed_sites(module, inputs).values())
     keep_log(log, sites)
     try:
@@ -121,7 +121,7 @@ def _behind_refresh(
         raise
 
 
-@register_backend(name="topkast")  # the entry point says the same to programs that never import us
+@register_backend(name="topkast")  # without an import of topkast, the entry point registers it
 def topkast_backend(
     module: fx.GraphModule,
     inputs: list[Any],
@@ -133,13 +133,16 @@ def topkast_backend(
 
     Args:
         module, inputs: the captured graph and its inputs, as Dynamo gives them.
-        mode, options: as ``torch.compile`` has them for Inductor.
+        mode, options: the arguments of ``torch.compile`` of these names, for Inductor.
     """
     return _behind_refresh(module, inputs, lambda log: _inductor_if_possible(module, inputs, log, mode, options))
 
 
 def topkast_aot_eager(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-    """The same passes, run op by op without Inductor: quick to compile, for tests and debugging."""
+    """Backend "topkast_aot_eager": the same passes, then operators run one by one without Inductor.
+
+    It compiles quickly and is meant for tests and debugging.
+    """
     return _behind_refresh(module, inputs, lambda log: _aot_eager(module, inputs, log))
 
 
@@ -147,9 +150,9 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
     """Compile in place, as ``nn.Module.compile`` does; "eager" leaves the converted module as it is.
 
     Args:
-        module: converted; each module of it that may be called by itself is compiled when that happens.
-        backend: one of those that :data:`BACKEND` allows.
-        options: of ``torch.compile``.
+        module: a converted module. A submodule that can be called by itself is compiled at its first call.
+        backend: a name that :data:`BACKEND` allows.
+        options: further arguments of ``torch.compile``.
     """
     if backend == "eager":
         return
@@ -162,7 +165,7 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
             compiled = torch._dynamo.config.patch(allow_rnn=True)(compiled)
         return within(in_the_open, compiled) if hides(part) else compiled
 
-    compile(module, module.forward)  # what torch.compile says of the options, it says here
+    compile(module, module.forward)  # torch.compile raises its errors about the options here
     watch = Watch(backend)
     Entries(compile, (backend, repr(sorted(options.items()))), watch).install(module)
     if not options.get("disable"):
@@ -173,7 +176,7 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
 
 
 def check_backend(backend: str, options: dict[str, Any]) -> None:
-    """Raise ConfigError for a backend or an option of ``torch.compile`` that is not there."""
+    """Raise ConfigError if the backend or an option of ``torch.compile`` does not exist."""
     BACKEND.check(BACKEND.name, backend)
     allowed = {"inductor": ("fullgraph", "dynamic", "mode", "options", "disable")}.get(
         backend, ("fullgraph", "dynamic", "disable")

@@ -1,4 +1,4 @@
-"""``topkast.compile``: the one line in front of an unchanged training loop."""
+"""``topkast.compile``: the one line that a user adds before an unchanged training loop."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ ARGUMENTS = (*OPTIONS, BACKEND)
 
 @with_options(ARGUMENTS, rest="torch_compile_options")
 def compile(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, **options: Any) -> M:
-    """Make a model train sparse, in place, and compile it. The training loop stays as it is.
+    """Make a model train sparse, in place, and compile the model. The training loop stays unchanged.
 
-    The weights of matrix products and convolutions keep, in the forward pass, only the set A of their largest entries;
-    gradients, optimizer state and updates exist for the larger set B; both are chosen again every ``refresh_every``
-    steps from all weights (Jayakumar et al. 2020, arXiv 2106.03517, section 2).
+    In the forward pass, the weights of matrix products and convolutions use only the set A of their largest entries.
+    Gradients, optimizer state and updates exist for the larger set B. Both sets are chosen again from all weights every
+    ``refresh_every`` steps (Jayakumar et al. 2020, arXiv 2106.03517, section 2).
 
-    Optimizers that treat each weight by itself work unchanged, and so do those that use a weight's norm (LAMB, LARS),
-    which is then the norm of B's values. Others (Muon, Adafactor, LBFGS) raise ``OptimizerError`` at their first step.
+    Optimizers that treat each entry of a weight by itself work unchanged. Optimizers that use a weight's norm (LAMB,
+    LARS) also work; their norm is then the norm of B's values. Other optimizers (Muon, Adafactor, LBFGS) raise
+    ``OptimizerError`` at their first step.
 
     Args:
         model: any ``torch.nn.Module``, for example an ``fx.GraphModule`` or an exported program's module.
@@ -43,9 +44,9 @@ def compile(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, *
         The same object.
 
     Raises:
-        ConfigError: an argument is outside what is allowed, or matches nothing; the model is as it was.
-        ModelError: the model cannot be converted; it is as it was.
-        ReservoirError: ``reservoir="disk"``, and the disk has no room; the model is as it was.
+        ConfigError: an argument has a value that is not allowed, or matches nothing. The model is unchanged.
+        ModelError: the model cannot be converted. The model is unchanged.
+        ReservoirError: ``reservoir="disk"``, and the disk has no room. The model is unchanged.
     """
     backend = options.pop(BACKEND.name, BACKEND.default)
     own = {one.name for one in OPTIONS}
@@ -61,25 +62,27 @@ def compile(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, *
 
 
 def refresh(model: torch.nn.Module) -> None:
-    """Choose A and B of every site again, now. Between a forward and its backward that backward becomes an error.
+    """Choose A and B of every site again, now. After a call between a forward and its backward, the backward fails.
 
-    With ``refresh_in_background`` too: what a thread has chosen before is dropped.
+    With ``refresh_in_background`` the sets are also chosen now; the sets that a thread has prepared are dropped.
     """
     refresh_sites(sites(model).values())
 
 
 @torch.no_grad()
 def step(model: torch.nn.Module, lr: float | None = None) -> None:
-    """Say that an optimizer step is complete, in a loop without a ``torch.optim`` optimizer (which says it itself).
+    """Tell the model that an optimizer step is complete.
+
+    Only a loop without a ``torch.optim`` optimizer needs this call; a ``torch.optim`` optimizer reports its own steps.
 
     Args:
         model: a converted model.
-        lr: the step's learning rate, by which ``exploration_decay`` is scaled; without it nothing is decayed, and a
-            warning says so once.
+        lr: the step's learning rate, by which ``exploration_decay`` is scaled. None: nothing is decayed, and a warning
+            says so once.
 
     Raises:
-        ConfigError: ``exploration_l2`` is set: it belongs into the gradient before the step, where only an optimizer's
-            hook can put it.
+        ConfigError: ``exploration_l2`` is set. This term must be added to the gradient before the step, and only an
+            optimizer's hook can do that.
     """
     for site in sites(model).values():
         if site.rule.exploration_l2:

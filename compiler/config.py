@@ -1,4 +1,4 @@
-"""The table of options: what a user can ask for, what is allowed, and what each option means."""
+"""The table of options: the name, the allowed values and the meaning of each option that a user can set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ one_of_methods = choice(*METHODS)
 
 @dataclass(frozen=True)
 class Config:
-    """The options that stay with a model: each is declared here and nowhere else.
+    """The options that stay with a model. Each option is declared here and nowhere else.
 
     The signature and the docstring of :func:`topkast.compile`, the rule that a site keeps, the header of a checkpoint
     and the README's table are made from these fields. A method names the options that only some methods use
@@ -173,7 +173,7 @@ class Config:
     min_size: int = option(4096, "Weights with fewer elements stay dense.", check=integer(1))
 
     def __post_init__(self) -> None:
-        one_of_methods("method", self.method)  # first: the method says which other options count
+        one_of_methods("method", self.method)  # first, because the method decides which other options are used
         self._check_method()
         found = {one.name: one.check(one.name, getattr(self, one.name)) for one in options(Config)}
         found["fwd"], found["bwd"] = self._pair("", self.fwd, self.bwd)
@@ -210,10 +210,11 @@ class Config:
         return pair(name, fwd, fwd if method.bwd is None else method.bwd)
 
     def rule(self, balanced: bool) -> Rule:
-        """The options that a site keeps. Without a seed, torch's own decides what is drawn at random.
+        """The options that a site keeps. If no seed is set, torch's own seed is used for random draws.
 
         Args:
-            balanced: whether that site's sets are, see :func:`topkast.compiler.convert.distribute.distribute`.
+            balanced: whether the site's sets are balanced, see
+                :func:`topkast.compiler.convert.distribute.distribute`.
         """
         kept = {one.name: getattr(self, one.name) for one in options(Config) if one.kept_by_site}
         kept |= {"balanced": balanced, "seed": torch.initial_seed() if self.seed is None else self.seed}
@@ -239,4 +240,4 @@ def _processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-OPTIONS = (*options(Config), *options(Start))  # all but the backend, which only topkast.compile has
+OPTIONS = (*options(Config), *options(Start))  # all options except the backend, which only topkast.compile has

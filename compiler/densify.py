@@ -1,4 +1,4 @@
-"""The way back: a plain model of the original classes that holds W_A."""
+"""Turn a sparse model back into a plain model of the original classes that holds W_A."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from topkast.runtime.state.snapshots import restore_snapshots
 
 
 def densify(model: Any) -> nn.Module:
-    """A plain copy of the original architecture that holds W_A.
+    """Make a plain copy of the original architecture that holds W_A.
 
-    No hook, record or site of topkast is left in it, its modules have their own classes again, tied weights
-    are one Parameter again and ``parameters()`` has its original order; modes and ``requires_grad`` stay. It is not
-    compiled. The model itself is not touched. Tensors that a module keeps of its last forward are copied without their
-    graph.
+    The copy has no hook, record or site of topkast. Its modules have their own classes again, tied weights are one
+    Parameter again, and ``parameters()`` has its original order. Modes and ``requires_grad`` are kept. The copy is not
+    compiled. The model itself is not changed. If a module keeps tensors of its last forward, they are copied without
+    their graph.
 
     Args:
-        model: a model converted by topkast, or a wrapper of it (what is wrapped is copied).
+        model: a model converted by topkast, or a wrapper of such a model (the wrapped model is copied).
 
     Raises:
         ModelError: the model was not converted.
@@ -36,15 +36,15 @@ def densify(model: Any) -> nn.Module:
     root, record = find(model)
     found = owned(model)
     restore_snapshots(site for site, _ in found.values())
-    # Sites and their values are not copied: whatever the copy would hold of them is replaced below.
+    # Sites and their values are not copied, because the copy's references to them are replaced below.
     memo: dict[int, Any] = {id(site): site for site, _ in found.values()}
     memo |= {id(site.original): site.original for site, _ in found.values()}
     memo[id(record)] = record
-    # What a model keeps of its last forward (the states of a recurrence) has a graph, which no copy can have.
+    # Tensors that a model keeps of its last forward (the states of a recurrence) have a graph, which cannot be copied.
     kept = [value for module in root.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
     memo |= {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
-    # A GraphModule's own copy keeps only what its graph names, and reads what it names as sparse. From the
-    # innermost outwards, because each copies what it contains.
+    # A GraphModule's own copy keeps only the attributes that its graph names, and reads them as sparse weights. The
+    # innermost modules come first, because each copy contains copies of its children.
     for module in reversed(list(root.modules())):
         if isinstance(module, torch.fx.GraphModule) and id(module) not in memo:
             copy_module(module, memo)
@@ -81,7 +81,7 @@ def _restore(twin: nn.Module, found: Mapping[str, tuple[SiteModule, list[tuple[s
 
 
 def _own_class(module: torch.fx.GraphModule) -> None:
-    """Each GraphModule has a class of its own, into which its graph's ``forward`` is written."""
+    """Give a GraphModule its own class, because torch writes its graph's ``forward`` into the class."""
     base = next(cls for cls in type(module).__mro__ if cls.__qualname__.split(".")[-1] != "GraphModuleImpl")
     module.__class__ = type("GraphModuleImpl", (base,), {})
     module.recompile()

@@ -1,4 +1,4 @@
-"""The signature, the docstring and the README's table of a function, made from the records of its options."""
+"""Make a function's signature, its docstring and the README's table from the records of the function's options."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def with_options(records: Sequence[Option], rest: str = "") -> Callable[[F], F]:
     """Let a function whose last parameter is ``**options`` show each option by name, with its default and meaning.
 
     Args:
-        records: the options; those that the function names itself keep their place.
-        rest: name under which further keywords are shown; empty if there are none.
+        records: the options. Options that the function names itself keep their place in the signature.
+        rest: the name under which further keywords are shown; empty if there are none.
     """
 
     def describe(function: F) -> F:
@@ -32,7 +32,7 @@ def with_options(records: Sequence[Option], rest: str = "") -> Callable[[F], F]:
         ]
         others = [Parameter(rest, Parameter.VAR_KEYWORD, annotation="Any")] if rest else []
         function.__signature__ = shown.replace(parameters=[*own.values(), *more, *others])  # type: ignore[attr-defined]
-        if function.__doc__:  # none under python -OO
+        if function.__doc__:  # python -OO removes docstrings
             function.__doc__ = inspect.cleandoc(function.__doc__).replace(PLACE, "\n".join(map(_entry, records)))
         return function
 

@@ -1,4 +1,4 @@
-"""One option, one record: its name, its default, what is allowed, and what it means."""
+"""The record of one option: its name, its default, its check and its meaning."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from topkast.runtime.errors import ConfigError
 
-Check = Callable[[str, Any], Any]  # (name, value) -> the normalised value; raises ConfigError for what is not allowed
+Check = Callable[[str, Any], Any]  # (name, value) -> the normalised value, or a ConfigError if it is not allowed
 
 
 def anything(name: str, value: Any) -> Any:
-    """The check of an option that only the model decides about."""
+    """The check that accepts every value, for an option whose value can be checked only with the model."""
     return value
 
 
@@ -22,14 +22,14 @@ class Option:
     """One argument of :func:`topkast.compile`.
 
     Args:
-        name: of the argument.
-        default: its value if nothing is given.
-        annotation: its type, as the signature shows it.
-        check: gives the normalised value back, or raises ConfigError.
-        says: one sentence: the meaning in the README, and the first sentence in the docstring.
+        name: the name of the argument.
+        default: the value if the argument is not given.
+        annotation: the type, as the signature shows it.
+        check: returns the normalised value, or raises ConfigError.
+        says: the meaning in one sentence, for the README and as the first sentence in the docstring.
         more: further sentences of the docstring.
-        kept_by_site: whether it is a field of every site's :class:`topkast.runtime.rule.Rule`.
-        free_at_load: whether a checkpoint may be loaded into a model with another value.
+        kept_by_site: whether the option is a field of every site's :class:`topkast.runtime.rule.Rule`.
+        free_at_load: whether a checkpoint may be loaded into a model with another value of the option.
     """
 
     name: str
@@ -53,7 +53,7 @@ def options(table: type) -> list[Option]:
 
 
 def pick(table: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``arguments`` that are options of this table."""
+    """The entries of ``arguments`` that are options of this table."""
     return {one.name: arguments[one.name] for one in options(table) if one.name in arguments}
 
 
@@ -77,12 +77,12 @@ def integer(low: int) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """None, or what ``check`` allows."""
+    """None, or a value that ``check`` allows."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def choice(*allowed: str | bool | None) -> Check:
-    """One of a few values; 1 is not True."""
+    """One of the allowed values; 1 is not accepted as True."""
 
     def check(name: str, value: Any) -> Any:
         if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
@@ -93,7 +93,7 @@ def choice(*allowed: str | bool | None) -> Check:
 
 
 def globs(name: str, value: Any) -> tuple[str, ...]:
-    """A glob over parameter names, or several."""
+    """One glob over parameter names, or several globs."""
     several = value if isinstance(value, Iterable) else ()
     found = (value,) if isinstance(value, str) else tuple(several)
     if not found or not all(isinstance(glob, str) for glob in found):
@@ -109,7 +109,7 @@ def block_shape(name: str, value: Any) -> tuple[int, int]:
 
 
 def shares(*names: str) -> Check:
-    """One of a few ways to share out densities, or a dict from globs to (fwd, bwd)."""
+    """A name of a rule that distributes densities over the layers, or a dict from globs to (fwd, bwd)."""
     by_name = choice(*names)
 
     def check(name: str, value: Any) -> Any:

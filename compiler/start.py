@@ -1,4 +1,4 @@
-"""What a conversion needs to begin, and the converted model does not keep."""
+"""The options that a conversion needs and the converted model does not keep."""
 
 from __future__ import annotations
 

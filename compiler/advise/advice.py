@@ -1,4 +1,4 @@
-"""What :func:`topkast.advise` found: figures, a recommendation, and what they do not show."""
+"""The result of :func:`topkast.advise`: figures, a recommendation, and the limits of both."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class Trial:
 
     Attributes:
         bwd, block, refresh_every: the setting.
-        losses: of each repeat, the mean over the last third of its steps; empty where none was run to its end.
-        against_dense: mean difference to the dense model on the same batches, and half the width of its 95 % interval
-            over the repeats (Student's t); None without losses.
-        seconds: of a training step, compiled, with its share of the refreshes; None where it was not timed.
-        ratio: lower quartile, median and upper quartile of step time over the dense step's, in interleaved pairs,
-            without refreshes; None likewise.
-        refresh_seconds: of one refresh; None likewise.
-        bytes: values, gradients, optimizer state, index and reservoir of the whole model; None likewise.
+        losses: for each repeat the mean loss over the last third of its steps; empty if no repeat ran to its end.
+        against_dense: the mean difference to the dense model on the same batches, and half the width of its 95 %
+            interval over the repeats (Student's t); None without losses.
+        seconds: time of a compiled training step, with its share of the refreshes; None if the setting was not timed.
+        ratio: lower quartile, median and upper quartile of the step time divided by the dense step's time, in
+            interleaved pairs, without refreshes; None if the setting was not timed.
+        refresh_seconds: time of one refresh; None if the setting was not timed.
+        bytes: size of values, gradients, optimizer state, index and reservoir of the whole model; None if the setting
+            was not timed.
     """
 
     bwd: float
@@ -43,12 +44,12 @@ class Advice:
     """The facts of :func:`topkast.advise`; ``print`` shows them as a table.
 
     Attributes:
-        kwargs: what to pass to :func:`topkast.compile`.
-        trials: every setting tried, in the order in which they were.
-        dense_losses: of the dense model, one a repeat, as :attr:`Trial.losses`.
-        dense_seconds, dense_bytes: its step and its size, where something was timed.
-        why: a sentence for each decision.
-        limits: what these runs do not show.
+        kwargs: the recommended arguments of :func:`topkast.compile`.
+        trials: every setting that was tried, in order.
+        dense_losses: the losses of the dense model, one for each repeat, as :attr:`Trial.losses`.
+        dense_seconds, dense_bytes: step time and size of the dense model, if anything was timed.
+        why: one sentence for each decision.
+        limits: facts that these runs cannot show.
     """
 
     kwargs: dict[str, Any]
@@ -60,7 +61,7 @@ class Advice:
     limits: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """The same facts as plain data."""
         return asdict(self)
 
     def __rich__(self) -> Group:

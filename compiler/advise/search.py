@@ -1,4 +1,4 @@
-"""``topkast.advise``: try settings on the user's own model and loop, and say what each costs."""
+"""``topkast.advise``: try settings on the user's own model and loop, and compare their losses and costs."""
 
 from __future__ import annotations
 
@@ -44,34 +44,36 @@ def advise(
 ) -> Advice:
     """Choose the block, the backward sparsity and the refresh interval for a model, by short runs of its own loop.
 
-    One factor is decided after the other, block, ``bwd``, ``refresh_every``, the others held. Of the values whose loss
-    does not differ from the best one's (the 95 % interval of the paired differences holds 0), the fastest is taken.
-    Repeats start from the model's weights and see other batches; all settings see the same batches. Losses are those of
-    eager runs; times are of compiled steps, in interleaved pairs with the dense model.
+    The factors are decided one after the other: block, ``bwd``, ``refresh_every``. Meanwhile the other factors stay
+    fixed. A value is a candidate if its loss does not differ from the best loss (the 95 % interval of the paired
+    differences contains 0); the fastest candidate is chosen. All repeats start from the model's weights and each repeat
+    uses other batches; all settings use the same batches. Losses come from eager runs. Times come from compiled steps,
+    in interleaved pairs with the dense model.
 
     Args:
-        model: the plain model, as it would be passed to :func:`topkast.compile`. It is never touched: every run is one
-            of a deep copy.
-        step_fn: called as ``step_fn(model, optimizer, step)``: one whole training step, as the loop does it (forward,
-            backward, ``optimizer.step()``, ``optimizer.zero_grad()``), on the batch of that number; returns the loss, a
-            number or a tensor of one element. The same ``step`` must mean the same batch, or the comparison is not
-            paired and its interval wide.
-        fwd: forward sparsity, given.
-        budget: seconds after which no further run begins; what was not tried then is said. One run of the dense model
-            and one of the first setting happen in any case.
-        optimizer: makes an optimizer of an iterable of parameters; None: ``AdamW(parameters, lr=1e-3)``.
-        block: blocks to choose from; the first is the start.
-        bwd: backward sparsities to choose from; None: twice the forward density, the same as ``fwd`` (no exploration)
+        model: the plain model, as for :func:`topkast.compile`. The model is never changed: every run uses a deep copy.
+        step_fn: called as ``step_fn(model, optimizer, step)``. The function does one complete training step (forward,
+            backward, ``optimizer.step()``, ``optimizer.zero_grad()``) on the batch of that number, and returns the
+            loss: a number or a tensor of one element. The same ``step`` must mean the same batch; otherwise the
+            comparison is not paired and its interval is wide.
+        fwd: the forward sparsity, which is not varied.
+        budget: seconds after which no further run begins; the advice says what was not tried. One run of the dense
+            model and one run of the first setting always happen.
+        optimizer: a function that makes an optimizer from an iterable of parameters. None:
+            ``AdamW(parameters, lr=1e-3)``.
+        block: blocks to choose from; the search starts with the first.
+        bwd: backward sparsities to choose from. None: twice the forward density, the same as ``fwd`` (no exploration)
             and five times the forward density.
-        refresh_every: intervals to choose from, each at most half of ``steps``: a longer one is not seen at work.
-        steps: of each run.
-        repeats: runs of each setting, at least 2.
-        seed: of torch's generators, in every run; losses repeat under it, times do not.
-        backend: what is timed, as for :func:`topkast.compile`; "eager" times no kernel.
+        refresh_every: intervals to choose from, each at most half of ``steps``, because a run would not show the effect
+            of a longer interval.
+        steps: the number of steps of each run.
+        repeats: the number of runs of each setting, at least 2.
+        seed: the seed of torch's generators in every run. The same seed gives the same losses, but not the same times.
+        backend: the backend whose steps are timed, as for :func:`topkast.compile`; "eager" times no kernel.
         options: further arguments of :func:`topkast.compile`, the same for all settings, such as ``exclude``.
 
     Raises:
-        ConfigError: an argument is outside what is allowed, or step_fn does not do what it must.
+        ConfigError: an argument has a value that is not allowed, or step_fn does not do a step as described.
         ModelError: the model cannot be converted.
     """
     check_model(model)
@@ -87,7 +89,7 @@ def advise(
 def _start(
     fwd: float, block: Any, bwd: Any, refresh_every: Any, steps: int, repeats: int, options: dict[str, Any]
 ) -> dict[str, list[Any]]:
-    """The values of each factor, checked; the first of each is where the search begins."""
+    """The checked values of each factor; the search begins with the first value of each."""
     for name, value, low in (("steps", steps, 2), ("repeats", repeats, 2)):
         if type(value) is not int or value < low:
             raise ConfigError(f"{name}={value!r}: must be a whole number, at least {low}")
@@ -165,10 +167,10 @@ class _Search:
         return taken[name], reason + (f"; clearly worse: {others}" if others else "")
 
     def _run(self, key: tuple[Any, ...] | None, setting: Setting) -> None:
-        """All repeats, unless they are done or the time is over; the first of dense and of the start run anyway."""
+        """Run all missing repeats until the time is over. The first repeats of dense and of the start always run."""
         done = self.losses.get(key, [])
         for repeat in range(len(done), self.repeats):
-            # Against dense and against the start everything is compared: what they lack, no other can use.
+            # All settings are compared with dense and with the start, so a repeat that these two lack has no use.
             if time.monotonic() > self.deadline and not (repeat == 0 and len(self.losses) < 2):
                 self.skipped.append(f"{_words(key)}: {self.repeats - repeat} of {self.repeats} runs")
                 break

@@ -1,4 +1,4 @@
-"""Short training runs on copies of a model: what they lose, and how long their steps take."""
+"""Short training runs on copies of a model: their losses and the times of their steps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from topkast.runtime.state.model import sites
 
 StepFn = Callable[[nn.Module, torch.optim.Optimizer, int], Any]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-WARMUP, PAIRS = 3, 15  # steps of either side: to compile, and to time
+WARMUP, PAIRS = 3, 15  # steps of dense and of sparse each: first to compile, then to time
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of a step of either side, quartiles of their ratio, seconds of a refresh, bytes of either side."""
+    """Seconds of a dense and a sparse step, quartiles of their ratio, seconds of a refresh, bytes of both models."""
 
     seconds: float
     dense_seconds: float
@@ -40,7 +40,7 @@ class Timed:
 
 @dataclass
 class Runner:
-    """The user's model and loop; no run touches the model or leaves the random numbers other than they were."""
+    """The user's model and loop. No run changes the model or the state of the random generators."""
 
     model: nn.Module
     step_fn: StepFn
@@ -48,14 +48,14 @@ class Runner:
     steps: int
     seed: int
     backend: str
-    options: dict[str, Any]  # of topkast.compile, beside those that are tried
-    compiled: set[int] = field(default_factory=compiled)  # what Dynamo's cache holds of the user's
+    options: dict[str, Any]  # further arguments of topkast.compile, the same in all runs
+    compiled: set[int] = field(default_factory=compiled)  # the user's own code in Dynamo's cache
 
     def loss(self, repeat: int, setting: dict[str, Any] | None) -> float:
-        """Mean loss of the last third of a run on batches of its own; infinite where it is not finite.
+        """Mean loss over the last third of a run on the repeat's own batches; infinity if the mean is not finite.
 
-        Eager: the values are those of any backend but for rounding, and nothing has to be compiled. ``setting`` None is
-        the dense model.
+        The run is eager: every backend gives the same values up to rounding, and nothing must be compiled. ``setting``
+        None is the dense model.
         """
         twin = copy.deepcopy(self.model)
         if setting is not None:
@@ -87,7 +87,7 @@ class Runner:
         raise ConfigError(f"step_fn: returned a {type(loss).__name__}; it must return the loss, a number")
 
     def time(self, setting: dict[str, Any]) -> Timed:
-        """Compiled steps in pairs, dense and sparse in turn, and refreshes by themselves."""
+        """Time compiled steps in pairs, dense and sparse alternating, and time refreshes separately."""
         never = {**setting, "refresh_every": 2**31}
         dense, sparse = copy.deepcopy(self.model), copy.deepcopy(self.model)
         compile(sparse, **never, **self.options, backend=self.backend)
@@ -102,7 +102,7 @@ class Runner:
                     if step >= WARMUP:
                         seconds[i].append(spent)
             refreshes = [self._timed(partial(refresh, sparse)) for _ in range(3)]
-        forget(self.compiled)  # or the copies would count as recompilations, of the next ones and of the user's
+        forget(self.compiled)  # otherwise later models and the user's own would count the copies as recompilations
         ratio = [s / d for d, s in zip(*seconds, strict=True)]
         size = count_model_bytes(sparse, sites(sparse))
         return Timed(
@@ -124,7 +124,7 @@ class Runner:
 
 
 class _own_randomness:
-    """torch's generators start from a seed inside, and are outside as they were."""
+    """Inside the ``with``, torch's generators start from a seed; afterwards their state is restored."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})

@@ -1,5 +1,6 @@
-"""A model as graphs, and the ways into its compiled code.
+"""Capture a model as graphs, and call its compiled code.
 
-``trace`` makes graphs in which parameters are known by name; ``parameter_uses`` follows a parameter to the operations
-that use it. ``entry`` wraps the calls into a compiled model; ``why_eager`` says why a step did not run compiled.
+``trace`` makes graphs in which parameters have their names. ``parameter_uses`` follows a parameter to the operations
+that use the parameter. ``entry`` wraps the calls into a compiled model. ``why_eager`` explains why a step did not run
+compiled.
 """

@@ -1,4 +1,4 @@
-"""What happens before a converted model's forward, compiled or not."""
+"""The work before each forward of a converted model, compiled or not."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from topkast.runtime.training.standing_clock import notice_standing
 
 
 def refresh_before_forward(model: nn.Module, args: Any) -> None:
-    """Forward pre-hook of the root: refresh what is due before anything runs, and see whether the clock goes.
+    """Forward pre-hook of the root: do each refresh that is due before anything runs, and check that steps are counted.
 
-    Under re-entrant checkpointing the sites themselves are only read without gradients, or inside a backward.
+    The sites cannot do this themselves under re-entrant checkpointing: they are read only without gradients, or inside
+    a backward.
     """
     if not torch.compiler.is_compiling() and not torch._C._is_tracing():
         found = members([find(model)[1].family])

@@ -1,4 +1,4 @@
-"""Whether Inductor has the C++ compiler that it needs on the CPU."""
+"""Check that Inductor has the C++ compiler that is needed on the CPU."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ MISSING = (
     "sparse products, without generated code between them. Install g++ or clang++ (Debian: apt install g++), or start "
     "Python with CXX set to one"
 )
-_missed: list[str] = []  # that it was missed, and said
+_missed: list[str] = []  # not empty once a compiler was missing and the warning was given
 
 
 def lacks_compiler(inputs: Sequence[Any], options: dict[str, Any] | None) -> bool:
-    """Whether Inductor could not compile a graph for want of a C++ compiler. The first time a warning says so.
+    """Whether Inductor cannot compile a graph because there is no C++ compiler. The first time, a warning says so.
 
     Args:
-        inputs: of the graph. If any lies on another device than the CPU, Inductor finds out by itself what it needs.
-        options: of Inductor, which may name a compiler.
+        inputs: the inputs of the graph. If an input is not on the CPU, Inductor itself checks which compiler it needs.
+        options: Inductor's options, which may name a compiler.
     """
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in inputs):
         return False
@@ -39,5 +39,5 @@ def lacks_compiler(inputs: Sequence[Any], options: dict[str, Any] | None) -> boo
 
 
 def missed_compiler() -> bool:
-    """Whether a graph of this process was compiled without Inductor, for want of a C++ compiler."""
+    """Whether a graph of this process was compiled without Inductor because there was no C++ compiler."""
     return bool(_missed)

@@ -1,8 +1,8 @@
-"""The ways into a compiled model: calling it, or, from outside of that, any module in it that has sparse weights.
+"""The entries of a compiled model: the model itself, and every module in the model that has sparse weights.
 
-``model(x)`` is not all that programs do: Lightning calls ``model.training_step``, others ``model.encode``, whose code
-then calls modules of the model. Each such module is an entry of its own, compiled when it is first entered; while the
-model runs it is a part of the model's graphs, as ever.
+Programs do not only call ``model(x)``. Lightning calls ``model.training_step``, other programs call ``model.encode``,
+and that code then calls modules of the model. Each of these modules is a separate entry, which is compiled at its first
+call. While the model itself runs, the module is a part of the model's graphs.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Compile = Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]
 
 
 class Entries:
-    """What the entries of one model share.
+    """The data that the entries of one model share.
 
     Args:
-        compile: gives a compiled callable for a module and a function that calls it.
-        kind: what besides a module decides what is compiled; hashable.
-        watch: told of every entering.
+        compile: makes a compiled callable from a module and a function that calls the module.
+        kind: a hashable value; two modules share compiled code only if this value is equal too.
+        watch: is informed of every call of an entry.
     """
 
     def __init__(self, compile: Compile, kind: tuple[Any, ...], watch: Watch):
@@ -43,7 +43,7 @@ class Entries:
         self.inside = _Inside()
 
     def install(self, model: nn.Module) -> None:
-        """Make entries of the model and of each module of it that holds sites and can be called."""
+        """Make an entry of the model and of each of its modules that holds sites and can be called."""
         for module in model.modules():
             if module is model or (
                 _can_be_called(module) and any(isinstance(part, SiteModule) for part in module.modules())
@@ -51,13 +51,13 @@ class Entries:
                 module._compiled_call_impl = Entry(self, module, module is model)
 
     def enter(self, entry: Entry, *args: Any, **kwargs: Any) -> Any:
-        """Call an entry's module, compiled unless it is a part of what runs."""
+        """Call an entry's module: compiled, unless the call is inside another entry of the model."""
         module, inside = entry.module, self.inside
         if not entry.root and (inside.depth or under_observation()):
             return module._call_impl(*args, **kwargs)
         self.watch.entered += 1
         if entry.root:
-            refresh_before_forward(module, args)  # inside of a graph this hook does nothing
+            refresh_before_forward(module, args)  # inside a graph this hook does nothing
         call = entry.with_hooks if _has_hooks(module) else entry.without_hooks
         inside.depth += 1
         try:
@@ -67,13 +67,13 @@ class Entries:
 
 
 class _Inside(threading.local):
-    """How many entries of a model a thread is inside of."""
+    """The number of entries of a model that a thread is inside."""
 
     depth = 0
 
 
 class Entry:
-    """What a module has as ``_compiled_call_impl``. A copy of the module gets none, as torch has it."""
+    """A module's ``_compiled_call_impl``. A copy of the module gets no entry, like torch's own compiled modules."""
 
     def __init__(self, entries: Entries, module: nn.Module, root: bool):
         self.entries, self.module, self.root = entries, module, root
@@ -82,7 +82,7 @@ class Entry:
         return None
 
     def __reduce__(self) -> Any:
-        """Pickled as None: what is compiled belongs to this process."""
+        """Pickle as None, because compiled code belongs to this process."""
         return type(None), ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,12 +96,12 @@ class Entry:
 
     @functools.cached_property
     def with_hooks(self) -> Callable[..., Any]:
-        """Hooks stay outside of the graph: what they count would be guarded on, and compiled anew at every call."""
+        """Hooks stay outside the graph: Dynamo would guard on a hook's counters and compile again at every call."""
         call = call_of(self.module, self.entries.kind) if _left_to_python(self.module) else self.module._call_impl
         return self.entries.compile(self.module, call)
 
 
-for _function in (Entries.enter, Entry.__call__):  # in a frame that Dynamo has left to Python, they stay there too
+for _function in (Entries.enter, Entry.__call__):  # Dynamo does not compile these two, even in a frame that runs in Python
     skip_code(_function.__code__)
 
 
@@ -110,7 +110,7 @@ def _can_be_called(module: nn.Module) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its forward, beside our refresh."""
+    """Whether a call of the module runs hooks besides its forward and topkast's refresh."""
     before = module._forward_pre_hooks
     return bool(
         module._forward_hooks
@@ -128,5 +128,5 @@ def _left_to_python(module: nn.Module) -> bool:
         return False
     try:
         return trace_rules.check_verbose(code, frame=SimpleNamespace(f_locals={"self": module})).skipped
-    except TypeError:  # a version without that argument
+    except TypeError:  # a version of torch without this argument
         return trace_rules.check_verbose(code).skipped

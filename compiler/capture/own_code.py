@@ -1,9 +1,9 @@
-"""Functions that Dynamo compiles apart from each other.
+"""Functions that Dynamo compiles separately.
 
-Dynamo keeps what it has compiled, and its decision to leave a function to Python, with the function's code, and stops
-after some recompilations (``recompile_limit``). All models of a class have one ``forward``, those of torch.nn's own
-classes too, which are plain models' as well; and frames of torch.nn it does not take as roots at all. So a model is
-called by a function with code of its own, shared only with models that look the same.
+Dynamo stores compiled code, and its decision to run a function in Python, with the function's code object. Dynamo stops
+after some recompilations (``recompile_limit``). All models of a class share one ``forward``; plain models of torch.nn's
+classes share it too, and Dynamo never starts a graph at a frame of torch.nn. Therefore a model is called by a function
+with its own code object, which is shared only with models that look the same.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def forward_of(module: nn.Module, kind: tuple[Any, ...]) -> Callable[..., Any]:
     """A function that calls a module's ``forward``, without hooks.
 
     Args:
-        module: to be called.
-        kind: what besides the module decides what its graphs are; hashable.
+        module: the module that is called.
+        kind: a hashable value; two modules share code only if this value is equal too.
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -35,7 +35,7 @@ def forward_of(module: nn.Module, kind: tuple[Any, ...]) -> Callable[..., Any]:
 
 
 def call_of(module: nn.Module, kind: tuple[Any, ...]) -> Callable[..., Any]:
-    """The same with the module's hooks."""
+    """A function that calls a module with its hooks; arguments as for :func:`forward_of`."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return module._call_impl(*args, **kwargs)
@@ -44,7 +44,7 @@ def call_of(module: nn.Module, kind: tuple[Any, ...]) -> Callable[..., Any]:
 
 
 def own_codes() -> list[CodeType]:
-    """The code of all functions that were given here and are still in use."""
+    """The code objects of all functions that were made here and are still in use."""
     return list(_CODES.values())
 
 
@@ -52,7 +52,7 @@ def _with_own_code(function: Any, module: nn.Module, kind: tuple[Any, ...]) -> F
     key = function.__name__, kind, _look(module)
     code = _CODES.get(key)
     if code is None:
-        # A name of its own too: by file, line and name Dynamo remembers which sizes vary between calls.
+        # The name must be new too, because Dynamo remembers by file, line and name which sizes vary between calls.
         name = f"{function.__name__}_{next(_numbers)}"
         code = _CODES[key] = function.__code__.replace(co_name=name)
     function.__code__ = code
@@ -60,7 +60,7 @@ def _with_own_code(function: Any, module: nn.Module, kind: tuple[Any, ...]) -> F
 
 
 def _look(module: nn.Module) -> tuple[Any, ...]:
-    """What makes graphs of modules differ: their classes (which may be freed), plain attributes, shapes."""
+    """The facts by which graphs of modules differ: their classes (which may be freed), plain attributes, shapes."""
     return tuple(
         (
             path,

@@ -1,8 +1,8 @@
-"""Capture a model as graphs in which every node that stands for a parameter is known by that parameter's name.
+"""Capture a model as graphs in which every node for a parameter has the parameter's name.
 
-Four ways, the most exact first: `torch.export`, Dynamo (copes with graph breaks), fx symbolic tracing (needs no
-inputs) and none at all, where the caller falls back to the structure of the modules. The model itself is not run and
-not changed: what runs is a stand-in that shares the parameters and has its own buffers.
+Four ways are tried, the most exact first: `torch.export`, Dynamo (works with graph breaks), fx symbolic tracing (needs
+no inputs), and no graph. Without a graph the caller uses the structure of the modules. The model itself is not run and
+not changed: a stand-in runs, which shares the parameters and has its own buffers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from .traceable import in_the_open
 
 @dataclass
 class Traced:
-    """One graph. `root` resolves get_attr and call_module targets; `params` names the nodes that are parameters, and
-    `buffers`, in a graph of torch.export, those that are buffers."""
+    """One graph. `root` resolves get_attr and call_module targets. `params` names the nodes that are parameters. In a
+    graph of torch.export, `buffers` names the nodes that are buffers."""
 
     root: nn.Module
     graph: fx.Graph
@@ -41,23 +41,24 @@ class Traced:
 
 @dataclass
 class Capture:
-    """How the model was read (part of a sentence) and its graphs in the order they run; none if only by structure."""
+    """How the model was read (part of a sentence), and its graphs in the order of their runs (none without a trace)."""
 
     how: str
     graphs: list[Traced] = field(default_factory=list)
 
 
 def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
-    """Capture `model`, with `example_inputs` (a tensor, a tuple of args or a dict of kwargs) when there are some.
+    """Capture `model`, with `example_inputs` (a tensor, a tuple of args or a dict of kwargs) if they are given.
 
-    Raises ConfigError for example_inputs of another kind. A model that cannot be traced is no error: `how` says why.
+    Raises ConfigError for example_inputs of another kind. A model that cannot be traced is no error; `how` gives the
+    reason.
     """
     given = example_inputs is not None
     args, kwargs = _arguments(example_inputs) if given else ((), {})
     if any(p.is_meta for p in model.parameters()):
         try:
             model, args, kwargs = _as_on_cpu(model, args, kwargs if given else _dummies(model)[1])
-        except Exception as error:  # copying runs the user's code too
+        except Exception as error:  # the copy also runs the user's code
             return Capture(f"structure (the model could not be traced: {_first_line(error)})")
     elif not given:
         args, kwargs = _dummies(model)
@@ -68,7 +69,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
         for how, trace in (("torch.export", _export), ("Dynamo", _dynamo)):
             try:
                 return Capture(f"{how} with {what}", trace(model, args, kwargs, names))
-            except Exception as error:  # tracing runs the user's code: anything may come out of it
+            except Exception as error:  # the trace runs the user's code, which can raise any error
                 why = why or f"torch.export: {_first_line(error)}"
     if not given:
         try:
@@ -96,30 +97,31 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _dummies(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs a transformers model proposes for itself, on the device of its parameters; nothing for others."""
+    """A transformers model's own dummy inputs, on the device of its parameters; nothing for other models."""
     try:
         inputs = getattr(model, "dummy_inputs", None)
-    except Exception:  # a property: user code
+    except Exception:  # the property is user code
         return (), {}
     if not isinstance(inputs, dict) or not inputs:
         return (), {}
     config = getattr(model, "config", None)
     if getattr(model, "main_input_name", "input_ids") == "pixel_values" and "pixel_values" not in inputs:
-        # The base class proposes token ids even to image models: make the image their config describes.
+        # The base class proposes token ids even for image models, so an image of the config's size is made.
         size = getattr(config, "image_size", 224)
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         inputs = {"pixel_values": torch.zeros(2, getattr(config, "num_channels", 3), height, width)}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     kwargs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     if hasattr(config, "use_cache") and "use_cache" in inspect.signature(model.forward).parameters:
-        kwargs["use_cache"] = False  # a cache is one more kind of output to trace, and training has none
+        kwargs["use_cache"] = False  # a cache would be one more kind of output to trace, and training uses no cache
     return (), kwargs
 
 
 @contextlib.contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
-    """Gradients on (the fast inference paths of torch.nn hide the weights), the RNG left as it was, and silence: a
-    trace that fails prints its whole graph, but a failure here only means that the next way is tried."""
+    """Switch gradients on, restore the random generator afterwards, and suppress output. Without gradients the fast
+    inference paths of torch.nn would hide the weights. A failed trace would print its whole graph, but here a failure
+    only means that the next way is tried."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     rng = torch.random.fork_rng(devices=devices)
     with rng, torch.enable_grad(), in_the_open(), warnings.catch_warnings():
@@ -133,14 +135,14 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 
 
 def _stand_in(model: nn.Module) -> nn.Module:
-    """A copy that shares the parameters: it costs no memory, and their identity still gives their name."""
+    """A copy that shares the parameters: the copy needs no memory, and a parameter's identity still gives its name."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
 def _as_on_cpu(model: nn.Module, *inputs: Any) -> tuple[Any, ...]:
-    """A copy of a model on the meta device whose tensors, like its inputs, are fake ones on the CPU.
+    """A copy of a model on the meta device; the tensors of the copy and its inputs are fake tensors on the CPU.
 
-    On the meta device itself a trace would fail at every tensor that a forward makes without naming a device.
+    On the meta device itself a trace would fail if the forward makes a tensor without naming a device.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
@@ -172,14 +174,14 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
 
 
 def compiled() -> set[int]:
-    """Identities of the code that Dynamo has compiled so far."""
+    """The ids of all code objects that Dynamo has compiled so far."""
     from torch._dynamo.convert_frame import input_codes
 
     return {id(code) for code in (ref() for ref in input_codes.seen) if code is not None}
 
 
 def forget(but: set[int]) -> None:
-    """Take all code out of Dynamo's cache but what :func:`compiled` gave earlier."""
+    """Remove all code from Dynamo's cache, except the code that an earlier :func:`compiled` returned."""
     import torch._dynamo
     from torch._dynamo.convert_frame import input_codes
 
@@ -195,7 +197,7 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         params = {}
         for node in module.graph.nodes:
             argument = node.meta.get("grapharg") if node.op == "placeholder" else None
-            # Read here: Dynamo drops the examples when the compilation ends.
+            # The examples are read here, because Dynamo drops them when the compilation ends.
             name = names.get(id(argument.example)) if argument is not None else None
             if name is not None:
                 params[node] = name
@@ -208,8 +210,8 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         with _quiet(model), torch._dynamo.config.patch(allow_rnn=True):
             torch.compile(_stand_in(model), backend=collect, dynamic=False)(*args, **kwargs)
     finally:
-        # What was compiled here belongs to the collecting backend: left in Dynamo's cache it would count as
-        # recompilations of the user's own forward, and its breaks as theirs.
+        # Code that was compiled here belongs to the collecting backend. In Dynamo's cache this code would count as
+        # recompilations and graph breaks of the user's own forward.
         forget(before)
         counters.clear()
         counters.update(counted)
@@ -219,16 +221,16 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
 
 
 class _Tracer(fx.Tracer):
-    """Traces down to functions. Modules without a matrix stay whole, and so do those that branch on their input."""
+    """Traces down to functions. A module stays whole if it has no matrix, or if it branches on its input."""
 
-    proxy_buffer_attributes = True  # otherwise BatchNorm's step counter is really counted up
+    proxy_buffer_attributes = True  # otherwise the trace would increase BatchNorm's step counter
 
     def __init__(self) -> None:
         super().__init__()
         self.thread = threading.get_ident()
 
-    # While fx traces, every module's call and attribute in the process comes to these two: those of a model that is
-    # trained in another thread, too.
+    # While fx traces, these two methods get every module call and attribute read of the process, including calls of a
+    # model that another thread trains.
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         mine = threading.get_ident() == self.thread
         return super().call_module(m, forward, args, kwargs) if mine else forward(*args, **kwargs)
@@ -238,7 +240,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache) if mine else attr_val
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
-        # At this flag, which ``trace`` has set and puts back, compiled models refuse to run, in other threads too.
+        # ``trace`` sets and restores this flag. While it is set, compiled models refuse to run, even in other threads.
         torch.fx._symbolic_trace._is_fx_tracing_flag = False
         return super().create_args_for_root(*args, **kwargs)
 
@@ -256,7 +258,7 @@ def _symbolic(model: nn.Module, names: dict[int, str]) -> Capture:
     else:
         with _quiet(model):
             root = _stand_in(model)
-            # Optional arguments keep their defaults: flags and None are what forwards branch on.
+            # Optional arguments keep their defaults, because forwards branch on flags and None.
             arguments = inspect.signature(root.forward).parameters.values()
             fixed = {a.name: a.default for a in arguments if a.default is not a.empty}
             graph = _Tracer().trace(root, concrete_args=fixed or None)
@@ -274,7 +276,7 @@ def _calls_weights(module: fx.GraphModule) -> bool:
 
 
 def attribute(root: nn.Module, target: Any) -> Any:
-    """What a get_attr node reads: a dotted path from `root`; None where there is no such thing."""
+    """The attribute that a get_attr node reads, by a dotted path from `root`; None if the attribute does not exist."""
     value: Any = root
     for part in str(target).split("."):
         value = getattr(value, part, None)

@@ -1,4 +1,4 @@
-"""What torch.nn does that no trace gets through, done in another way while a model is traced."""
+"""Replace code of torch.nn that cannot be traced by equivalent code while a model is traced."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def hides(model: nn.Module) -> bool:
 
 
 def within(context: Callable[[], Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call`` inside of a context made anew each time; as it is in a program that compiles itself around it."""
+    """``call`` inside a new context for each call; inside a program that compiles around it, ``call`` runs unchanged."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with contextlib.nullcontext() if torch.compiler.is_compiling() else context():

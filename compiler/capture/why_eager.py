@@ -1,4 +1,4 @@
-"""Why a model that was compiled ran a training step eagerly."""
+"""Find out why a compiled model ran a training step eagerly."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LOGS = "TORCH_LOGS='graph_breaks,recompiles' shows what Dynamo does"
 
 
 def why_eager(model: nn.Module, watch: Watch) -> str:
-    """The likely cause, for the step that is just over, and what to do.
+    """The likely cause why the last step ran eagerly, and the remedy.
 
     Args:
-        model: was compiled by topkast.
-        watch: the model's.
+        model: a model that topkast compiled.
+        watch: the model's watch.
     """
     config: Any = torch._dynamo.config
     if watch.failed is not None:
@@ -46,7 +46,7 @@ def why_eager(model: nn.Module, watch: Watch) -> str:
 
 
 def _codes(model: nn.Module) -> Iterator[CodeType]:
-    """Code of functions in which Dynamo may have kept graphs of the model."""
+    """The code objects with which Dynamo may have stored graphs of the model."""
     yield from own_codes()
     for kind in {type(module) for module in model.modules()}:
         code = getattr(kind.forward, "__code__", None)

@@ -1,4 +1,4 @@
-"""The dense view of a sparse model: masks, and state dicts with the keys the model had before."""
+"""The dense view of a sparse model: masks, and state dicts with the keys of the original model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from topkast.runtime.state.snapshots import restore_snapshots
 
 
 def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """The sets of every site.
+    """The sets A and B of every site, as masks.
 
     Args:
-        model: a model converted by topkast, or a wrapper of it.
+        model: a model converted by topkast, or a wrapper of such a model.
 
     Returns:
-        Original parameter name -> (A, B), each bool in the weight's own shape, on the weight's device.
+        Original parameter name -> (A, B). Each is a bool tensor in the weight's shape, on the weight's device.
 
     Raises:
         ModelError: the model was not converted.
@@ -37,33 +37,33 @@ def masks(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _with_keys(model: Any) -> tuple[dict[str, SiteModule], dict[str, str]]:
-    """(Name -> site, state-dict key -> name of the site whose weight it holds); a tied weight has several keys."""
+    """(name -> site, state-dict key -> name of the site that holds the weight); a tied weight has several keys."""
     found = owned(model)
     keys = {joined(*owner): name for name, (_, owners) in found.items() for owner in owners}
     return {name: site for name, (site, _) in found.items()}, keys
 
 
 def _dense_keys(root: nn.Module, own: Mapping[str, Any]) -> list[str]:
-    """The keys of a state dict that the model would have if it were dense."""
+    """The state dict's keys that the model would have if it were dense."""
     paths = root.named_modules(remove_duplicate=False)
     ours = tuple(f"{path}." for path, part in paths if isinstance(part, SparseState))
     return [key for key in own if not key.startswith(ours)]
 
 
 def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") -> dict[str, Any]:
-    """What ``state_dict`` of the original model would hold, same keys in the same order.
+    """The state dict of the original, dense model: the same keys in the same order.
 
     Args:
-        model: a model converted by topkast, or a wrapper of it.
+        model: a model converted by topkast, or a wrapper of such a model.
         values: "forward" for W_A (zero outside A), "all" for all of θ.
 
     Returns:
-        Original key -> dense detached tensor. Weights are new tensors (one for all keys of a tied weight), with
-        ``values="all"`` where their reservoir is: a host reservoir's in host memory. Whatever was not sparsified is the
-        live tensor, as in ``state_dict``.
+        Original key -> dense detached tensor. Sparse weights are new tensors; all keys of a tied weight share one
+        tensor. With ``values="all"`` a weight is on the device of its reservoir: in host memory for a host reservoir.
+        Everything that was not sparsified is the live tensor, as in ``state_dict``.
 
     Raises:
-        ConfigError: another word for ``values``.
+        ConfigError: ``values`` is another word.
         ModelError: the model was not converted.
     """
     if values not in ("forward", "all"):
@@ -71,32 +71,33 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
     root, _ = find(model)
     found, keys = _with_keys(model)
     restore_snapshots(found.values())
-    # The reference is called by itself: through the operator this read would count as one of the model's own.
+    # The reference implementation is called directly: a read by the operator would count as a read by the model.
     dense = {
         name: site.theta() if values == "all" else weight(site.values, site.index, site.geometry)
         for name, site in found.items()
     }
     own = root.state_dict()
     state = OrderedDict((key, dense[keys[key]] if key in keys else own[key]) for key in _dense_keys(root, own))
-    # By its version a module knows how to read what it saved itself.
+    # A module needs its version from the metadata to read a state dict that it saved itself.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     return state
 
 
 def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-    """Load a state dict of the original model; both sets of every site are chosen again from the new θ.
+    """Load a state dict of the original, dense model. Both sets of every site are chosen again from the new θ.
 
-    Everything is checked and prepared before anything is changed. The model is changed as a whole: an interrupt in the
-    middle goes on once it is. Optimizer state follows as in a refresh.
+    Everything is checked and prepared before anything is changed. The model is changed completely: an interrupt during
+    the change takes effect after the change. Optimizer state is moved to the new sets as in a refresh.
 
     Args:
-        model: a model converted by topkast, or a wrapper of it.
-        state_dict: original key -> dense tensor, as :func:`dense_state_dict` with ``values="all"`` gives it.
-        strict: whether every key must be there, and no other; else what is missing keeps its value.
+        model: a model converted by topkast, or a wrapper of such a model.
+        state_dict: original key -> dense tensor, as :func:`dense_state_dict` with ``values="all"`` returns.
+        strict: if True, the keys must be exactly the model's keys. If False, a tensor whose key is missing keeps its
+            value.
 
     Raises:
-        CheckpointError: lists missing and unexpected keys, wrong shapes, weights that are not finite, and tied weights
-            with more than one value.
+        CheckpointError: keys are missing or unexpected, shapes are wrong, weights are not finite, or a tied weight has
+            more than one value. The message lists them.
         ModelError: the model was not converted.
     """
     root, _ = find(model)

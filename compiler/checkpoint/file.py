@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file with a readable header, from which training goes on bit for bit.
+"""Checkpoints: one safetensors file with a readable header. Training continues from the file bit for bit.
 
 The header is JSON in the file's metadata: format and version, config, sites, step, and the optimizer's options. Tensors
-of the model have their state-dict names, those of the optimizer are called ``optimizer/<number>/<name>``.
+of the model have their state-dict names; tensors of the optimizer are called ``optimizer/<number>/<name>``.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from .pack import pack, read, unpack, write
 from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors
 
 FORMAT = "topkast"
-VERSION = 2  # since 2 a weight keeps its name; see topkast.runtime.state.saved
+VERSION = 2  # since version 2 a weight keeps its name; see topkast.runtime.state.saved
 
 
 def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Write the model, and the optimizer if one is given, to ``path``.
 
-    The file appears whole or not at all. A learning-rate scheduler, GradScaler, random state and place in the data are
-    the loop's own and not in it.
+    The file is written completely or not at all. The file does not hold the learning-rate scheduler, the GradScaler,
+    the random state or the position in the data; the training loop must save these.
 
     Args:
-        model: a model converted by topkast, or a wrapper of it.
-        path: of the file; its folder must exist.
-        optimizer: any ``torch.optim.Optimizer`` over the model's parameters.
+        model: a model converted by topkast, or a wrapper of such a model.
+        path: the path of the file; its folder must exist.
+        optimizer: any ``torch.optim.Optimizer`` over the model's parameters. None: no optimizer is saved.
 
     Raises:
-        CheckpointError: the optimizer or a module's extra state holds something that is neither tensor nor plain data.
+        CheckpointError: the optimizer or a module's extra state holds a value that is neither a tensor nor plain data.
         ModelError: the model was not converted.
     """
     root, record = find(model)
@@ -72,20 +72,22 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
 
 
 def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Load what :func:`save` wrote; the next step is the one that would have come next, bit for bit.
+    """Load a file that :func:`save` wrote. Training then continues with the next step, bit for bit.
 
-    Everything is checked before anything is changed. Model and optimizer are changed as a whole: an interrupt in the
-    middle goes on once they are.
+    Everything is checked before anything is changed. Model and optimizer are changed completely: an interrupt during
+    the change takes effect after the change.
 
     Args:
-        model: the same architecture, converted by topkast with the same options (``reservoir`` and ``initial`` may
-            differ: they say where values sit and how they started, not what they are).
-        path: of the file.
-        optimizer: of the same class over the same parameters; None leaves the optimizer's part of the file unread.
+        model: the same architecture, converted by topkast with the same options. Only ``reservoir`` and ``initial`` may
+            differ: they decide where values are stored and how they started, not the values themselves.
+        path: the path of the file.
+        optimizer: an optimizer of the same class over the same parameters. None: the optimizer's part of the file is
+            not read.
 
     Raises:
-        CheckpointError: not a whole file of this format, a newer version of it, an option's value that is no longer
-            supported, another model, config or optimizer; the message says what was found and what was expected.
+        CheckpointError: the file is damaged or has another format or a newer version; the file has an option's value
+            that is no longer supported; or the file belongs to another model, config or optimizer. The message says
+            what was found and what was expected.
         ModelError: the model was not converted.
     """
     path = Path(path)
@@ -96,10 +98,10 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
     packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
     check_supported(path, config, header.get("topkast_version", "?"))
-    # An option that the file does not name did not exist when the file was written: the default has the same meaning.
+    # If the file does not name an option, the option did not exist at the time: the default has the same meaning.
     check_config(path, _config(record), {**asdict(Config()), **config})
     check_sites(path, {name: describe(site) for name, site in found.items()}, theirs)
-    # The optimizer's tensors and those inside extra state are not the model's.
+    # The optimizer's tensors and the tensors inside extra state are not part of the model's state dict.
     prefixes = ("optimizer/", "extra/")
     state: dict[str, Any] = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefixes)}
     state.update({key: unpack(value, tensors) for key, value in extra.items()})
@@ -150,7 +152,7 @@ def _config(record: Record) -> dict[str, Any]:
 
 
 def describe(site: SiteModule) -> dict[str, Any]:
-    """What the header says of a site."""
+    """The header's entry for a site."""
     geometry = site.geometry
     return {
         "shape": list(geometry.shape),
@@ -159,7 +161,7 @@ def describe(site: SiteModule) -> dict[str, Any]:
         "block": list(geometry.block),
         "n_fwd": site.n_fwd,
         "n_bwd": site.n_bwd,
-        # Without a seed in the config, torch's own of that process was taken: it must come along.
+        # Without a seed in the config, torch's own seed of that process was used, so the file must hold that seed.
         "seed": site.rule.seed,
         "churn": site.churn[-20:],
     }
@@ -177,7 +179,7 @@ def _check_format(path: Path, header: dict[str, str]) -> None:
 
 
 def describe_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Class, and per group the (name, shape) of every parameter; the name is None outside the model."""
+    """The class, and per group the (name, shape) of each parameter; the name is None for one outside the model."""
     names = {id(parameter): name for name, parameter in root.named_parameters()}
     groups = [
         [[names.get(id(parameter)), list(parameter.shape)] for parameter in group["params"]]
@@ -196,7 +198,7 @@ def _pack_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], found: dict[str, SiteModule]) -> None:
     optimizer.load_state_dict(content)
-    # torch casts state to its parameter's dtype; state kept in a wider one must come back as it was.
+    # torch casts state to its parameter's dtype. State with a wider dtype must be restored without the cast.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, state in content["state"].items():
         mine = optimizer.state[parameters[number]] if isinstance(number, int) else {}

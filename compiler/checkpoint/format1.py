@@ -1,5 +1,5 @@
-"""Checkpoints of format 1: a sparse weight stood under ``parametrizations``, behind the others of its module, and its
-values were a vector.
+"""Read checkpoints of format 1. In format 1 a sparse weight had a name under ``parametrizations``, came after the other
+parameters of its module, and its values were a vector.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from topkast.runtime.state.persist.state_dict import upgrade as upgrade_site
 
 
 def upgrade(root: nn.Module, state: dict[str, Any]) -> None:
-    """Give the tensors of a model's state dict of format 1 their names and shapes of now, in place."""
+    """Give the tensors of a model's state dict of format 1 their current names and shapes, in place."""
     for site, owners in owned(root).values():
         for path, attribute in owners:
             upgrade_site(state, joined(path, ""), attribute, site)
 
 
 def upgrade_optimizer(root: nn.Module, packed: dict[str, Any], mine: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The description of an optimizer of format 1 as it would be now.
+    """Convert the description of an optimizer from format 1 to the current format.
 
     Args:
         root: the model.
-        packed: what the file says of its optimizer.
-        mine: the same of the optimizer that is given.
+        packed: the file's description of its optimizer.
+        mine: the description of the user's optimizer.
 
     Returns:
-        (the description, for each group where its parameters stood in the file); no places, and the description with
-        no more than other names, if the two optimizers do not hold the same parameters.
+        (the description, for each group the positions of its parameters in the file). If the two optimizers do not hold
+        the same parameters, there are no positions, and only the names in the description are converted.
     """
     shapes: dict[str, tuple[str, list[int]]] = {}
     for name, (site, owners) in owned(root).items():
@@ -50,7 +50,7 @@ def upgrade_optimizer(root: nn.Module, packed: dict[str, Any], mine: dict[str, A
 
 
 def _places(there: list[str | None], here: list[str | None]) -> list[int]:
-    """Where each of ``here`` stands in ``there``; those without a name keep their order."""
+    """The position in ``there`` of each name in ``here``; parameters without a name keep their order."""
     left = list(enumerate(there))
     found = []
     for name in here:
@@ -60,12 +60,12 @@ def _places(there: list[str | None], here: list[str | None]) -> list[int]:
 
 
 def in_order(content: dict[str, Any], places: list[list[int]], optimizer: Any) -> dict[str, Any]:
-    """An optimizer's state dict of format 1 with its parameters in their order of now, and vectors as values.
+    """Bring an optimizer's state dict of format 1 to the current order of parameters and the current shapes of values.
 
     Args:
         content: the state dict.
-        places: from :func:`upgrade_optimizer`.
-        optimizer: the state dict is for.
+        places: the positions from :func:`upgrade_optimizer`.
+        optimizer: the optimizer that loads the state dict.
     """
     state: dict[Any, Any] = {}
     groups, number = [], 0

@@ -1,4 +1,4 @@
-"""Nested Python values that hold tensors, as JSON beside a flat dict of tensors; and the file that carries both."""
+"""Convert nested Python values that hold tensors to JSON and a flat dict of tensors; write and read both as a file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from topkast.runtime.errors import CheckpointError
 
 
 def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON-able form of ``value``; tensors in it go to ``tensors``, named by where they stood.
+    """Convert ``value`` to a form that JSON can hold; its tensors go to ``tensors``, named by their place in the value.
 
     Args:
         value: numbers, strings, None, tensors, dtypes, and lists, tuples and dicts of them.
-        path: name of this value.
-        tensors: filled here.
+        path: the name of this value.
+        tensors: this function adds the tensors here.
 
     Raises:
-        CheckpointError: names a value of any other kind.
+        CheckpointError: ``value`` holds a value of another kind; the message names the value.
     """
     if isinstance(value, Tensor):
         tensors[path] = value
@@ -37,7 +37,7 @@ def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         items = [pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, dict):
-        # Pairs, because a key may be an integer, and JSON knows only strings.
+        # A dict is stored as pairs, because a key may be an integer, and JSON allows only strings as keys.
         pairs = [[pack(key, path, tensors), pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]
         return {"dict": pairs}
     raise CheckpointError(f"{path}: a {type(value).__name__} cannot be written; only numbers, strings, tensors, "
@@ -45,7 +45,7 @@ def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of :func:`pack`; tensors are copies of what the file holds."""
+    """The inverse of :func:`pack`; the tensors are copies of the file's tensors."""
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):
@@ -61,9 +61,9 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all: to a neighbour first, which then takes the name.
+    """Write a safetensors file completely or not at all: a temporary file beside it is written, then renamed.
 
-    What several names share is stored once; the header says which other names it has.
+    A tensor with several names is stored once; the header lists its other names.
     """
     tensors, aliases = _without_ties(tensors)
     header = {**header, "aliases": json.dumps(aliases)}
@@ -78,7 +78,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """Contiguous, and without a share of another tensor's memory, as the format wants it."""
+    """The tensor as the format needs it: contiguous, and in memory that no other tensor shares."""
     tensor = tensor.detach().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
@@ -87,7 +87,7 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """(header, tensors) of a safetensors file.
 
     Raises:
-        CheckpointError: there is none, or it is torn or of another format.
+        CheckpointError: the file does not exist, is damaged or has another format.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -98,13 +98,13 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
     aliases = json.loads(header.get("aliases", "{}"))
-    # A name whose tensor is gone stays out, and is reported with whatever else is missing.
+    # A name without a tensor is left out here and is reported later with all other missing names.
     tensors.update({alias: tensors[name] for alias, name in aliases.items() if name in tensors})
     return header, tensors
 
 
 def _without_ties(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors stored once each, name of each duplicate -> name it is stored under)."""
+    """(each tensor once, name of each duplicate -> name under which the tensor is stored)."""
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[Any, str] = {}

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to this model, config and optimizer; asked before anything is loaded."""
+"""Check that a checkpoint belongs to this model, config and optimizer, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import owned
 from topkast.runtime.state.persist.state_dict import keys
 
-SHOWN = 8  # a wrong model differs everywhere: the first few lines say enough
+SHOWN = 8  # a wrong model differs everywhere, so the first few lines are enough
 
 
 def _refuse(path: Path, what: str, wrong: list[str]) -> None:
@@ -28,9 +28,9 @@ def check_supported(path: Path, theirs: dict[str, Any], version: str) -> None:
     """Raise CheckpointError for a value of an option that this version refuses.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         theirs: the file's config.
-        version: of the topkast that wrote the file.
+        version: the version of topkast that wrote the file.
     """
     for one in options(Config):
         try:
@@ -43,7 +43,7 @@ def check_supported(path: Path, theirs: dict[str, Any], version: str) -> None:
 
 
 def check_config(path: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raise CheckpointError with every option that differs, except those that are free at a load."""
+    """Raise CheckpointError if options differ, and list them; an option with ``free_at_load`` may differ."""
     fields = sorted((set(mine) | set(theirs)) - {one.name for one in options(Config) if one.free_at_load})
     wrong = [
         f"{field}: file {theirs.get(field)!r}, model {mine.get(field)!r}"
@@ -54,7 +54,7 @@ def check_config(path: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> No
 
 
 def check_sites(path: Path, mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]]) -> None:
-    """Raise CheckpointError with every site that is only on one side or differs."""
+    """Raise CheckpointError if sites differ or exist only on one side, and list them."""
     wrong = [f"{name}: sparse in the file, not in the model" for name in theirs if name not in mine]
     wrong += [f"{name}: sparse in the model, not in the file" for name in mine if name not in theirs]
     for name in mine:
@@ -65,7 +65,7 @@ def check_sites(path: Path, mine: dict[str, dict[str, Any]], theirs: dict[str, d
 
 
 def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
-    """Raise CheckpointError unless names, shapes, dtypes and every index fit."""
+    """Raise CheckpointError if a name, a shape, a dtype or an index does not fit the model."""
     own = root.state_dict()
     wrong = [f"missing: {key}" for key in own if key not in state]
     wrong += [f"unexpected: {key}" for key in state if key not in own]
@@ -98,7 +98,7 @@ def _kind(value: Any) -> str:
 
 
 def check_optimizer(path: Path, mine: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
-    """Give ``theirs`` back; CheckpointError unless class, number, order, names and shapes of the parameters agree."""
+    """Return ``theirs``; CheckpointError if class, or number, order, names or shapes of the parameters differ."""
     if theirs is None:
         raise CheckpointError(f"{path}: holds no optimizer, but one was given; save(model, path, optimizer) writes one")
     wrong = []

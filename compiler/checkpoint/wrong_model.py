@@ -1,8 +1,7 @@
-"""A state dict meets the other kind of model: what to call instead is said.
+"""Explain the error if a state dict is loaded into the wrong kind of model, and say what to call instead.
 
-A sparse model's state dict is loaded into a dense model, or a dense one into a sparse model.
-
-torch lists keys and sizes, which do not say where they come from. Nothing is changed but the text of the error.
+The user loads a sparse model's state dict into a dense model, or a dense model's state dict into a sparse model. The
+error of torch only lists keys and sizes, which do not show the cause. Only the text of the error is changed.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SPARSE = (
 
 
 def explain_mixed_up() -> None:
-    """Let ``nn.Module.load_state_dict`` say so, from now on."""
+    """From now on, let ``nn.Module.load_state_dict`` explain this error."""
     given = nn.Module.load_state_dict
     if hasattr(given, "explains"):
         return
@@ -46,11 +45,11 @@ def _is_sparse(keys: Iterable[str]) -> bool:
     return any(f".{STATE}." in f".{key}" for key in keys)
 
 
-explain_mixed_up()  # for a program that only imports topkast too: the dense model is the one that is loaded
+explain_mixed_up()  # at import, because a program that loads into a dense model may convert no model
 
 
 def refuse_dense(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Pre-hook of a converted model's ``load_state_dict``: nothing of a dense model's state dict is loaded.
+    """Pre-hook of a converted model's ``load_state_dict``: refuse a dense model's state dict before anything is loaded.
 
     Raises:
         CheckpointError: a sparse weight is dense in the state dict.

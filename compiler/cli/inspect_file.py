@@ -1,4 +1,4 @@
-"""The command ``topkast inspect model.onnx``: what is in a file that ``topkast.export`` wrote."""
+"""The command ``topkast inspect model.onnx``: show the contents of a file that ``topkast.export`` wrote."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.table import Table
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0 if the file was read, 2 if not."""
+    """Run the command line; return 0 if the file was read, 2 if not."""
     parser = argparse.ArgumentParser(prog="topkast", description="Look into files that topkast.export wrote.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("inspect", help="print the weights of a model.onnx, their formats and sizes")
     command.add_argument("file", type=Path, help="of topkast.export")
     args = parser.parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 140)  # a pipe would be taken for 80 columns
+    console = Console(width=None if sys.stdout.isatty() else 140)  # rich would give a pipe only 80 columns
     try:
         record, bytes_of_file = read(args.file)
     except (OSError, ValueError) as error:
@@ -33,11 +33,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read(path: Path) -> tuple[dict[str, Any], int]:
-    """(the record in the file's metadata, bytes of the file and of the weights beside it).
+    """(the record in the file's metadata, bytes of the file and of its separate file of weights).
 
     Raises:
-        OSError: no such file.
-        ValueError: it is no ONNX file, or not of topkast.
+        OSError: the file does not exist.
+        ValueError: the file is no ONNX file, or topkast did not write the file.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -56,7 +56,7 @@ def read(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def table(record: dict[str, Any]) -> Table:
-    """One row a weight."""
+    """One row for each weight."""
     found = Table(title=f"topkast {record['version']}, format {record['format']}, {record['precision']}")
     for head in ("weight", "shape", "stored", "block", "density", "bytes", "of dense", "why"):
         found.add_column(head, justify="right" if head in ("density", "bytes", "of dense") else "left")
@@ -83,7 +83,7 @@ def legend(record: dict[str, Any]) -> str:
 
 
 def shrunk_table(record: dict[str, Any]) -> Table:
-    """One row a weight with dead units."""
+    """One row for each weight with dead units."""
     found = Table(title="dead units: found, and taken out of all tensors they are in")
     for head in ("weight", "units before", "dead rows", "dead columns", "rows out", "columns out", "the others stay"):
         found.add_column(head, justify="left" if head in ("weight", "the others stay") else "right")
@@ -94,7 +94,7 @@ def shrunk_table(record: dict[str, Any]) -> Table:
 
 
 def summary(path: Path, record: dict[str, Any], size: int) -> str:
-    """The file's size against dense, and what was found when it was compared with PyTorch."""
+    """The file's size compared with dense, and the result of the comparison with PyTorch."""
     saved = sum(site["dense_bytes"] - site["bytes"] for site in record["sites"])
     error = record["max_error"]
     parity = "not compared with PyTorch" if error is None else f"largest difference from PyTorch {error:.2e}"

@@ -1,5 +1,6 @@
-"""From a module to a sparse module: which parameters become sites, and the conversion, whole or not at all.
+"""Convert a module to a sparse module, completely or not at all.
 
-Hands out ``sparsify.sparsify``. ``select`` decides, ``distribute`` counts, ``initial`` sets the norm, ``attach`` puts a
-site in its weight's place, ``undo`` takes everything back after an error.
+The interface is ``sparsify.sparsify``. ``select`` decides which parameters become sites, ``distribute`` counts their
+entries, ``initial`` sets the norm, ``attach`` puts a site in its weight's place, ``undo`` reverts everything after an
+error.
 """

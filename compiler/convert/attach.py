@@ -1,4 +1,4 @@
-"""Let a site read a parameter, for every module that owns it."""
+"""Put a site in the place of a parameter, in every module that owns the parameter."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .shared_class import inherited, is_foreign, share_class
 
 
 def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """How a module that owns a site is copied.
+    """Copy a module that owns a site.
 
-    torch's own way would give the copy the original's compiled code, and GraphModule's keeps only what its graph names,
-    so that a site would be lost.
+    torch's own copy would share the original's compiled code. GraphModule's copy keeps only what its graph names, and
+    would lose the site.
     """
     kind: Any = self.__class__
-    if is_foreign(self):  # torch would take properties out of this class when it removes a parametrization
+    if is_foreign(self):  # otherwise torch deletes properties from this class when it removes a parametrization
         kind = type(kind)(kind.__name__, kind.__bases__, inherited(kind))
     twin = kind.__new__(kind)
     memo[id(self)] = twin
@@ -43,24 +43,24 @@ def copy_module(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
         graph.owning_module = twin
         twin.__dict__["_graph"] = graph
     for site in sites_of(twin).values():
-        if site.owner is None:  # a copy too
+        if site.owner is None:  # the site is a copy too
             site.bind(twin)
     return twin
 
 
 def _follow_flat_weights(kind: Any) -> None:
-    """Let a recurrent class read its weights by name: its list of raw parameters would go stale."""
+    """Let a recurrent class read its weights by name, because its list of raw parameters would be out of date."""
 
     def get(self: nn.Module) -> list[Any]:
         return [getattr(self, name) for name in self._flat_weights_names]  # type: ignore[union-attr]
 
     def ignore(self: nn.Module, value: Any) -> None:
-        """What torch computes for this list is what ``get`` gives."""
+        """Ignore torch's assignment to the list; ``get`` always computes the list."""
 
     kind._flat_weights = property(get, ignore)
-    # There is no list to keep up to date; looking whether it is would put every W_A into the graph as an output.
+    # No stored list needs an update. torch's check of the list would make every W_A an output of the graph.
     kind._update_flat_weights = kind._init_flat_weights = lambda self: None
-    # Dynamo remembers for a function's code that it leaves recurrent layers to Python, as it does for plain ones.
+    # Dynamo remembers by a function's code that plain recurrent layers run in Python. New code has no such record.
     given = kind.forward
     own = types.FunctionType(given.__code__.replace(), given.__globals__, given.__name__, None, given.__closure__)
     own.__defaults__, own.__kwdefaults__ = given.__defaults__, given.__kwdefaults__
@@ -69,7 +69,7 @@ def _follow_flat_weights(kind: Any) -> None:
 
 @contextlib.contextmanager
 def _unseen(module: nn.Module) -> Iterator[dict[str, SiteModule]]:
-    """A module's sites by attribute. Reading them inside neither refreshes, as it is no forward, nor is counted."""
+    """A module's sites by attribute. A read inside the ``with`` is no forward: it neither refreshes nor is counted."""
     found = sites_of(module)
     with contextlib.ExitStack() as stack:
         for site in found.values():
@@ -78,7 +78,7 @@ def _unseen(module: nn.Module) -> Iterator[dict[str, SiteModule]]:
 
 
 def _state_with_values(kind: Any) -> None:
-    """A class saves and loads values and sets together. Its own code, which may read ``self.weight``, sees W_A."""
+    """Let a class save and load values and sets together. The class's own code gets W_A if it reads ``self.weight``."""
 
     @torch.no_grad()
     def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +107,7 @@ def _state_with_values(kind: Any) -> None:
 
 
 def _accept_new_tensors(kind: Any) -> None:
-    """``to``, ``half`` and their like may put new tensors in the place of the old ones."""
+    """Allow ``to``, ``half`` and similar methods to replace tensors by new ones."""
 
     def apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
         super(kind, self)._apply(fn, recurse)
@@ -119,7 +119,7 @@ def _accept_new_tensors(kind: Any) -> None:
 
 
 def _refuse_new_values(kind: Any) -> None:
-    """``reset_parameters`` would write into W_A."""
+    """Make ``reset_parameters`` an error, because it would write into W_A."""
 
     def reset_parameters(self: nn.Module) -> None:
         names = ", ".join(f"{kind.__bases__[0].__name__}.{name}" for name in sites_of(self))
@@ -133,36 +133,36 @@ def _refuse_new_values(kind: Any) -> None:
 
 
 def attach(module: nn.Module, attribute: str, site: SiteModule) -> None:
-    """``module.attribute`` becomes what ``site`` gives; several modules may share one site.
+    """Make ``module.attribute`` read W_A from ``site``; several modules may share one site.
 
     Args:
         module: an owner of the parameter.
-        attribute: its name there.
+        attribute: the parameter's name in the module.
         site: has adopted the parameter already.
     """
-    module.__dict__.pop("_flat_weights", None)  # of a recurrent module: see _follow_flat_weights
+    module.__dict__.pop("_flat_weights", None)  # only a recurrent module has this list: see _follow_flat_weights
     if STATE not in module._modules:
         module._modules[STATE] = SparseState()
     found: Any = module._modules[STATE]._modules  # type: ignore[union-attr]
     if attribute in found:
-        return  # a module that has several names in the model comes once for each
+        return  # a module with several names in the model is attached once for each name
     found[attribute] = site
     share_class(module, frozenset(found), complete)
 
 
 def detach(module: nn.Module, attribute: str) -> None:
-    """``module.attribute`` is the module's parameter and no more."""
+    """Make ``module.attribute`` the module's plain parameter again."""
     found: Any = module._modules[STATE]._modules  # type: ignore[union-attr]
     del found[attribute]
     if not found:
         del module._modules[STATE]
     share_class(module, frozenset(found), complete)
-    if not found and isinstance(module, nn.RNNBase):  # its list of raw parameters; made anew when they differ
+    if not found and isinstance(module, nn.RNNBase):  # rebuild its list of raw parameters
         module._flat_weights = [module._parameters.get(name) for name in module._flat_weights_names]
 
 
 def complete(kind: Any) -> None:
-    """Let a class of modules with sites do what they must besides reading them."""
+    """Give a class of modules with sites everything except the reading of weights: copying, saving, ``to``."""
     base = kind.__bases__[0]
     if getattr(base, "__deepcopy__", None) is None or issubclass(base, torch.fx.GraphModule):
         kind.__deepcopy__ = copy_module
@@ -172,14 +172,14 @@ def complete(kind: Any) -> None:
     _accept_new_tensors(kind)
     _refuse_new_values(kind)
     keep_whole(kind)
-    # Here, for a model that was pickled may come into a process that has converted none.
+    # The hooks are installed here, because a pickled model can be loaded in a process that has converted no model.
     install_hooks()
     if _on_parameter not in torch_module._global_parameter_registration_hooks.values():
         torch_module.register_module_parameter_registration_hook(_on_parameter)
 
 
 def _on_parameter(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
-    """The hook: ``module.attribute = parameter``. A dense one is the module's weight from now on."""
+    """The hook for ``module.attribute = parameter``. A dense parameter becomes the module's weight."""
     site = all_sites_of(module).get(attribute)
     if site is None:
         return

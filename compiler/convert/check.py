@@ -1,4 +1,4 @@
-"""Models that cannot be converted, refused before anything is touched."""
+"""Refuse a model that cannot be converted, before anything is changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from topkast.runtime.training.sharded.refused import parallel_already
 
 
 def check_model(model: Any) -> None:
-    """Raise ModelError, naming what is wrong and what to do, unless ``model`` can be converted."""
+    """Raise ModelError if ``model`` cannot be converted; the message says what is wrong and what to do."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("model: a scripted module, whose parameters are fixed; pass the module before torch.jit")
     if not isinstance(model, nn.Module):
@@ -36,7 +36,7 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{name}: not initialised yet; run the model once before")
         if _is_dtensor(parameter):
             raise ModelError(f"{name}: a DTensor; convert the model before it is sharded")
-        if not parameter.is_meta:  # those are checked once they have values
+        if not parameter.is_meta:  # parameters on the meta device are checked once they have values
             check_finite(name, parameter)
     tool = parallel_already(model.parameters())
     if tool is not None:
@@ -46,8 +46,8 @@ def check_model(model: Any) -> None:
 
 
 def check_finite(name: str, parameter: Tensor) -> None:
-    """Raise ModelError if there is anything in it that cannot be ranked by size."""
-    # By its extremes: isfinite() would need a copy of the whole.
+    """Raise ModelError if the parameter has an entry that cannot be ranked by size."""
+    # The smallest and largest entry are enough: isfinite() would need a copy of the whole parameter.
     ends = parameter.detach().aminmax() if parameter.is_floating_point() and parameter.numel() else ()
     if not all(bool(end.isfinite()) for end in ends):
         raise ModelError(f"{name}: holds NaN or infinite values, by which no largest weights can be chosen")

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from topkast.compiler.config import Config
 from topkast.runtime.layout import Geometry
 
-# Blocks of A to a row, on the average, from which on every row gets as many: no fewer, so that rounding to whole blocks
-# changes a density by a third at most.
+# The smallest mean number of A's blocks in a row for which a weight is balanced. With this bound, rounding to whole
+# blocks changes a density by a third at most.
 FEWEST = 0.75
 
 
 class Count(NamedTuple):
-    """Units of one site in A and in B; if balanced, whole multiples of its rows of blocks."""
+    """Units of one site in A and in B; if balanced, both are whole multiples of the number of block rows."""
 
     fwd: int
     bwd: int
@@ -25,7 +25,7 @@ Counts = dict[str, Count]
 
 
 def units_at(density: float, geometry: Geometry, balanced: bool) -> int:
-    """Units nearest to a density, at least one (balanced: at least one in every block row)."""
+    """The number of units nearest to a density, at least one (if balanced, at least one in every block row)."""
     rows, columns = geometry.grid
     if balanced:
         return rows * max(1, round(density * columns))
@@ -35,8 +35,8 @@ def units_at(density: float, geometry: Geometry, balanced: bool) -> int:
 def erk(geometries: dict[str, Geometry], density: float) -> dict[str, float]:
     """Erdős-Rényi-Kernel densities with the given mean over all weights (Evci et al. 2020, section 3).
 
-    A layer's density is proportional to the sum of its dims over their product; those that would pass 1 are dense, and
-    the rest share what is left.
+    A layer's density is proportional to the sum of its dims divided by their product. A layer whose density would be
+    above 1 is dense, and the other layers share the rest.
     """
     raw = {name: sum(g.shape) / g.numel for name, g in geometries.items()}
     full: set[str] = set()
@@ -51,15 +51,15 @@ def erk(geometries: dict[str, Geometry], density: float) -> dict[str, float]:
 
 
 def distribute(config: Config, geometries: dict[str, Geometry]) -> Counts:
-    """Parameter name -> units in A and in B, and whether every row of blocks has as many.
+    """Parameter name -> units in A and in B, and whether every row of blocks has the same number.
 
-    Constant fan-in was measured to learn better (``tools/results/study``), above all where rows have few blocks: chosen
-    freely, some rows have none, and their outputs no input (as Lasby et al. 2024, "Dynamic Sparse Training with
-    Structured Sparsity", found of unstructured sets).
+    Constant fan-in was measured to learn better (``tools/results/study``), above all if rows have few blocks. If blocks
+    are chosen freely, some rows have no block, and their outputs have no input (Lasby et al. 2024, "Dynamic Sparse
+    Training with Structured Sparsity", found the same for unstructured sets).
 
     Args:
         config: the options.
-        geometries: that of every site.
+        geometries: the geometry of every site, by parameter name.
     """
     assert config.bwd is not None
     wanted = [1 - config.fwd, 1 - config.bwd]

@@ -1,7 +1,8 @@
-"""The norm of W_A at the start: that of the largest weights, as they were drawn, can be more than training wants.
+"""The norm of W_A at the start. The norm of the largest freshly drawn weights can be too large for training.
 
-Measured (``tools/results/study``): with the largest fifth of fresh weights a model ends behind a random fifth at high
-learning rates; with the norm of their largest tenth ahead of it. Weights that are trained keep theirs.
+Measured (``tools/results/study``): at high learning rates, a model that starts with the largest fifth of its fresh
+weights ends worse than a model with a random fifth. If W_A is scaled to the norm of the largest tenth, the model ends
+better than with a random fifth. Trained weights keep their norm.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ from topkast.runtime.state.site_module import SiteModule
 
 from .distribute import units_at
 
-# Densities of A between which it was measured to help: up to a tenth a smaller start loses, at 0.3 it is level, and at
-# a half it loses again.
+# Scaling was measured to help between these densities of A. Up to a tenth a smaller start is worse, at 0.3 scaling
+# makes no difference, and at a half scaling is worse again.
 TENTH, QUARTER = 0.1, 0.25
 
-ENOUGH = 4096  # entries; fewer tell too little of where they come from
-DEVIATIONS = 6  # how far by luck what is drawn may be from what is expected of it
+ENOUGH = 4096  # entries; fewer entries do not show reliably how they were made
+DEVIATIONS = 6  # standard deviations by which a draw may differ from its mean
 ITERATIONS = 20  # of the power method: a direction that training wrote stands out at once
 
 
 @torch.no_grad()
 def start_scales(sites: dict[str, SiteModule], initial: str | None) -> dict[str, float]:
-    """What each θ is to be multiplied by, so that no set changes, and W_A has the norm that ``initial`` asks for.
+    """The factor for each θ that gives W_A the norm that ``initial`` asks for. The factor changes no set.
 
     Args:
-        sites: all of a model, as they were made.
+        sites: all sites of a model, as they were made.
         initial: "auto", "random" or None, see :func:`topkast.compile`.
 
     Returns:
-        Parameter name -> the number, where one was asked for.
+        Parameter name -> the factor. A weight that is not scaled has no entry.
     """
     if initial is None:
         return {}
     if initial == "auto":
         sites = {name: site for name, site in sites.items() if _too_many(site)}
-        # All or none: in a model that was trained a little, some weights look as they did.
+        # All weights or none: in a model that was trained a little, some weights still look freshly drawn.
         if not all(as_drawn(_matrix(site)) for site in sites.values()):
             return {}
     return {name: _scale(site, initial) for name, site in sites.items()}
@@ -60,8 +61,8 @@ def _matrix(site: SiteModule) -> Tensor:
 
 
 def _too_many(site: SiteModule) -> bool:
-    """Whether A is the largest weights, more of them than have the norm that was measured best, and there are enough to
-    tell where they come from."""
+    """Whether A holds the largest weights, A is denser than the density with the best measured norm, and the weight has
+    enough entries to show how they were made."""
     low, high = (_units(site, density) for density in (TENTH, QUARTER))
     return site.method.largest_first and low < site.n_fwd <= high and site.geometry.numel >= ENOUGH
 
@@ -71,13 +72,13 @@ def _units(site: SiteModule, density: float) -> int:
 
 
 def as_drawn(matrix: Tensor) -> bool:
-    """Whether a weight looks as an initialiser leaves it: entries drawn one by one, all alike.
+    """Whether a weight looks freshly initialised: its entries are independent draws from one distribution.
 
-    Training writes into rows (an output that matters), columns (an input that does) and directions of both. So the mean
-    squares of rows and of columns must differ no more than those of such draws, by a χ² statistic, and the largest
-    singular value must be that of a random matrix (its edge and scale: Johnstone 2001, "On the distribution of the
-    largest eigenvalue in principal components analysis", theorem 1.1). Orthogonal weights and zeros pass; values of
-    one size do not, nor what is not finite.
+    Training changes rows (important outputs), columns (important inputs) and directions of both. Two tests follow. The
+    mean squares of rows and of columns may differ no more than in independent draws, by a χ² statistic. The largest
+    singular value must be the one of a random matrix (its edge and scale: Johnstone 2001, "On the distribution of the
+    largest eigenvalue in principal components analysis", theorem 1.1). Orthogonal weights and zeros pass. Values that
+    all have the same size do not pass, and values that are not finite do not pass.
 
     Args:
         matrix: [rows, columns].
@@ -96,7 +97,7 @@ def as_drawn(matrix: Tensor) -> bool:
         if statistic > means.numel() + DEVIATIONS * (2 * means.numel()) ** 0.5:
             return False
     rows, cols = (size**0.5 for size in weight.shape)
-    generator = torch.Generator("cpu").manual_seed(0)  # nothing of the user's own random numbers is used up
+    generator = torch.Generator("cpu").manual_seed(0)  # the user's own random generator stays unchanged
     direction = torch.randn(weight.shape[1], generator=generator, device="cpu").to(weight.device)
     for _ in range(ITERATIONS):
         direction = torch.nn.functional.normalize(weight.mT @ (weight @ direction), dim=0)

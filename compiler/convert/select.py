@@ -1,7 +1,7 @@
-"""Decide for every parameter: sparse, with how it is seen as a matrix, or dense, with the reason in words.
+"""Decide for every parameter: sparse, with its view as a matrix, or dense, with the reason in words.
 
-Defaults with a source: the first convolution of an image model stays dense and the last classifier does not, as in
-RigL (Evci et al. 2020, section 3, "uniform"); under the "erk" distribution the first convolution is sparse too.
+By default the first convolution of an image model stays dense and the last classifier becomes sparse, as in RigL (Evci
+et al. 2020, section 3, "uniform"). With the "erk" distribution the first convolution becomes sparse too.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ FIRST = "the first convolution of an image model (dense by default, as in RigL, 
 
 @dataclass
 class Use:
-    """A parameter that becomes sparse. Matrix: permuted by `perm`, the first `lead` dimensions are rows (outputs).
+    """A parameter that becomes sparse. As a matrix: permuted by `perm`, the first `lead` dimensions are rows (outputs).
 
-    `owners`: every (module path, attribute) that holds it, first the one `named_parameters` names. `ops`: what uses
-    it, the matrix products and convolutions first. `positions`: multiply-adds per weight in the traced forward (for a
-    linear layer the tokens of the batch, for a convolution its output positions), None where shapes are not known.
+    `owners`: every (module path, attribute) that holds the parameter; the pair that `named_parameters` names is first.
+    `ops`: the operators that use the parameter, the matrix products and convolutions first. `positions`: multiply-adds
+    per weight in the traced forward (for a linear layer the tokens of the batch, for a convolution its output
+    positions), or None if shapes are not known.
     """
 
     owners: list[Owner]
@@ -42,7 +43,7 @@ class Use:
 
 @dataclass
 class Selection:
-    """How the model was read, and the decision for each name that `named_parameters` yields."""
+    """The way the model was read, and the decision for each name that `named_parameters` yields."""
 
     how: str
     sparse: dict[str, Use]
@@ -52,8 +53,8 @@ class Selection:
 def select(model: nn.Module, config: Any, example_inputs: Any = None) -> Selection:
     """Decide for each parameter of `model`; `config` has include, exclude (globs or None), min_size, distribution.
 
-    Raises ConfigError for a glob that matches no parameter and ModelError for lazy parameters. The model stays as it
-    is; finding nothing to make sparse is no error here.
+    Raises ConfigError for a glob that matches no parameter and ModelError for lazy parameters. The model stays
+    unchanged. A model in which nothing can be sparse is no error here.
     """
     parameters = dict(model.named_parameters())
     for name, p in parameters.items():
@@ -79,7 +80,7 @@ def select(model: nn.Module, config: Any, example_inputs: Any = None) -> Selecti
         else:
             decision = _by_structure(model, p, owners[name])
         if not isinstance(decision, str) and not _named(name, owners[name], config.include):
-            # The soft reasons, which naming the parameter in full overrules.
+            # These reasons do not count if an include names the parameter in full.
             if getattr(config, "distribution", "uniform") != "erk" and _is_first(
                 name, found, captured.graphs, result, p
             ):
@@ -94,7 +95,7 @@ def select(model: nn.Module, config: Any, example_inputs: Any = None) -> Selecti
 
 
 def _owners(model: nn.Module, parameters: dict[str, nn.Parameter]) -> tuple[dict[str, list[Owner]], dict[str, str]]:
-    """Who holds each parameter, and which parameters are different objects over the same memory."""
+    """The owners of each parameter, and the parameters that are different objects over the same memory."""
     canonical = {id(p): name for name, p in parameters.items()}
     ties = nx.Graph()  # parameters on one side, owners and storage addresses on the other
     ties.add_nodes_from(parameters)
@@ -116,7 +117,7 @@ def _owners(model: nn.Module, parameters: dict[str, nn.Parameter]) -> tuple[dict
 
 
 def _matches(argument: str, globs: Any, owners: dict[str, list[Owner]]) -> dict[str, str]:
-    """Canonical name -> the glob that matches it or another name of the same parameter. Every glob must match some."""
+    """Canonical name -> the glob that matches any name of the parameter. Each glob must match a parameter."""
     aliases = {".".join(filter(None, owner)): name for name, held in owners.items() for owner in held}
     matched: dict[str, str] = {}
     for glob in globs or ():
@@ -143,7 +144,7 @@ def _ruled_out(p: nn.Parameter, shared_with: str | None) -> str | None:
 
 
 def _kind(model: nn.Module, held: list[Owner]) -> str | None:
-    """The reason that the owners' classes give for staying dense, if they give one."""
+    """The reason why a parameter with these owners' classes must stay dense, or None."""
     modules = [model.get_submodule(path) for path, _ in held]
     if any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in modules):
         return "an embedding" if len(held) == 1 else "an embedding, tied to other uses"
@@ -187,12 +188,12 @@ def _ops(hits: list[Hit]) -> list[str]:
 def _is_first(name: str, found: Found, graphs: list[Any], result: Selection, p: nn.Parameter) -> bool:
     if graphs:
         return any(hit.first for hit in found.hits.get(name, []))
-    # By structure only: the first weight in the order of registration, when it is a convolution over an image.
+    # The structure alone decides: the first weight in the order of registration, if it is a convolution over an image.
     return p.ndim in (4, 5) and not result.sparse and FIRST not in result.dense.values()
 
 
 def _by_structure(model: nn.Module, p: nn.Parameter, held: list[Owner]) -> Use | str:
-    """What the classes of the owners say, for a model (or an RNN) that no trace reaches."""
+    """The decision by the owners' classes, for a model (or an RNN) that cannot be traced."""
     reason = _vector(model, p, held) or _kind(model, held)
     if reason:
         return reason

@@ -1,8 +1,9 @@
-"""The classes of modules with sparse weights: as their own, but what is read as the weight is W_A.
+"""The classes of modules with sparse weights. Each extends the module's own class; a read of the weight gives W_A.
 
-Modules of one class that are sparse in the same attributes share one class. Dynamo guards on the class of every module
-it reads: with a class for each module, each model of one kind would be compiled anew, and the ninth not at all. A class
-made here is kept on the class that it extends and lives as long, so that one defined inside a function can be freed.
+Modules of one class with the same sparse attributes share one class, because Dynamo guards on the class of every module
+that it reads. If each module had its own class, each model of the same kind would be compiled again, and the ninth not
+at all. A class made here is stored on the class that it extends and lives as long. Therefore a class that is defined
+inside a function can be freed.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from topkast.runtime.errors import ModelError
 from topkast.runtime.state.persist.state_dict import STATE
 
 _MADE = "_topkast_classes"  # on the class that was extended: attributes -> the class that is sparse in them
-_ATTRIBUTES = "_topkast_attributes"  # on a class made here: which these are
+_ATTRIBUTES = "_topkast_attributes"  # on a class made here: its sparse attributes
 
-# These modules of torch replace a weight by one that is computed, and read the weight before they change anything.
+# These modules of torch replace a weight by a computed weight, and read the weight before they change anything.
 REPLACING = {"torch.nn.utils.weight_norm", "torch.nn.utils.prune"}
 
 Finish = Callable[[Any], None]
@@ -32,9 +33,9 @@ def share_class(module: nn.Module, attributes: frozenset[str], complete: Finish)
     """Give a module the class in which these attributes are sparse.
 
     Args:
-        module: of any class, one made here included.
-        attributes: names of parameters; none: its own class again.
-        complete: called with each class that is new, before any module has it.
+        module: of any class; a class made here is allowed.
+        attributes: names of parameters; if empty, the module gets its own class back.
+        complete: called with each new class before a module gets the class.
     """
     kind: Any = type(module)
     ours = next((made for made in kind.__mro__ if _ATTRIBUTES in vars(made)), None)
@@ -47,12 +48,12 @@ def share_class(module: nn.Module, attributes: frozenset[str], complete: Finish)
 
 
 def is_foreign(module: nn.Module) -> bool:
-    """Whether torch has made a module's class for the module alone, and will put the first of its bases back."""
+    """Whether torch made the module's class for this module alone, and will later restore the first of its bases."""
     return _ATTRIBUTES not in vars(type(module)) and parametrize.is_parametrized(module)
 
 
 def inherited(kind: Any) -> dict[str, Any]:
-    """The entries of a class that the class itself has, for one that is made anew."""
+    """The entries that the class itself defines, for a new class made from them."""
     return {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
 
 
@@ -68,12 +69,12 @@ def sparse_class(base: Any, attributes: frozenset[str], complete: Finish) -> Any
         own |= {"__reduce_ex__": _reduce, "__prepare_scriptable__": _not_scriptable}
         kind = type(base)(f"Sparse{base.__name__}", (base,), own)
         complete(kind)
-        made[attributes] = kind  # a whole one only: an interrupt may come before
+        made[attributes] = kind  # only a finished class is stored, because an interrupt may come before
     return made[attributes]
 
 
 def _weight(name: str) -> property:
-    """Reads W_A of the modules that have a site of that name, and of others the parameter."""
+    """A property that gives W_A if the module has a site of that name, and otherwise the parameter."""
 
     def get(self: Any) -> Any:
         if name not in self._parameters:
@@ -86,7 +87,7 @@ def _weight(name: str) -> property:
         return sites[name](values)
 
     def put(self: Any, value: Tensor) -> None:
-        # torch's older spectral_norm has given the parameter another name by now.
+        # torch's older spectral_norm has already given the parameter another name.
         if name not in self._parameters and f"{name}_orig" in self._parameters:
             others = dict(self._parameters)
             self._parameters.clear()
@@ -104,10 +105,10 @@ def _refusal(kind: str, name: str) -> str:
 
 
 def _not_ours(self: nn.Module) -> Any:
-    """``module.parametrizations``: torch's own, if there are any.
+    """``module.parametrizations``: torch's own, if the module has any.
 
-    ``register_parametrization`` asks for them before it changes anything, and so does torch's quantization, which finds
-    layers by their class: for a sparse weight the answer is an error.
+    ``register_parametrization`` reads this property before it changes anything. torch's quantization, which finds
+    layers by their class, does the same. For a sparse weight both get an error.
     """
     caller: Any = None if torch.compiler.is_compiling() else sys._getframe(1)
     for _ in range(2):
@@ -127,7 +128,7 @@ def _not_ours(self: nn.Module) -> Any:
 
 
 def _not_scriptable(self: nn.Module) -> Any:
-    """``torch.jit.script`` asks for this before it looks at a module's code."""
+    """Refuse ``torch.jit.script``, which calls this function before it reads a module's code."""
     raise ModelError(
         f"{type(self).__name__}: torch.jit.script cannot read a sparse weight; script topkast.densify(model), or use "
         "topkast.export"
@@ -135,7 +136,7 @@ def _not_scriptable(self: nn.Module) -> Any:
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
-    """Pickled as any module is, but the class by what it extends: nobody could find the class by its name."""
+    """Pickle like any module, but store the base class: pickle could not find the made class by its name."""
     kind: Any = type(self)
     ours: Any = next(made for made in kind.__mro__ if _ATTRIBUTES in vars(made))
     if isinstance(self, torch.fx.GraphModule):

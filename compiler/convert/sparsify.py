@@ -1,4 +1,4 @@
-"""Turn a model's weights into sites, in place: all of them, or on any error none."""
+"""Turn a model's weights into sites, in place: all of them, or none if there is an error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[str, Geometry]:
-    """Geometry of every selected weight; those the block does not fit move to ``selection.dense``."""
+    """Geometry of every selected weight; a weight that the block does not fit moves to ``selection.dense``."""
     parameters = dict(model.named_parameters())
     found, too_small = {}, []
     for name, use in list(selection.sparse.items()):
@@ -68,7 +68,7 @@ def _check_distribution(config: Config, names: list[str]) -> None:
 
 
 def _without_input(config: Config, geometries: dict[str, Geometry], counts: Counts) -> list[str]:
-    """What to say of weights that were not balanced because their rows have less than a block each."""
+    """The message about weights that were not balanced because their rows have less than a block each."""
     said = []
     for name, count in counts.items():
         rows, columns = geometries[name].grid
@@ -86,7 +86,7 @@ def _bytes_outside(parameter: nn.Parameter, geometry: Geometry, count: Count, co
 
 
 def _plan(model: nn.Module, start: Start) -> tuple[Plan | None, torch.device]:
-    """How the tensors on the meta device get their values, and where; no plan if no tensor is on it."""
+    """The plan by which tensors on the meta device get values, and their device; no plan if no tensor is on meta."""
     init, device = start.init, start.device
     if not held(model):
         for name, value in (("init", init), ("device", device)):
@@ -110,17 +110,17 @@ def convert(
     start: Start,
     last: Callable[[nn.Module], None] | None = None,
 ) -> M:
-    """Convert ``model`` in place; if that fails or is interrupted, the model is as it was.
+    """Convert ``model`` in place; if the conversion fails or is interrupted, the model is unchanged.
 
     Args:
-        model: any module; see :func:`topkast.compiler.convert.check.check_model` for what is refused.
+        model: any module that :func:`topkast.compiler.convert.check.check_model` does not refuse.
         config: the options that stay with the model.
         start: the options that only the conversion needs.
-        last: what else is done to the converted model; undone with the rest.
+        last: called with the converted model; if it fails, the whole conversion is undone.
 
     Raises:
         ModelError: the model cannot be converted, or nothing in it can be sparse.
-        ConfigError: a glob or a block fits nothing, or an argument not the model.
+        ConfigError: a glob or a block fits nothing, or an argument does not fit the model.
         ReservoirError: ``reservoir="disk"``, and the disk has no room.
     """
     check_model(model)
@@ -166,7 +166,7 @@ def convert(
         for name, scale in record.scaled.items():
             found[name].scale(scale)
 
-    # Every argument has been checked; but initialisers are the user's code, and Ctrl-C comes when it likes.
+    # Every argument has been checked, but initialisers are the user's code, and Ctrl-C can come at any time.
     try:
         if plan is not None:
             record.warnings += plan.warnings
@@ -181,7 +181,7 @@ def convert(
         model.register_load_state_dict_pre_hook(refuse_dense)
         if last is not None:
             last(model)
-        carry_out((), end)  # each site by itself is scaled as a whole
+        carry_out((), end)  # an interrupt never leaves a site partly scaled
     except BaseException:
         if not undo.closed:
             carry_out((), undo.back)
@@ -191,7 +191,9 @@ def convert(
 
 @with_options(OPTIONS)
 def sparsify(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, **options: Any) -> M:
-    """Convert without compiling: right in eager mode, and ready for ``torch.compile(model, backend="topkast")``.
+    """Convert a model in place without compiling it.
+
+    The model works in eager mode and is ready for ``torch.compile(model, backend="topkast")``.
 
     Args:
         model: as for :func:`topkast.compile`.
@@ -201,7 +203,7 @@ def sparsify(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, 
         The same object.
 
     Raises:
-        ConfigError, ModelError, ReservoirError: as :func:`topkast.compile`; the model is as it was.
+        ConfigError, ModelError, ReservoirError: as :func:`topkast.compile`. The model is unchanged.
     """
     allowed = [one.name for one in OPTIONS if one.name not in ("fwd", "bwd")]
     if unknown := sorted(set(options) - set(allowed)):

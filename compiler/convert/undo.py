@@ -1,4 +1,4 @@
-"""What a conversion changes of a model, so that an error or Ctrl-C in the middle leaves the model as it was."""
+"""Record what a conversion changes, so that an error or Ctrl-C in the middle leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from topkast.runtime.state.site_module import SiteModule
 
 
 class Undo:
-    """The way back of one conversion.
+    """Undoes one conversion.
 
-    A dense weight is let go of as soon as its site has it, so a conversion needs little more memory than the model. On
-    the way back the weight is put together again from the site, bit for bit.
+    A dense weight is freed as soon as its site holds the values, so a conversion needs little more memory than the
+    model. To undo, the weight is rebuilt from the site, bit for bit.
 
     Args:
-        model: as it is before the conversion.
+        model: the model before the conversion.
 
     Attributes:
-        closed: whether the conversion has come so far that it ends instead.
+        closed: whether the conversion is too far to be undone; then it is finished instead.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,7 +39,7 @@ class Undo:
         self._parameters: list[tuple[nn.Parameter, SiteModule, Tensor | None, Callable[[], Tensor]]] = []
 
     def note(self, parameter: nn.Parameter, site: SiteModule) -> None:
-        """A parameter is about to be taken over by a site that was made of it."""
+        """Record a parameter before the site that was made from it takes its place."""
         stride = parameter.stride()
 
         def together() -> Tensor:
@@ -47,14 +47,14 @@ class Undo:
             theta = assemble(parameter.detach().to(site.home).view(-1), site.reservoir, index, site.geometry)
             return torch.empty_strided(theta.shape, stride, dtype=theta.dtype, device=parameter.device).copy_(theta)
 
-        # Memory that others see too stays anyway, and must be the parameter's again.
+        # Memory that others share stays allocated anyway, and must belong to the parameter again after an undo.
         shared = parameter.is_shared() or parameter.untyped_storage().nbytes() != parameter.nbytes
         memory = parameter.detach() if shared else None
         self._parameters.append((parameter, site, parameter.grad, together if memory is None else lambda: memory))
 
     @torch.no_grad()
     def back(self) -> None:
-        """Make the model what it was. May be begun again."""
+        """Make the model what it was. After an interrupt this can be called again."""
         for module, kind, content in self._modules:
             module.__class__ = kind
             module.__dict__.update(content)

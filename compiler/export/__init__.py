@@ -1,5 +1,5 @@
-"""``topkast.export``: from a trained model to an ONNX file that was run and compared before it is handed out.
+"""``topkast.export``: write a trained model as an ONNX file; the file is run and compared before it appears.
 
-``program`` traces, ``axes`` and ``sizes`` read which dimensions vary, ``parity`` compares, ``result`` says what was
-written.
+``program`` traces the model, ``axes`` and ``sizes`` find the dimensions that vary, ``parity`` compares the file with
+the model, ``result`` describes the file.
 """

@@ -1,4 +1,4 @@
-"""``topkast.export``: from a trained model to a file that has been run and compared."""
+"""``topkast.export``: write a trained model as a file that has been run and compared with the model."""
 
 from __future__ import annotations
 
@@ -38,53 +38,63 @@ def export(
 ) -> ExportResult:
     """Write the model, in evaluation mode and with W_A as its weights, as an ONNX file.
 
-    The file appears only once it has passed: onnx.checker, and with ``verify`` runs in ONNX Runtime, with topkast's
-    library and without, on the example inputs and on random ones of other batch sizes, whose results must agree with
-    PyTorch's (see :func:`topkast.compiler.export.parity.compare` for the bound). Units that are dead, because their row
-    of W_A is all zero or nothing reads them, are taken out of all tensors they are in, where that is exact; the result
-    says which stayed and why. The model itself is not touched. A later forward that is differentiated may refresh the
-    sets, after which the model is not the one in the file: compare under ``no_grad``.
+    The file appears only after all checks have passed. onnx.checker always checks the file. With ``verify``, ONNX
+    Runtime runs the file with topkast's library and without it, on the example inputs and on random inputs of other
+    batch sizes. The results must agree with PyTorch's (see :func:`topkast.compiler.export.parity.compare` for the
+    bound).
+
+    A unit is dead if its row of W_A is all zero or if nothing reads the unit. Dead units are removed from all tensors
+    that contain them, if the removal is exact; the result says which dead units stayed, and why.
+
+    The model itself is not changed. A later forward with gradients may refresh the sets; after that the model differs
+    from the file. Therefore compare the file with the model under ``no_grad``.
 
     Args:
-        model: a model converted by topkast, or a wrapper of it.
-        path: of the file; its folder must exist.
-        example_inputs: what ``forward`` is called with: a tuple of positional arguments, a dict of keywords, or one
+        model: a model converted by topkast, or a wrapper of such a model.
+        path: the path of the file; its folder must exist.
+        example_inputs: the arguments of ``forward``: a tuple of positional arguments, a dict of keywords, or one
             tensor. Values that are no tensors become part of the graph. Outputs that are no tensors are left out.
         format: how sparse weights are stored.
 
-            - "auto": for each weight the fastest, for inputs of about the examples' size, that never lost to dense
-              where it was measured; where nothing is faster, the smallest.
-            - "custom": products as nodes ``topkast.SparseMatMul``, which our kernels run in a session of
-              :func:`topkast.onnx.session`; any ONNX Runtime from 1.17 on loads the file too and runs it at dense speed.
+            - "auto": for each weight the fastest format among those that were never slower than dense in measurements,
+              for inputs of about the examples' size. If no format is faster than dense, the smallest format.
+            - "custom": products as nodes ``topkast.SparseMatMul``, which topkast's kernels run in a session of
+              :func:`topkast.onnx.session`. ONNX Runtime 1.17 and later also load the file without topkast and run the
+              model at dense speed.
             - "block": products by standard operators, faster than dense in any ONNX Runtime, for blocks of 16 x 16 or
-              more with about as many in each block row.
-            - "compact": the smallest file, unpacked when it is loaded; runs at dense speed.
-            - "dense": zeros stored like any number.
+              more with about the same number of blocks in each block row.
+            - "compact": the smallest file. The weights are unpacked when the file is loaded; runs at dense speed.
+            - "dense": zeros are stored like any other number.
             - "sparse_initializer": ONNX's own sparse constants, for other tools; runs at dense speed.
 
-            Weights that a format does not suit stay dense, with the reason in the result.
-        dynamic_shapes: which axes may have any size: a dict by argument name, or a tuple or list by position, that
-            follows the inputs' structure; for each tensor a dict {axis: name} or a tuple with an entry for each axis.
-            A name (or ``torch.export.Dim(name)``) is what the file calls the axis; axes of one name have one size.
-            ``Dim(name, min=..., max=...)`` limits the sizes; limits that the model's code sets, such as a table of
-            positions, are found and noted. ``Dim.DYNAMIC`` is a name that the export chooses; ``Dim.AUTO`` too, unless
-            the code fixes the axis; ``Dim.STATIC``, None and the example's size keep it fixed. Examples of size 1 are
-            traced twice as large. None: the first dimension of every input that has the size of the first input's is a
-            batch of any size; where the model's code does not allow that, sizes are fixed and a note says so.
-        precision: of sparse weights' values in the file. "fp32", or "fp16": they are rounded to float16, which halves
-            the file, and widened when it is loaded; products are computed in float32, and compared with the rounded
-            model's.
-        verify: whether to run and compare.
-        opset: version of the standard operators, 18 to 23.
+            If a format does not suit a weight, the weight stays dense and the result gives the reason.
+        dynamic_shapes: the axes that may have any size: a dict by argument name, or a tuple or list by position, with
+            the structure of the inputs. Each tensor has a dict {axis: name} or a tuple with an entry for each axis.
+
+            - A name, or ``torch.export.Dim(name)``, becomes the axis' name in the file. Axes of the same name have the
+              same size.
+            - ``Dim(name, min=..., max=...)`` limits the sizes. Limits that the model's code sets, such as a table of
+              positions, are found and noted.
+            - ``Dim.DYNAMIC`` lets the export choose a name. ``Dim.AUTO`` does the same unless the code fixes the axis.
+            - ``Dim.STATIC``, None and the example's size keep the axis fixed.
+
+            If an example has size 1 in a dynamic axis, the trace uses twice the size. None (the default): the first
+            dimension of the first input is a batch of any size, and so is the first dimension of every input with the
+            same size there. If the model's code does not allow this, sizes are fixed and a note says so.
+        precision: the precision of the sparse weights' values in the file: "fp32" or "fp16". With "fp16" the values are
+            rounded to float16, which halves the file, and converted to float32 when the file is loaded. Products are
+            computed in float32, and are compared with the products of the rounded model.
+        verify: whether to run the file and compare the results.
+        opset: the version of the standard operators, 18 to 23.
 
     Raises:
-        ConfigError: an unknown format, precision or opset; a weight too large for float16.
-        ExportError: the model cannot be traced or written, or what was written does not agree; no file is left. Or
-            ``dynamic_shapes`` names what the inputs do not have, gives one name to axes of unequal sizes, or names an
-            axis that the model's code fixes.
+        ConfigError: the format, precision or opset is unknown, or a weight is too large for float16.
+        ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
+            ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
+            names an axis that the model's code fixes.
         ModelError: the model was not converted.
     """
-    # ONNX and its runtime take long to import, and training needs neither.
+    # The import of ONNX and its runtime is slow, and training needs neither.
     from topkast.passes.onnx.convert import Wanted
     from topkast.passes.onnx.formats import AUTO, FORMATS
     from topkast.passes.onnx.writer import annotate, save, write
@@ -111,7 +121,7 @@ def export(
     flat, notes = Flat(plain, inputs), list[str]()
     dense_bytes = sum(t.numel() * t.element_size() for t in [*plain.parameters(), *plain.buffers()])
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own steps
+        warnings.simplefilter("ignore")  # warnings about the exporter's own steps
         try:
             output_names = list(flat.named(*inputs.tensors))
         except Exception as error:
@@ -148,7 +158,7 @@ def export(
             checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials)
             annotate(file, format, precision, found, shrunk, checked.max_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
-            for part in sorted(folder.iterdir(), reverse=True):  # the weights beside it first
+            for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file
                 os.replace(part, path.parent / part.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Attention where torch.onnx writes another one than PyTorch computes."""
+"""Correct the attention that torch.onnx writes differently from PyTorch's attention."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from topkast.passes.aten.nodes import aten, emit
 
 
 def keep_empty_rows(graph: fx.Graph) -> None:
-    """Queries that a floating-point mask lets see nothing: PyTorch gives them zeros, the exporter's operators the
-    softmax of -inf alone, NaN. They get another mask, and their zeros afterwards. Boolean masks stay as they are."""
+    """Give zeros to queries that see nothing because of a floating-point mask, as PyTorch does. The exporter's operators
+    would give NaN, the softmax of only -inf. These queries get another mask, and their results are set to zero
+    afterwards. Boolean masks are unchanged."""
     for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         if not isinstance(mask, fx.Node) or not mask.meta["val"].is_floating_point():

@@ -1,4 +1,4 @@
-"""Read ``dynamic_shapes`` of ``topkast.export``: which axes of which inputs are to vary, and what they are called."""
+"""Read ``dynamic_shapes`` of ``topkast.export``: the axes of the inputs that may vary, and their names."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Axis:
     """An axis that may vary.
 
     Args:
-        where: its place in ``dynamic_shapes``, for messages.
-        spec: what torch.export is given for it.
-        name: as asked for; None: it has none.
-        must: whether an axis that the model fixes is an error.
-        low, high: limits that the caller set; None: there is none.
+        where: the axis' place in ``dynamic_shapes``, for messages.
+        spec: the axis' specification for torch.export.
+        name: the name that the caller asked for; None if there is no name.
+        must: whether it is an error if the model fixes the axis.
+        low, high: limits that the caller set; None if there is no limit.
     """
 
     where: str
@@ -41,10 +41,11 @@ class Axis:
 
 
 def read(inputs: Inputs, dynamic_shapes: Any) -> list[dict[int, Axis]]:
-    """For each tensor of ``inputs`` its axes that may vary.
+    """For each tensor of ``inputs``, the axes that may vary.
 
-    torch.export is told to find relations and limits of all of them by itself (``Dim.AUTO``): a ``Dim`` of its own with
-    a name must state the model's limits exactly. Only dims that others are computed of, as in ``2 * dim``, stay.
+    torch.export finds the relations and limits of these axes by itself (``Dim.AUTO``), because a named ``Dim`` would
+    have to state the model's limits exactly. A named ``Dim`` is kept only if other dims depend on it, as in
+    ``2 * dim``.
 
     Raises:
         ExportError: an argument, an axis or a name that does not fit the examples.
@@ -67,13 +68,13 @@ def read(inputs: Inputs, dynamic_shapes: Any) -> list[dict[int, Axis]]:
 
 
 def _specs(inputs: Inputs, dynamic_shapes: Any) -> Iterator[tuple[str, int, Any]]:
-    """(place, number of the tensor, what is asked of it) wherever something is asked."""
+    """(place, number of the tensor, its specification) for each tensor that has a specification."""
     given, where = inputs.given(), "dynamic_shapes"
     if isinstance(dynamic_shapes, Mapping):
         for key, spec in dynamic_shapes.items():
             if key in given:
                 yield from _walk(f"{where}[{key!r}]", given[key], spec)
-            elif key in inputs.names:  # as the file calls a tensor inside an argument
+            elif key in inputs.names:  # the file's name of a tensor inside an argument
                 number = inputs.names.index(key)
                 yield from _walk(f"{where}[{key!r}]", Slot(number, inputs.tensors[number]), spec)
             else:
@@ -91,7 +92,7 @@ def _specs(inputs: Inputs, dynamic_shapes: Any) -> Iterator[tuple[str, int, Any]
 
 
 def _walk(where: str, value: Any, spec: Any) -> Iterator[tuple[str, int, Any]]:
-    """The tensors of an argument, which ``spec`` follows in its structure."""
+    """The tensors of an argument with their specifications; ``spec`` must have the argument's structure."""
     if spec is None:
         return
     if isinstance(value, Slot):
@@ -128,7 +129,7 @@ def _dims(spec: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _axis(where: str, dim: Any, size: int, roots: set[int]) -> Axis | None:
-    """What is asked of one axis; None: it stays as it is."""
+    """The specification of one axis; None if the axis stays fixed."""
     if dim is None or (isinstance(dim, int) and not isinstance(dim, bool) and dim == size):
         return None
     if isinstance(dim, str):
@@ -138,7 +139,7 @@ def _axis(where: str, dim: Any, size: int, roots: set[int]) -> Axis | None:
     if isinstance(dim, Dim):
         if hasattr(dim, "root") or id(dim) in roots:
             return Axis(where, dim, dim.__name__)
-        # A Dim without limits says 0 and infinity.
+        # A Dim without limits has the limits 0 and infinity.
         low, high = (int(dim.min) or None), (int(dim.max) if isinstance(dim.max, int) else None)
         return Axis(where, _auto(low, high), dim.__name__, True, low, high)
     kind = getattr(getattr(dim, "type", None), "name", "")
@@ -155,7 +156,7 @@ def _auto(low: int | None, high: int | None) -> Any:
 
 
 def _agree(inputs: Inputs, found: list[dict[int, Axis]]) -> None:
-    """Hold examples to what is asked of them: equal sizes for a name, within its limits."""
+    """Check the examples: axes of the same name must have the same size, within the name's limits."""
     first: dict[str, tuple[int, Axis]] = {}
     for tensor, axes in zip(inputs.tensors, found, strict=True):
         for number, axis in axes.items():
@@ -180,7 +181,7 @@ def _agree(inputs: Inputs, found: list[dict[int, Axis]]) -> None:
 
 
 def doubled(tensors: list[Tensor], asked: list[dict[int, Axis]]) -> list[Tensor]:
-    """The examples, twice along each axis that must vary and has a size of 1, which would be taken as a constant."""
+    """The examples, doubled along each axis that must vary and has size 1; a trace would treat 1 as a constant."""
     found = []
     for tensor, axes in zip(tensors, asked, strict=True):
         for number, axis in axes.items():

@@ -1,4 +1,4 @@
-"""A model seen as a function from named tensors to named tensors: what a graph format can hold."""
+"""View a model as a function from named tensors to named tensors, because a graph format can hold only tensors."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from topkast.runtime.errors import ExportError
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of a tensor: its number, and what stands there in the examples."""
+    """The place of a tensor: its number, and the example tensor in that place."""
 
     number: int
     tensor: Tensor
 
 
 class Inputs:
-    """Example inputs, taken apart into named tensors.
+    """Example inputs, split into named tensors.
 
     Args:
-        model: gives the names, by the signature of its ``forward``.
+        model: the signature of its ``forward`` gives the names.
         example_inputs: a tuple or list of positional arguments, a dict of keywords, or one tensor.
 
     Raises:
-        ExportError: they do not fit the signature, or hold no tensor.
+        ExportError: the inputs do not fit the signature, or hold no tensor.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
@@ -40,7 +40,7 @@ class Inputs:
         except TypeError as error:
             raise ExportError(f"example_inputs: do not fit {type(model).__name__}.forward ({error})") from error
         leaves, self._spec = pytree.tree_flatten((args, kwargs))
-        # Numbers, flags and None are not inputs of the graph: they are part of what it computes.
+        # Numbers, flags and None are no inputs of the graph: they become constants in the graph.
         self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         if not self._slots:
@@ -53,7 +53,7 @@ class Inputs:
             self.names = [f"{name}_{i}" for i, name in enumerate(self.names)]
 
     def call(self, model: Any, tensors: Any) -> Any:
-        """``model`` called with these tensors in the places of the examples."""
+        """Call ``model`` with these tensors in the places of the examples."""
         leaves = list(self._leaves)
         for i, tensor in zip(self._slots, tensors, strict=True):
             leaves[i] = tensor
@@ -61,7 +61,7 @@ class Inputs:
         return model(*args, **kwargs)
 
     def given(self) -> dict[str, Any]:
-        """The arguments by name, each tensor in them as its :class:`Slot`."""
+        """The arguments by name, with a :class:`Slot` in the place of each tensor."""
         leaves = list(self._leaves)
         for number, (i, tensor) in enumerate(zip(self._slots, self.tensors, strict=True)):
             leaves[i] = Slot(number, tensor)
@@ -70,7 +70,7 @@ class Inputs:
 
 
 def _named(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name, those of ``**kwargs`` by their own."""
+    """Arguments by name; arguments in ``**kwargs`` have their own names."""
     named: dict[str, Any] = {}
     for name, value in bound.items():
         kind = signature.parameters[name].kind
@@ -97,11 +97,11 @@ def _join(path: tuple[Any, ...]) -> str:
 
 
 def flatten_outputs(output: Any, name: str = "") -> dict[str, Tensor]:
-    """Named tensors of whatever a model returns; what is no tensor (caches, None) is left out.
+    """The tensors in a model's output, by name; values that are no tensors (caches, None) are left out.
 
     Args:
-        output: a tensor, or sequences, mappings, dataclasses of them, nested.
-        name: prefix of the names; a single tensor without one is called "output".
+        output: a tensor, or nested sequences, mappings and dataclasses of tensors.
+        name: prefix of the names; a single tensor without a prefix is called "output".
     """
     if isinstance(output, Tensor):
         return {name or "output": output}
@@ -121,11 +121,11 @@ def flatten_outputs(output: Any, name: str = "") -> dict[str, Tensor]:
 
 
 class Flat(nn.Module):
-    """``model`` with tensors only, in and out, in the order of ``inputs``.
+    """``model`` with only tensors as inputs and outputs, in the order of ``inputs``.
 
     Args:
-        model: is called, with its hooks.
-        inputs: says where the tensors go.
+        model: the module that is called, with its hooks.
+        inputs: gives the place of each tensor in the arguments.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -141,7 +141,7 @@ class Flat(nn.Module):
 
 
 def without_cache(model: nn.Module) -> None:
-    """Tell a transformers model not to return its key-value cache, which is no tensor."""
+    """Configure a transformers model not to return its key-value cache, because the cache is no tensor."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", None):

@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the model computes."""
+"""Check that an exported file computes the same results as the model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .flatten import Flat
 
 ROUNDINGS = 100
 NOISE = 32
-DOUBLE_LIMIT = 2_000_000_000  # bytes of weights above which no float64 copy is made
+DOUBLE_LIMIT = 2_000_000_000  # bytes; a model with more weights gets no float64 copy
 
 
 @dataclass
 class Checked:
-    """Shapes of the file's inputs and outputs, the largest error, and what was left out."""
+    """Shapes of the file's inputs and outputs, the largest error, and the checks that were left out."""
 
     inputs: dict[str, list[int | str]]
     outputs: dict[str, list[int | str]]
@@ -39,24 +39,24 @@ def compare(
     library: Path | None = None,
     shapes: Sequence[list[list[int]]] = (),
 ) -> Checked:
-    """Run the file and the model on the same inputs: the examples, and random ones of other sizes.
+    """Run the file and the model on the same inputs: the examples, and random inputs of other sizes.
 
-    The bound for a floating-point output is the larger of 100 roundings of its largest magnitude, and 32 times the
-    error that PyTorch itself makes there, measured against the same model in float64. ONNX Runtime sums in another
-    order and approximates erf and exp by other polynomials: that costs a few times PyTorch's own error, however badly
-    conditioned the model is; a wrong operator or weight costs thousands of times that. Integers must be equal.
+    The bound for a floating-point output is the larger of two numbers: 100 roundings of the output's largest magnitude,
+    and 32 times PyTorch's own error, measured against the same model in float64. ONNX Runtime sums in another order and
+    approximates erf and exp by other polynomials. This gives a few times PyTorch's own error, even if the model is
+    badly conditioned. A wrong operator or weight gives an error thousands of times larger. Integers must be equal.
 
     Args:
-        flat: the model; left in float64.
-        path: of the file.
-        names, tensors: its inputs, and what it was traced with.
-        sizes_free: whether dynamic sizes may be anything (the default batch), or have limits that the user set.
-        verify: without it, the file is loaded to read its shapes, and nothing is run.
-        library: of our kernels, with which the file is run as well as without; None: only without.
-        shapes: of the inputs, other sizes to try. None given: those that follow from the file's dynamic dimensions.
+        flat: the model. Afterwards the model is in float64.
+        path: the path of the file.
+        names, tensors: the names of the file's inputs, and the tensors of the trace.
+        sizes_free: True if dynamic sizes may have any value (the default batch), False if the user set limits.
+        verify: if False, the file is only loaded to read its shapes, and nothing is run.
+        library: the library of topkast's kernels; the file is run with the library and without it. None: only without.
+        shapes: other shapes of the inputs to try. If none are given, the file's dynamic dimensions decide the shapes.
 
     Raises:
-        ExportError: it does not run, or an output is further from PyTorch's than the bound.
+        ExportError: the file does not run, or an output differs from PyTorch's by more than the bound.
     """
     try:
         session = Session(path)
@@ -105,8 +105,8 @@ def compare(
 def _draws(
     session: Session, names: list[str], tensors: list[Tensor], sizes_free: bool, given: Sequence[list[list[int]]]
 ) -> Iterator[list[Tensor]]:
-    """Inputs of the shapes given; else random ones like the examples, of one more in each dynamic dimension, and of a
-    batch of one."""
+    """Inputs of the given shapes. If no shapes are given: random inputs similar to the examples, once with each dynamic
+    dimension one larger, and once with a batch of one."""
     generator = torch.Generator().manual_seed(0)
     for wished in given:
         yield [_part(t, shape, generator) for t, shape in zip(tensors, wished, strict=True)]
@@ -132,8 +132,8 @@ def _draws(
 
 
 def _part(tensor: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
-    """A part of an example if it has one of this shape, else random. In a few random values of a mask, nothing might be
-    seen."""
+    """A part of the example if a part of this shape exists, else random values. A part is preferred, because a few
+    random values of a mask could hide everything."""
     if any(size > whole for size, whole in zip(shape, tensor.shape, strict=True)):
         return _random(tensor, shape, generator)
     return tensor[tuple(slice(size) for size in shape)].contiguous()
@@ -150,8 +150,8 @@ def _random(like: Tensor, shape: list[int], generator: torch.Generator) -> Tenso
     if like.is_floating_point() and bool(like.isfinite().all()):
         spread = like.double().std() if like.numel() > 1 else like.double().abs().sum()
         return (torch.randn(shape, generator=generator) * spread + like.double().mean()).to(like.dtype)
-    # Integers within the examples' range; of flags, and of masks of zeros and -inf, any mixture could be meaningless,
-    # so their own values are drawn.
+    # Random integers stay in the example's range. For flags, and for masks of zeros and -inf, a new value could be
+    # meaningless, so the example's own values are drawn.
     if like.dtype == torch.bool or like.is_floating_point():
         return like.reshape(-1)[torch.randint(like.numel(), shape, generator=generator)]
     low, high = int(like.min()), int(like.max())
@@ -159,19 +159,19 @@ def _random(like: Tensor, shape: list[int], generator: torch.Generator) -> Tenso
 
 
 def _in_float64(flat: Flat, trials: list[list[Tensor]]) -> list[list[Tensor]] | None:
-    """The outputs in float64; None where the model does not run so, or would need too much memory."""
+    """The outputs in float64; None if the model does not run in float64 or would need too much memory."""
     if sum(p.numel() * p.element_size() for p in flat.parameters()) > DOUBLE_LIMIT:
         return None
     try:
         flat.double()
         wide = ([t.double() if t.is_floating_point() else t for t in trial] for trial in trials)
         return [list(flat.named(*trial).values()) for trial in wide]
-    except Exception:  # a dtype written into the model's code: the roundings alone must do
+    except Exception:  # the model's code names a dtype, so only the bound by roundings is used
         return None
 
 
 def _error(given: Tensor, wanted: Tensor, exact: Tensor | None) -> tuple[float, float]:
-    """(largest difference, its bound); infinite where shapes, dtypes or what is not finite differ."""
+    """(largest difference, its bound); the difference is infinite if shapes, dtypes or non-finite entries differ."""
     if given.shape != wanted.shape or given.dtype != wanted.dtype:
         return float("inf"), 0.0
     if wanted.numel() == 0:

@@ -1,4 +1,4 @@
-"""Trace a plain model for export: with a batch of any size where its code allows that."""
+"""Trace a plain model for export, with a batch of any size if the model's code allows that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .sizes import Sizes, sizes
 def trace(
     flat: Flat, inputs: Inputs, dynamic_shapes: Any, notes: list[str]
 ) -> tuple[torch.export.ExportedProgram, list[Tensor], Sizes]:
-    """(program, the tensors it was traced with, their dynamic sizes)."""
+    """(program, the tensors of the trace, their dynamic sizes)."""
     tensors = inputs.tensors
     if dynamic_shapes is not None:
         asked = read(inputs, dynamic_shapes)
@@ -34,7 +34,7 @@ def trace(
     if leading:
         shared = [bool(tensor.dim()) and tensor.shape[0] == leading[0] for tensor in tensors]
         batch = torch.export.Dim("batch")
-        # A size of 1 would be taken as a constant: trace with the example twice.
+        # The trace would treat a size of 1 as a constant, so the example is repeated to size 2.
         twice = [torch.cat([t, t]) if leading[0] == 1 and b else t for t, b in zip(tensors, shared, strict=True)]
         try:
             program = _exported(flat, twice, [{0: batch} if b else None for b in shared])
@@ -62,7 +62,7 @@ def _exported(flat: Flat, tensors: list[Tensor], shapes: list[Any]) -> torch.exp
 
 
 def _drop_checks(graph: torch.fx.Graph) -> None:
-    """Take out what raises an error on bad input, and what is computed for that alone: a file cannot raise it."""
+    """Remove checks that raise an error on bad input, and their conditions: a file cannot raise these errors."""
     checks, feeding = set[Any](), set[torch.fx.Node]()
     for name in ("_assert_scalar", "_assert_async", "_assert_tensor_metadata"):
         packet = getattr(torch.ops.aten, name)
@@ -74,7 +74,7 @@ def _drop_checks(graph: torch.fx.Graph) -> None:
             graph.erase_node(node)
 
 
-# What compares the sizes that checks are about.
+# Functions that compare the sizes in checks.
 _PURE = {getattr(operator, name) for name in ("eq", "ne", "le", "lt", "ge", "gt", "and_", "or_", "not_")}
 
 

@@ -1,4 +1,4 @@
-"""What ``topkast.export`` says of the file it wrote."""
+"""The result of ``topkast.export``: facts about the written file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """Facts about the written file.
 
     Args:
-        path: of the file.
-        format: as asked for.
-        precision: of the sparse weights' values, as asked for.
-        bytes: of the file, with the weights beside it where there are such.
-        dense_bytes: of all parameters and buffers, stored dense.
-        max_error: largest difference from PyTorch over all outputs and inputs tried; None if not verified.
-        opset: version of the standard operators.
+        path: the path of the file.
+        format: the format that the user asked for.
+        precision: the precision of the sparse weights' values that the user asked for.
+        bytes: the size of the file; if there is a separate file of weights, its size is included.
+        dense_bytes: the size of all parameters and buffers, stored dense.
+        max_error: the largest difference from PyTorch over all outputs and tried inputs; None if not verified.
+        opset: the version of the standard operators.
         inputs, outputs: name -> shape; a dynamic dimension is given by its name.
         sites: how each weight of two dimensions or more is stored, and why.
-        shrunk: units taken out, or why not, for each weight that has dead ones.
-        notes: what the user should know.
+        shrunk: for each weight with dead units, the removed units or the reason why they stayed.
+        notes: further facts that the user should know.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class ExportResult:
 
 
 def dead_units(shrunk: list[Shrunk]) -> list[str]:
-    """A line for each weight with dead units."""
+    """One line of text for each weight with dead units."""
     return [
         f"{one.name} [{one.shape[0]} x {one.shape[1]}]: {one.dead_rows} rows and {one.dead_columns} columns dead, "
         f"{one.rows} and {one.columns} taken out" + "".join(f"; {why}" for why in one.kept)

@@ -1,4 +1,4 @@
-"""What a trace made of the axes that were to vary: names for the file, limits, and sizes to try."""
+"""The axes that vary, as a trace found them: names for the file, limits, and sizes to try."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Sizes:
     """The dynamic sizes of a program's inputs.
 
     Args:
-        names: for each input {axis: what the file is to call it}.
-        trials: shapes of all inputs that the program must be right for.
+        names: for each input {axis: the axis' name in the file}.
+        trials: shapes of all inputs for which the program must be correct.
         notes: limits that the model's code sets.
     """
 
@@ -31,11 +31,11 @@ class Sizes:
 def sizes(
     program: torch.export.ExportedProgram, tensors: list[Tensor], asked: list[dict[int, Axis]], inputs: list[str]
 ) -> Sizes:
-    """Read from ``program``, traced with ``tensors``, what became of the axes that were ``asked`` for.
+    """Read from ``program``, which was traced with ``tensors``, the sizes of the axes in ``asked``.
 
     Raises:
-        ExportError: the model fixes an axis that must vary, takes axes of two names for one, or cannot take all sizes
-            within the limits that the caller set.
+        ExportError: the model fixes an axis that must vary, needs equal sizes of axes with two names, or does not
+            accept all sizes within the limits that the caller set.
     """
     return _Reader(program, tensors, asked).read(inputs)
 
@@ -48,8 +48,8 @@ class _Reader:
         names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
         self.shapes = [[_size(dim) for dim in nodes[name].meta["val"].shape] for name in names]
         self.ranges, self.asked = program.range_constraints, asked
-        self.examples = dict[Any, int]()  # the size of each dynamic axis, as an expression -> in the examples
-        self.axes = dict[Any, list[Axis]]()  # the same -> the axes that were asked for
+        self.examples = dict[Any, int]()  # the size of each dynamic axis: expression -> number in the examples
+        self.axes = dict[Any, list[Axis]]()  # the same expression -> the axes that were asked for
         for tensor, shape, axes in zip(tensors, self.shapes, asked, strict=True):
             for number, dim in enumerate(shape):
                 if not isinstance(dim, int):
@@ -70,7 +70,7 @@ class _Reader:
         return Sizes(named, self._trials(called), list(dict.fromkeys(notes)))
 
     def _hold(self, axis: Axis, dim: Any) -> None:
-        """Refuse an axis that cannot be what was asked."""
+        """Record an axis; refuse an axis that cannot vary as asked."""
         if not axis.must:
             return
         low, high = (dim, dim) if isinstance(dim, int) else self._range(dim)
@@ -88,14 +88,14 @@ class _Reader:
             )
 
     def _range(self, size: Any) -> tuple[int, int | None]:
-        """(smallest, largest) that the model's code takes. torch says 2 of every size: whether 1 works, a run tells."""
+        """(smallest, largest) size that the model's code accepts. torch always gives 2; a run shows whether 1 works."""
         found = self.ranges.get(size)
         if found is None:
             return 1, None
         return int(found.lower) if found.lower > 2 else 1, int(found.upper) if found.upper.is_Integer else None
 
     def _called(self, inputs: list[str]) -> dict[Any, str]:
-        """A name for each size: as asked; else, since torch's own say nothing, after the first input that has it."""
+        """A name for each size: the name that was asked for, or a name made from the first input with that size."""
         called = dict[Any, str]()
         for size, axes in self.axes.items():
             names = {axis.name: axis for axis in axes if axis.name is not None}
@@ -116,10 +116,10 @@ class _Reader:
         return called
 
     def _trials(self, called: dict[Any, str]) -> list[list[list[int]]]:
-        """All inputs' shapes with every dynamic size one larger, and as small as may be."""
+        """All inputs' shapes, once with every dynamic size one larger, and once with the smallest allowed sizes."""
         symbols = [size for size in self.examples if size.is_Symbol]
         if any(size.free_symbols - set(symbols) for size in self.examples):
-            return []  # an axis that is an expression of something that no axis is
+            return []  # an axis' size depends on a symbol that is no axis' size
         larger, least = dict[str, int](), dict[str, int]()
         for size in symbols:
             name, example = called[size], self.examples[size]
@@ -137,7 +137,7 @@ class _Reader:
 
 
 def _size(dim: int | SymInt) -> Any:
-    """A size as torch's expression of symbols; what the model's code has fixed, as a number."""
+    """A size as torch's expression of symbols; a number if the model's code has fixed the size."""
     expr = dim.node.expr if isinstance(dim, SymInt) else dim
     return int(expr) if isinstance(expr, int) or expr.is_number else expr
 

@@ -1,4 +1,4 @@
-"""What the writer of a file is to know of a model's sparse weights."""
+"""The facts about a model's sparse weights that the writer of a file needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def round_to_half(plain: nn.Module, model: Any) -> None:
     """Round the sparse weights of ``plain``, the densified ``model``, to float16, in place.
 
     Raises:
-        ConfigError: a value is beyond float16's range.
+        ConfigError: a value is outside float16's range.
     """
     with torch.no_grad():
         for name, _, weight in _weights(plain, model):
@@ -29,14 +29,14 @@ def round_to_half(plain: nn.Module, model: Any) -> None:
 
 
 def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tuple[int, int]]]:
-    """(names of the sparse matrices, by the digest of their values; the blocks they were trained with)."""
+    """(digest of a sparse matrix' values -> the matrix' name, the blocks that the matrices were trained with)."""
     from topkast.passes.onnx.blocks import digest
 
     names, blocks = dict[str, str](), set[tuple[int, int]]()
     for name, site, weight in _weights(plain, model):
         blocks.add(site.geometry.block)
         if weight.dim() in (2, 3) and weight.dtype == torch.float32:
-            stacked = weight.dim() == 3  # one weight an expert, in a file one by one
+            stacked = weight.dim() == 3  # one matrix for each expert; the file holds each separately
             for e, matrix in enumerate(weight.detach().numpy() if stacked else [weight.detach().numpy()]):
                 names[digest(matrix)] = f"{name}.{e}" if stacked else name
                 names.setdefault(digest(matrix.T), f"{name}.{e}" if stacked else f"{name}.T")

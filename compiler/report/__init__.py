@@ -1,1 +1,1 @@
-"""``topkast.report``: facts of a converted model, counted from its tensors; what it costs; the table."""
+"""``topkast.report``: facts about a converted model, counted from its tensors; its costs; the table of both."""

@@ -10,10 +10,10 @@ from .table import render, to_text
 
 
 class Report(Facts):
-    """The facts of :func:`report`; ``print`` shows them as tables, :meth:`to_dict` gives plain data."""
+    """The facts of :func:`report`; ``print`` shows them as tables, :meth:`to_dict` returns plain data."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The same, as data that ``json.dumps`` takes."""
+        """The same facts, as data that ``json.dumps`` accepts."""
         return asdict(self)
 
     def __rich__(self) -> Any:
@@ -24,12 +24,13 @@ class Report(Facts):
 
 
 def report(model: Any) -> Report:
-    """Say what is sparse and what is not, what it costs against dense, and what looks wrong.
+    """Report which weights are sparse and which are dense, the costs compared with dense training, and warnings.
 
-    Counts come from the tensors as they are now; what is fused is what has run so far, so call it after a step.
+    Counts come from the current tensors. Fused kernels appear only after they have run, so call this function after a
+    training step.
 
     Args:
-        model: a model converted by topkast, or a wrapper of it.
+        model: a model converted by topkast, or a wrapper of such a model.
 
     Raises:
         ModelError: the model was not converted.

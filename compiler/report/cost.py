@@ -1,4 +1,4 @@
-"""What a converted model costs beside the same model trained dense: parameters, FLOPs, bytes."""
+"""The costs of a converted model, compared with the same model trained dense: parameters, FLOPs, bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def count_parameters(root: nn.Module, found: dict[str, SiteModule]) -> dict[str,
 
 
 def count_flops(rows: list[dict[str, Any]], found: dict[str, SiteModule]) -> dict[str, Any]:
-    """Two for each multiply-add of a weight: one product forward, two more to train. Sparse sites only."""
+    """FLOPs of the sparse sites: two for each multiply-add of a weight; one product forward, two more to train."""
     known = all(row["positions"] is not None for row in rows)
     dense = sparse = training = 0.0
     for row, site in zip(rows, found.values(), strict=True):
@@ -51,7 +51,7 @@ def _state(optimizers: Iterable[torch.optim.Optimizer], parameter: Tensor) -> li
 
 
 def count_bytes(found: dict[str, SiteModule]) -> dict[str, int]:
-    """Bytes of these sites, and of the same weights trained dense with the same optimizer."""
+    """Bytes of these sites, and bytes of the same weights trained dense with the same optimizer."""
     total = dict.fromkeys(("values", "gradient", "optimizer", "index", "reservoir", "sparse", "dense"), 0)
     for site in found.values():
         state = _state(site.optimizers, site.original)
@@ -63,7 +63,7 @@ def count_bytes(found: dict[str, SiteModule]) -> dict[str, int]:
             "index": _nbytes([*site.index, site.ever]),
             "reservoir": _nbytes([site.reservoir]),
         }
-        # The state dense training would hold: one number a weight where there is one a value now.
+        # The state of dense training: one number for each weight instead of one number for each stored value.
         dense_state = sum(
             numel * value.element_size() if value.shape == site.original.shape else _nbytes([value]) for value in state
         )
@@ -73,12 +73,12 @@ def count_bytes(found: dict[str, SiteModule]) -> dict[str, int]:
 
 
 def count_places(found: dict[str, SiteModule]) -> dict[str, dict[str, int]]:
-    """Where the bytes of sparse training lie: "cpu", "cuda:0", or "disk" for a mapped reservoir. Of a GPU also the most
-    that torch's tensors have taken on it since torch.cuda.reset_peak_memory_stats, all of this process's."""
+    """Bytes of sparse training for each place: "cpu", "cuda:0", or "disk" for a mapped reservoir. A GPU also has its
+    peak: the most bytes of all torch tensors of this process since torch.cuda.reset_peak_memory_stats."""
     places: Counter[str] = Counter()
     for site in found.values():
         state = _state(site.optimizers, site.original)
-        for tensor in (site.original, site.original, *state, *site.index, site.ever):  # the gradient is like the values
+        for tensor in (site.original, site.original, *state, *site.index, site.ever):  # twice: values, gradient
             places[str(tensor.device)] += tensor.nbytes
         on_disk = site.rule.reservoir == "disk"
         places["disk" if on_disk else str(site.reservoir.device)] += site.reservoir.nbytes
@@ -87,7 +87,7 @@ def count_places(found: dict[str, SiteModule]) -> dict[str, dict[str, int]]:
 
 
 def count_model_bytes(root: nn.Module, found: dict[str, SiteModule]) -> dict[str, Any]:
-    """The same for the whole model: what is not in sites costs equally much on both sides."""
+    """Bytes of the whole model, sparse and dense; tensors outside the sites cost the same on both sides."""
     optimizers = {id(o): o for site in found.values() for o in site.optimizers}.values()
     values = {id(site.original) for site in found.values()}
     others = [p for p in root.parameters() if id(p) not in values]

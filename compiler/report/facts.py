@@ -1,4 +1,4 @@
-"""What a converted model is, costs and did: facts, counted from the tensors themselves."""
+"""Facts about a converted model: its weights, its costs and its past, counted from the tensors themselves."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .cost import count_bytes, count_flops, count_model_bytes, count_parameters,
 from .how_it_ran import eager_facts, real_backend
 from .pass_logs import passes_of
 
-COLLAPSED = 0.5  # share of a set's members that are zero, above which nothing but their order put them there
+COLLAPSED = 0.5  # if more than this share of a set's members is zero, the set is mostly chosen by index order
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What :func:`topkast.report` found.
+    """The facts that :func:`topkast.report` found.
 
     Args:
         sites: one dict for each sparse weight: name, shape, owners, ops, density_a, density_b (from the stored sets),
-            block, balanced, scaled (what θ was multiplied by at the start), matrix, positions, fused (product ->
+            block, balanced, scaled (the factor of θ at the start), matrix, positions, fused (product ->
             kernel -> runs), unfused (product, why, runs), measured (product, shape of the activations, dtype, threads,
-            chosen, seconds by kernel; what the planner knows of weights like this on this machine), churn (step, new
+            chosen, seconds by kernel; the planner's measurements of similar weights on this machine), churn (step, new
             share of A, new share of B), ever_active, bytes.
         dense: parameter name -> why it stayed dense.
         totals: parameters, flops, bytes, churn, ever_active.
-        warnings: what the user should know.
+        warnings: problems that the user should know.
         how: how the model was traced.
-        backend: what it was compiled with, and what runs instead if that cannot.
+        backend: the backend that the model was compiled with, and the replacement if that backend cannot run.
         config: the arguments of the conversion.
         passes: for each pass its runs, rewrites by kind, refusals by reason and seconds, over the graphs of this model
-            that this process compiled. Graphs that hold none of its sparse weights, or came from a compile cache, do
-            not count.
+            that this process compiled. A graph does not count if the graph holds no sparse weight of the model or came
+            from a compile cache.
     """
 
     sites: list[dict[str, Any]]
@@ -76,7 +76,7 @@ def facts_of(model: Any) -> Facts:
     config = {**asdict(record.config), "block": list(record.config.block)}
     warnings = [*record.warnings, *eager_facts(record, found), *standing_facts(found.values())]
     warnings += [text for name, site in found.items() for text in _warnings(name, site)]
-    # The default is meant to be cut, at the rates of SGD; what somebody asked for and did not get is said.
+    # The default decay is expected to be capped at SGD's learning rates; only a decay that the user set is warned of.
     fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay
     if fastest > MOST_DECAY and asked is not None:
         warnings.append(
@@ -133,7 +133,7 @@ def _row(name: str, site: SiteModule, owners: list[tuple[str, str]], record: Rec
 
 
 def _ever(site: SiteModule) -> int:
-    """How many units have been in A at some time."""
+    """The number of units that have been in A at any time."""
     return sum(int(((site.ever >> bit) & 1).sum()) for bit in range(8))
 
 

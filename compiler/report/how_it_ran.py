@@ -1,4 +1,4 @@
-"""What the report says of the backend: which one really runs, and what it did not run."""
+"""The report's facts about the backend: which backend really runs, and what ran eagerly instead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from topkast.runtime.training.eager_steps import gradients
 
 
 def real_backend(record: Record, sites: dict[str, SiteModule]) -> str:
-    """The backend a model was compiled with, or what stands in for it."""
+    """The backend that a model was compiled with, or the backend that replaces it."""
     on_cpu = any(site.original.device.type == "cpu" for site in sites.values())
     if record.backend == "inductor" and on_cpu and missed_compiler():
         return "aot_eager (no C++ compiler for inductor)"
@@ -17,7 +17,7 @@ def real_backend(record: Record, sites: dict[str, SiteModule]) -> str:
 
 
 def eager_facts(record: Record, sites: dict[str, SiteModule]) -> list[str]:
-    """What of a compiled model was trained eagerly, and why."""
+    """Sentences about the parts of a compiled model that trained eagerly, with the reasons."""
     watch = record.watch
     if watch is None:
         return []

@@ -1,4 +1,4 @@
-"""The logs of passes of each model: one log for every graph that was compiled with some of the model's sites."""
+"""The logs of the graph passes of each model: one log for every compiled graph that contains sites of the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOGS: weakref.WeakKeyDictionary[Family, list[PassLog]] = weakref.WeakKeyDiction
 
 
 def keep_log(log: PassLog, sites: Iterable[Site]) -> None:
-    """Keep the log of a compile for the models that the graph's sites belong to."""
+    """Store the log of a compile with each model that has sites in the graph."""
     for family in {site.family for site in sites}:
         _LOGS.setdefault(family, []).append(log)
 

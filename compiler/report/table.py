@@ -1,4 +1,4 @@
-"""How a report looks: rich tables."""
+"""Show a report as rich tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 160
 
 
 def to_text(report: Facts) -> str:
-    """Plain text, as wide as the terminal, or 160 columns where there is none."""
+    """Plain text, as wide as the terminal, or 160 columns if there is no terminal."""
     width = shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(render(report))
@@ -26,7 +26,7 @@ def to_text(report: Facts) -> str:
 
 
 def render(report: Facts) -> Group:
-    """Sites, what stayed dense by reason, totals, warnings."""
+    """Tables of the sites, the dense parameters by reason, the totals and the warnings."""
     parts: list[Any] = [_sites(report), *_scaled(report)]
     if report.dense:
         parts.append(_dense(report))
@@ -72,7 +72,7 @@ def _sites(report: Facts) -> Table:
 
 
 def _scaled(report: Facts) -> list[Text]:
-    """What was done to θ at the start, in a line; nothing where nothing was."""
+    """One line about the scaling of θ at the start; no line if nothing was scaled."""
     factors = [row["scaled"] for row in report.sites if row["scaled"] != 1]
     if not factors:
         return []
@@ -84,7 +84,7 @@ def _scaled(report: Facts) -> list[Text]:
 
 
 def _ran(row: dict[str, Any]) -> str:
-    """The kernels of the fused products; the reasons where a dense weight was read instead."""
+    """The kernels of the fused products; if a dense weight was read instead, the reasons."""
     kernels: dict[str, list[str]] = defaultdict(list)
     for product, ran in row["fused"].items():
         for kernel in ran:
@@ -99,7 +99,7 @@ def _ran(row: dict[str, Any]) -> str:
 
 
 def _measured(entry: dict[str, Any]) -> str:
-    """Such as: spmm of 256×512: dense is faster here, 0.90 ms against 1.10 (native)."""
+    """A line for a measurement, for example: spmm of 256×512: dense is faster here, 0.90 ms against 1.10 (native)."""
     first, *others = sorted(entry["seconds"].items(), key=lambda item: item[1])
     against = ", ".join(f"{1e3 * seconds:.3g} ({name})" for name, seconds in others)
     what = f"{entry['product']} of {'×'.join(map(str, entry['shape']))}"

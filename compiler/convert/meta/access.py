@@ -1,4 +1,4 @@
-"""See which tensors a piece of code reads and writes."""
+"""Observe which tensors a piece of code reads and writes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from topkast.runtime.errors import ModelError
 
 
 class Watch(TorchDispatchMode):
-    """Inside a ``with``, notes what is done to the tensors it follows, known by their memory.
+    """Inside a ``with``, records what operators do to the followed tensors, which are identified by their memory.
 
     Attributes:
-        touched: names of the followed tensors, or of views of them, that an operator was given.
-        written: names of those that it wrote to.
+        touched: names of the followed tensors that an operator used, directly or by a view.
+        written: names of the followed tensors that an operator wrote to.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,12 @@ class Watch(TorchDispatchMode):
         self.touched: set[str] = set()
         self.written: set[str] = set()
         self._names: dict[int, str] = {}
-        self._storages: dict[str, Any] = {}  # kept: a freed one's address could come again as another's
+        self._storages: dict[
+            str, Any
+        ] = {}  # kept alive, because a new storage could get the address of a freed storage
 
     def follow(self, name: str, tensor: Tensor) -> None:
-        """From now on ``tensor`` has that name. If another memory had it, the name counts as written: by assignment."""
+        """Follow ``tensor`` under this name. If other memory had the name before, the assignment counts as a write."""
         storage, before = tensor.untyped_storage(), self._storages.get(name)
         if before is None or before._cdata != storage._cdata:
             if before is not None:
@@ -38,11 +40,11 @@ class Watch(TorchDispatchMode):
             self._names[storage._cdata] = name
 
     def forget(self, name: str) -> None:
-        """Follow it no longer, and let go of its memory."""
+        """Stop following the tensor with this name, and release its memory."""
         self._names.pop(self._storages.pop(name)._cdata, None)
 
     def shared(self) -> list[str]:
-        """Names that lie over the memory of another name."""
+        """Names that share memory with another name."""
         return [name for name, storage in self._storages.items() if self._names[storage._cdata] != name]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Make and initialise a model that is on the meta device, module by module, handing on each tensor once it is final."""
+"""Make and initialise a model on the meta device, module by module; each tensor is reported once it is final."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def materialise(plan: Plan, device: torch.device, finished: Callable[[str], None
     Args:
         plan: from :func:`topkast.compiler.convert.meta.rehearse.rehearse`.
         device: where tensors are made.
-        finished: called with the name of each tensor that no later initialisation touches, so that it can be let go
-            before the next one is made.
+        finished: called with the name of each tensor that no later initialisation touches, so that the tensor can be
+            freed before the next tensor is made.
 
     Raises:
         ModelError: an initialisation failed, or left a tensor without values.
@@ -44,7 +44,7 @@ def materialise(plan: Plan, device: torch.device, finished: Callable[[str], None
 
 
 def _turn(plan: Plan, step: Step, device: torch.device, watch: Watch, made: set[str]) -> None:
-    """Make what the step needs, run its initialisers, and check what is final after them."""
+    """Make the tensors that the step needs, run its initialisers, and check the tensors that are final afterwards."""
     for name in step.made:
         fresh = like(current(name, plan.owners), device)
         for module, attribute in plan.owners[name]:
@@ -66,9 +66,11 @@ def _turn(plan: Plan, step: Step, device: torch.device, watch: Watch, made: set[
 def _check(name: str, tensor: Tensor, written: bool, device: torch.device) -> None:
     if tensor.device.type != device.type:
         raise ModelError(f"{name}: its values were made on {tensor.device}, not on {device}")
-    if tensor.numel() and not written:  # what is left of integers cannot be seen in their values
+    if tensor.numel() and not written:  # the values of integers do not show whether they were written
         raise ModelError(f"{name}: nothing was written to it; {REMEDY}")
     if isinstance(tensor, nn.Parameter):
         check_finite(name, tensor)
-    elif tensor.is_floating_point() and bool(tensor.isnan().any()):  # an attention mask may well hold infinities
+    elif tensor.is_floating_point() and bool(
+        tensor.isnan().any()
+    ):  # infinities are allowed, for example in an attention mask
         raise ModelError(f"{name}: parts of it were not written to, or with NaN; {REMEDY}")

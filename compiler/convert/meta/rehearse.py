@@ -1,8 +1,8 @@
-"""Find out how a model on the meta device gets its values, module by module, without a byte of their memory.
+"""Find out how a model on the meta device gets its values, module by module, without memory for the values.
 
-Initialising a module may well write into its children (GPT-2's blocks scale their output projections), so a weight must
-stay dense until the last module that touches it is done. The initialisers are therefore first run on the meta tensors,
-which shows what each one touches, and what none fills, before anything is made.
+An initialiser of a module can also write into the module's children (GPT-2's blocks scale their output projections).
+Therefore a weight must stay dense until the last initialiser that touches the weight is done. The initialisers first
+run on the meta tensors: this shows which tensors each initialiser touches, and which tensors no initialiser fills.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REMEDY = "give init=, a function that fills the tensors of the module it is call
 
 @dataclass
 class Step:
-    """One module's turn: what is called with it, the tensors made before, and those that are final after it."""
+    """The initialisation of one module: functions to call, tensors to make before, tensors that are final after."""
 
     path: str
     module: nn.Module
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass
 class Plan:
-    """The tensors on the meta device by name, the turns in their order, and what the user should know."""
+    """The tensors on the meta device by name, the steps in their order, and notes for the user."""
 
     owners: Owners
     steps: list[Step] = field(default_factory=list)
@@ -48,14 +48,14 @@ class Plan:
 
 
 def rehearse(model: nn.Module, init: Init | None) -> Plan:
-    """Plan the initialisation of what is on the meta device.
+    """Plan the initialisation of all tensors on the meta device.
 
     Args:
-        model: is as it was afterwards.
-        init: what initialises a module, see :func:`topkast.compile`.
+        model: unchanged afterwards.
+        init: the function that initialises a module, see :func:`topkast.compile`.
 
     Raises:
-        ModelError: names what nothing initialises, what would be overwritten, what cannot be made.
+        ModelError: names the tensors that nothing initialises, that would be overwritten, or that cannot be made.
     """
     plan, real, watch = Plan(held(model)), held(model, meta=False), Watch()
     every, filled = plan.owners | real, set()
@@ -98,20 +98,20 @@ def rehearse(model: nn.Module, init: Init | None) -> Plan:
 
 
 def _try(step: Step, own: list[str], init: Init | None, rule: Init | None, watch: Watch) -> bool:
-    """Choose what initialises a module, and try it; whether all of it ran, and so was seen."""
+    """Choose the functions that initialise a module, and try them; True if all of them ran to the end."""
 
     def runs(call: Init) -> bool:
         try:
             with watch:
                 call(step.module)
-        except Exception:  # on meta tensors: what reads values cannot run there, and is checked when it really runs
+        except Exception:  # code that reads values cannot run on meta tensors; the real run checks the code
             return False
         return True
 
     step.calls = [call for call in (init or rule,) if call is not None]
     sure = [runs(call) for call in step.calls]
     if init is None and not watch.written.issuperset(own):
-        # What the rule leaves alone has its values from the constructor, and so from before the rule.
+        # A tensor that the rule does not write has its values from the constructor, which ran before the rule.
         resets = _reset(step.module)
         sure += [runs(call) for call in resets]
         step.calls = resets + step.calls
@@ -133,10 +133,10 @@ def _below(owners: Owners, modules: list[nn.Module]) -> list[str]:
 
 
 def _in_order(module: nn.Module, path: str = "", rule: Init | None = None) -> Iterator[tuple[str, nn.Module, Any]]:
-    """(path, module, the nearest ``_init_weights`` at or above it), children first, as ``nn.Module.apply`` goes."""
+    """(path, module, nearest ``_init_weights`` at or above it), in the order of ``nn.Module.apply``: children first."""
     own = getattr(module, "_init_weights", None)
     if callable(own):
-        with contextlib.suppress(TypeError, ValueError):  # some have a method of that name that takes no module
+        with contextlib.suppress(TypeError, ValueError):  # some modules have an _init_weights that takes no module
             inspect.signature(own).bind(module)
             rule = own
     for name, child in module.named_children():

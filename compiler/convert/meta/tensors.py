@@ -1,4 +1,4 @@
-"""The tensors of a model that are on the meta device, and code run on it without a trace."""
+"""The tensors of a model on the meta device, and a way to run code on them that leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Owners = dict[str, list[tuple[nn.Module, str]]]  # name -> every (module, attrib
 
 
 def held(model: nn.Module, meta: bool = True) -> Owners:
-    """The parameters and buffers that are on the meta device, or those that are not; named as the model names them."""
+    """The parameters and buffers on the meta device (``meta=False``: on other devices), by the model's names."""
     names: dict[int, str] = {}
     found: Owners = defaultdict(list)
     for path, module in model.named_modules():
@@ -28,7 +28,7 @@ def held(model: nn.Module, meta: bool = True) -> Owners:
 
 
 def current(name: str, owners: Owners) -> Tensor:
-    """What the owners of ``name`` hold now; ModelError if it is no longer one and the same."""
+    """The tensor that the owners of ``name`` hold now; ModelError if they no longer hold the same tensor."""
     tensors = [getattr(module, attribute) for module, attribute in owners[name]]
     if any(tensor is not tensors[0] for tensor in tensors):
         raise ModelError(f"{name}: shared by several modules, until initialising one of them gave it another tensor")
@@ -36,7 +36,7 @@ def current(name: str, owners: Owners) -> Tensor:
 
 
 def refuse_loose(model: nn.Module) -> None:
-    """Raise ModelError for tensors on the meta device of which no owner is known."""
+    """Raise ModelError for tensors on the meta device that have no known owner."""
     for path, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_meta:
@@ -45,7 +45,7 @@ def refuse_loose(model: nn.Module) -> None:
 
 
 def like(tensor: Tensor, device: torch.device) -> Any:
-    """A tensor of that kind and shape on ``device``; where nothing is written to it, it holds NaN."""
+    """A tensor of the same kind and shape on ``device``; floating-point entries are NaN until they are written."""
     fresh = torch.empty_like(tensor.detach(), device=device)
     if fresh.is_floating_point():
         fresh.fill_(torch.nan)
@@ -58,7 +58,10 @@ def like(tensor: Tensor, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def on_meta_only(model: nn.Module) -> Iterator[None]:
-    """Initialisers run inside leave no trace: real tensors are exchanged, and attributes and generator put back."""
+    """Let initialisers run inside the ``with`` without a lasting effect.
+
+    Real tensors are replaced meanwhile; attributes and the random generator are restored afterwards.
+    """
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     registers: list[Any] = [held for m in model.modules() for held in (m._parameters, m._buffers)]
     tensors = [dict(held) for held in registers]
