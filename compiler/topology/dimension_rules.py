@@ -1,8 +1,8 @@
-"""How each operation pairs the dimensions of what it reads and of what it gives.
+"""Rules: how each operation pairs the dimensions of its inputs with the dimensions of its results.
 
 A rule gets the atoms, the sizes of the result and the operation's arguments by their names in its schema, every tensor
 as the list of its dimensions, and gives the dimensions of the result (a tuple of them for several). A permutation of
-any atom that is left free must commute with the operation. What has no rule is fixed.
+any atom that is left free must commute with the operation. Dimensions of an operation without a rule are fixed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a dimension is made of, found by unification.
+"""Find the parts of each dimension by unification.
 
 A dimension is a row of segments (what ``cat`` joins and ``split`` cuts), a segment a product of atoms, outermost first
 (what ``view`` merges and splits). An atom is a set of indices that may be permuted as one; every dimension in which it
 occurs is permuted with it. Two dimensions that an operation pairs must be made of the same atoms: unifying them merges,
-splits and cuts atoms until they are. What cannot be said in this form is fixed, with the reason.
+splits and cuts atoms until they are. A dimension that cannot be written in this form is fixed, with the reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far the sets of two models are apart."""
+"""The distance between the sets of two models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Masks = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class MaskDistance:
-    """What :func:`mask_distance` gives; every figure is a share from 0 (the same set) to 1 (nothing in common).
+    """The result of :func:`mask_distance`; every figure is a share from 0 (the same set) to 1 (nothing in common).
 
     Attributes:
         forward, backward: of A and of B, over all parameters together.
@@ -51,7 +51,7 @@ def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, exam
 
     Raises:
         ConfigError: the two have other parameters or shapes, or ``match=True`` and neither is a model.
-        ModelError: not converted, or not traced.
+        ModelError: a model was not converted or could not be traced.
     """
     one, two = (given if isinstance(given, Mapping) else masks(given) for given in (a, b))
     _check(one, two)

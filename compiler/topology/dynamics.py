@@ -1,4 +1,4 @@
-"""How the sets of a model move while it trains."""
+"""Record how the sets of a model change during training."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Dynamics:
             model: a model converted by topkast, or a wrapper of it.
 
         Raises:
-            ModelError: it was not converted.
+            ModelError: the model was not converted.
         """
         self._watched = {name: _watch(site) for name, site in sites(model).items()}
         self.total: list[Moved] = []
@@ -97,7 +97,7 @@ class Dynamics:
         self.total.append(_moved(max(w.refreshed_at for w in self._watched.values()), sum(counts)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as data that ``json.dumps`` takes."""
+        """All records as data that ``json.dumps`` accepts."""
         return {
             "total": [asdict(moved) for moved in self.total],
             "layers": {name: [asdict(moved) for moved in seen] for name, seen in self.layers.items()},

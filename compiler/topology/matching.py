@@ -1,4 +1,4 @@
-"""Which neuron of one model is which of another: permutations of interchangeable neurons under which two models' sets
+"""Match the neurons of two models: find the permutations of interchangeable neurons for which the two models' sets
 overlap most.
 
 With all other classes held, the best permutation of one class is a linear assignment, solved exactly; the classes take
