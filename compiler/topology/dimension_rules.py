@@ -48,7 +48,7 @@ def broadcast(atoms: Atoms, tensors: Iterable[Any]) -> Dims:
 
 @rule("copy")
 def pointwise(atoms: Atoms, sizes: Sizes, /, **arguments: Any) -> Dims:
-    """Every operation that torch tags so, and assignment."""
+    """Every operation that torch tags as pointwise, and assignment."""
     leaves = [leaf for value in arguments.values() for leaf in (value if type(value) is list else [value])]
     return broadcast(atoms, leaves)
 
@@ -124,7 +124,7 @@ def movedim(atoms: Atoms, sizes: Sizes, /, self: Dims, source: Any, destination:
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(atoms: Atoms, sizes: Sizes, /, self: Dims, **_: Any) -> Dims:
-    """A dimension that repeats one value may be permuted at will."""
+    """A dimension that repeats one value may be permuted freely."""
     old = [ONE] * (len(sizes) - len(self)) + self
     return Dims(d if atoms.length(d) == size else atoms.new(size) for d, size in zip(old, sizes, strict=True))
 
