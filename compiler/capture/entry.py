@@ -101,7 +101,7 @@ class Entry:
         return self.entries.compile(self.module, call)
 
 
-for _function in (Entries.enter, Entry.__call__):  # Dynamo does not compile these two, even in a frame that runs in Python
+for _function in (Entries.enter, Entry.__call__):  # never compiled, even in a frame that runs in Python
     skip_code(_function.__code__)
 
 

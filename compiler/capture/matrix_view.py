@@ -26,7 +26,7 @@ def walked(shape: torch.Size, view: torch.Tensor) -> list[set[int]]:
 def layout_of(
     shape: torch.Size, view: torch.Tensor, contracted: set[int], batch: set[int]
 ) -> tuple[tuple[int, ...], int] | None:
-    """(perm, lead): batch dimensions, outputs, then what is contracted; None when one dimension is both."""
+    """(perm, lead): batch dimensions, outputs, then contracted dimensions; None if a dimension is of both kinds."""
     axes = walked(shape, view)
     last = {i for d in contracted for i in axes[d]}
     front = {i for d in batch for i in axes[d]}

@@ -1,7 +1,7 @@
-"""The operations that matter when parameters are followed: which move a weight, which consume it, and how.
+"""The tables of operations for following parameters: operations that move a weight, and operations that use a weight.
 
-Names are normalised, so that aten.linear.default, torch.nn.functional.linear and a captured torch._C._nn.linear are
-one row. What the tables do not name counts as "another operation".
+Names are normalised: aten.linear.default, torch.nn.functional.linear and a captured torch._C._nn.linear are one row. An
+operation that no table names counts as "another operation".
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def slots(node: fx.Node) -> list[tuple[Any, fx.Node]]:
 
 
 def example(node: fx.Node) -> Any:
-    """What a trace knows of a node's value; None where it knows nothing."""
+    """The value that a trace recorded for a node; None if there is no record."""
     return node.meta.get("val", node.meta.get("example_value"))
 
 
 def value_of(argument: fx.Node) -> Any:
-    """What is known of another argument: an int, or a meta tensor of its shape. Raises ValueError when nothing is."""
+    """The known value of another argument: an int, or a meta tensor of its shape. ValueError if nothing is known."""
     value = example(argument)
     if isinstance(value, torch.Tensor):
         return torch.empty(value.shape, device="meta", dtype=value.dtype)
@@ -123,7 +123,7 @@ class Contraction:
 
 
 def contraction(node: fx.Node, op: str, kind: str, slot: Any, view: torch.Tensor) -> Contraction | None:
-    """How `node` contracts the weight `view` that it gets in `slot`; None when this is no product with a weight."""
+    """How `node` contracts the weight `view` in argument `slot`; None if `node` is no product with a weight."""
     n, out = view.dim(), _numel(node)
     if kind in ("conv", "conv_t"):
         return _convolution(node, op, kind, view)

@@ -1,8 +1,8 @@
 """Follow each parameter through views, transposes, casts and splits to the operations that consume it.
 
-Views are evaluated on meta tensors laid over the parameter's own strides: a dimension of the view then tells by its
-stride which dimensions of the parameter it walks, at no cost in memory. What a view cannot say (a reshape that copies,
-a size that is not known) is 'unsure': the parameter counts as followed, seen in its own shape.
+Views are evaluated on meta tensors with the parameter's own strides, which needs no memory. The stride of a view's
+dimension then shows which dimensions of the parameter the view walks. If a view cannot be evaluated (a reshape that
+copies, an unknown size), the view is 'unsure': the parameter counts as followed, in its own shape.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Hit:
 
 @dataclass
 class Found:
-    """By parameter name: uses as a weight, names of the other operations, and who is looked up as an embedding."""
+    """By parameter name: uses as a weight, names of the other operations, and the parameters used as embeddings."""
 
     hits: dict[str, list[Hit]] = field(default_factory=lambda: defaultdict(list))
     others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -69,7 +69,7 @@ def follow(capture: Capture, model: nn.Module) -> Found:
     for index, traced in enumerate(capture.graphs):
         walk.graph(traced)
         for node in traced.graph.nodes:
-            # Graphs run in this order (Dynamo's graph breaks): what one read may have reached every later one.
+            # Graphs run in this order (Dynamo's graph breaks): a value in one graph can reach every later graph.
             walk.flow.add_edge(node, ("end", index))
             if node.op == "placeholder" and node not in traced.params and index:
                 walk.flow.add_edge(("end", index - 1), node)
@@ -134,7 +134,7 @@ class _Walk:
             return
         if (name in MOVERS | KEEPERS | GATHERS or name == "getattr") and not self._looked_up(node, name):
             source = next((a for a in flat(node.args) if isinstance(a, fx.Node)), None)
-            if source in self.env:  # else it is only moved *like* the parameter: x.type_as(w)
+            if source in self.env:  # otherwise another value is moved to the parameter's type: x.type_as(w)
                 self.env[node] = self._moved(node, name)
             return
         used: set[str] = set()
@@ -193,13 +193,13 @@ class _Walk:
 
 
 def _rank(value: Any) -> int | None:
-    """Of a meta tensor, or of what is known of a node."""
+    """The rank of a meta tensor, or of a node's known value."""
     value = example(value) if isinstance(value, fx.Node) else value
     return value.dim() if isinstance(value, torch.Tensor) else None
 
 
 def _evaluate(node: fx.Node, view: Any) -> Any:
-    """Run one mover on the meta view of its first argument; None when the result is a copy, which has new strides."""
+    """Run one mover on the meta view of its first argument; None if the result is a copy, which has new strides."""
     first = node.all_input_nodes[0]
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda a: view if a is first else value_of(a))
     if node.op == "call_method":

@@ -15,11 +15,12 @@ from torch.nn.modules import transformer
 
 @contextlib.contextmanager
 def in_the_open() -> Iterator[None]:
-    """Let attention and ``nn.Transformer`` be what they say, in operators that can be seen; the result is the same.
+    """Let attention and ``nn.Transformer`` run as visible operators with the same result.
 
-    A mask's values are compared with those of a causal mask, to give attention the hint that it is one. A graph ends
-    there, and as nothing in torch.nn is compiled on its own, neither is the whole model: here a mask is taken as it is.
-    Without gradients a whole layer is one opaque operator, which reads dense weights: here it is its products.
+    torch compares a mask's values with the values of a causal mask, to give attention a hint. This comparison ends a
+    graph, and because nothing in torch.nn is compiled on its own, the whole model would not be compiled. Here the
+    comparison is left out. Without gradients torch runs a whole layer as one opaque operator, which reads dense
+    weights. Here the layer runs as its products.
     """
     with _lock:
         if not _inside:
@@ -37,7 +38,7 @@ def in_the_open() -> Iterator[None]:
                 mha.set_fastpath_enabled(_usual[1])
 
 
-# Both are of the whole process: of several threads the first to come changes them, the last to leave puts them back.
+# Both changes affect the whole process: the first thread makes the changes, and the last thread reverts them.
 _lock = threading.Lock()
 _inside, _usual = list[None](), list[Any]()
 
@@ -53,7 +54,7 @@ def hides(model: nn.Module) -> bool:
 
 
 def within(context: Callable[[], Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call`` inside a new context for each call; inside a program that compiles around it, ``call`` runs unchanged."""
+    """``call`` inside a new context for each call; while an outer program compiles, ``call`` runs unchanged."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with contextlib.nullcontext() if torch.compiler.is_compiling() else context():

@@ -9,9 +9,9 @@ from topkast.passes.aten.nodes import aten, emit
 
 
 def keep_empty_rows(graph: fx.Graph) -> None:
-    """Give zeros to queries that see nothing because of a floating-point mask, as PyTorch does. The exporter's operators
-    would give NaN, the softmax of only -inf. These queries get another mask, and their results are set to zero
-    afterwards. Boolean masks are unchanged."""
+    """Give zeros to queries that see nothing because of a floating-point mask, as PyTorch does. The exporter's
+    operators would give NaN, the softmax of only -inf. These queries get another mask, and their results are set to
+    zero afterwards. Boolean masks are unchanged."""
     for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         if not isinstance(mask, fx.Node) or not mask.meta["val"].is_floating_point():

@@ -114,7 +114,7 @@ def convolution(
     "pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
 )  # fmt: skip
 def resized(atoms: Atoms, sizes: Sizes, /, **arguments: Any) -> Dims:
-    """Whatever changes the size of a dimension tells its elements apart; a window does even where the size stays."""
+    """An operation that changes a dimension's size fixes the dimension; a window fixes it even if the size stays."""
     tensor = next(value for value in arguments.values() if isinstance(value, Dims))
     windows = (arguments.get(name) for name in ("kernel_size", "output_size", "scale_factors"))
     window = len(next(filter(None, windows), None) or arguments.get("pad", ())[::2])

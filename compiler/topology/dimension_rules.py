@@ -1,8 +1,8 @@
-"""How each operation pairs the dimensions of what it reads and of what it gives.
+"""Rules: how each operation pairs the dimensions of its inputs with the dimensions of its results.
 
 A rule gets the atoms, the sizes of the result and the operation's arguments by their names in its schema, every tensor
 as the list of its dimensions, and gives the dimensions of the result (a tuple of them for several). A permutation of
-any atom that is left free must commute with the operation. What has no rule is fixed.
+any atom that is left free must commute with the operation. Dimensions of an operation without a rule are fixed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def broadcast(atoms: Atoms, tensors: Iterable[Any]) -> Dims:
 
 @rule("copy")
 def pointwise(atoms: Atoms, sizes: Sizes, /, **arguments: Any) -> Dims:
-    """Every operation that torch tags so, and assignment."""
+    """Every operation that torch tags as pointwise, and assignment."""
     leaves = [leaf for value in arguments.values() for leaf in (value if type(value) is list else [value])]
     return broadcast(atoms, leaves)
 
@@ -124,7 +124,7 @@ def movedim(atoms: Atoms, sizes: Sizes, /, self: Dims, source: Any, destination:
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(atoms: Atoms, sizes: Sizes, /, self: Dims, **_: Any) -> Dims:
-    """A dimension that repeats one value may be permuted at will."""
+    """A dimension that repeats one value may be permuted freely."""
     old = [ONE] * (len(sizes) - len(self)) + self
     return Dims(d if atoms.length(d) == size else atoms.new(size) for d, size in zip(old, sizes, strict=True))
 

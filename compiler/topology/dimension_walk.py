@@ -140,7 +140,7 @@ def _values(env: dict[fx.Node, Any]) -> Iterator[Dims]:
 
 
 def _sizes(value: Any) -> Any:
-    """Sizes of a tensor as a list; a tuple of them for several; None for what is no tensor."""
+    """Sizes of a tensor as a list; for several tensors a tuple of lists; None if the value is no tensor."""
     if isinstance(value, Tensor):
         return list(value.shape) if all(isinstance(n, int) for n in value.shape) else None
     if isinstance(value, (tuple, list)):

@@ -1,9 +1,9 @@
-"""What a dimension is made of, found by unification.
+"""Find the parts of each dimension by unification.
 
 A dimension is a row of segments (what ``cat`` joins and ``split`` cuts), a segment a product of atoms, outermost first
 (what ``view`` merges and splits). An atom is a set of indices that may be permuted as one; every dimension in which it
 occurs is permuted with it. Two dimensions that an operation pairs must be made of the same atoms: unifying them merges,
-splits and cuts atoms until they are. What cannot be said in this form is fixed, with the reason.
+splits and cuts atoms until they are. A dimension that cannot be written in this form is fixed, with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ONE: Dim = ((),)  # a dimension of one element: a product of nothing
 
 
 class Atoms:
-    """All atoms of a model, each a number; equal ones are one set of a union-find."""
+    """All atoms of a model, each a number; equal atoms are one set of a union-find."""
 
     def __init__(self) -> None:
         self._same: nx.utils.UnionFind = nx.utils.UnionFind()
@@ -50,7 +50,7 @@ class Atoms:
         return math.prod(self._size[atom] for atom in segment)
 
     def normal(self, dim: Dim) -> Dim:
-        """The same dimension by the atoms known today, one for each set of equal ones."""
+        """The same dimension in the current atoms, with one atom for each set of equal atoms."""
         found: list[Segment] = []
         for segment in dim:
             partial: list[Segment] = [()]
@@ -68,7 +68,7 @@ class Atoms:
         return all(atom in self.reasons for atom in self.atoms(dim))
 
     def fix(self, dims: Iterable[Dim], reason: str) -> None:
-        """Nothing in these dimensions may be permuted; the first reason stays."""
+        """Forbid every permutation of these dimensions; the first reason stays."""
         for dim in dims:
             for atom in self.atoms(dim):
                 self.reasons.setdefault(atom, reason)
@@ -91,7 +91,7 @@ class Atoms:
         return merged
 
     def unify(self, one: Dim, two: Dim) -> None:
-        """From here on they are made of the same atoms; where they cannot be, all of both is fixed."""
+        """Make both dimensions of the same atoms; if this is impossible, both are fixed completely."""
         one, two = self.normal(one), self.normal(two)
         for known, other in ((one, two), (two, one)):
             if known != other and self.fixed(known):
@@ -118,7 +118,7 @@ class Atoms:
         return not one and not two
 
     def _cut(self, segment: Segment, at: int) -> tuple[Segment, Segment] | None:
-        """Cut a segment in two, through its outermost atom; None where that stands inside of another one elsewhere."""
+        """Cut a segment in two, through its outermost atom; None if that atom is inside another atom elsewhere."""
         outer, *inner = segment
         each = self._count(tuple(inner))
         if outer in self._inner or at % each:

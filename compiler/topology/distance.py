@@ -1,4 +1,4 @@
-"""How far the sets of two models are apart."""
+"""The distance between the sets of two models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Masks = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class MaskDistance:
-    """What :func:`mask_distance` gives; every figure is a share from 0 (the same set) to 1 (nothing in common).
+    """The result of :func:`mask_distance`; every figure is a share from 0 (the same set) to 1 (nothing in common).
 
     Attributes:
         forward, backward: of A and of B, over all parameters together.
@@ -42,16 +42,16 @@ def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, exam
 
     Args:
         a, b: models converted by topkast (or wrappers of them), or what :func:`topkast.masks` gave of one, in any mix.
-        match: neurons have no order of their own: two models may be the same but for it. True permutes the
+        match: neurons have no order: two models can differ only in the order of neurons. True permutes the
             interchangeable neurons of ``b`` (one permutation for a hidden dimension, for its producers and its
-            consumers alike) so that the two overlap most, in A and B together. It is a local optimum, so the figure is
-            an upper bound; and some overlap is found in any two sets: compare with a control such as shuffled masks.
-            What :func:`topkast.topology.interchangeable` gave may be passed, to trace once for many distances.
+            consumers) so that the two models overlap most, in A and B together. The permutation is a local optimum, so
+            the distance is an upper bound. Any two sets have some overlap, so compare with a control such as shuffled
+            masks. To trace once for many distances, pass a result of :func:`topkast.topology.interchangeable`.
         example_inputs: for ``match=True``, to trace a model with; see :func:`topkast.topology.interchangeable`.
 
     Raises:
-        ConfigError: the two have other parameters or shapes, or ``match=True`` and neither is a model.
-        ModelError: not converted, or not traced.
+        ConfigError: the two differ in parameters or shapes, or ``match=True`` and neither is a model.
+        ModelError: a model was not converted or could not be traced.
     """
     one, two = (given if isinstance(given, Mapping) else masks(given) for given in (a, b))
     _check(one, two)

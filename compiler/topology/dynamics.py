@@ -1,4 +1,4 @@
-"""How the sets of a model move while it trains."""
+"""Record how the sets of a model change during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Moved:
 
     Attributes:
         step: optimizer steps made when the sets were chosen.
-        new_a, new_b: churn: members that the set did not have at the look before.
+        new_a, new_b: churn: members that the set did not have at the previous look.
         from_first_a, from_first_b: distance to the set at the first look, |X Δ Y| / (|X| + |Y|).
         ever_active: of all blocks, those that have been in A since the model was converted.
     """
@@ -61,13 +61,13 @@ class Dynamics:
     """
 
     def __init__(self, model: Any) -> None:
-        """Take the sets of now as the first ones.
+        """Record the current sets as the first sets.
 
         Args:
             model: a model converted by topkast, or a wrapper of it.
 
         Raises:
-            ModelError: it was not converted.
+            ModelError: the model was not converted.
         """
         self._watched = {name: _watch(site) for name, site in sites(model).items()}
         self.total: list[Moved] = []
@@ -97,7 +97,7 @@ class Dynamics:
         self.total.append(_moved(max(w.refreshed_at for w in self._watched.values()), sum(counts)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as data that ``json.dumps`` takes."""
+        """All records as data that ``json.dumps`` accepts."""
         return {
             "total": [asdict(moved) for moved in self.total],
             "layers": {name: [asdict(moved) for moved in seen] for name, seen in self.layers.items()},

@@ -1,5 +1,5 @@
-"""Which neurons of a model are interchangeable: the dimensions that may be permuted together without changing what it
-computes, read off its graph.
+"""Find the interchangeable neurons of a model: the dimensions that may be permuted together without a change of the
+model's function. The model's graph shows them.
 
 Permuting the outputs of one layer together with the inputs of those that read it (and with the bias, the norm and the
 running statistics between) gives another set of weights for the same function. Hidden units, residual streams (all
@@ -30,8 +30,8 @@ Permutations = Mapping[int, np.ndarray]
 
 @dataclass(frozen=True)
 class Interchangeable:
-    """What :func:`interchangeable` found. A dimension is a row of segments, a segment a product of atoms, outermost
-    first; an atom is a set of indices that are permuted as one wherever it occurs.
+    """The result of :func:`interchangeable`. A dimension is a row of segments. A segment is a product of atoms,
+    outermost first. An atom is a set of indices; all dimensions that contain the atom are permuted together.
 
     Attributes:
         dims: name of each parameter and buffer -> its dimensions.
@@ -99,15 +99,15 @@ class Interchangeable:
 def interchangeable(model: nn.Module, example_inputs: Any = None) -> Interchangeable:
     """Find the dimensions of a model's parameters and buffers that may be permuted together.
 
-    The graph is that of ``torch.export`` in the model's present mode. An operation without a rule fixes what it reads,
-    with that as the reason. Dropout counts as equivariant: its masks are drawn anew anyway.
+    The graph comes from ``torch.export`` in the model's present mode. If an operation has no rule, the dimensions that
+    it reads are fixed, with this reason. Dropout counts as equivariant, because its masks are random anyway.
 
     Args:
-        model: any module, or one that topkast has converted. It is not run and not changed.
+        model: any module, also a module that topkast has converted. The model is not run and not changed.
         example_inputs: as for :func:`topkast.compile`; None: the model's own ``dummy_inputs``.
 
     Raises:
-        ModelError: it could not be traced whole, with the reason.
+        ModelError: the model could not be traced as a whole; the message gives the reason.
     """
     plain = densify(model) if any("_topkast" in m.__dict__ for m in model.modules()) else model
     captured = capture(plain, example_inputs)

@@ -1,4 +1,4 @@
-"""Which neuron of one model is which of another: permutations of interchangeable neurons under which two models' sets
+"""Match the neurons of two models: find the permutations of interchangeable neurons for which the two models' sets
 overlap most.
 
 With all other classes held, the best permutation of one class is a linear assignment, solved exactly; the classes take
@@ -48,7 +48,7 @@ def _climb(found: Interchangeable, one: Sets, two: Sets, start: Found) -> tuple[
             tried = {**best, **_renewed(found, one, two, best, atom)}
             reached = overlap(found, one, two, tried)
             stale += 1
-            if reached > score:  # not so where a class is on both sides of one matrix: its gain is not linear
+            if reached > score:  # can be false if a class is on both sides of one matrix: its gain is not linear
                 best, score, stale = tried, reached, 1
             if stale == len(classes):
                 break
@@ -81,7 +81,7 @@ def _places(found: Interchangeable, names: Sets, atom: int) -> list[tuple[str, i
 
 
 def _renewed(found: Interchangeable, one: Sets, two: Sets, held: Found, atom: int) -> Found:
-    """The best permutation of one atom, and of what is inner to it, with all others held."""
+    """The best permutation of one atom and of its inner atoms, while all other atoms stay fixed."""
     inner = [a for a, outer in found.inner.items() if outer == atom]
     others = {a: p for a, p in held.items() if a != atom and a not in inner}
     n = found.sizes[atom]
@@ -126,7 +126,7 @@ def _random(seed: str, *shape: int) -> Tensor:
 
 def _colours(found: Interchangeable, sets: Sets) -> dict[int, Tensor]:
     """For each atom [size, WIDTH], for an inner one [outer size, size, WIDTH]: numbers that a permutation of the model
-    only permutes. A fixed index has its own from the start, a free one learns who it is from its connections."""
+    only permutes. A fixed index has its own colour from the start; a free index gets a colour from its connections."""
     colours = {atom: _random(f"fixed {atom}", size, WIDTH) for atom, (size, _) in found.fixed.items()}
     for atom, size in found.sizes.items():
         outer = (found.sizes[found.inner[atom]],) if atom in found.inner else ()
@@ -168,7 +168,7 @@ def _compose(found: Interchangeable, dim: Dim, colours: dict[int, Tensor]) -> Te
 
 
 def _shares(found: Interchangeable, dim: Dim, said: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """What each free atom of a dimension hears of it: the mean over whatever else its segment runs over."""
+    """The colours that each free atom of a dimension receives: the mean over all other atoms of its segment."""
     start = 0
     for s, segment in enumerate(dim):
         part = said[start : start + found.count(segment)].reshape(*(found.size(atom) for atom in segment), WIDTH)
