@@ -1,7 +1,7 @@
-"""Sets that a thread chooses while training goes on, from θ as it was when they were asked for.
+"""A thread chooses a site's sets while training continues. The thread uses θ as it was at the time of the request.
 
-Only B's values are copied: what lies outside B does not move until the sets are chosen again, and whoever does that
-waits for the thread first.
+Only B's values are copied. The values outside B do not change until the sets are chosen again, and the code that
+chooses them first waits for the thread.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from topkast.runtime.layout import Geometry, Index
 
 @dataclass(frozen=True)
 class Pending:
-    """An index that is being made.
+    """An index that a thread computes.
 
     Args:
-        name: of the site.
-        step: the one whose θ it is chosen from.
-        future: gives it, in host memory.
+        name: the name of the site.
+        step: the step whose θ the index is chosen from.
+        future: gives the index, in host memory.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Pending:
     future: Future[Index]
 
     def result(self) -> Index:
-        """The index, as soon as there is one.
+        """Wait for the index and return it.
 
         Raises:
-            RefreshError: choosing failed.
+            RefreshError: the choice failed.
         """
         try:
             return self.future.result()
@@ -49,12 +49,12 @@ class Pending:
             ) from error
 
     def wait(self) -> None:
-        """Until the thread reads nothing any more, however it ends."""
+        """Wait until the thread no longer reads any tensor, even if the choice fails."""
         self.future.exception()
 
 
 def already_chosen(name: str, step: int, index: Index) -> Pending:
-    """A choice whose index is there already."""
+    """A :class:`Pending` whose index exists already."""
     future: Future[Index] = Future()
     future.set_result(index)
     return Pending(name, step, future)
@@ -67,14 +67,14 @@ def choose_in_thread(
     geometry: Geometry,
     choose: Callable[[Tensor], Index],
 ) -> Pending:
-    """Let a thread choose.
+    """Start a thread that chooses the sets.
 
     Args:
         name, step: see :class:`Pending`.
-        parts: values, reservoir and index of θ. The values and the index are copied, the reservoir is not where it is
-            in host memory.
-        geometry: of the weight.
-        choose: from θ, dense, in host memory, to the index of its sets.
+        parts: values, reservoir and index of θ. The values and the index are copied. The reservoir is copied only if it
+            is not in host memory.
+        geometry: the geometry of the weight.
+        choose: a function that takes θ, dense, in host memory, and returns the index of its sets.
     """
     future: Future[Index] = Future()
     try:
@@ -87,23 +87,23 @@ def choose_in_thread(
                 return choose(assemble(values, reservoir, index, geometry))
 
         future = _pool().submit(work)
-    except Exception as error:  # raised at the next refresh: the one that asks is under way
+    except Exception as error:  # raised at the next refresh, because the current refresh has already started
         future.set_exception(error)
     return Pending(name, step, future)
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    """One thread, so that one θ is dense at a time; it works on as many as torch is set to."""
+    """A pool of one thread, so that only one θ is dense at a time. The thread uses as many cores as torch is set to."""
     return ThreadPoolExecutor(1, thread_name_prefix="topkast")
 
 
-if hasattr(os, "register_at_fork"):  # where processes fork, a child has the pool, but not its thread
+if hasattr(os, "register_at_fork"):  # after a fork, the child has the pool but not its thread
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def pending_state(pending: Pending | None, index: Index) -> dict[str, Tensor]:
-    """What a site saves of a thread's choice, waited for: its index, or zeros like the one in force."""
+    """The tensors that a site saves for a thread's choice: its index (waits for it), or zeros of the index's shapes."""
     if pending is None:
         found = Index(*(torch.zeros_like(tensor, device="cpu") for tensor in index))
     else:

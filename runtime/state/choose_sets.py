@@ -16,7 +16,7 @@ from topkast.runtime.reference import selection
 
 @dataclass(frozen=True)
 class Chosen:
-    """A and B: as an index, and as masks, bool [units]."""
+    """A and B, as an index and as masks (bool [units])."""
 
     index: Index
     fwd: Tensor
@@ -29,12 +29,12 @@ def scores(state: SetState, theta: Tensor) -> Tensor:
 
 
 def first_sets(method: Method, state: SetState, theta: Tensor) -> Chosen:
-    """The sets of a θ that nothing is known of."""
+    """The first sets of θ, without any earlier sets."""
     return _chosen(state, method.start(state, scores(state, theta)))
 
 
 def renewed_sets(method: Method, state: SetState, theta: Tensor) -> Chosen:
-    """The sets that a refresh gives."""
+    """The sets that a refresh chooses."""
     return _chosen(state, method.renew(state, scores(state, theta)))
 
 
@@ -44,7 +44,7 @@ def _chosen(state: SetState, sets: Sets) -> Chosen:
 
 
 def with_bits(ever: Tensor, fwd: Tensor) -> Tensor:
-    """What was ever in A, a bit a unit, and now is; both in one place."""
+    """Add A to the record of all units that were ever in A (one bit for each unit). Both tensors are on one device."""
     bits = nn.functional.pad(fwd, (0, -fwd.numel() % 8)).view(-1, 8).to(torch.uint8)
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
     return ever | (bits * weights).sum(1, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""A site's change is put in force, and with it what its copies do."""
+"""Apply a site's change together with the changes of its copies."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .site import Site
 
 
 def commit(site: Site, live: Parts, change: Change, copy: Copy = Tensor.copy_) -> None:
-    """Put a change in force, as a whole.
+    """Apply a change as a whole.
 
     Args:
         live: the site's parts, as they were when the change was prepared.
-        change: what is to be.
-        copy: (target, source) -> None, made in the order of the calls.
+        change: the change to apply.
+        copy: (target, source) -> None, called in the order of the copies.
     """
-    change.of_copies = changes_of_copies(site, change)  # before anything changes: it may fail
+    change.of_copies = changes_of_copies(site, change)  # before any change, because this call may fail
     carry_out([site], lambda: site.write(live, change, copy))

@@ -1,9 +1,10 @@
-"""Copies follow: when a site's sets change, those of its deep copies do, and θ of each copy stays bit for bit.
+"""Copies get the new sets: if a site's sets change, the sets of its deep copies change too. θ of each copy stays the
+same, bit for bit.
 
-Whoever averages a model by hand keeps a deep copy and pairs slots: parameter by parameter, or entry by entry of two
-state dicts. After a refresh slot j of the model is another weight; so a copy that never made a step of its own takes
-the new sets at the same moment. Entries of a state dict are all of θ, and their average is that of a dense model.
-Parameters are the values of B: a weight outside B keeps the average that it had when it left.
+A user who averages a model by hand keeps a deep copy and pairs slots: parameter by parameter, or entry by entry of two
+state dicts. After a refresh, slot j of the model is another weight. So a copy that never made its own optimizer step
+gets the new sets at the same moment. The entries of a state dict are all of θ, so their average equals the average of a
+dense model. Parameters are the values of B: a weight outside B keeps the average that it had when it left B.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from .parts import Change, Changing, Parts, Snapshot
 from .relayout import with_sets_of
 from .site import Site
 
-LISTS = "diffusers.training_utils"  # has EMAModel
+LISTS = "diffusers.training_utils"  # the module that has EMAModel
 
 
 def alike_copies(site: Site) -> list[Site]:
-    """Copies that lie as the site does now and never went their own way."""
+    """Copies that have the site's current sets and never changed their sets by themselves."""
     return [
         copy for copy in list(site.copies) if not copy.alone and copy.broken is None and _alike(copy.index, site.index)
     ]
 
 
 def changes_of_copies(site: Site, change: Change) -> list[tuple[Changing, Parts, Change]]:
-    """The changes of a site's copies that belong to its own: for each copy its parts as they are, and the change.
+    """The changes that a site's copies need with its own change: for each copy its current parts and its change.
 
     Args:
-        change: what is to be of the site, which is still as it was.
+        change: the change of the site, which is not applied yet.
     """
     new, lists = change.parts, LISTS in sys.modules and (site.alone or not site.copied)
     if new is None or not (lists or site.copies) or _alike(site.index, new.index):
@@ -50,7 +51,7 @@ def changes_of_copies(site: Site, change: Change) -> list[tuple[Changing, Parts,
 
 
 def _followed(copy: Site, new: Parts) -> tuple[Parts, Change]:
-    """A copy's parts as they are, and the change that gives it the sets of other parts."""
+    """A copy's current parts, and the change that gives the copy the sets of ``new``."""
     copy.wait()
     live = copy.parts()
     change = with_sets_of(copy, live.beside_reservoir(), new)
@@ -60,12 +61,12 @@ def _followed(copy: Site, new: Parts) -> tuple[Parts, Change]:
         fields = {"pending": copy.pending, "unclaimed": copy.unclaimed}
         kept = copy.snapshot or Snapshot(own, live.ever.clone(), fields)
         change.fields |= {"snapshot": kept, "print": fingerprint(change.parts.values)}
-    change.of_copies = changes_of_copies(copy, change)  # a copy has copies of its own
+    change.of_copies = changes_of_copies(copy, change)  # a copy can have its own copies
     return live, change
 
 
 def _alike(one: Index, other: Index) -> bool:
-    if one.cols.device != other.cols.device:  # in host memory: a refresh allocates nothing on a device
+    if one.cols.device != other.cols.device:  # compare in host memory: a refresh allocates nothing on a device
         one, other = (Index(*(tensor.cpu() for tensor in index)) for index in (one, other))
     return all(map(torch.equal, one, other))
 
@@ -74,7 +75,8 @@ _looked_for: weakref.WeakSet[Family] = weakref.WeakSet()
 
 
 def _warn_of_lists(site: Site) -> None:
-    """Warn at a model's first refresh of a list of tensors that averages its parameters: such a list cannot follow."""
+    """Warn at a model's first refresh if a list of tensors averages its parameters: the list cannot get the new
+    sets."""
     if site.family in _looked_for:
         return
     module: Any = sys.modules[LISTS]

@@ -9,11 +9,11 @@ from torch import nn
 
 
 class Family:
-    """Marks the sites of one model, which a forward of any part of it refreshes. A copy of the model has a copy of the
-    mark.
+    """Marks the sites of one model. A forward of any part of the model refreshes all of them. A copy of the model has a
+    copy of the mark.
 
     Args:
-        root: the model; None: not known, as for a copy.
+        root: the model. None: the model is not known, for example for a copy.
     """
 
     def __init__(self, root: nn.Module | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Find sites: by the key that a graph has, by the model that they belong to, by the module that owns them."""
+"""Find sites: by the key in a graph, by the model that they belong to, or by the module that owns them."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from .site_module import SiteModule
 
 
 class SparseState(nn.Module):
-    """Holds a module's sites, by the names of their weights.
+    """Holds a module's sites under the names of their weights.
 
-    A ``ModuleDict`` could not hold a weight that is called as one of its methods is (``values``, ``keys``).
+    A ``ModuleDict`` cannot hold a weight whose name is also the name of its methods (``values``, ``keys``).
     """
 
 
 def joined(path: str, name: str) -> str:
-    """A name below a module's path, which is empty for the root; with an empty name the prefix of all that is there."""
+    """A name below a module's path (empty for the root). With an empty name: the prefix of all names below the path."""
     return f"{path}.{name}" if path else name
 
 
 def alive() -> list[SiteModule]:
-    """All registered sites whose values a module holds. Another thread may register a site meanwhile."""
+    """All registered sites whose values are held by a module. Another thread may register a site at the same time."""
     return cast(Any, registry.all_alive())
 
 
 def site_of(key: Tensor) -> SiteModule | None:
-    """The site that a graph knows by this key; None if it is gone."""
+    """The site with this key in a graph; None if the site no longer exists."""
     return cast(Any, registry.find(key))
 
 
 def relatives(sites: Iterable[Site]) -> list[SiteModule]:
-    """All sites of the models that these belong to."""
+    """All sites of the models that the given sites belong to."""
     return members(site.family for site in sites)
 
 
 def members(families: Iterable[Family]) -> list[SiteModule]:
-    """All sites that have one of these marks."""
+    """All sites that have one of the given marks."""
     wanted = set(map(id, families))
     return [site for site in alive() if id(site.family) in wanted]
 
 
 def sites_of(module: nn.Module) -> dict[str, SiteModule]:
-    """A module's own sites by attribute: those whose values it holds."""
+    """A module's own sites by attribute, if the module holds their values."""
     every, held = all_sites_of(module), module._parameters.items()
     return {n: every[n] for n, v in held if n in every and v is not None and tuple(v.shape) == every[n].value_shape}
 
 
 def all_sites_of(module: nn.Module) -> dict[str, SiteModule]:
-    """The same with those whose values it does not hold now. (An exported program has modules of that name too.)"""
+    """All of a module's sites, also if it does not hold their values now. (Exported programs use the name too.)"""
     state = module._modules.get(STATE)
     found: dict[str, Any] = {} if state is None else state._modules
     return {name: site for name, site in found.items() if hasattr(site, "value_shape")}

@@ -1,7 +1,7 @@
-"""Eager code reads a sparse weight as a tensor that no one can write to in vain.
+"""Eager code reads a sparse weight as a tensor that raises an error if code writes to it.
 
-W_A is put together anew at each read. A write into the tensor would be lost without a word, so a write raises. To
-assign ``weight.data``, as code that merges adapters does, replaces θ. ``requires_grad_`` is for the values.
+Each read builds a new W_A. A write into this tensor would be lost without a message, so a write raises an error. An
+assignment to ``weight.data``, as in code that merges adapters, replaces θ. ``requires_grad_`` applies to the values.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from topkast.runtime.errors import ModelError
 from topkast.runtime.observers import under_observation
 
-# How a weight is replaced; an end for errors of those who write into W_A.
+# How to replace a weight; the end of error messages about writes into W_A.
 REPLACE = "topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
 ALLOWED = {"requires_grad_", "retain_grad", "share_memory_", "__setstate__"}
-# ``weight.data += delta`` computes on what ``weight.data`` gave, and then assigns the result.
+# ``weight.data += delta`` first computes on the tensor that ``weight.data`` returned, and then assigns the result.
 AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
 
 
 class Replaceable(Protocol):
-    """The site that a read came from."""
+    """The site whose weight was read."""
 
     name: str
 
@@ -34,7 +34,7 @@ class Replaceable(Protocol):
 
 
 class SparseWeight(Tensor):
-    """W_A of a site, or ``.data`` of W_A: an ordinary tensor for all that reads, an error for all that writes."""
+    """W_A of a site, or ``.data`` of W_A: an ordinary tensor for every read, and an error for every write."""
 
     site: Replaceable
     is_data: bool
@@ -62,13 +62,13 @@ class SparseWeight(Tensor):
             return func(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As a plain tensor."""
+        """Pickle as a plain tensor."""
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         plain = self.as_subclass(Tensor)
         twin = plain.__deepcopy__(memo)
-        del memo[id(plain)]  # the number of an object that ends here: the next one to get it would be taken for a copy
+        del memo[id(plain)]  # this object ends here; another object with the same id would be taken for a copy
         memo[id(self)] = twin = twin
         return twin
 
@@ -78,12 +78,12 @@ _REQUIRES_GRAD: Any = Tensor.requires_grad
 
 
 def guard(weight: Tensor, site: Replaceable, is_data: bool = False) -> Tensor:
-    """The tensor as one that refuses writes; as it is while somebody traces or transforms operators.
+    """The tensor as a tensor that refuses writes. While other code traces or transforms operators: the same tensor.
 
     Args:
         weight: W_A of the site, dense.
-        site: what is told of an assignment to ``data``.
-        is_data: whether the tensor is what ``weight.data`` gave.
+        site: receives an assignment to ``data``.
+        is_data: whether the tensor was returned by ``weight.data``.
     """
     if type(weight) is not Tensor or under_observation() or torch._C._len_torch_function_stack() > 0:
         return weight
@@ -93,7 +93,7 @@ def guard(weight: Tensor, site: Replaceable, is_data: bool = False) -> Tensor:
 
 
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> SparseWeight | None:
-    """The weight that a call would write to, if the call is one that writes."""
+    """The sparse weight that a call would write to, if the call writes."""
     first = kwargs["out"] if "out" in kwargs else args[0] if args else next(iter(kwargs.values()), None)
     several = first if isinstance(first, (list, tuple)) else [first]
     return next((one for one in several if isinstance(one, SparseWeight)), None)

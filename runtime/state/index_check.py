@@ -1,8 +1,8 @@
-"""Whether somebody else has written to a site's index.
+"""Check whether other code has written to a site's index.
 
-Code that averages all buffers of a model, or makes new ones (``to_empty``), leaves columns that a kernel would follow
-out of its memory. So a site remembers the versions of its index tensors and sums over them. A version that is not ours
-is a reason to look at the sums; other sums are an error.
+Code that averages all buffers of a model, or that makes new buffers (``to_empty``), leaves wrong columns; with these a
+kernel would read outside its memory. So a site remembers the versions of its index tensors and sums over the tensors.
+If a version differs, the sums are compared; different sums are an error.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ WRITTEN = (
 
 
 def remembered(index: Index) -> Note | None:
-    """What to remember of an index as it is; None on the meta device, on which it holds nothing."""
+    """The versions and sums of an index; None on the meta device, where the index holds no numbers."""
     return None if index.cols.is_meta else (_versions(index), _sums(index))
 
 
 def checked(index: Index, note: Note | None) -> Note | None:
-    """What to remember of an index that is still the one that was remembered.
+    """The new note for an index that still equals the remembered index.
 
     Raises:
-        LookupError: it is another index, or none was remembered.
+        LookupError: the index differs, or no index was remembered.
     """
     if index.cols.is_meta:
         return note
@@ -45,17 +45,17 @@ def checked(index: Index, note: Note | None) -> Note | None:
 
 
 def _versions(index: Index) -> list[int]:
-    # The tensors themselves too: others may have been put in their place.
+    # The ids of the tensors are included, because other tensors may be in their place.
     return [number for t in index for number in (id(t), -1 if t.is_inference() else t._version)]
 
 
 def _sums(index: Index) -> list[Tensor]:
-    # As signed numbers: torch cannot add up unsigned ones on every device.
+    # View as signed numbers, because torch cannot add unsigned numbers on every device.
     tensors = (t.view(torch.int16) if t.dtype == torch.uint16 else t for t in index)
     return [_weighted(t.detach()) for t in tensors]
 
 
 def _weighted(tensor: Tensor) -> Tensor:
-    """The sum, and those of every third and every fifth entry, in one number: an exchange of entries changes it too."""
+    """The sums of all, every third and every fifth entry in one number: an exchange of two entries changes it too."""
     sums = [tensor[::step].sum(dtype=torch.int64) for step in (1, 3, 5)]
     return sums[0] + 31 * sums[1] + 37 * sums[2]

@@ -1,4 +1,4 @@
-"""What topkast remembers about a whole model, and how to find it again."""
+"""The record that topkast keeps for a whole model, and functions that find the record and the sites."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from .site_module import SiteModule
 
 @dataclass
 class Record:
-    """Kept on the model as ``_topkast``, copied with it.
+    """The record of a model. It is stored on the model as ``_topkast`` and is copied with the model.
 
     Args:
-        config: what the user asked for.
-        dense: parameter name -> why it stayed dense.
-        ops: parameter name -> the ops that use it, as the trace saw them.
-        positions: parameter name -> matrix products a weight takes part in per traced call, None if not known.
+        config: the options that the user gave.
+        dense: parameter name -> why the parameter stayed dense.
+        ops: parameter name -> the ops that use the parameter, as the trace saw them.
+        positions: parameter name -> matrix products that use the weight in each traced call; None if not known.
         how: how the model was traced.
-        family: the mark of its sites.
-        warnings: what the user should know, for the report.
-        scaled: parameter name -> what θ was multiplied by at the start, see :mod:`topkast.compiler.convert.initial`.
-        watch: of a compiled model, sees to it that what is not run compiled is told.
+        family: the mark of the model's sites.
+        warnings: warnings for the user, shown in the report.
+        scaled: parameter name -> the factor that θ was multiplied by at the start, see
+            :mod:`topkast.compiler.convert.initial`.
+        watch: for a compiled model: warns if a part does not run compiled.
     """
 
     config: Any
@@ -46,10 +47,10 @@ def find(model: Any) -> tuple[nn.Module, Record]:
     """The converted module inside ``model`` (itself, or below a wrapper such as ``torch.compile``'s) and its record.
 
     Raises:
-        ModelError: nothing in it was converted by topkast, or a part of it only: an answer for that part would look
-            like one for the whole.
+        ModelError: topkast has not converted the model, or only a part of it. A result for that part would look like a
+            result for the whole model.
     """
-    if "_topkast" in getattr(model, "__dict__", ()):  # nearly always, and some ask at every step
+    if "_topkast" in getattr(model, "__dict__", ()):  # the common case; some callers ask at every step
         return model, model.__dict__["_topkast"]
     converted: dict[str, nn.Module] = {}
     if isinstance(model, nn.Module):
@@ -57,7 +58,7 @@ def find(model: Any) -> tuple[nn.Module, Record]:
     if not converted:
         raise ModelError(f"model: a {type(model).__name__} that topkast.compile or topkast.sparsify has not converted")
     root = next(iter(converted.values()))
-    # A wrapper has no parameters of its own; an average of models has a buffer.
+    # A wrapper has no parameters of its own. An average of models has its own buffer.
     inside = {id(parameter) for parameter in root.parameters()}
     if any(id(parameter) not in inside for parameter in model.parameters()):
         parts = ", ".join(f"model.{name}" for name in converted)
@@ -66,13 +67,13 @@ def find(model: Any) -> tuple[nn.Module, Record]:
 
 
 def sites(model: Any) -> dict[str, SiteModule]:
-    """Parameter name -> site, in the model's order. The names are those that the weights have now, after layers were
-    moved, wrapped or removed too."""
+    """Parameter name -> site, in the model's order. The names are the current names of the weights, also after layers
+    were moved, wrapped or removed."""
     return {name: site for name, (site, _) in owned(model).items()}
 
 
 def owned(model: Any) -> dict[str, tuple[SiteModule, list[tuple[str, str]]]]:
-    """Parameter name -> (site, (module path, attribute) of each owner, the one in the name first)."""
+    """Parameter name -> (site, (module path, attribute) of each owner; the owner in the parameter name comes first)."""
     root, _ = find(model)
     found: dict[int, tuple[str, Any, list[tuple[str, str]]]] = {}
     for path, module in root.named_modules(remove_duplicate=False):

@@ -1,4 +1,4 @@
-"""Optimizer state goes where its weight goes; a weight that enters B gets the state of a new parameter."""
+"""Optimizer state moves with its weight. A weight that enters B gets the state of a new parameter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .parts import Changing, Parts, carry_out
 
 
 class OptimizedSite(Changing, Protocol):
-    """What optimizer state depends on."""
+    """The part of a site that the functions for optimizer state use."""
 
     name: str
     geometry: Geometry
@@ -36,21 +36,21 @@ class OptimizedSite(Changing, Protocol):
 
 
 def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[OptimizedSite]) -> None:
-    """Refuse an optimizer whose state for a site is anything but scalars and one number per value.
+    """Refuse an optimizer if its state for a site is not made of scalars and tensors with one number for each value.
 
     Raises:
-        OptimizerError: names the optimizer, the state and what to use instead.
+        OptimizerError: the message names the optimizer, the state and an alternative.
     """
     values = {id(site.original): site.name for site in sites}
     for parameter, state in optimizer.state.items():
         if not isinstance(state, dict):
-            continue  # a number of the optimizer's own
+            continue  # a number that belongs to the optimizer itself
         name = values.get(id(parameter))
         for entry, value in state.items():
             for tensor in value if isinstance(value, (list, tuple)) else [value]:
                 if not isinstance(tensor, Tensor) or tensor.numel() == 1:
                     continue
-                # Dense parameters may have what they like, unless it spans several parameters (LBFGS).
+                # State of a dense parameter may have any shape, unless the state spans several parameters (LBFGS).
                 odd = not per_value(tensor, parameter) if name else tensor.numel() > parameter.numel()
                 if odd or tensor is not value:
                     raise OptimizerError(
@@ -61,7 +61,7 @@ def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[Optimize
 
 
 def per_value(tensor: Any, parameter: Tensor) -> bool:
-    """Whether this is one number for each of a parameter's values, in its shape or in one row."""
+    """Whether this tensor has one number for each of a parameter's values, in the parameter's shape or as a vector."""
     return isinstance(tensor, Tensor) and (
         tensor.shape == parameter.shape or (tensor.dim() == 1 and 1 < tensor.numel() == parameter.numel())
     )
@@ -70,11 +70,11 @@ def per_value(tensor: Any, parameter: Tensor) -> bool:
 def kept_tensors(
     values: nn.Parameter, optimizers: Iterable[torch.optim.Optimizer]
 ) -> tuple[list[Tensor], list[float | None]]:
-    """What is kept for each of a site's values, and goes where its weight goes: the state of its optimizers, and a
-    gradient that waits in ``.grad``, so that accumulation across a manual refresh stays right.
+    """The tensors that hold one number for each of a site's values, and that move with the weights: the state of its
+    optimizers, and the gradient in ``.grad``, so that accumulation across a manual refresh stays correct.
 
     Returns:
-        The tensors, and for each the number that a weight gets there which enters B; None: its value.
+        The tensors, and for each tensor the number for a weight that enters B; None: the weight's value.
     """
     kept: list[tuple[Tensor, float | None]] = []
     if values.grad is not None:
@@ -85,11 +85,11 @@ def kept_tensors(
 
 
 def carry_state(parts: Parts, values: Tensor, index: Index, geometry: Geometry) -> list[Tensor]:
-    """The tensors that are kept for each value, in the slots of another index.
+    """The tensors with one number for each value, rearranged to the slots of another index.
 
     Args:
-        parts: all in one place, as it is.
-        values: B's, in the slots of ``index``.
+        parts: the current parts, all on one device.
+        values: B's values, in the slots of ``index``.
     """
     found, stayed = [], None
     for tensor, first in zip(parts.kept, parts.starts, strict=True):
@@ -105,23 +105,22 @@ def carry_state(parts: Parts, values: Tensor, index: Index, geometry: Geometry) 
 
 
 def index_of_unknown_state(site: OptimizedSite, before: Index) -> Index | None:
-    """The index that the state of an optimizer belongs to which is not known yet, once the site's values have moved
-    away from the slots of an index, beside the reservoir; None if every optimizer is known. See
-    :func:`prepare_state`."""
+    """The index that the state of a still unknown optimizer belongs to, after the values have left the slots of
+    ``before``. The index is on the reservoir's device. None if every optimizer is known. See :func:`prepare_state`."""
     if site.optimizers:
         return None
     return site.unclaimed or Index(*(tensor.clone() for tensor in before))
 
 
 def prepare_state(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> None:
-    """The optimizer is about to make a step on the site.
+    """Bring the optimizer's state to the site's slots before the optimizer makes a step on the site.
 
-    Before its first step nobody knows an optimizer whose state was loaded from a checkpoint. If that checkpoint was
-    written when a refresh was due, the first forward has chosen new sets by now: the state, which belongs to the
-    model's index as it was loaded, moves here.
+    An optimizer becomes known at its first step. Before this step its state may have been loaded from a checkpoint. If
+    the checkpoint was written when a refresh was due, the first forward has already chosen new sets. The state still
+    belongs to the index that the model was loaded with; this function moves the state to the new index.
 
-    State of the dense weight's shape, of an optimizer that has trained the dense model or has loaded such a state, is
-    cut to B, at whichever step it is found.
+    An optimizer may have trained the dense model, or may have loaded the state of such an optimizer. This state has the
+    dense weight's shape. The function cuts the state to B, at any step.
     """
     cut = _cut(optimizer, site)
     if optimizer in site.optimizers and not cut:
@@ -147,15 +146,15 @@ def prepare_state(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> None
 
 
 def _state(optimizer: torch.optim.Optimizer, values: nn.Parameter) -> list[tuple[Tensor, float | None]]:
-    """State that is one number per value, and what a weight gets there that enters B, see :func:`kept_tensors`."""
+    """State with one number for each value, and the number for a weight that enters B; see :func:`kept_tensors`."""
     state = {name: one for name, one in optimizer.state.get(values, {}).items() if per_value(one, values)}
-    # SAM's `p.data = old_p` leaves the values' own memory in its state: it follows already, and is not cleared.
+    # SAM's `p.data = old_p` leaves the values' own memory in its state. This memory is moved already; do not clear it.
     mine = {name: one for name, one in state.items() if not one.is_set_to(values)}
     return [(one, start(optimizer, values, name)) for name, one in mine.items()]
 
 
 def _cut(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> dict[str, Tensor]:
-    """State that is one number for each weight of the dense model, as one for each of B's values."""
+    """State with one number for each weight of the dense model, cut to one number for each of B's values."""
     found, geometry = {}, site.geometry
     for name, value in optimizer.state.get(site.original, {}).items():
         if per_value(value, site.original) or not isinstance(value, Tensor) or value.numel() == 1:

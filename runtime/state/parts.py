@@ -1,7 +1,7 @@
-"""The tensors of a site as a refresh takes and returns them, and a change that happens as a whole.
+"""The tensors of a site as a refresh takes and returns them, and a change that is applied as a whole.
 
-A change is prepared first, then carried out to its end. An exception can come between any two lines: Ctrl-C is one. If
-it came between the copies of a change, the values would be those of one index and the columns those of another.
+A change is prepared first and then applied completely. An exception (for example Ctrl-C) can come between any two
+lines. If an exception stopped the copies of a change, the values would belong to one index and the columns to another.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ HALF = "a change of its sets failed in the middle"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a refresh changes of a site.
+    """The tensors of a site that a refresh changes.
 
     Args:
-        values: B's, [values].
+        values: B's values, [values].
         reservoir: the values outside B.
-        index: of A and B.
-        ever: bits of what was ever in A.
-        kept: what follows each value, one number for each: a gradient, optimizer state.
-        starts: for each of ``kept`` what a weight gets there that enters B; None: its value.
+        index: the index of A and B.
+        ever: bits that say which units were ever in A.
+        kept: tensors with one number for each value, which move with the values: a gradient, optimizer state.
+        starts: for each tensor of ``kept`` the number for a weight that enters B; None: the weight's value.
     """
 
     values: Tensor
@@ -38,11 +38,11 @@ class Parts:
     starts: list[float | None]
 
     def tensors(self) -> list[Tensor]:
-        """All that lies where the values do: everything but the reservoir."""
+        """All tensors on the values' device: every part except the reservoir."""
         return [self.values, *self.index, self.ever, *self.kept]
 
     def beside_reservoir(self) -> Parts:
-        """The same with every tensor where the reservoir is."""
+        """The same parts, with every tensor on the reservoir's device."""
         home = self.reservoir.device
         return Parts(
             self.values.to(home),
@@ -54,31 +54,32 @@ class Parts:
         )
 
     def scaled(self, factor: float) -> Parts:
-        """All of θ multiplied by a number, in new tensors."""
+        """These parts with all of θ multiplied by a number, in new tensors."""
         return replace(self, values=self.values * factor, reservoir=self.reservoir * factor)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The sets that an unwritten copy had before it followed its source, and the fields that belong to them."""
+    """The sets that a copy had before it got new sets from its source, and the fields that belong to these sets.
+    Nothing was written to the copy before."""
 
     index: Index
     ever: Tensor
     fields: dict[str, Any]
 
 
-Copy = Callable[[Tensor, Tensor], Any]  # (target, source), made in the order of the calls
+Copy = Callable[[Tensor, Tensor], Any]  # (target, source), called in the order of the copies
 
 
 @dataclass
 class Change:
-    """What is to be, made beside what is.
+    """The new state of a site, prepared while the old state is still in use.
 
     Args:
-        parts: new tensors, at home; None: the site's stay as they are.
+        parts: new tensors, on the reservoir's device. None: the site's tensors stay the same.
         fields: attribute of the site -> new value.
-        after: called at the end; what it does must be allowed to happen twice.
-        of_copies: what the site's copies do at the same time, see runtime/state/copies.py; None: not known yet.
+        after: called at the end. The call may happen twice, so it must allow this.
+        of_copies: the changes of the site's copies at the same time, see runtime/state/copies.py. None: not known yet.
     """
 
     parts: Parts | None = None
@@ -88,25 +89,25 @@ class Change:
 
 
 class Changing(Protocol):
-    """What can be changed as a whole."""
+    """An object that can be changed as a whole."""
 
     def break_off(self, why: str) -> None:
-        """It cannot be used any more."""
+        """Mark the object as unusable."""
 
     def mend(self) -> None:
-        """It can be used again."""
+        """Mark the object as usable again."""
 
     def write(self, live: Parts | None, change: Change, copy: Copy = Tensor.copy_) -> None:
-        """Make the change; the same result if it is begun again."""
+        """Apply the change. A second call from the start gives the same result."""
 
 
 def carry_out(sites: Iterable[Changing], apply: Callable[[], None]) -> None:
-    """Carry out a change to its end. An exception that comes meanwhile goes on afterwards.
+    """Apply a change completely. If an exception comes during the change, it is raised again afterwards.
 
     Args:
-        sites: those that ``apply`` changes. They are marked as broken until it has ended; if it fails twice, they stay
-            so, and every later use of them raises.
-        apply: makes the change; gives the same result if it is begun again, wherever it was left.
+        sites: the sites that ``apply`` changes. They are marked as broken until ``apply`` has ended. If ``apply`` fails
+            twice, they stay broken, and every later use of them raises an error.
+        apply: makes the change. If it was stopped at any line, a second call from the start gives the same result.
     """
     sites = list(sites)
     raised: BaseException | None = None

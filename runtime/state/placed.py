@@ -1,4 +1,4 @@
-"""Where B's values are: a parameter of the module that owns the weight, under the weight's own name."""
+"""The place of B's values: a parameter of the module that owns the weight, under the weight's own name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Placed:
     n_bwd: int
 
     def bind(self, owner: nn.Module) -> None:
-        """The module whose parameter B's values are.
+        """Set the module whose parameter holds B's values.
 
-        Its table of parameters is remembered, which a copy of both has in common too. The module itself is not held, so
-        that no cycle keeps a model alive; while it lives it is asked, for ``torch.onnx.export`` replaces the table.
+        The site remembers the module's table of parameters. A deep copy of module and site shares one table, too. The
+        site has only a weak reference to the module, so that no cycle keeps a model alive. While the module lives, the
+        table is read from it, because ``torch.onnx.export`` replaces the table.
         """
         self._table = owner._parameters
         self.owner = weakref.ref(owner)
@@ -44,17 +45,17 @@ class Placed:
 
     @property
     def value_shape(self) -> tuple[int, int]:
-        """Shape of B's values: [block rows, values of a row], or [1, all of them] if rows differ.
+        """Shape of B's values: [block rows, values of a row], or [1, all values] if the rows differ in length.
 
-        Never the shape of the weight itself, so that a dense tensor in the place of the values is known as such.
+        The shape is never the shape of the weight itself, so that a dense tensor in the place of the values is noticed.
         """
         values = self.n_bwd * self.geometry.unit
         shape = (self.groups, values // self.groups)
         others = (shape for shape in (shape, (1, values), (values, 1)) if shape != self.geometry.shape)
-        return next(others, shape)  # a weight of one element is read as the tensor that it is
+        return next(others, shape)  # for a weight of one element no other shape exists
 
     @property
     def attached(self) -> bool:
-        """Whether a module still holds the values: not if its parameter was deleted, or replaced by a dense one."""
+        """Whether a module holds the values. False if its parameter was deleted or replaced by a dense parameter."""
         values = self.table.get(self.attribute)
         return values is not None and tuple(values.shape) == self.value_shape

@@ -1,1 +1,1 @@
-"""What a site leaves behind: its part of a state dict, a pickle, a deep copy."""
+"""The forms in which a site is stored: its part of a state dict, a pickle, a deep copy."""

@@ -1,4 +1,4 @@
-"""A site is copied or pickled: what goes along, and what is of one process alone."""
+"""Copy or pickle a site: which fields are included, and which fields belong to one process only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def copied(site: Site, memo: dict[int, Any]) -> dict[str, Any]:
 
 
 def copied_fields(site: Site, table: dict[str, nn.Parameter | None]) -> dict[str, Any]:
-    """What a deep copy has besides.
+    """The further fields of a deep copy.
 
     Args:
         table: the parameters of the copy's owner.
@@ -42,7 +42,7 @@ def copied_fields(site: Site, table: dict[str, nn.Parameter | None]) -> dict[str
 
 
 def packed(site: Site) -> dict[str, Any]:
-    """The state to pickle: all but what is of this process; a thread's choice is waited for."""
+    """The state to pickle: every field that does not belong to this process only. Waits for a thread's choice."""
     own = {name: value for name, value in site.__dict__.items() if name not in OF_PROCESS}
     if site.pending is not None:
         own["pending"] = site.pending.name, site.pending.step, tuple(map(_signed, site.pending.result()))
@@ -52,7 +52,7 @@ def packed(site: Site) -> dict[str, Any]:
 
 
 def unpacked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What :func:`packed` gave, as the content of a new site, and the fields that it has besides."""
+    """The result of :func:`packed` as the content of a new site, and the further fields of the site."""
     columns = column_type(state["geometry"].grid[1])
     fields: dict[str, Any] = {name: state[name] for name in ("churn", "scaled", "unclaimed")}
     buffers = {**state["_buffers"], "cols": state["_buffers"]["cols"].view(columns)}
@@ -61,12 +61,12 @@ def unpacked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         name, step, (row_ptr, row_fwd, cols) = state["pending"]
         fields["pending"] = already_chosen(name, step, Index(row_ptr, row_fwd, cols.view(columns)))
     place = RESERVOIRS[state["rule"].reservoir]
-    if not place.follows_model:  # what was pinned, or in a file, is to be so here
+    if not place.follows_model:  # pinned memory or a file is used again here
         kept = state["reservoir"]
         fields["reservoir"] = place.allocate(kept.numel(), kept).copy_(kept)
     return {**state, "_buffers": buffers}, fields
 
 
 def _signed(tensor: Any) -> Any:
-    """Pickle's own way of storing a tensor knows no uint16."""
+    """A view as int16 if the tensor is uint16, because pickle's own way of storing a tensor does not support uint16."""
     return tensor.view(torch.int16) if isinstance(tensor, Tensor) and tensor.dtype == torch.uint16 else tensor

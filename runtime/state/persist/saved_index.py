@@ -1,7 +1,7 @@
-"""The tensors of an index in a state dict: who averages them gets an error that names what can be averaged.
+"""The tensors of an index in a state dict. Code that averages them gets an error that says what can be averaged.
 
-Columns are 16-bit unsigned numbers, for which torch has no arithmetic; its own error says no more than that. With wider
-columns arithmetic would run, and give columns of other weights.
+Columns are 16-bit unsigned numbers. torch has no arithmetic for them, and its error message does not explain more. For
+wider columns, arithmetic would run and would give the columns of other weights.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ ARITHMETIC = {prefix + name for name in _OPERATIONS for prefix in ("", "i", "r",
 
 
 class SavedIndex(Tensor):
-    """A tensor of an index: plain for whoever stores, moves or compares it, an error for arithmetic. A copy of it is
-    one too; a file or another process gets a plain tensor."""
+    """A tensor of an index. It can be stored, moved and compared like a plain tensor, but arithmetic is an error. A
+    copy is a ``SavedIndex`` too; a file or another process gets a plain tensor."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name.strip("_") in ARITHMETIC:
             raise CheckpointError(f"{name} of an index in a state dict: {WHAT_TO_AVERAGE}")
-        # In one call: an interrupt at the end of a with-block would leave every subclass of this thread a plain tensor.
+        # One call, not a with-block: an interrupt at its end would turn off every tensor subclass in this thread.
         found = torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
         return as_saved(found) if type(found) is Tensor and _is_index(found) else found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As a plain tensor."""
+        """Pickle as a plain tensor."""
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         plain = self.as_subclass(Tensor)
         twin = plain.__deepcopy__(memo)
-        del memo[id(plain)]  # the number of an object that ends here: the next one to get it would be taken for a copy
+        del memo[id(plain)]  # this object ends here; another object with the same id would be taken for a copy
         memo[id(self)] = twin = as_saved(twin)
         return twin
 
 
 def as_saved(tensor: Tensor) -> Tensor:
-    """A tensor of an index as a state dict holds it; it shares its memory. A tensor of another kind stays as it is."""
+    """A tensor of an index as a state dict holds it, with the same memory. A tensor of another class is unchanged."""
     return tensor.as_subclass(SavedIndex) if type(tensor) is Tensor else tensor
 
 
 def as_plain(tensor: Tensor) -> Tensor:
-    """The tensor as a site may hold it."""
+    """The tensor as a plain tensor, which a site may hold."""
     return tensor.as_subclass(Tensor) if isinstance(tensor, SavedIndex) else tensor
 
 

@@ -1,7 +1,7 @@
-"""How a site saves what is no tensor of its own, and takes all of a state dict back: as a whole or not at all.
+"""Save the fields of a site that are not its own tensors, and load a state dict: as a whole or not at all.
 
-The values stand under the weight's own name, ``layer.weight``; the rest is ``layer.sparse_state.weight.*``. Before
-format 2 all of a site was ``layer.parametrizations.weight.*``, the values a vector called ``original``.
+The values have the weight's own name, ``layer.weight``; the rest is ``layer.sparse_state.weight.*``. Before format 2,
+all of a site was ``layer.parametrizations.weight.*``, and the values were a vector named ``original``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ DENSE = "topkast.load_dense_state_dict(model, state_dict) loads the state dict o
 
 
 def add(site: Site, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-    """Add to the buffers of a site: the reservoir, which is not always a buffer; the clock; what a thread has chosen.
-    The index becomes tensors that say what cannot be done with them, unless the buffers themselves were asked for."""
+    """Add to the buffers of a site: the reservoir, which is not always a buffer; the clock; the sets that a thread has
+    chosen. The index tensors become :class:`SavedIndex`, unless ``keep_vars`` asks for the buffers themselves."""
     destination[prefix + "reservoir"] = site.reservoir
     destination[prefix + "clock"] = site.clock
     destination.update({prefix + name: tensor for name, tensor in site.pending_tensors().items()})
@@ -39,16 +39,16 @@ def keys(prefix: str, attribute: str, old: bool = False) -> tuple[str, str]:
     """(Key of the values, prefix of the rest) of a site in a state dict.
 
     Args:
-        prefix: of the module that owns the values, empty or ending in a dot.
-        attribute: the values' name there.
-        old: as it was before format 2.
+        prefix: the prefix of the module that owns the values, empty or with a dot at the end.
+        attribute: the name of the values in that module.
+        old: whether to give the names from before format 2.
     """
     rest = f"{prefix}{'parametrizations' if old else STATE}.{attribute}."
     return (rest + "original" if old else prefix + attribute), rest
 
 
 def upgrade(state: dict[str, Any], prefix: str, attribute: str, site: Site) -> None:
-    """Give a site's part of a state dict of format 1 the names and the shape that it has now, in place."""
+    """Change a site's part of a state dict of format 1 to the current names and shape, in place."""
     (old_values, old_rest), (values, rest) = keys(prefix, attribute, old=True), keys(prefix, attribute)
     for key in [key for key in state if key.startswith(old_rest)]:
         tensor = state.pop(key)
@@ -58,7 +58,8 @@ def upgrade(state: dict[str, Any], prefix: str, attribute: str, site: Site) -> N
 
 
 def as_values(tensor: Tensor, site: Site) -> Tensor:
-    """A vector of format 1, one number for each of a site's values, in the shape of the values; others as they are."""
+    """A vector of format 1 (one number for each of a site's values), in the shape of the values. Other tensors do not
+    change."""
     fits = tensor.dim() == 1 and tensor.numel() == site.original.numel() and site.geometry.shape != tuple(tensor.shape)
     return tensor.view(site.value_shape) if fits else tensor
 
@@ -71,14 +72,14 @@ def load(
     errors: list[str],
     assign: bool = False,
 ) -> None:
-    """Take a site's part of a state dict, as ``Module._load_from_state_dict`` is asked to.
+    """Load a site's part of a state dict, as ``Module._load_from_state_dict`` does.
 
     Args:
-        site: is changed as a whole, or not at all.
-        state: holds the tensors.
-        places: from :func:`keys`.
-        missing, errors: are added to.
-        assign: whether the site takes the tensors themselves, with their device and dtype.
+        site: the site; it is changed as a whole, or not at all.
+        state: the state dict with the tensors.
+        places: the result of :func:`keys`.
+        missing, errors: lists that the function adds to.
+        assign: whether the site uses the given tensors themselves, with their device and dtype.
     """
     held = {name: getattr(site, name) for name in (*Index._fields, "ever", "reservoir")}
     mine = {"values": site.original, **held}
@@ -117,7 +118,7 @@ def load(
 
 
 def _assign(site: Site, found: dict[str, Tensor]) -> None:
-    """Let a site have these tensors in the place of its own."""
+    """Put these tensors in the place of the site's own tensors."""
     values, requires_grad = found["values"], site.original.requires_grad
     parameter = values if isinstance(values, nn.Parameter) else nn.Parameter(values, requires_grad)
     parameter.requires_grad_(requires_grad)
@@ -125,7 +126,7 @@ def _assign(site: Site, found: dict[str, Tensor]) -> None:
 
 
 def _fields(site: Site, found: dict[str, Tensor], chosen: list[Tensor]) -> dict[str, Any]:
-    """What is no tensor of the site."""
+    """The fields of a site that are not tensors."""
     step, refreshed_at = (int(n) for n in found["clock"])
     pending = None
     if chosen and int(chosen[0][-1]):
