@@ -1,4 +1,4 @@
-"""What is kept of a sparse weight, and how it changes: the site, its refresh, its reservoir, its copies and files.
+"""The state of a sparse weight and its changes: the site, its refresh, its reservoir, its copies and files.
 
-``site`` is one sparse weight, ``model`` finds all of a model, ``refresh`` chooses sets again.
+``site`` is one sparse weight, ``model`` finds all sites of a model, ``refresh`` chooses the sets again.
 """

@@ -1,4 +1,4 @@
-"""The only place that refreshes: a site's sets are chosen again, and θ follows."""
+"""The only place that refreshes: a site's sets are chosen again, and θ is rearranged for the new sets."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from .when import due_before_forward, in_background
 
 @torch.no_grad()
 def refresh(sites: Iterable[Site]) -> None:
-    """Choose A and B of these again, now; each site has its old sets or its new ones, whatever interrupts."""
+    """Choose A and B of these sites again, now. If the refresh is interrupted, each site has its old or its new
+    sets."""
     _refresh(sites, by_interval=False)
 
 
 @torch.no_grad()
 def refresh_by_interval(sites: Iterable[Site]) -> None:
-    """What an interval's end asks for: :func:`refresh`, or, in the background, the sets that were asked for at the end
-    before, and a thread for the next."""
+    """The refresh at the end of an interval. Without ``refresh_in_background`` this is :func:`refresh`. In the
+    background mode, the sets requested at the end of the last interval are used, and a thread starts to choose the next
+    sets."""
     _refresh(sites, by_interval=True)
 
 
 def refresh_due(sites: Iterable[Site]) -> None:
-    """A forward is about to run: refresh those that are due, if it is safe."""
+    """Before a forward: refresh the sites whose refresh is due, if a refresh is safe."""
     refresh_by_interval(due_before_forward(sites))
 
 
 @torch.no_grad()
 def take_sets(site: Site, other: HasSets) -> None:
-    """Take the sets of a site of the same counts. θ stays as it is, bit for bit."""
+    """Use the sets of another site with the same counts. θ stays the same, bit for bit."""
     site.drop_pending()
     at_home([site], lambda site, parts: with_sets_of(site, parts, other))
 
@@ -51,10 +53,10 @@ def _refresh(sites: Iterable[Site], by_interval: bool) -> None:
 
 
 def renewed(site: Site, parts: Parts) -> Change:
-    """Both sets chosen from θ as it is now.
+    """The change that chooses both sets from the current θ.
 
     Args:
-        parts: the site's, beside the reservoir.
+        parts: the site's parts, on the reservoir's device.
     """
     site.wait()
     theta = assemble(parts.values, parts.reservoir, parts.index, site.geometry)
@@ -76,7 +78,7 @@ def _renewed_by_interval(site: Site, parts: Parts) -> Change:
 
     def ask() -> None:
         there = change.parts or parts
-        # The thread reads the site's own reservoir: that of the change would be one more for every site.
+        # The thread reads the site's own reservoir. The change's reservoir would be a further copy for every site.
         now, method = (there.values, site.reservoir, there.index), site.method
         site.set_pending(
             choose_in_thread(

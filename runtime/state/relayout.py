@@ -1,6 +1,6 @@
-"""θ in the slots of other sets: its values, its reservoir, and what is kept for each value follow.
+"""Rearrange θ for other sets: its values, its reservoir, and all tensors with one number for each value.
 
-These functions change nothing. They return what is to be, as a :class:`Change`.
+These functions change nothing. They return the new state as a :class:`Change`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .site import Site
 
 
 class HasSets(Protocol):
-    """What sets can be taken from: an index, and the marks of what was ever in A."""
+    """An object whose sets can be used: it has an index, and the marks of all units that were ever in A."""
 
     @property
     def index(self) -> Index: ...
@@ -30,12 +30,12 @@ class HasSets(Protocol):
 
 
 def with_new_sets(site: Site, theta: Tensor, parts: Parts, sets: Chosen) -> Change:
-    """θ taken apart by new sets.
+    """The change that stores θ with new sets.
 
     Args:
-        theta: all of it, dense, beside the reservoir.
-        parts: the site's, beside the reservoir.
-        sets: to be.
+        theta: all of θ, dense, on the reservoir's device.
+        parts: the site's parts, on the reservoir's device.
+        sets: the new sets.
     """
     old_fwd, old_bwd = index_masks(parts.index, site.geometry)
     change = _laid_out(site, theta, parts, sets.index, with_bits(parts.ever, sets.fwd))
@@ -45,11 +45,11 @@ def with_new_sets(site: Site, theta: Tensor, parts: Parts, sets: Chosen) -> Chan
 
 
 def with_sets_of(site: Site, parts: Parts, other: HasSets) -> Change:
-    """The sets of another site of the same counts. θ stays as it is, bit for bit.
+    """The change that gives the site the sets of another site with the same counts. θ stays the same, bit for bit.
 
     Args:
-        parts: the site's, beside the reservoir.
-        other: gives the sets.
+        parts: the site's parts, on the reservoir's device.
+        other: the object with the sets.
     """
     index = Index(*(tensor.to(site.home) for tensor in other.index))
     if all(map(torch.equal, parts.index, index)):
@@ -67,5 +67,5 @@ def _laid_out(site: Site, theta: Tensor, parts: Parts, index: Index, ever: Tenso
 
 
 def _share_of_new(new: Tensor, old: Tensor) -> float:
-    # Not sum(), which widens every bool to int64 first.
+    # sum() would first convert every bool to int64.
     return int((new & ~old).count_nonzero()) / int(new.count_nonzero())

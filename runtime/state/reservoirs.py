@@ -1,4 +1,4 @@
-"""Where the values of θ outside B sit between two refreshes: on the device, in host memory, or in a mapped file."""
+"""The place of the values of θ outside B between two refreshes: the device, host memory, or a mapped file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from topkast.runtime.errors import ReservoirError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.rule import Rule
 
-_forks = 0  # how often this process, and those that it came from, have been forked
+_forks = 0  # the number of forks of this process and of its ancestors
 
 
 def _forked() -> None:
@@ -27,11 +27,11 @@ def _forked() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_parent=_forked, after_in_child=_forked)
 
-PART = 2**20  # bytes that are written at once
+PART = 2**20  # bytes in one write
 
 
 def values_outside(geometry: Geometry, n_fwd: int, n_bwd: int, rule: Rule) -> int:
-    """How many values a site's reservoir must have room for: those outside B, or, if exploration ends, outside A."""
+    """The number of values in a site's reservoir: the values outside B, or, if exploration ends, outside A."""
     return (geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)) * geometry.unit
 
 
@@ -39,7 +39,7 @@ class Reservoir(ABC):
     """A place for the values outside B.
 
     Attributes:
-        name: the value of ``reservoir`` that asks for it.
+        name: the value of the option ``reservoir`` for this place.
         follows_model: whether the values move with the model, as a buffer does.
     """
 
@@ -48,22 +48,22 @@ class Reservoir(ABC):
 
     @abstractmethod
     def allocate(self, numel: int, like: Tensor) -> Tensor:
-        """Room for ``numel`` values of the dtype of ``like``.
+        """Memory for ``numel`` values with the dtype of ``like``.
 
         Raises:
-            ReservoirError: there is no room.
+            ReservoirError: there is not enough memory or disk space.
         """
 
     def unshared(self, reservoir: Tensor) -> Tensor:
-        """A reservoir that may be written to: itself, or a copy if another process shares it."""
+        """A reservoir that may be written to: the same tensor, or a copy if another process shares the tensor."""
         return reservoir
 
-    def check_room(self, size: int) -> None:  # noqa: B027 (only a disk says before how much is free)
-        """Raise ReservoirError unless there is room for ``size`` bytes, as far as that is known before."""
+    def check_room(self, size: int) -> None:  # noqa: B027 (only OnDisk knows in advance how much is free)
+        """Raise ReservoirError if there is no room for ``size`` bytes, as far as this is known in advance."""
 
 
 class OnDevice(Reservoir):
-    """Beside B's values."""
+    """On the device of B's values."""
 
     name = "device"
     follows_model = True
@@ -82,12 +82,12 @@ class InHostMemory(Reservoir):
 
 
 class OnDisk(Reservoir):
-    """In a file in the temporary directory, mapped into memory, gone with the process."""
+    """In a file in the temporary directory. The file is mapped into memory and disappears with the process."""
 
     name = "disk"
 
     def allocate(self, numel: int, like: Tensor) -> Tensor:
-        if numel == 0:  # no file can be mapped without bytes
+        if numel == 0:  # a file without bytes cannot be mapped
             return InHostMemory().allocate(numel, like)
         handle, path = tempfile.mkstemp(prefix="topkast-", suffix=".reservoir")
         try:
@@ -97,12 +97,12 @@ class OnDisk(Reservoir):
             return mapped
         finally:
             os.close(handle)
-            os.unlink(path)  # the mapping keeps the file alive, nothing is left behind after a crash
+            os.unlink(path)  # the mapping keeps the file alive, and after a crash no file remains
 
     def unshared(self, reservoir: Tensor) -> Tensor:
-        """Parent and child of a fork have the same file mapped, and either may be the first to write. None knows
-        whether the other one still reads, so each takes a file of its own before it writes, and the old one goes with
-        the last that maps it."""
+        """A reservoir that may be written to. After a fork, parent and child have mapped the same file, and either of
+        them may write first. Neither process knows whether the other process still reads the file. So each process
+        makes its own file before it writes. The old file disappears when no process maps it any more."""
         if getattr(reservoir, "mapped_at", _forks) == _forks:
             return reservoir
         return self.allocate(reservoir.numel(), reservoir).copy_(reservoir)
@@ -119,12 +119,12 @@ KINDS = tuple(RESERVOIRS)
 
 
 def _reserve(handle: int, path: str, size: int) -> None:
-    """Let a file have ``size`` bytes that are the disk's already: a mapped one that only says so kills the process when
-    it is written to."""
+    """Reserve ``size`` bytes on the disk for a file. If a mapped file has this size without reserved space, a write to
+    the file can kill the process."""
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(handle, 0, size)
-        else:  # macOS: writing is what reserves
+        else:  # macOS: only a write reserves space
             for begin in range(0, size, PART):
                 os.pwrite(handle, bytes(min(PART, size - begin)), begin)
     except OSError as error:

@@ -1,10 +1,10 @@
 """One sparsified parameter: its values on B, its index, and the rest of θ.
 
-B's values are the module's own parameter, under its own name: an ordinary ``nn.Parameter`` of two dimensions, on which
-whatever is elementwise (optimizers, clipping, GradScaler, DDP) works as it is. The site holds the rest. All tensors
-keep their shape for life, so no graph is ever compiled twice because sets changed.
+B's values are the module's own parameter, under its own name: an ordinary ``nn.Parameter`` with two dimensions.
+Elementwise code (optimizers, clipping, GradScaler, DDP) works on this parameter without changes. The site holds the
+rest. All tensors keep their shapes, so a change of the sets never causes a recompilation.
 
-This file is the only one that writes a site's fields. What a site does as a module of a model is in ``site_module.py``.
+Only this file writes a site's fields. ``site_module.py`` has the site's behaviour as a module of a model.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class Site(Placed, nn.Module):
     """State of one site.
 
     Args:
-        parameter: the dense parameter; :meth:`adopt` lets the same object hold B's values.
-        name: its name in the model, part of the seed of random exploration.
-        geometry: how it is cut into units.
-        n_fwd, n_bwd: units in A and in B, 0 < n_fwd <= n_bwd; with ``rule.balanced`` whole multiples of the block rows.
+        parameter: the dense parameter; after :meth:`adopt` the same object holds B's values.
+        name: the parameter's name in the model, which is part of the seed of random exploration.
+        geometry: how the weight is cut into units.
+        n_fwd, n_bwd: the number of units in A and in B, 0 < n_fwd <= n_bwd; with ``rule.balanced`` both are multiples
+            of the number of block rows.
         rule: how the sets are renewed.
-        family: the mark of its model.
+        family: the mark of the model.
     """
 
     row_ptr: Tensor
@@ -69,9 +70,9 @@ class Site(Placed, nn.Module):
         self.n_fwd, self.n_bwd = n_fwd, n_bwd
         self.method = METHODS[rule.method]()
         self.step = self.refreshed_at = 0
-        self.pending: Pending | None = None  # sets that a thread chooses, or has chosen
+        self.pending: Pending | None = None  # sets that a thread is choosing or has chosen
         self.family = family or Family()
-        self.watch: Any = None  # of a compiled model, sees whether its steps run compiled
+        self.watch: Any = None  # for a compiled model: checks whether its steps run compiled
         self._start()
         theta = parameter.detach()
         sets = first_sets(self.method, self.set_state(), theta)
@@ -85,8 +86,8 @@ class Site(Placed, nn.Module):
 
     @torch.no_grad()
     def adopt(self, owner: nn.Module, attribute: str) -> None:
-        """The parameter that the site was made of, ``owner.attribute``, becomes B's values. Until then nothing of it
-        has changed."""
+        """Let the parameter ``owner.attribute``, which the site was made from, hold B's values. The parameter does not
+        change before this call."""
         self.attribute = attribute
         self.bind(owner)
         self.original.grad = None
@@ -97,18 +98,18 @@ class Site(Placed, nn.Module):
         register(self)
 
     def _start(self) -> None:
-        """Everything that is of one object in one process."""
+        """Set every field that belongs to one object in one process."""
         self.key = new_key()
         self.ran: Counter[tuple[str, str, str]] = Counter()
-        self.changes = 0  # how often topkast itself has written to the values, see training/standing_clock.py
+        self.changes = 0  # how often topkast itself wrote to the values, see training/standing_clock.py
         self.copies: weakref.WeakSet[Site] = weakref.WeakSet()  # see copies.py
-        self.copied = self.alone = False  # whether it was made by a copy; whether it went its own way
-        self.print: Tensor | None = None  # fingerprint of a copy's values as they were made
-        self.snapshot: Snapshot | None = None  # sets that a copy was made with, once it has followed
-        self.late = 0  # refreshes that no forward made, see training/optimizer_hooks.py
+        self.copied = self.alone = False  # whether it was made as a copy; whether it no longer takes its source's sets
+        self.print: Tensor | None = None  # fingerprint of a copy's values at the time of the copy
+        self.snapshot: Snapshot | None = None  # the sets of a copy before it got new sets from its source
+        self.late = 0  # refreshes that no forward did, see training/optimizer_hooks.py
         self.unclaimed: Index | None = None  # see optimizer_state.py
-        self.decayed_by = 0.0  # lr * exploration_decay of the last step, if asked for
-        self.scaled = 1.0  # what θ was multiplied by at the start, see topkast.compiler.convert.initial
+        self.decayed_by = 0.0  # lr * exploration_decay of the last step, if the option is set
+        self.scaled = 1.0  # the factor that θ was multiplied by at the start, see topkast.compiler.convert.initial
         self.broken: str | None = None  # why the site cannot be used any more; see parts.py
         self.churn: list[tuple[int, float, float]] = []  # (step, share new in A, share new in B) of each refresh
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
@@ -117,13 +118,13 @@ class Site(Placed, nn.Module):
         self.noted: Note | None = None
 
     def _hold(self, reservoir: Tensor) -> None:
-        # A reservoir that follows `.to` is a buffer; it is saved by hand, so that all places look alike.
+        # A reservoir that moves with `.to` is a buffer. It is saved by hand, so that all places have the same format.
         if self.place.follows_model:
             self.register_buffer("reservoir", reservoir, persistent=False)
         else:
             self.reservoir = reservoir
 
-    # --- what a site is ---
+    # --- properties of a site ---
 
     @property
     def place(self) -> Reservoir:
@@ -132,13 +133,13 @@ class Site(Placed, nn.Module):
 
     @property
     def home(self) -> torch.device:
-        """Where θ is put together and its sets are chosen: beside the reservoir, so that no dense weight is ever on a
-        device that the reservoir was kept off."""
+        """The device on which θ is assembled and the sets are chosen: the reservoir's device. So no dense weight is
+        ever on a device that does not hold the reservoir."""
         return self.reservoir.device
 
     @property
     def clock(self) -> Tensor:
-        """(Optimizer steps, the step of the last refresh), as a state dict has them."""
+        """(Optimizer steps, the step of the last refresh), as in a state dict."""
         return torch.tensor([self.step, self.refreshed_at], device="cpu")
 
     @property
@@ -147,11 +148,11 @@ class Site(Placed, nn.Module):
 
     @property
     def groups(self) -> int:
-        """Units are counted by block rows if balanced, else all together."""
+        """The number of groups whose units are counted separately: the block rows if balanced, otherwise 1."""
         return self.geometry.grid[0] if self.rule.balanced else 1
 
     def set_state(self) -> SetState:
-        """What the method sees."""
+        """The state of the site that the method may see."""
         return SetState(
             self.name, self.rule, self.geometry, self.n_fwd, self.n_bwd, self.groups, self.step, self.refreshed_at,
             self._members, self._draw, largest,
@@ -162,7 +163,7 @@ class Site(Placed, nn.Module):
 
     def _draw(self, like: Tensor, purpose: str) -> Tensor:
         seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{self.step}{purpose}".encode())
-        # On the CPU, whatever the default device is: the same draw wherever the model is.
+        # Draw on the CPU, also if there is another default device: the draw must not depend on the model's device.
         generator = torch.Generator("cpu").manual_seed(seed)
         return torch.rand(like.shape, generator=generator, device="cpu").to(like.device)
 
@@ -170,12 +171,12 @@ class Site(Placed, nn.Module):
         return Index(*(tensor.to(self.home) for tensor in self.index))
 
     def exploration_ended(self, step: int | None = None) -> bool:
-        """Whether B = A after that many steps; None: now."""
+        """Whether B = A after ``step`` steps; None: after the current number of steps."""
         stop = self.rule.stop_exploring_after
         return stop is not None and (self.step if step is None else step) >= stop
 
     def theta(self) -> Tensor:
-        """All of θ, dense, detached, at home: B's values and the reservoir put together."""
+        """All of θ, dense, detached, on the reservoir's device: assembled from B's values and the reservoir."""
         self.check_whole()
         return assemble(self.values.to(self.home), self.reservoir, self._index_at_home(), self.geometry)
 
@@ -189,20 +190,20 @@ class Site(Placed, nn.Module):
         return fwd, bwd
 
     def explored(self) -> Tensor:
-        """Bool [values]: which slots are in B \\ A."""
+        """Bool [values]: True for the slots in B \\ A."""
         units, in_fwd = slot_units(self.index, self.geometry)
         return (~in_fwd & (units < self.geometry.units)).repeat_interleave(self.geometry.unit)
 
     def parts(self) -> Parts:
-        """What a refresh changes, where it is now."""
+        """The current tensors that a refresh changes."""
         self.check_whole()
-        self.unshare()  # whoever asks is about to write
+        self.unshare()  # the caller is about to write
         return Parts(self.values, self.reservoir, self.index, self.ever, *kept_tensors(self.original, self.optimizers))
 
-    # --- whether it can be used ---
+    # --- whether the site can be used ---
 
     def check_whole(self) -> None:
-        """Raise ModelError if a change of the site failed in the middle, or somebody else has changed its sets."""
+        """Raise ModelError if a change of the site failed in the middle, or if other code has changed its sets."""
         if self.broken is None and self.undisturbed() and self._index_was_written():
             self.broken = WRITTEN
         if self.broken is not None:
@@ -216,41 +217,42 @@ class Site(Placed, nn.Module):
         return False
 
     def undisturbed(self) -> bool:
-        """Whether ``functional_call`` has put no other tensors in the place of ours."""
+        """Whether the site has its own tensors. False if ``functional_call`` has put other tensors in their place."""
         now = id(self.original), id(self.cols)
-        if self._own is None:  # a copy, in use for the first time
+        if self._own is None:  # a copy, used for the first time
             self._own = now
         return self._own == now
 
     def accept(self, values: nn.Parameter | None = None) -> None:
-        """Other tensors are in the place of the site's for good, or these values are about to be."""
+        """Accept other tensors in the place of the site's tensors permanently. ``values`` are the values that will be
+        set soon; None: the current values."""
         self._own = id(self.original if values is None else values), id(self.cols)
         if self._index_was_written():
             self.broken = WRITTEN
         self.remember_index()
 
     def remember_index(self) -> None:
-        """The index as it is now is the site's own."""
+        """Remember the current index as the site's own index."""
         self.noted = remembered(self.index)
 
     def break_off(self, why: str) -> None:
-        """The site cannot be used any more; every use raises ModelError with this reason."""
+        """Mark the site as unusable; every use raises ModelError with this reason."""
         self.broken = why
 
     def mend(self) -> None:
-        """The site can be used again."""
+        """Mark the site as usable again."""
         self.broken = None
 
     # --- changes as a whole ---
 
     @torch.no_grad()
     def write(self, live: Parts | None, change: Change, copy: Copy = Tensor.copy_) -> None:
-        """Make a change; the same result if it is begun again.
+        """Apply a change. A second call from the start gives the same result.
 
         Args:
-            live: the site's parts, as they were when the change was prepared; None: it has none but fields.
-            change: what is to be, with the changes of the site's copies.
-            copy: (target, source) -> None, made in the order of the calls.
+            live: the site's parts, as they were when the change was prepared; None: the change has only fields.
+            change: the change to apply, with the changes of the site's copies.
+            copy: (target, source) -> None, called in the order of the copies.
         """
         of_copies = change.of_copies or []
         for other, *_ in of_copies:
@@ -262,7 +264,7 @@ class Site(Placed, nn.Module):
             self.remember_index()
             self.method.forget()
         self.changes += 1
-        now = self.original if change.parts is None else change.parts.values  # a copy may be under way still
+        now = self.original if change.parts is None else change.parts.values  # the copy to the parameter may still run
         self.snapshot, self.print = None, fingerprint(now) if self.copied else None
         for name, value in change.fields.items():
             setattr(self, name, value)
@@ -273,17 +275,17 @@ class Site(Placed, nn.Module):
             change.after()
 
     def unshare(self) -> None:
-        """Before the reservoir is written to: no process that was forked from another one shares it any more."""
+        """Before a write to the reservoir: make sure that no forked process shares the reservoir."""
         if (own := self.place.unshared(self.reservoir)) is not self.reservoir:
             self.reservoir = own
 
     def replace_tensors(self, values: nn.Parameter, tensors: dict[str, Tensor], reservoir: Tensor) -> None:
-        """Have these tensors in the place of the site's own.
+        """Put the given tensors in the place of the site's own tensors.
 
         Args:
-            values: B's.
-            tensors: index and marks by name.
-            reservoir: is copied, unless it lies on the model's device.
+            values: B's values.
+            tensors: the index and the marks by name.
+            reservoir: the values outside B; they are copied, unless the reservoir is on the model's device.
         """
         self.table[self.attribute] = values
         self._buffers.update(tensors)
@@ -294,72 +296,73 @@ class Site(Placed, nn.Module):
         self.accept()
 
     def cast_reservoir(self, like: Tensor) -> None:
-        """The reservoir takes the dtype of ``like``; a buffer has it already, but a cast is for all of θ."""
+        """Change the reservoir's dtype to the dtype of ``like``. A reservoir that is a buffer has this dtype already. A
+        cast counts as a change of all of θ."""
         if self.reservoir.dtype != like.dtype:
             self.reservoir = self.place.allocate(self.reservoir.numel(), like).copy_(self.reservoir)
         self.changes += 1
 
-    # --- one field each ---
+    # --- setters of single fields ---
 
     def count_step(self) -> None:
-        """An optimizer step is complete."""
+        """Count a complete optimizer step."""
         self.alone = True
         self.step += 1
 
     def count_late_refresh(self) -> None:
-        """A refresh came after a step, not before a forward."""
+        """Count a refresh that came after a step instead of before a forward."""
         self.late += 1
 
     def go_own_way(self) -> None:
-        """From now on the site follows no source that it was copied from."""
+        """From now on the site does not take the sets of the site that it was copied from."""
         self.alone = True
 
     def record_decay(self, rate: float) -> None:
-        """The last step's lr * exploration_decay."""
+        """Record lr * exploration_decay of the last step."""
         self.decayed_by = rate
 
     def forget_snapshot(self) -> None:
-        """The site is in use with the sets that it has."""
+        """Forget the snapshot, because the site is now used with its current sets."""
         self.snapshot = None
 
     def set_clock(self, step: int, refreshed_at: int) -> None:
-        """Steps, and the step of the last refresh."""
+        """Set the number of steps and the step of the last refresh."""
         self.step, self.refreshed_at = step, refreshed_at
 
     def set_seed(self, seed: int) -> None:
-        """What decides all that is drawn at random."""
+        """Set the seed of all random draws."""
         self.rule = self.rule.replaced(seed=seed)
 
     def set_churn(self, churn: list[tuple[int, float, float]]) -> None:
-        """What :attr:`churn` holds."""
+        """Set :attr:`churn`."""
         self.churn = churn
 
     def set_watch(self, watch: Any) -> None:
-        """What sees whether the steps of a compiled model run compiled."""
+        """Set the object that checks whether the steps of a compiled model run compiled."""
         self.watch = watch
 
     def set_runs(self, ran: Counter[tuple[str, str, str]]) -> None:
-        """How often each product ran."""
+        """Set how often each product ran."""
         self.ran = ran
 
     # --- sets that a thread chooses ---
 
     def set_pending(self, pending: Pending | None) -> None:
-        """Sets that a thread chooses, or has chosen."""
+        """Set the sets that a thread is choosing or has chosen."""
         self.pending = pending
 
     def wait(self) -> None:
-        """Until no thread reads the reservoir."""
+        """Wait until no thread reads the reservoir."""
         if self.pending is not None:
             self.pending.wait()
 
     def drop_pending(self) -> None:
-        """Let go of sets that a thread chooses: they are of another θ than is to come."""
+        """Drop the sets that a thread is choosing, because θ is about to change."""
         self.wait()
         self.pending = None
 
     def pending_index(self) -> Index:
-        """The sets that a thread has chosen, waited for; if it failed, they are dropped, and this raises."""
+        """Wait for the sets that a thread has chosen. If the thread failed, drop the sets and raise RefreshError."""
         assert self.pending is not None
         try:
             return self.pending.result()
@@ -368,16 +371,16 @@ class Site(Placed, nn.Module):
             raise
 
     def pending_tensors(self) -> dict[str, Tensor]:
-        """State of a thread's choice, waited for: its index, or zeros if there is none; under names of its own."""
+        """The saved state of a thread's choice, under its own names: its index (waits for it), or zeros without one."""
         return pending_state(self.pending, self.index) if self.rule.refresh_in_background else {}
 
-    # --- what operators ask ---
+    # --- functions that operators call ---
 
     @property
     def grows_by_gradient(self) -> str | None:
-        """The name of the method, if it must see dense gradients."""
+        """The name of the method, if the method needs dense gradients; otherwise None."""
         return self.method.name if self.method.watches else None
 
     def see_gradient(self, rows: Rows) -> None:
-        """A product of a backward has the dense gradient."""
+        """Give the rows of a dense gradient, computed in a backward, to the method."""
         self.method.see(self.set_state(), rows)

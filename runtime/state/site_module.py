@@ -1,4 +1,4 @@
-"""A site as a module of a model: what is read as the weight, copied, pickled, saved and loaded."""
+"""A site as a module of a model: reading the weight, copies, pickles, saving and loading."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .snapshots import copies_take_sets, restore_snapshots
 
 
 class SiteModule(Site):
-    """The site that stands under ``sparse_state`` of a module; see :class:`topkast.runtime.state.site.Site`."""
+    """The site below ``sparse_state`` of a module; see :class:`topkast.runtime.state.site.Site`."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """W_A, dense; its gradient arrives at B only.
+        """W_A, dense; only B gets a gradient.
 
         Args:
-            values: B's, of :attr:`value_shape`.
+            values: B's values, of :attr:`value_shape`.
         """
         compiling = torch.compiler.is_compiling()
         if not compiling:
@@ -45,35 +45,35 @@ class SiteModule(Site):
             return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
         return guard(Read.apply(*given, g), self)
 
-    @torch._dynamo.disable  # called from frames that are not compiled; compiled itself, it would be again at every step
+    @torch._dynamo.disable  # its callers are not compiled; it must not be compiled by itself at every step
     def refresh_if_due(self) -> None:
         """See :func:`topkast.runtime.state.refresh.refresh_due`."""
         restore_snapshots([self])
         refresh_due([self])
 
     def refresh(self) -> None:
-        """Choose A and B again from all of θ; optimizer state follows its weight, what enters gets a new one's."""
+        """Choose A and B again from all of θ. Optimizer state moves with its weight; entering weights get new state."""
         refresh([self])
 
     @torch.no_grad()
     def load_theta(self, theta: Tensor) -> None:
-        """Replace all of θ, given on any device, and choose both sets from it."""
+        """Replace all of θ by a tensor on any device, and choose both sets from it."""
         commit(self, *self.replaced(theta))
 
     @torch.no_grad()
     def replaced(self, theta: Tensor) -> tuple[Parts, Change]:
-        """The site's parts, and the change that :meth:`load_theta` makes of them."""
+        """The site's parts, and the change that :meth:`load_theta` applies to them."""
         if tuple(theta.shape) != self.geometry.shape:
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
         self.wait()
         theta = theta.to(self.home, self.original.dtype)
         sets = first_sets(self.method, self.set_state(), theta)
-        live = self.parts()  # asked for once: an optimizer may die at any time, and with it a part
+        live = self.parts()  # called once: an optimizer may be deleted at any time, and a part would be missing
         return live, with_new_sets(self, theta, live.beside_reservoir(), sets)
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
-        """Multiply all of θ by a number, once: no set changes, and a second call with the same number does nothing."""
+        """Multiply all of θ by a number. The sets do not change. A second call with the same number does nothing."""
         if self.scaled == factor:
             return
         live = self.parts()
@@ -81,7 +81,7 @@ class SiteModule(Site):
         commit(self, live, Change(parts, {"scaled": factor}))
 
     def extra_repr(self) -> str:
-        """``print(model)`` shows this of a sparse weight."""
+        """The text that ``print(model)`` shows for a sparse weight."""
         rows, cols = self.geometry.block
         return f"{self.n_fwd} and {self.n_bwd} of {self.geometry.units} blocks of {rows}x{cols} in A and B"
 
@@ -110,7 +110,8 @@ class SiteModule(Site):
         self._begin_again(fields)
 
     def _begin_again(self, fields: dict[str, Any]) -> None:
-        """A new object that has the content of another one: what is of one object begins anew, but for these fields."""
+        """Start a new object that has the content of another object: reset the fields that belong to one object only,
+        except the given fields."""
         self._start()
         for name, value in fields.items():
             setattr(self, name, value)
@@ -124,7 +125,8 @@ class SiteModule(Site):
 
     @contextmanager
     def theta_as_parameters(self) -> Iterator[None]:
-        """Within, all of θ is the site's parameters, and it has no buffers: an average of an index would be none."""
+        """Inside the ``with``, all of θ is the site's parameters and the site has no buffers, because an average of
+        index tensors would not be an index."""
         buffers = self._buffers
         try:
             self._parameters["outside"] = nn.Parameter(self.reservoir, requires_grad=False)
@@ -136,7 +138,7 @@ class SiteModule(Site):
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Within, what runs is not counted for the report."""
+        """Inside the ``with``, runs of products are not counted for the report."""
         counted = Counter(self.ran)
         try:
             yield
@@ -151,10 +153,10 @@ class SiteModule(Site):
         state_dict.add(self, destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        """Nothing: the owner lets values and sets be loaded together, by :meth:`load`."""
+        """Do nothing: the owner loads values and sets together, with :meth:`load`."""
 
     def load(self, *given: Any) -> None:
-        """Take the site's part of a state dict: see :func:`topkast.runtime.state.persist.state_dict.load`."""
+        """Load the site's part of a state dict: see :func:`topkast.runtime.state.persist.state_dict.load`."""
         self.unshare()
         with copies_take_sets([self]):
             state_dict.load(self, *given)

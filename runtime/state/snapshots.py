@@ -1,7 +1,7 @@
-"""A copy that nothing was written to since it was made is no average but a snapshot.
+"""A copy is a snapshot, not an average, if nothing was written to the copy since it was made.
 
-A snapshot too must move when its source's sets change, for nobody knows what it will be. When it is used, it first
-takes back the sets that it was made with: it computes what it did then.
+A snapshot too must change its sets when its source does, because its later use is not known. Before a snapshot is used,
+it first gets back the sets that it was made with. So it computes the same results as at the time of the copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .streaming import at_home
 @torch._dynamo.disable
 @torch.no_grad()
 def restore_snapshots(sites: Iterable[Site]) -> None:
-    """These are about to be used: snapshots among them take back the sets that they were made with."""
+    """Before sites are used: give back to each snapshot among them the sets that it was made with."""
     for site in sites:
         if site.snapshot is not None:
             if unchanged(site.original, site.print):
@@ -33,7 +33,7 @@ def restore_snapshots(sites: Iterable[Site]) -> None:
 
 @contextmanager
 def copies_take_sets(sites: Iterable[Site]) -> Iterator[None]:
-    """Within, the sites' sets are overwritten from outside; their copies take the sets at the end."""
+    """Inside the ``with``, other code overwrites the sites' sets; at the end the copies of the sites get these sets."""
     pairs = [(site, copy) for site in sites for copy in alike_copies(site)]
     yield
     for site, copy in pairs:

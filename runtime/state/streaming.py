@@ -1,10 +1,10 @@
-"""A refresh works where the reservoir is; what else it changes comes there and goes back.
+"""A refresh works on the reservoir's device; the other tensors that it changes move there and back.
 
-Where that is the values' own device, nothing moves. Where the reservoir was kept off the device, everything is done in
-host memory, layer by layer: while the host chooses one layer's sets, the next layer's values are on their way down and
-the last one's on their way up. The copies come from and go to where the tensors live, so that a refresh allocates
-nothing on the device: of a dense layer it holds B's values there and no more. In host memory it takes pinned room for
-the values of at most three layers, and of one layer θ twice: as it was put together, and taken apart anew.
+If the reservoir is on the values' own device, nothing moves. If the reservoir is not on the device, all work is done in
+host memory, layer by layer: while the host chooses one layer's sets, the next layer's values move to the host and the
+last layer's values move back. The copies read and write the site's tensors directly, so a refresh allocates nothing on
+the device: the device holds only B's values of a layer, never its dense weight. In host memory a refresh needs pinned
+memory for the values of at most three layers, and twice θ of one layer: the assembled θ and its newly stored parts.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Prepare = Callable[[Site, Parts], Change]
 
 
 def at_home(sites: Iterable[Site], prepare: Prepare) -> None:
-    """Change sites one after the other, each as a whole, by what ``prepare`` makes of their parts.
+    """Change sites one after the other, each as a whole, by the changes that ``prepare`` makes from their parts.
 
     Args:
-        sites: in the order in which they are changed, those of one device one after the other.
-        prepare: (site, its parts in the place of its reservoir) -> the change; it changes nothing itself.
+        sites: in the order of the changes; sites of one device come one after the other.
+        prepare: (site, its parts on the reservoir's device) -> the change; the function itself changes nothing.
     """
     away: dict[torch.device, list[Site]] = {}
     for site in sites:
@@ -53,7 +53,7 @@ def _stream(sites: list[Site], prepare: Prepare, copies: Copies) -> None:
             arrived.synchronize()
             change = prepare(site, parts)
             if change.parts is not None:
-                # Into the pinned room of what came down, from where it goes up beside other work.
+                # Reuse the pinned memory of the parts: copies from there to the device overlap with other work.
                 for room, new in zip(parts.tensors(), change.parts.tensors(), strict=True):
                     room.copy_(new)
                 change.parts = replace(parts, reservoir=change.parts.reservoir)
@@ -63,7 +63,7 @@ def _stream(sites: list[Site], prepare: Prepare, copies: Copies) -> None:
 
 
 def _down(site: Site, copies: Copies) -> tuple[Parts, Parts, Mark]:
-    """A site's parts, the same on their way to the host, and what says that they are there."""
+    """A site's parts, host copies of these parts (still in progress), and a mark that waits until they are complete."""
 
     def fetch(tensor: Tensor) -> Tensor:
         room = copies.room(tensor)
@@ -80,30 +80,30 @@ class Mark(Protocol):
     """A place in the order of copies."""
 
     def synchronize(self) -> None:
-        """Wait for all that was asked for before."""
+        """Wait for all copies that were requested before the mark."""
 
 
 class Copies(Protocol):
-    """Copies between a device and the host, made in the order in which they are asked for."""
+    """Copies between a device and the host, made in the order of the requests."""
 
     def room(self, like: Tensor) -> Tensor:
-        """Host memory for a tensor like this."""
+        """Host memory for a tensor with the shape and dtype of ``like``."""
 
     def copy(self, target: Tensor, source: Tensor) -> None: ...
 
     def mark(self) -> Mark: ...
 
     def finish(self) -> None:
-        """What the device is asked for from here on finds every copy made."""
+        """Make later work on the device wait until every copy is complete."""
 
 
 def copies(device: torch.device) -> Copies:
-    """How a device's copies are made."""
+    """The object that makes the copies of a device."""
     return OnStream(device) if device.type == "cuda" else InTurn()
 
 
 class OnStream:
-    """On a CUDA stream of their own, from pinned memory, which torch keeps until they are made."""
+    """Copies on a separate CUDA stream, from pinned memory, which torch keeps until the copies are complete."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
@@ -124,7 +124,7 @@ class OnStream:
 
 
 class InTurn:
-    """Each copy at once: for devices of other kinds."""
+    """Copies that are made immediately, for devices other than CUDA."""
 
     def room(self, like: Tensor) -> Tensor:
         return torch.empty_like(like, device="cpu")
@@ -136,7 +136,7 @@ class InTurn:
         return self
 
     def synchronize(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: every copy is complete already."""
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: every copy is complete already."""
