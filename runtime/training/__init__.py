@@ -1,1 +1,1 @@
-"""What makes an unchanged training loop a sparse one: hooks of optimizers, their probe, the exploration penalty."""
+"""Makes an unchanged training loop sparse: hooks of optimizers, exploration penalty and decay, averaged models."""

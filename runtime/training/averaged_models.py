@@ -1,8 +1,9 @@
-"""Averages of a sparse model: ``torch.optim.swa_utils.AveragedModel`` averages weights, not slots.
+"""Averages of a sparse model: ``torch.optim.swa_utils.AveragedModel`` must average weights, not slots.
 
-After a refresh slot j of the compact values is another weight. So a copy that holds an average first takes the sets of
-the model that it averages, by which none of its weights changes; then all of θ is averaged. A weight outside B counts
-with the value at which it stands still. The result is the average that a dense model would have, at every step.
+After a refresh, slot j of the compact values is another weight. So a copy that holds an average first takes the sets of
+the model that it averages, which changes none of the copy's weights. Then all of θ is averaged. A weight outside B
+counts with its value, which does not change there. The result is the average that a dense model would have, at every
+step.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from topkast.runtime.state.site_module import SiteModule
 
 
 def update_parameters(self: AveragedModel, model: nn.Module) -> None:
-    """Stands before ``AveragedModel.update_parameters`` on one that holds a converted model.
+    """Runs instead of ``AveragedModel.update_parameters`` if the object holds a converted model.
 
     Args:
-        model: what is averaged, with the same sites.
+        model: the model that is averaged, with the same sites.
 
     Raises:
-        ModelError: it has other sites.
+        ModelError: the model has other sites.
     """
     mine, theirs = ([m for m in root.modules() if isinstance(m, SiteModule)] for root in (self.module, model))
     if [(s.name, s.geometry, s.n_bwd) for s in mine] != [(s.name, s.geometry, s.n_bwd) for s in theirs]:
@@ -34,7 +35,7 @@ def update_parameters(self: AveragedModel, model: nn.Module) -> None:
         )
     for site, other in zip(mine, theirs, strict=True):
         take_sets(site, other)
-        # Its clock is the model's, but no refresh is ever due: forwards with gradients leave an average alone.
+        # The average has the model's clock, but no refresh is ever due: a forward with gradients must not change it.
         site.set_clock(other.step, other.step)
     with ExitStack() as stack:
         for site in [*mine, *theirs]:

@@ -1,8 +1,8 @@
-"""Notice a training step in which nothing of a compiled model ran compiled.
+"""Notice a training step in which no part of a compiled model ran compiled.
 
-Dynamo leaves to Python what it cannot or may not compile: the result is right, and slow. A gradient of a weight counts
-as compiled if it comes from a graph that went through our passes, which name a reason wherever they left the weight
-dense; so evaluation does not count, and a step of which any part was compiled is none of these.
+If Dynamo cannot or must not compile code, the code runs in Python: the result is correct but slow. A gradient of a
+weight counts as compiled if it comes from a graph that went through our passes. If the passes leave a weight dense,
+they name a reason. So evaluation does not count. A step counts as eager only if no part of it was compiled.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ GRADIENTS = ("read gradient", "input gradient", "weight gradient")
 
 
 class Watch:
-    """What is known of a compiled model's steps; its sites hold it as ``watch``, its record too.
+    """A record of a compiled model's steps. The model's sites and its record hold it as ``watch``.
 
     Args:
-        backend: what the model was compiled with.
+        backend: the backend that the model was compiled with.
 
     Attributes:
-        explain: says why nothing was compiled in the last step; None for a copy, which nobody has compiled.
+        explain: returns why nothing was compiled in the last step; None for a copy, because a copy is not compiled.
         entered: how often a compiled callable was called since the last step.
         failed: the last error that a backend raised.
-        told: what was warned of, which is done once.
+        told: the text of the warning, which is given once; None before the warning.
     """
 
     def __init__(self, backend: str) -> None:
@@ -46,10 +46,10 @@ class Watch:
         return {**Watch(self.backend).__dict__}
 
     def step(self, sites: Iterable[SiteModule]) -> None:
-        """An optimizer step is over.
+        """Check a complete optimizer step, and warn if the model ran eagerly.
 
         Args:
-            sites: those of the model.
+            sites: the sites of the model.
         """
         eager = compiled = 0
         for site in sites:
@@ -71,13 +71,13 @@ COPY = (
 
 
 def gradients(site: SiteModule) -> tuple[int, int]:
-    """How many gradients a site got (eagerly, from compiled graphs)."""
+    """The number of a site's gradients: (computed eagerly, computed by compiled graphs)."""
     compiled = sum(runs for (product, _, why), runs in site.ran.items() if product in GRADIENTS and why != "eager")
     return site.ran[EAGER], compiled
 
 
 def notice_eager_step(sites: Iterable[SiteModule]) -> None:
-    """An optimizer has stepped these: see whether their models ran compiled, if they are to."""
+    """After an optimizer step on these sites: check whether their models ran compiled, if they were compiled."""
     watches = {id(watch): watch for site in sites if (watch := site.__dict__.get("watch")) and watch.told is None}
     for watch in watches.values():
         watch.step([site for site in alive() if site.__dict__.get("watch") is watch])

@@ -1,7 +1,7 @@
-"""The paper's penalty: it joins the gradient that an optimizer's step uses, once, whoever computes that gradient.
+"""The paper's penalty: it is added once to the gradient that an optimizer's step uses.
 
-Without a closure the gradient is there before the step. A closure computes it inside of the step, possibly several
-times: each time it has returned, the penalty of θ as it is then joins, as if it were part of the loss.
+Without a closure the gradient exists before the step. A closure computes the gradient inside the step, possibly several
+times: after each call of the closure, the penalty of the current θ is added, as if the penalty were part of the loss.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch import Tensor
 
 from topkast.runtime.state.site_module import SiteModule
 
-Step = tuple[tuple[Any, ...], dict[str, Any]]  # what an optimizer's step is called with
+Step = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of an optimizer's step
 
-# The gradient a step was about to use, and its version then.
+# The gradient that a step is about to use, and its version at that time.
 _used: weakref.WeakKeyDictionary[SiteModule, tuple[weakref.ref[Tensor], int]] = weakref.WeakKeyDictionary()
 
 
 def once_computed(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]) -> Step | None:
-    """Let ``then`` run as soon as a step's gradients are there: now, or after its closure.
+    """Call ``then`` as soon as a step's gradients are computed: now, or after each call of the closure.
 
     Args:
-        args, kwargs: what ``Optimizer.step`` was called with, the optimizer first.
-        then: is called once, or as often as the closure.
+        args, kwargs: the arguments of ``Optimizer.step``, the optimizer first.
+        then: is called once, or once for each call of the closure.
 
     Returns:
-        What to call it with instead, None if there is no closure.
+        The arguments to use instead; None if there is no closure.
     """
     names: list[Any] = [*range(1, len(args)), *kwargs]
     given = {name: args[name] if isinstance(name, int) else kwargs[name] for name in names}
@@ -54,21 +54,22 @@ def once_computed(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[
 @torch._dynamo.disable
 @torch.no_grad()
 def add_penalty(optimizer: torch.optim.Optimizer, sites: Iterable[SiteModule]) -> None:
-    """λθ on A and λθ / D_A on B \\ A are added to the gradients, which the optimizer is about to use."""
+    """Add λθ on A and λθ / D_A on B \\ A to the gradients that the optimizer will use."""
     for site in sites:
         grad = site.original.grad
         if grad is None:
             continue
         gradient, version = _used.get(site, (None, None))
         if gradient is not None and gradient() is grad and version == grad._version:
-            continue  # an optimizer that makes another one's step has added it
+            continue  # an outer optimizer calls this optimizer's step and has already added the penalty
         if site.rule.exploration_l2:
             _penalise(site, grad, getattr(optimizer, "grad_scale", None))
         _used[site] = weakref.ref(grad), grad._version
 
 
 def _penalise(site: SiteModule, grad: Tensor, scale: Tensor | None) -> None:
-    """``scale``: what the gradient is multiplied by, set while a fused optimizer, which divides by it, makes a step."""
+    """Add the penalty. ``scale``: the factor in the gradient, by which a fused optimizer divides; set during its
+    step."""
     density = site.n_fwd / site.geometry.units
     factor = torch.full_like(site.original, site.rule.exploration_l2)
     factor.view(-1)[site.explored()] = site.rule.exploration_l2 / density
@@ -76,6 +77,6 @@ def _penalise(site: SiteModule, grad: Tensor, scale: Tensor | None) -> None:
 
 
 def had_gradient(site: SiteModule) -> bool:
-    """At the end of a step: whether the site had a gradient. An optimizer leaves alone what has none; some drop the
-    gradient as soon as they have used it."""
+    """At the end of a step: whether the site had a gradient. An optimizer does not change parameters without a
+    gradient. Some optimizers delete the gradient after they have used it."""
     return _used.pop(site, None) is not None or site.original.grad is not None

@@ -1,8 +1,8 @@
-"""What optimizers need so that an unchanged training loop is a sparse one.
+"""The optimizer hooks that make an unchanged training loop sparse.
 
-Two global hooks around ``Optimizer.step``: before it (or inside of it, if it gets a closure) the penalty of the paper
-joins the gradient; after it the site's clock moves and the explored weights decay, once for all steps that stand inside
-each other.
+There are two global hooks around ``Optimizer.step``. Before the step (or inside the step, if it has a closure) the
+paper's penalty is added to the gradient. After the step the site's clock advances and the explored weights decay. If
+optimizer steps are nested, this happens once for all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .undecayed import notice_undecayed
 
 
 def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[SiteModule, dict[str, Any]]]:
-    """Sites whose values this optimizer updates, with their parameter group."""
+    """The sites whose values this optimizer updates, each with its parameter group."""
     sites = {id(site.original): site for site in alive()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -43,7 +43,7 @@ def _held(optimizer: torch.optim.Optimizer) -> Iterator[tuple[SiteModule, dict[s
 
 
 def _skipped(optimizer: torch.optim.Optimizer) -> bool:
-    # A fused optimizer under GradScaler is called even when it will skip; found_inf then says so.
+    # A fused optimizer under GradScaler is called even if it will skip the step. In this case found_inf is set.
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
 
@@ -55,7 +55,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
     sites = [site for site, _ in held]
     if not sites:
         return None
-    if getattr(optimizer, "world_size", 2) > 1:  # on one rank, the only one that shards makes every weight's step
+    if getattr(optimizer, "world_size", 2) > 1:  # with one rank, the sharded optimizer updates every weight itself
         refuse_optimizer(optimizer)
     for site in sites:
         site.check_whole()
@@ -65,7 +65,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
     own = begin(optimizer, sites)
     if own:
         notice_undecayed(optimizer, held)
-    # No forward has read them since they became due: their sets are those of θ as it is, before this step moves it.
+    # No forward has used these sites since a refresh became due: choose their sets from θ before this step changes θ.
     refresh_by_interval(due_before_step(own))
     return once_computed(args, kwargs, functools.partial(add_penalty, optimizer, sites))
 
@@ -86,10 +86,10 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 
 def advance(site: SiteModule, lr: float | Tensor | None) -> None:
-    """One optimizer step is complete: decay B \\ A, unless its rate is not known, and move the clock.
+    """Finish one optimizer step: decay B \\ A if the learning rate is known, and advance the clock.
 
     Args:
-        lr: the step's; None where nothing is to decay.
+        lr: the learning rate of the step; None if nothing must decay.
     """
     if overdue_after_step(site):
         if trained(site):
@@ -104,8 +104,8 @@ def advance(site: SiteModule, lr: float | Tensor | None) -> None:
 
 
 def install_hooks() -> None:
-    """Register the two hooks, and the one that sees what a model is put into, once in a process."""
-    # Asked of torch and not remembered here: an interrupt could come between the two.
+    """Register the two optimizer hooks and the module hook (see ``on_registration``) once in a process."""
+    # Look into torch's table instead of remembering a flag: an interrupt could come between hook and flag.
     if _before_step not in torch_optimizer._global_optimizer_pre_hooks.values():
         register_optimizer_step_pre_hook(_before_step)
     if _after_step not in torch_optimizer._global_optimizer_post_hooks.values():

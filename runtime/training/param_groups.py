@@ -1,4 +1,4 @@
-"""Parameter groups of a converted model: weight decay for matrices, sparse ones among them, and for nothing else."""
+"""Parameter groups of a converted model: weight decay for matrices, including sparse weights, and for nothing else."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalRes
 def param_groups(model: Any, lr: float | Tensor, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimizer: ``torch.optim.AdamW(topkast.param_groups(model, 3e-4, 0.1))``.
 
-    Rules that go by a list of names, or by the number of dimensions, may leave out the values of a sparse weight. Here
-    they are with the matrices, as their dense weights would be.
+    Rules that use a list of names or the number of dimensions may miss the values of a sparse weight. This function
+    puts them into one group with the matrices, like the dense weights that they replace.
 
     Args:
-        model: a converted model, or a wrapper of one.
+        model: a converted model, or a wrapper around it.
         lr: the learning rate of both groups, not negative; a schedule may change it later, as in any group.
-        weight_decay: of the sparse weights, and of the dense parameters with two dimensions or more (embeddings too);
-            not negative. Biases, parameters of norms and those with fewer dimensions get 0.
+        weight_decay: the decay of the sparse weights, and of the dense parameters with two dimensions or more
+            (embeddings too); not negative. Biases, parameters of norms and parameters with fewer dimensions get 0.
 
     Returns:
-        At most two dicts with ``params``, ``lr`` and ``weight_decay``, the decayed one first; every parameter that
-        requires a gradient is in one of them, once, in the model's order. A group without parameters is left out.
+        At most two dicts with ``params``, ``lr`` and ``weight_decay``; the group with decay comes first. Every
+        parameter that requires a gradient is in one of the groups, once, in the model's order. An empty group is left
+        out.
 
     Raises:
-        ConfigError: ``lr`` or ``weight_decay`` is negative or no finite number.
+        ConfigError: ``lr`` or ``weight_decay`` is negative or not a finite number.
         ModelError: the model was not converted.
     """
     _check("lr", lr)

@@ -1,4 +1,4 @@
-"""An average of a sparse model's weights that is right across refreshes, and ready to run."""
+"""An average of a sparse model's weights that stays correct across refreshes and can run as a model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from topkast.runtime.state.model import find
 
 
 class Averaged(AveragedModel):
-    """A ``torch.optim.swa_utils.AveragedModel`` that knows the model it averages; :func:`averaged` makes it.
+    """A ``torch.optim.swa_utils.AveragedModel`` that has a reference to its model; :func:`averaged` makes the object.
 
-    ``average(inputs)`` runs it, ``average.module`` is a converted model for ``topkast.save``, ``densify``, ``export``
-    and ``dense_state_dict``, and ``average.state_dict()`` is its state for a checkpoint.
+    ``average(inputs)`` runs the averaged model. ``average.module`` is a converted model for ``topkast.save``,
+    ``densify``, ``export`` and ``dense_state_dict``. ``average.state_dict()`` is the state for a checkpoint.
     """
 
     def __init__(self, model: nn.Module, decay: float | None, device: torch.device | None) -> None:
@@ -27,10 +27,10 @@ class Averaged(AveragedModel):
         self._source = weakref.ref(model)
 
     def update(self) -> None:
-        """Average the model as it is now, after an optimizer step. The first update copies it.
+        """Add the current model to the average, after an optimizer step. The first update copies the model.
 
         Raises:
-            ModelError: the model is there no more.
+            ModelError: the model no longer exists.
         """
         model = self._source()
         if model is None:
@@ -39,27 +39,27 @@ class Averaged(AveragedModel):
 
 
 def averaged(model: Any, decay: float | None = 0.999, device: Any = None) -> Averaged:
-    """An average of a model's weights: that of all of θ, as a dense model would have it, with the model's own sets.
+    """An average of a model's weights. It averages all of θ, as for a dense model, and has the model's own sets.
 
-    For what keeps a list of tensors, as diffusers' ``EMAModel`` does: slot j of such a list is another weight after a
-    refresh, so the list averages weights with each other. Instead of ``EMAModel(model.parameters())`` and
-    ``ema.step(model.parameters())``::
+    Use this function instead of a list of tensors, for example diffusers' ``EMAModel``. After a refresh, slot j of such
+    a list is another weight, so the list would average different weights with each other. Instead of
+    ``EMAModel(model.parameters())`` and ``ema.step(model.parameters())``::
 
         average = topkast.averaged(model, decay=0.999)
         ...
         optimizer.step()
         average.update()
 
-    and to evaluate or save, ``average(inputs)`` and ``average.module`` instead of ``store``, ``copy_to`` and
+    To evaluate or save, use ``average(inputs)`` and ``average.module`` instead of ``store``, ``copy_to`` and
     ``restore``.
 
     Args:
-        model: a converted model, or a wrapper of one. It is not changed, nor kept alive.
+        model: a converted model, or a wrapper around it. The average does not change the model or keep it alive.
         decay: the share of the old average that an update keeps, 0 <= decay < 1; None: the mean of all updates.
-        device: where the average is kept; None: where the model is.
+        device: the device of the average; None: the model's device.
 
     Raises:
-        ConfigError: ``decay`` is outside of what is allowed.
+        ConfigError: ``decay`` has a value that is not allowed.
         ModelError: the model was not converted.
     """
     if decay is not None:

@@ -1,9 +1,10 @@
-"""Notice a training loop that moves the weights while the clock stands.
+"""Notice a training loop that changes the weights while the clock does not advance.
 
 A loop without an optimizer of ``torch.optim`` (``p.data.add_(p.grad, alpha=-lr)``) runs no hook, so its sets would
-never be chosen again, without a word. A write through ``.data`` leaves no mark on a tensor: a few values are compared
-from one training forward to the next, if a backward came between them and no step. Where steps are counted that is
-rare: it happens only while gradients accumulate, after the first, second, fourth, eighth backward.
+never be chosen again, without a message. A write through ``.data`` leaves no mark on a tensor. So a few values are
+compared between one training forward and the next, if there was a backward but no step between them. If steps are
+counted, this
+is rare: it happens only while gradients accumulate, after the first, second, fourth, eighth backward.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from topkast.runtime.state.when import gradients
 
 from .steps import under_way
 
-# How often values must have moved in a row. Some programs move them for a moment and take them back (sharpness-aware
-# steps by hand, adversarial weights); so more is asked for once the clock has been seen to go.
+# How many times in a row the values must have changed. Some programs change them for a moment and restore them
+# (sharpness-aware steps by hand, adversarial weights), so the number is larger after the clock has advanced once.
 OFTEN, OFTEN_AFTER_STEPS = 2, 5
 
 
 @dataclass
 class _Seen:
-    """The values of a site as they were seen since its clock last moved."""
+    """The values of a site as they were seen since its clock last advanced."""
 
     step: int
     gradients: int
@@ -47,10 +48,10 @@ _told: weakref.WeakKeyDictionary[Family, str] = weakref.WeakKeyDictionary()
 @torch._dynamo.disable
 @torch.no_grad()
 def notice_standing(sites: Iterable[SiteModule]) -> None:
-    """A forward that will be differentiated begins: warn, once per model, if its weights move and its clock does not.
+    """Before a forward that will be differentiated: warn, once per model, if its weights change but its clock does not.
 
     Args:
-        sites: those of the model, or of the part that runs.
+        sites: the sites of the model, or of the part that runs.
     """
     if torch._C._current_graph_task_id() != -1 or torch._C._are_functorch_transforms_active() or under_way():
         return
@@ -65,12 +66,12 @@ def notice_standing(sites: Iterable[SiteModule]) -> None:
 
 
 def standing_facts(sites: Iterable[SiteModule]) -> list[str]:
-    """For the report: what was warned of."""
+    """The texts of the warnings that were given, for the report."""
     return list({_told[site.family] for site in sites if site.family in _told})
 
 
 def _moves(site: SiteModule) -> bool:
-    """Whether the values of a site have moved often enough since its clock did."""
+    """Whether the values of a site have changed often enough since its clock advanced."""
     count = gradients(site)
     seen = _seen.get(site)
     if seen is None or seen.step != site.step:
@@ -80,7 +81,7 @@ def _moves(site: SiteModule) -> bool:
         return False
     before, again = seen.print, count != seen.gradients
     seen.gradients, seen.backwards = count, seen.backwards + again
-    # A second forward before the backward stands in for the first: the values may have been edited between the two.
+    # A second forward before the backward replaces the first: the values may have been edited between the two forwards.
     wanted = not again or not seen.backwards & (seen.backwards - 1)
     now = _print(site) if wanted or before is not None else None
     if again and before is not None and now is not None and before[0] == now[0]:
@@ -90,7 +91,7 @@ def _moves(site: SiteModule) -> bool:
 
 
 def _print(site: SiteModule) -> tuple[tuple[object, ...], Tensor]:
-    """(Facts that must agree for two to be compared, a number that changes with the values)."""
+    """(Facts that must be equal before two fingerprints are compared, a number that changes with the values)."""
     values = site.original.detach()
     found = fingerprint(values)
     assert found is not None

@@ -1,10 +1,11 @@
-"""One step of the user is one step of a site, however many optimizers stand inside each other.
+"""One step of the user is one step of a site, even if several optimizers are nested.
 
-An optimizer may make another one's step inside its own: sharded ones, Lookahead, SAM, a class whose ``step`` calls that
-of its base. torch's hooks run for each of them, and the outermost that holds a site is the one that counts.
+An optimizer may call another optimizer's step inside its own: sharded optimizers, Lookahead, SAM, a class whose
+``step`` calls the ``step`` of its base class. torch's hooks run for each of these steps. Only the outermost step that
+holds a site counts.
 
-Nothing tells that a step has ended in an exception. So a step is known by the frame that makes it: it goes on as long
-as that frame is one of those that called whoever asks.
+No hook is called if a step ends in an exception. So a step is identified by the frame that makes it: the step is active
+as long as this frame is among the callers of the current code.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import torch
 
 from topkast.runtime.state.site_module import SiteModule
 
-# Modules whose functions stand between the frame that makes a step and our hooks.
+# Modules whose functions are between the frame that makes a step and our hooks.
 BETWEEN = ("torch._dynamo.", "torch.utils._contextlib", __name__.rpartition(".")[0])
 
-PRETENDED_WITHIN = 4  # frames from the hook to torch's function, with a learning-rate schedule's wrapper between them
+PRETENDED_WITHIN = 4  # frames from the hook to torch's function, including the wrapper of a learning-rate schedule
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A step that goes on: whose it is, the frame that makes it, and the sites that it counts for."""
+    """An active step: its optimizer, the frame that makes it, and the sites that the step counts for."""
 
     optimizer: torch.optim.Optimizer
     frame: FrameType
@@ -35,7 +36,7 @@ class _Step:
 
 
 class _Open(threading.local):
-    """A thread's steps, the outermost first."""
+    """A thread's active steps, the outermost step first."""
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []
@@ -45,13 +46,13 @@ _open = _Open()
 
 
 def begin(optimizer: torch.optim.Optimizer, sites: Iterable[SiteModule]) -> list[SiteModule]:
-    """An optimizer's step begins, called by a hook of torch's.
+    """Record the beginning of an optimizer's step; a hook of torch calls this function.
 
     Args:
-        sites: what the optimizer holds.
+        sites: the sites that the optimizer holds.
 
     Returns:
-        Those for which this is the outermost step.
+        The sites for which this is the outermost step.
     """
     _forget_failed()
     counted = {id(site) for step in _open.steps for site in step.sites}
@@ -62,7 +63,7 @@ def begin(optimizer: torch.optim.Optimizer, sites: Iterable[SiteModule]) -> list
 
 
 def end(optimizer: torch.optim.Optimizer) -> list[SiteModule]:
-    """An optimizer's step has ended: the sites for which it was the outermost."""
+    """Record the end of an optimizer's step, and return the sites for which it was the outermost step."""
     _forget_failed()
     for place, step in reversed(list(enumerate(_open.steps))):
         if step.optimizer is optimizer:
@@ -72,7 +73,7 @@ def end(optimizer: torch.optim.Optimizer) -> list[SiteModule]:
 
 
 def under_way() -> bool:
-    """Whether this thread is inside an optimizer's step, as a closure is."""
+    """Whether this thread is inside an optimizer's step, for example in a closure."""
     if _open.steps:
         _forget_failed()
     return bool(_open.steps)
@@ -90,7 +91,7 @@ def _maker() -> FrameType:
 
 
 def _is_pretended(maker: FrameType) -> bool:
-    """Whether torch's distributed checkpoints make a step at learning rate 0, to see which state there is."""
+    """Whether torch's distributed checkpoints make a step with learning rate 0, to find out the optimizer's state."""
     frame: FrameType | None = maker
     for _ in range(PRETENDED_WITHIN):
         if frame is not None and frame.f_code.co_name == "_init_optim_state":

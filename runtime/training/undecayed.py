@@ -1,7 +1,7 @@
-"""Notice an optimizer that decays a model's dense matrices and none of its sparse ones.
+"""Notice an optimizer that decays a model's dense matrices but none of its sparse weights.
 
-Scripts that name the parameters to decay, one by one, were written for another model, and leave the values of sparse
-weights out without anybody's wish.
+Some scripts list the names of the parameters to decay. These lists were written for another model, and they leave out
+the values of sparse weights by accident.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
 def notice_undecayed(optimizer: torch.optim.Optimizer, held: Iterable[tuple[SiteModule, dict[str, Any]]]) -> None:
-    """At an optimizer's first step: warn if it decays dense matrices, and the values of no sparse weight.
+    """At an optimizer's first step: warn if the optimizer decays dense matrices, but no values of a sparse weight.
 
     Args:
-        held: the sites whose values it updates, each with its parameter group.
+        held: the sites whose values the optimizer updates, each with its parameter group.
     """
     if optimizer in _seen:
         return
@@ -53,7 +53,7 @@ def _decays(group: dict[str, Any]) -> bool:
 
 
 def _parameters(sites: Iterable[SiteModule]) -> set[int]:
-    """All parameters of the models that these are of; none where they are not known, as of a copy."""
+    """All parameters of the models that the sites belong to. Empty if the models are not known, for example a copy."""
     roots = {id(site.family): site.family.root for site in sites}
     models = [model for root in roots.values() if root is not None and (model := root()) is not None]
     return {id(parameter) for model in models for parameter in model.parameters()}

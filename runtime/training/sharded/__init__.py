@@ -1,1 +1,1 @@
-"""Training on several devices: every rank chooses the same sets; other ways are refused."""
+"""Training on several devices: every rank chooses the same sets. Ways that would not do this are refused."""

@@ -1,8 +1,9 @@
-"""Data parallel training: every rank starts from the sites of rank 0, and from then on chooses the same sets itself.
+"""Data parallel training: every rank starts from the sites of rank 0. After that, each rank chooses the same sets
+itself.
 
-``DistributedDataParallel`` broadcasts parameters and buffers when it is made, and buffers again in each forward. Ours
-need not be sent again: equal θ gives equal sets on every rank. Some it could not send at all (columns are 16-bit
-integers), others are no buffers (the clock, the seed, a reservoir in host memory).
+``DistributedDataParallel`` broadcasts parameters and buffers when it is made, and buffers again in each forward. The
+buffers of a site need not be sent again: equal θ gives equal sets on every rank. torch could not send some of them at
+all (columns are 16-bit integers), and other state is not in buffers (the clock, the seed, a reservoir in host memory).
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from topkast.runtime.layout import Index
 from topkast.runtime.state.background import already_chosen
 from topkast.runtime.state.site_module import SiteModule
 
-PART = 2**26  # bytes sent at once
+PART = 2**26  # bytes in one broadcast
 
 
 def equalise(parallel: DistributedDataParallel, model: nn.Module) -> None:
-    """Called on all ranks while ``parallel`` is made of ``model``, before it sends its own part.
+    """Send the sites of rank 0 to all ranks. All ranks call this while ``parallel`` is made, before its own broadcast.
 
     Raises:
-        ModelError: on every rank, if the ranks' models are not sparse in the same way, or grow by what only one rank
-            has seen.
+        ModelError: raised on every rank, if the models of the ranks are not sparse in the same way, or if the method
+            grows by a gradient that only one rank has seen.
     """
     found = {path: module for path, module in model.named_modules() if isinstance(module, SiteModule)}
     parallel.parameters_to_ignore |= {f"{path}.{name}" for path, site in found.items() for name in site._buffers}
@@ -47,7 +48,7 @@ def equalise(parallel: DistributedDataParallel, model: nn.Module) -> None:
             site.drop_pending()
         site.set_clock(step, refreshed_at)
         site.set_seed(seed)
-        # Copies: a copy of the model may share the tensors of a choice.
+        # Clone the tensors, because a copy of the model may share the tensors of a choice.
         chosen = [] if asked is None else [tensor.clone() for tensor in site.pending_tensors().values()]
         for tensor in (*site.index, site.ever, site.reservoir, *chosen):
             _send(tensor, site.original.device, group)
@@ -57,7 +58,7 @@ def equalise(parallel: DistributedDataParallel, model: nn.Module) -> None:
 
 
 def _send(tensor: Tensor, device: torch.device, group: Any) -> None:
-    """Rank 0's bytes to all, by way of the device that the group can send from."""
+    """Send rank 0's bytes to all ranks, through the device that the group can send from."""
     for part in tensor.view(-1).view(torch.uint8).split(PART) if tensor.numel() else ():
         there = part.to(device)
         dist.broadcast(there, group=group, group_src=0)

@@ -1,7 +1,7 @@
-"""Ways to train on several devices that would give each of them sets of its own: refused before anything has changed.
+"""Refuse ways to train on several devices that would give each device its own sets, before anything has changed.
 
-Whatever cuts a model's parameters into pieces asks each module about itself first, and a site's answer is the error. A
-name that is asked for by anybody else is one that is not there, as in any module.
+Code that cuts a model's parameters into pieces first reads an attribute of each module, and a site raises an error at
+this read. For other readers the attribute does not exist, as in any module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from topkast.runtime.errors import ModelError, OptimizerError
 
 INSTEAD = "use torch.nn.parallel.DistributedDataParallel, without join(), and an optimizer of torch.optim"
 
-# Who asks a module for its registry before taking it apart, and for whom.
+# Function that reads the attribute before it divides a module -> name of the tool in the error.
 ASKERS = {
     "_is_composable_with_fsdp": "fully_shard",
     "is_composable_with_replicate": "replicate",
@@ -33,7 +33,7 @@ ASKERS = {
 
 def _answer(self: nn.Module) -> Any:
     frame: Any = sys._getframe(1)
-    # The one that reads the name, and two that helpers of torch may stand between.
+    # The caller that reads the attribute, and up to two helper functions of torch between.
     for _ in range(3):
         if frame is not None and frame.f_code.co_name in ASKERS:
             refuse(ASKERS[frame.f_code.co_name])
@@ -46,7 +46,7 @@ def _replicate(self: nn.Module) -> NoReturn:
 
 
 def keep_whole(kind: Any) -> None:
-    """Let modules of this class refuse to be distributed."""
+    """Make modules of this class refuse to be distributed."""
     kind._replicate_for_data_parallel = _replicate
     kind._distribute_module_applied = property(_answer)
     if torch.distributed.is_available():
@@ -56,14 +56,14 @@ def keep_whole(kind: Any) -> None:
 
 
 def refuse(tool: str) -> NoReturn:
-    """Raises: ModelError, always."""
+    """Refuse a tool. Raises: ModelError, always."""
     raise ModelError(
         f"model: converted by topkast, and {tool} would give each process or device its own sets; {INSTEAD}"
     )
 
 
 def refuse_optimizer(optimizer: Any) -> None:
-    """Raise OptimizerError for an optimizer that makes the steps of different weights on different ranks."""
+    """Raise OptimizerError if an optimizer updates different weights on different ranks."""
     loaded = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     if loaded is not None and isinstance(optimizer, loaded.ZeroRedundancyOptimizer):
         raise OptimizerError(
@@ -73,8 +73,8 @@ def refuse_optimizer(optimizer: Any) -> None:
 
 
 def refuse_uneven(parallel: DistributedDataParallel) -> None:
-    """Let a wrapper of a converted model refuse ``join()`` and hooks that make an optimizer's steps."""
-    # Attributes of the object: a program that joins a dense model in the same process is none of our business.
+    """Make a wrapper of a converted model refuse ``join()`` and hooks that make an optimizer's steps."""
+    # Set attributes of the object, not of the class: dense models in the same process must work as before.
     parallel.join = functools.partial(_join, parallel)  # type: ignore[method-assign]
     parallel.join_hook = _join_hook  # type: ignore[method-assign]
     parallel.register_comm_hook = functools.partial(_register_comm_hook, parallel)  # type: ignore[method-assign]
@@ -101,17 +101,17 @@ def _register_comm_hook(parallel: DistributedDataParallel, state: Any, hook: Cal
 
 
 def parallel_already(parameters: Iterable[nn.Parameter]) -> str | None:
-    """The tool that trains some of these on several ranks already, None if there is none.
+    """The tool that already trains some of these parameters on several ranks; None if there is none.
 
-    It has buckets, or pieces, for the parameters as they are. A wrapper is not known to what it wraps: it is looked for
-    among all objects, in programs of several processes only.
+    Such a tool has buckets or pieces for the current parameters. A model has no reference to its wrapper, so the
+    function searches all objects for wrappers, but only in programs with several processes.
     """
     parameters = list(parameters)
     if any(hasattr(parameter, "_fsdp_flattened") for parameter in parameters):
         return "FullyShardedDataParallel"
     held = set(map(id, parameters))
     if torch.distributed.is_available() and torch.distributed.is_initialized() and _wrapped(held):
-        gc.collect()  # one that nobody holds any more may be there still
+        gc.collect()  # a wrapper that is no longer used may still exist
         if _wrapped(held):
             return "DistributedDataParallel"
     return None

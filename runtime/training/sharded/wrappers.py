@@ -1,7 +1,7 @@
-"""What a converted model is put into, and what such a wrapper must do besides for its sites.
+"""Wrappers around a converted model, and the additional work that they must do for its sites.
 
-torch tells of every module that becomes part of another one. So a user's program needs no line of its own for any of
-these.
+torch calls a hook for every module that becomes part of another module. So a user's program needs no extra line for any
+wrapper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .refused import refuse_uneven
 
 
 def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """The hook: ``parent.name = child``."""
+    """The hook, called for ``parent.name = child``."""
     if name != "module" or child is None or not isinstance(parent, (AveragedModel, DistributedDataParallel)):
         return
     sites = [module for module in child.modules() if isinstance(module, SiteModule)]
