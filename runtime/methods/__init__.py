@@ -1,4 +1,4 @@
-"""How sets are chosen and renewed: Top-KAST and its rivals, on one state and the same kernels."""
+"""How sets are chosen and renewed: Top-KAST and other methods, with the same state and the same kernels."""
 
 from __future__ import annotations
 

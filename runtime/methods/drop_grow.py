@@ -1,4 +1,4 @@
-"""Drop the smallest of A, grow as many elsewhere at zero: what SET and RigL share. B = A."""
+"""Drop the smallest units of A and grow the same number of other units at zero. SET and RigL share this. B = A."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .static import Static
 
 
 class DropGrow(Static):
-    """A starts at random. Every ``refresh_every`` steps the share ``drop_fraction`` of it is exchanged; with
-    ``stop_exploring_after`` that share falls to zero by then, along half a cosine, and the sets stand still from there.
+    """A starts at random. Every ``refresh_every`` steps the share ``drop_fraction`` of A is exchanged. With
+    ``stop_exploring_after`` the share falls to zero at that step, along half a cosine, and then the sets do not change.
 
-    Any unit that was not kept may grow, one just dropped too: it keeps its value and its optimizer state.
+    Any unit that was not kept may grow, also a unit that was just dropped: it keeps its value and its optimizer state.
     """
 
     uses = ("refresh_every", "stop_exploring_after", "drop_fraction")
@@ -24,7 +24,7 @@ class DropGrow(Static):
 
     @abstractmethod
     def grow(self, state: SetState, kept: Tensor, count: int) -> Tensor:
-        """``count`` units of every group outside ``kept``; bool [groups, units / groups]."""
+        """Choose ``count`` units in every group, outside ``kept``; bool [groups, units / groups]."""
 
     def renew(self, state: SetState, score: Tensor) -> Sets:
         old = state.members()[0].view_as(score)

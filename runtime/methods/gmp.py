@@ -1,8 +1,8 @@
-"""Gradual magnitude pruning (Zhu and Gupta 2017): dense at first, pruned along a cubic until a given step.
+"""Gradual magnitude pruning (Zhu and Gupta 2017): dense at first, pruned along a cubic curve until a given step.
 
-A = B at any time; both shrink inside index tensors made for all units, so the memory of values, gradient and optimizer
-state stays that of the dense model, while the work of the products follows the density. A pruned weight keeps its value
-and comes back if what was kept falls below it.
+A = B at any time. Both sets shrink inside index tensors that have room for all units. So the memory of values, gradient
+and optimizer state stays the memory of the dense model, while the work of the products follows the density. A pruned
+weight keeps its value, and comes back if the kept weights fall below this value.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Straight-through magnitude pruning: A the largest, every weight trained by the gradient at W_A, nothing held back.
+"""Straight-through magnitude pruning: A is the largest weights. Every weight is trained by the gradient at W_A, without
+any penalty.
 
-It is Top-KAST with a dense B and no penalty; the classic form chooses A at every step, ``refresh_every=1``.
+This is Top-KAST with a dense B and no penalty. The classic form chooses A at every step, ``refresh_every=1``.
 """
 
 from __future__ import annotations

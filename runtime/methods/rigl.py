@@ -1,8 +1,8 @@
-"""RigL (Evci et al. 2020): what is dropped grows again where the dense gradient is largest.
+"""RigL (Evci et al. 2020): dropped units are replaced by the units with the largest dense gradient.
 
-The gradient is that of the last backward before a refresh, which therefore comes at the end of its step. It is seen a
-few rows at a time, and of it only the units with the largest scores are kept, as many as are in A: among them are all
-that can grow.
+The gradient comes from the last backward before a refresh, so the refresh comes at the end of a step. The method sees a
+few rows of the gradient at a time. It keeps only the units with the largest scores, as many units as A has: these
+include all units that can grow.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class RigL(DropGrow):
     watches = at_step_end = True
 
     def __init__(self) -> None:
-        self.backward = -1  # the engine's number of the backward that was seen last
+        self.backward = -1  # the engine's number of the last backward that was seen
         self.forget()
 
     def forget(self) -> None:
         self.seen: tuple[Tensor, Tensor] | None = None  # units and their scores
 
     def see(self, state: SetState, rows: Rows) -> None:
-        """One product of a backward has the dense gradient, as ``rows(begin, end)`` of its matrix.
+        """Receive the dense gradient from one product of a backward, as ``rows(begin, end)`` of its matrix.
 
         Raises:
-            ModelError: a second product of the same backward. The gradient is their sum, which would have to be held
-                whole.
+            ModelError: a second product of the same backward. The gradient is the sum of both, and the method would
+                have to hold the whole sum.
         """
         backward = torch._C._current_graph_task_id()
         if backward != -1 and backward == self.backward:
@@ -54,7 +54,7 @@ class RigL(DropGrow):
             self.seen = best_units(rows, state.geometry, state.fwd_per_group, state.rule.balanced)
 
     def renew(self, state: SetState, score: Tensor) -> Sets:
-        if self.seen is None:  # a refresh by hand, or a weight that got no gradient: nothing says where to grow
+        if self.seen is None:  # a refresh by hand, or a weight without a gradient: no information where to grow
             fwd = state.members()[0].view_as(score)
             return fwd, fwd
         return super().renew(state, score)

@@ -1,4 +1,4 @@
-"""SET (Mocanu et al. 2018): what is dropped grows again at random places."""
+"""SET (Mocanu et al. 2018): dropped units are replaced by random units."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ class SET(DropGrow):
 
     def grow(self, state: SetState, kept: Tensor, count: int) -> Tensor:
         drawn = state.draw(kept, "grow")
-        return state.largest(torch.where(kept, 0.0, drawn + 1), count)  # a draw may be 0: shifted above what is kept
+        return state.largest(torch.where(kept, 0.0, drawn + 1), count)  # a draw may be 0: + 1 puts it above kept units

@@ -1,4 +1,4 @@
-"""What a method sees of a site."""
+"""The state of a site as a method sees it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from topkast.runtime.rule import Rule
 
 @dataclass(frozen=True, slots=True)
 class SetState:
-    """All that a method may ask about the weight whose sets it chooses. A method changes none of these.
+    """Everything that a method may read about the weight whose sets it chooses. A method changes none of these.
 
     Args:
-        name: of the weight, for errors.
+        name: the name of the weight, for errors.
         rule: the options that the user gave.
         geometry: how the weight is cut into units.
-        n_fwd, n_bwd: units in A and in B.
-        groups: in how many groups of equal counts the units are chosen: 1, or one for each block row of a balanced
-            site.
-        step: completed optimizer steps, as of which the sets are chosen.
+        n_fwd, n_bwd: the number of units in A and in B.
+        groups: the number of groups with equal counts in which units are chosen: 1, or one group for each block row of
+            a balanced site.
+        step: the number of completed optimizer steps at which the sets are chosen.
         refreshed_at: the step of the last refresh.
-        members: () -> (A, B) as they are stored, bool [units].
-        draw: (tensor of the wanted shape and device, purpose) -> random numbers in [0, 1), the same for one seed, site,
-            step and purpose on any device.
+        members: () -> (A, B) as stored, bool [units].
+        draw: (tensor with the wanted shape and device, purpose) -> random numbers in [0, 1). They depend only on seed,
+            site, step and purpose, not on the device.
         largest: (score [groups, n], not negative, count) -> the ``count`` largest of each group, bool [groups, n];
-            among equals the lower index.
+            among equal scores the lower index comes first.
     """
 
     name: str
@@ -50,10 +50,10 @@ class SetState:
 
     @property
     def fwd_per_group(self) -> int:
-        """Units of each group in A."""
+        """The number of units of each group in A."""
         return self.n_fwd // self.groups
 
     @property
     def bwd_per_group(self) -> int:
-        """Units of each group in B."""
+        """The number of units of each group in B."""
         return self.n_bwd // self.groups

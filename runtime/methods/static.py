@@ -1,4 +1,4 @@
-"""Static sparse training: the sets of the start are those of the end, and B = A."""
+"""Static sparse training: the sets never change after the start, and B = A."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .set_state import SetState
 
 
 class Static(Method):
-    """Drawn at random."""
+    """Sets that are drawn at random."""
 
     name = "static"
     says = "drawn at random once."
@@ -30,7 +30,7 @@ class Static(Method):
 
 
 class StaticMagnitude(Static):
-    """The largest of the initial θ."""
+    """The largest units of the initial θ."""
 
     name = "static-magnitude"
     says = "the largest at the start, once."

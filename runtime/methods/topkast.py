@@ -1,4 +1,4 @@
-"""Top-KAST (Jayakumar et al. 2020, section 2): A and B are the largest of θ, chosen again at every refresh."""
+"""Top-KAST (Jayakumar et al. 2020, section 2): A and B are the largest weights of θ, chosen again at every refresh."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The operators ``topkast::*``: schemas, fakes, gradients; what a module reads in eager mode."""
+"""The operators ``topkast::*``: schemas, fakes, gradients; and the read of a weight in eager mode."""

@@ -1,7 +1,8 @@
-"""What a module reads in eager mode: W_A, differentiable as often as wanted, also by ``torch.func``.
+"""In eager mode a module reads W_A; the read can be differentiated any number of times, also by ``torch.func``.
 
-Two functions, each the other's derivative. (An operator's own autograd formula cannot do this: functorch refuses it in
-reverse mode, and in forward mode takes its tangent for zero.) Compiled graphs hold the operator.
+There are two functions, and each is the derivative of the other. (An operator's own autograd formula cannot do this:
+functorch refuses it in reverse mode, and in forward mode functorch takes its tangent as zero.) Compiled graphs hold the
+operator.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from . import operators as ops  # noqa: F401  (defines torch.ops.topkast)
 class Read(torch.autograd.Function):
     """W_A from B's values; the gradient is taken at B.
 
-    Arguments as of ``topkast::weight``, the geometry as one: functorch takes tuples apart. In forward mode the
-    derivative is that of W_A itself: what is outside A has no effect on it.
+    The arguments are those of ``topkast::weight``, but the geometry is one object, because functorch takes tuples
+    apart. In forward mode the derivative is the derivative of W_A itself: values outside A have no effect on W_A.
     """
 
     generate_vmap_rule = True
@@ -46,7 +47,8 @@ class Read(torch.autograd.Function):
 
 
 class Sample(torch.autograd.Function):
-    """A dense tensor at B. Arguments as of ``topkast::weight_grad``, the geometry as one."""
+    """A dense tensor's values at B. The arguments are those of ``topkast::weight_grad``, with the geometry as one
+    object."""
 
     generate_vmap_rule = True
 
@@ -61,7 +63,7 @@ class Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         row_ptr, _, cols, key = ctx.saved_tensors
-        # A row whose forward part ends where the row ends: all of B is read.
+        # Here the forward part of each row ends where the row ends, so all of B is read.
         return Read.apply(grads[0], row_ptr, row_ptr[1:], cols, key, ctx.geometry), *[None] * 5
 
     @staticmethod
@@ -70,7 +72,7 @@ class Sample(torch.autograd.Function):
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    # Saved as tensors, so that a refresh between forward and backward is an error and not a wrong gradient.
+    # Save them as tensors, so that a refresh between forward and backward raises an error, not a wrong gradient.
     ctx.save_for_backward(*inputs[1:5])
     ctx.save_for_forward(*inputs[1:5])
     ctx.geometry = inputs[5]
@@ -81,7 +83,8 @@ def _given(geometry: Geometry) -> tuple[Any, ...]:
 
 
 def _one_by_one(name: str) -> None:
-    """How ``vmap`` runs an operator: for each element of the batch, whatever has one (an index too, in an ensemble)."""
+    """Let ``vmap`` run an operator once for each element of the batch. Any argument may have a batch dimension (in an
+    ensemble, an index too)."""
     operator = getattr(torch.ops.topkast, name)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -97,7 +100,7 @@ def _one_by_one(name: str) -> None:
 
 
 def _refuse_watched(key: Tensor) -> None:
-    """A method that grows by a backward's one gradient cannot tell what a program makes of a batch of them."""
+    """Refuse a method that grows by the single gradient of a backward: it cannot use a batch of gradients."""
     site = find(key)
     if site is not None and site.grows_by_gradient:
         raise ModelError(
@@ -114,7 +117,7 @@ for _name in ("weight", "weight_grad"):
 
 @torch.no_grad()
 def as_constant(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """W_A as ``torch.jit.trace`` can hold it: a constant, made while the trace does not look."""
+    """W_A as ``torch.jit.trace`` can hold it: a constant, computed while tracing is switched off."""
     tracing: Any = torch._C
     state = tracing._get_tracing_state()
     tracing._set_tracing_state(None)

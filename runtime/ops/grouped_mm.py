@@ -1,8 +1,9 @@
-"""The products of E sparse weights stacked in one, where each weight has a run of the rows: a mixture of experts.
+"""Products of E sparse weights that are stacked in one weight: a mixture of experts. Each weight has a run of the rows.
 
-Rows ``ends[e - 1]:ends[e]`` of the activations belong to weight ``e`` (from 0 for the first); a run may be empty. Rows
-after the last run belong to none: their results are zero. As in :mod:`topkast.runtime.ops.operators` the products are
-not differentiable: they stand in graphs that passes rewrote, where they close over each other.
+Rows ``ends[e - 1]:ends[e]`` of the activations belong to weight ``e`` (from row 0 for the first weight). A run may be
+empty. Rows after the last run belong to no weight, and their results are zero. As in
+:mod:`topkast.runtime.ops.operators`, the products are not differentiable: they occur only in graphs that passes
+rewrote, and the gradient of each product is another of the products.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ for _name, _schema in SCHEMAS.items():
 
 
 def grouped_spmm(x, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
-    """Y = X W_A^T, each row by its own weight. x: [M, cols], ends: int [E] -> [M, rows / E]."""
+    """Y = X W_A^T, each row with its own weight. x: [M, cols], ends: int [E] -> [M, rows / E]."""
     count_run(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "grouped_spmm")(x, ends, values, index, geometry)
 
 
 def grouped_spmm_t(dy, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
-    """dX = dY W_A, each row by its own weight. dy: [M, rows / E], ends: int [E] -> [M, cols]."""
+    """dX = dY W_A, each row with its own weight. dy: [M, rows / E], ends: int [E] -> [M, cols]."""
     count_run(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "grouped_spmm_t")(dy, ends, values, index, geometry)
 
 
 def grouped_sddmm(dy, x, ends, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
-    """dY^T X of every run at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols]."""
+    """dY^T X of each run at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols]."""
     count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     _watch(key, lambda: _rows(dy, x, ends, geometry))
@@ -51,7 +52,7 @@ def grouped_sddmm(dy, x, ends, row_ptr, row_fwd, cols, key, shape, perm, lead, b
 
 
 def _rows(dy: Tensor, x: Tensor, ends: Tensor, geometry: Geometry) -> gradient.Rows:
-    """The dense gradient a few of its rows at a time, for a method that grows by it."""
+    """The dense gradient, a few rows at a time, for a method that grows by the gradient."""
     n, limits = geometry.rows // ends.numel(), {part: (begin, end) for part, begin, end in runs(ends)}
 
     def rows(first: int, last: int) -> Tensor:

@@ -1,16 +1,18 @@
 """The operators ``topkast::*``: schemas, shapes under fake tensors, and the gradient of ``weight``.
 
-``weight`` is what a module reads: W_A, dense, whose gradient is taken at B. It alone is differentiable; the products
-stand only in graphs that passes rewrote after differentiation, where they close over each other:
+``weight`` is the operator that a module reads: W_A, dense; its gradient is taken at B. Only this operator is
+differentiable. The products occur only in graphs that passes rewrote after differentiation, and the gradient of each
+product is another of the products:
 
     forward  spmm(x, W_A)      input gradient  spmm_t(dy, W_A)      weight gradient  sddmm(dy, x) at B
 
-``why`` says for the report why a dense weight is read at all; ``impl`` is the kernel that was chosen. Both are
-written into the graph, so they survive compile caches.
+``why`` tells the report why a dense weight is read; ``impl`` is the chosen kernel. Both are written into the graph, so
+compile caches keep them.
 
-Where ``widths`` is not empty, it says of a product's two activations (operand and result; dy and x) which are tiles
-[M / width, n, width] instead of rows [M, n] (0). Tiles are what the native kernels compute on: see ``keep_transposed``.
-``act`` is what ``spmm`` does to its result, as :func:`topkast.runtime.reference.products.activation` means it.
+``widths`` has one number for each of two activations (operand and result; dy and x). If ``widths`` is not empty, a
+number other than 0 means that the activation is tiles [M / width, n, width]; 0 means rows [M, n]. The native kernels
+compute on tiles: see ``keep_transposed``. ``act`` is the function that ``spmm`` applies to its result, see
+:func:`topkast.runtime.reference.products.activation`.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def _geometry(shape: list[int], perm: list[int], lead: int, block: list[int]) ->
     return _kept(tuple(shape), tuple(perm), lead, (block[0], block[1]))
 
 
-# A call of a small product should not spend its time on what a geometry computes about itself.
+# A cache, so that a call of a small product does not spend its time on the properties of a geometry.
 _kept = functools.lru_cache(4096)(Geometry)
 
 
@@ -79,12 +81,12 @@ def unpack(tiles: Tensor) -> Tensor:
 
 
 def _given(*more: Any) -> tuple[Any, ...]:
-    """Tiles and activations, if any: only the kernel that can do with them has the arguments."""
+    """Widths and activation, if there are any: only kernels that support them have these arguments."""
     return more if any(map(any, more)) else ()
 
 
 def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:
-    """Show the dense gradient to a method that grows by it."""
+    """Give the dense gradient to the site's method, if the method grows by the gradient."""
     site = find(key)
     if site is not None and site.grows_by_gradient:
         site.see_gradient(rows())
@@ -186,7 +188,7 @@ def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, im
     return _fake_values(dy, cols, block)
 
 
-# Convolutions choose their output's memory format from the operands: ask the dense operator for shape and strides.
+# A convolution chooses its output's memory format from the operands: the dense operator gives shape and strides.
 def _fake_conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl=""):
     return torch.ops.aten.convolution(x, values.new_empty(shape), bias, *args[:6])
 
@@ -206,7 +208,7 @@ for _name in SCHEMAS:
 
 
 def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    # Saved as tensors, so that a refresh between forward and backward is an error and not a wrong gradient.
+    # Save them as tensors, so that a refresh between forward and backward raises an error, not a wrong gradient.
     ctx.save_for_backward(*inputs[1:5])
     ctx.geometry = inputs[5:9]
 

@@ -1,4 +1,4 @@
-"""Optimizers are tried out on small tensors, once per class and settings: ``probe`` says what a step does.
+"""Try out optimizers on small tensors, once per class and settings: ``probe`` reports how a step behaves.
 
-Knows parameters and no site.
+This room uses parameters, but no sites.
 """

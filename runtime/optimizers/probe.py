@@ -1,7 +1,8 @@
-"""Optimizers that train sparse values are tried out, once per class and settings.
+"""Try out optimizers that train sparse values, once per class and settings.
 
-B's values lie in another order than the weights of the dense model, and in another shape. So an optimizer must treat
-each by itself, or all alike; and a weight that enters B gets what the optimizer would give to a new parameter.
+B's values have another order and another shape than the weights of the dense model. So an optimizer must treat each
+weight separately, or treat all weights alike. A weight that enters B gets the state that the optimizer would give to a
+new parameter.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ _warned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def check_probed(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Refuse an optimizer that cannot train sparse values, before it has moved anything.
+    """Refuse an optimizer that cannot train sparse values, before the optimizer has changed anything.
 
     Args:
-        parameters: (name, values) of the sparse weights that it is about to update.
+        parameters: (name, values) of the sparse weights that the optimizer is about to update.
 
     Raises:
-        OptimizerError: names the optimizer, the weights and what to use instead.
+        OptimizerError: the message names the optimizer, the weights and an alternative.
     """
     new = [(name, values) for name, values in parameters if values not in _found.get(optimizer, ())]
     found = [(name, _of(optimizer, values)) for name, values in new]
@@ -44,7 +45,7 @@ def check_probed(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parame
     kind = type(optimizer)
     if refused:
         for _, values in new:
-            _found[optimizer].pop(values)  # refused each time
+            _found[optimizer].pop(values)  # the next call refuses again
         names = ", ".join(name for name, _ in refused[:3]) + (", ..." if len(refused) > 3 else "")
         raise OptimizerError(
             f"{kind.__name__} {refused[0][1]}, so it cannot train sparse weights ({names}), whose values lie in an "
@@ -61,7 +62,7 @@ def check_probed(optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parame
 
 
 def start(optimizer: Optimizer, parameter: nn.Parameter, entry: str) -> float | None:
-    """The number that the optimizer's state begins with for a new weight; None: it begins with the weight's value."""
+    """The number that the optimizer's state starts with for a new weight; None: the weight's value."""
     found = _of(optimizer, parameter)
     first = found.starts.get(entry) or _from_elsewhere(optimizer, parameter, entry)
     if first.value:
@@ -72,7 +73,7 @@ def start(optimizer: Optimizer, parameter: nn.Parameter, entry: str) -> float | 
 
 
 def _of(optimizer: Optimizer, parameter: nn.Parameter) -> Probe:
-    # Kept: counts among the settings change with every step.
+    # Keep the result: counts among the settings change with every step.
     if optimizer not in _found:
         _found[optimizer] = WeakIdKeyDictionary()
     mine = _found[optimizer]
@@ -82,7 +83,7 @@ def _of(optimizer: Optimizer, parameter: nn.Parameter) -> Probe:
 
 
 def _from_elsewhere(optimizer: Optimizer, parameter: nn.Parameter, entry: str) -> Start:
-    """How an entry starts that no step of the optimizer makes: its constructor does, or an optimizer around it."""
+    """The start of an entry that no step of the optimizer makes: its constructor or an outer optimizer makes it."""
     known = _elsewhere.setdefault(optimizer, {})
     if entry in known:
         return known[entry]
@@ -99,7 +100,7 @@ def _from_elsewhere(optimizer: Optimizer, parameter: nn.Parameter, entry: str) -
 
 
 def probe(optimizer: Optimizer, parameter: nn.Parameter) -> Probe:
-    """The findings for an optimizer with the settings that it has for one of its parameters."""
+    """The findings for an optimizer with the settings of one of its parameters."""
     known, key = _known.setdefault(type(optimizer), {}), _settings(optimizer, parameter)
     if key not in known:
         known[key] = tried(optimizer, parameter)
@@ -107,7 +108,7 @@ def probe(optimizer: Optimizer, parameter: nn.Parameter) -> Probe:
 
 
 def _settings(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[Any, ...]:
-    """The settings by which two optimizers of a class are told apart; a learning rate and a count of steps are none."""
+    """The settings that distinguish two optimizers of a class. A learning rate or a count of steps does not count."""
     found: list[Any] = [type(optimizer)]
     for source in (group_of(optimizer, parameter), vars(optimizer)):
         for name, value in sorted(source.items()):

@@ -1,7 +1,7 @@
-"""An optimizer of the user's, made again on small tensors, so that its steps can be tried out.
+"""Rebuild a user's optimizer on small tensors, so that its steps can be tried out.
 
-The constructor is not called if that can be helped: nobody knows what it wants. A copy shares nothing that a step would
-write: groups, state, tensors and inner optimizers are its own, and it has no hooks.
+The constructor is not called if this can be avoided, because its arguments are not known. A copy shares nothing that a
+step would write: it has its own groups, state, tensors and inner optimizers, and it has no hooks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-# How a step is computed, which is none of the rule's business; on the CPU some of these are refused.
+# How a step is computed. This does not change the optimizer's rule, and on the CPU some of these settings are refused.
 MEANS = ("foreach", "fused", "capturable", "differentiable")
-HOOKS = "_optimizer_"  # what the attributes begin with that hold the hooks of one optimizer
-SCALED = ("grad_scale", "found_inf")  # put there by a GradScaler while a step runs
+HOOKS = "_optimizer_"  # start of the names of attributes that hold the hooks of one optimizer
+SCALED = ("grad_scale", "found_inf")  # set by a GradScaler while a step runs
 
 
 class Entries(dict[str, Any]):
-    """The state of one parameter, which keeps a copy of what each entry was at first: later it has moved."""
+    """The state of one parameter. It keeps a copy of each entry's first value, because a step changes entries later."""
 
     def __init__(self, *args: Any, **entries: Any) -> None:
         super().__init__()
@@ -55,9 +55,9 @@ class Sandbox:
 
     Args:
         source: the user's optimizer; it is not changed.
-        parameter: that of its parameters which the first small tensor stands for.
-        tensors: the small ones; all are in one group, with the settings of the parameter's.
-        settings: of the group, in place of its own, if it has such.
+        parameter: the parameter of ``source`` that the first small tensor represents.
+        tensors: the small tensors; all of them are in one group, with the settings of the parameter's group.
+        settings: replace settings of the group, if the group has settings of these names.
         rebuild: call the constructor, with the settings as arguments, instead of copying.
     """
 
@@ -73,21 +73,21 @@ class Sandbox:
         self.copies: dict[int, Any] = {id(parameter): tensors[0]}
         self.optimizer = self._built(source) if rebuild else self._copied(source)
         train = getattr(self.optimizer, "train", None)
-        if callable(train):  # schedule-free ones make no step else
+        if callable(train):  # schedule-free optimizers need this call before a step
             train()
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     def state(self) -> dict[str, Any]:
-        """The state of the first of the tensors, whichever of the optimizers keeps it."""
+        """The state of the first tensor, no matter which of the optimizers keeps it."""
         found: dict[str, Any] = {}
         for optimizer in self._all():
             found |= optimizer.state.get(self.tensors[0], {})
         return found
 
     def first(self) -> dict[str, Any]:
-        """:meth:`state`, as each entry was when it was made."""
+        """:meth:`state`, with each entry as it was when it was made."""
         found: dict[str, Any] = {}
         for optimizer in self._all():
             found |= getattr(optimizer.state.get(self.tensors[0], {}), "first", {})
@@ -116,7 +116,7 @@ class Sandbox:
         return _alone(twin)
 
     def _groups(self, groups: list[dict[str, Any]]) -> None:
-        # Whoever shares the list, a group or its parameters with the source shares their copies.
+        # Objects that share the list, a group or its parameters with the source share the copies of these.
         mine = self.copies.setdefault(id(groups), [])
         for group in groups:
             if id(group) not in self.copies and any(one is self.parameter for one in group["params"]):
@@ -134,7 +134,7 @@ class Sandbox:
         if id(value) in self.copies:
             return self.copies[id(value)]
         if isinstance(value, nn.Parameter):
-            return self.tensors[-1]  # of whatever other parameter
+            return self.tensors[-1]  # stands for any other parameter
         if isinstance(value, Tensor):
             return value.detach().clone()
         if isinstance(value, Optimizer):
@@ -151,7 +151,7 @@ class Sandbox:
         return value
 
     def _built(self, source: Optimizer) -> Optimizer:
-        """By the constructor: its arguments are the settings of these names, or attributes."""
+        """Call the constructor. Its arguments are the settings or attributes with the same names."""
         first, *names = list(inspect.signature(type(source)).parameters)
         known = {**vars(source), **getattr(source, "defaults", {}), **group_of(source, self.parameter)}
         given = self._set({name: known[name] for name in names if name in known})
@@ -172,7 +172,7 @@ def group_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
 
 
 def _alone(optimizer: Optimizer) -> Optimizer:
-    """Its step runs no hook, whoever calls it."""
+    """Make the optimizer's step run no hook, no matter who calls the step."""
     step = type(optimizer).step
     if getattr(step, "hooked", False):
         step = step.__wrapped__  # type: ignore[attr-defined]
@@ -182,24 +182,24 @@ def _alone(optimizer: Optimizer) -> Optimizer:
 
 @contextlib.contextmanager
 def undisturbed(device: torch.device, kind: type) -> Iterator[None]:
-    """Within, steps on this device leave no trace in the program: random numbers, default device and global hooks.
+    """Inside the ``with``, steps on this device change nothing else: random numbers, default device and global hooks.
 
     Args:
-        kind: class of the optimizer that makes them.
+        kind: the class of the optimizer that makes the steps.
     """
     steps = [vars(base)["step"] for base in kind.__mro__ if "step" in vars(base)]
     pre, post = torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks
     state = random.getstate()
     devices = [] if device.type == "cpu" else [device]
     try:
-        # A step may call that of its base class, which runs the global hooks.
+        # A step may call the step of its base class, which runs the global hooks.
         if any(getattr(step, "hooked", False) for step in steps[1:]):
             torch_optimizer._global_optimizer_pre_hooks = OrderedDict()
             torch_optimizer._global_optimizer_post_hooks = OrderedDict()
         fork = torch.random.fork_rng(devices, device_type=device.type if devices else "cuda")
         with fork, device, torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.default_generator.manual_seed(0)  # torch.manual_seed would reach other devices too
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed other devices
             if devices:
                 torch.get_device_module(device).manual_seed(0)
             yield

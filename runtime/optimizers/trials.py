@@ -1,7 +1,7 @@
-"""An optimizer is tried out on small tensors: does it ask for the place of a weight, and how does its state start?
+"""Try out an optimizer on small tensors: does a step depend on the place of a weight, and how does its state start?
 
-Its elements are shuffled once before the steps and once after them, which must be all the same. That holds for what is
-elementwise, and for what uses the whole tensor's norm or sum besides.
+The elements are shuffled once before the steps and once after the steps, and the results must be the same. This is true
+for elementwise rules, and for rules that also use a norm or a sum of the whole tensor.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch.optim import Optimizer
 from .sandbox import MEANS, Sandbox, group_of, undisturbed
 
 SMALL = (6, 7)
-LARGE = (130, 137)  # for rules that begin at a size: factored second moments want up to 128 rows and columns
-OTHER = (5, 3)  # of a second tensor, which shows whatever spans both
+LARGE = (130, 137)  # for rules that start at a certain size: factored second moments need up to 128 rows and columns
+OTHER = (5, 3)  # the shape of a second tensor, which reveals state that spans both tensors
 STEPS = 3
-NEAR = 1e-4  # of the largest difference: far above rounding, far below what another rule would do
-RATES = (0.5, 0.25)  # learning rates; powers of two, so that what is made of them is found again exactly
+NEAR = 1e-4  # relative to the largest difference: far above rounding, far below the effect of another rule
+RATES = (0.5, 0.25)  # learning rates; powers of two, so that numbers computed from them are recovered exactly
 
 
 @dataclass(frozen=True)
 class Start:
-    """The first value of an entry of the state, for a new parameter.
+    """The first value of a state entry, for a new parameter.
 
     Args:
-        constant, per_rate: the number ``constant + per_rate * learning rate``.
-        value: it is the parameter's value instead.
+        constant, per_rate: the first value is ``constant + per_rate * learning rate``.
+        value: whether the first value is the parameter's value instead.
     """
 
     constant: float = 0.0
@@ -44,10 +44,10 @@ class Probe:
     """The findings of the trials, for given settings.
 
     Args:
-        refused: why it cannot train sparse values; None: it can.
-        coupled: whether a weight's step depends on the others of its tensor, through norms and sums.
-        starts: entry of the state -> what it is at first. An entry that is not here starts at zero.
-        failed: why nothing could be tried; None: it could.
+        refused: why the optimizer cannot train sparse values; None: the optimizer can.
+        coupled: whether a weight's step depends on the other weights of its tensor, through norms and sums.
+        starts: entry of the state -> its first value. An entry that is not listed starts at zero.
+        failed: why the trials failed; None: they ran.
     """
 
     refused: str | None = None
@@ -56,12 +56,12 @@ class Probe:
     failed: str | None = None
 
 
-Gradient = Callable[[int, Tensor], Tensor]  # (step, θ) -> its gradient
+Gradient = Callable[[int, Tensor], Tensor]  # (step, θ) -> gradient of θ
 
 
 @dataclass(frozen=True)
 class _Way:
-    """How the steps of a class can be made: the first way that does not fail."""
+    """A way to make the steps of a class. The first way that does not fail is used."""
 
     source: Optimizer
     parameter: nn.Parameter
@@ -71,10 +71,10 @@ class _Way:
     closure: bool
 
     def run(self, theta: Tensor, gradient: Gradient, steps: int, **settings: Any) -> tuple[Tensor, Sandbox]:
-        """Steps from a θ on; returns where they lead, and the optimizer then."""
+        """Make steps from a start θ. Returns the final θ, and the sandbox with the optimizer after these steps."""
         theta = theta.to(self.device, self.dtype)
         tensors = [nn.Parameter(theta.clone()), nn.Parameter(torch.ones(OTHER, dtype=self.dtype, device=self.device))]
-        vars(tensors[0]).update(vars(self.parameter))  # some rules are marked on the parameter
+        vars(tensors[0]).update(vars(self.parameter))  # some rules depend on attributes of the parameter
         settings = {"lr": RATES[0], **dict.fromkeys(MEANS, False), **settings}
         with undisturbed(self.device, type(self.source)):
             box = Sandbox(self.source, self.parameter, tensors, settings, self.rebuild)
@@ -87,7 +87,7 @@ class _Way:
                         tensors[1].grad.zero_()
                     return tensors[0].detach().square().sum()
 
-                closure()  # some take a closure, and the gradients of before it too
+                closure()  # some optimizers take a closure and also use the gradients from before the step
                 box.step(closure if self.closure else None)
         return tensors[0].detach(), box
 
@@ -99,11 +99,11 @@ def tried(
     until: Iterable[str] = (),
     rebuilds: tuple[bool, ...] = (False, True),
 ) -> Probe:
-    """Try out a class with the settings that one optimizer has for one of its parameters; neither is changed.
+    """Try out a class with the settings that one optimizer has for one of its parameters. Neither of them is changed.
 
     Args:
-        until: entries of the state that are made late; wait for them.
-        rebuilds: see :class:`Sandbox`; in this order.
+        until: entries of the state that appear late; the trial waits for them.
+        rebuilds: see :class:`Sandbox`; the values are tried in this order.
     """
     places = [(torch.device("cpu"), torch.float64), (parameter.device, torch.float32)]
     failed = ""
@@ -113,14 +113,14 @@ def tried(
                 way = _Way(optimizer, parameter, device, dtype, rebuild, closure)
                 try:
                     return _judged(way, until)
-                except Exception as error:  # whatever a stranger's code raises on tensors it was not made for
+                except Exception as error:  # unknown code may raise anything on tensors that it was not made for
                     failed = failed or f"{type(error).__name__}: {error}"
     return Probe(failed=failed)
 
 
 def _judged(way: _Way, until: Iterable[str]) -> Probe:
     small, large = _draw(0, SMALL), _draw(0, LARGE)
-    # An optimizer that is refused may be slow: the cheapest trial first.
+    # Try the cheapest trial first, because an optimizer that will be refused may be slow.
     for theta, steps in ((small, 1), (small, STEPS), (large, 1)):
         _, box = way.run(theta, _towards, steps)
         odd = _odd(box.state(), theta.numel())
@@ -132,7 +132,7 @@ def _judged(way: _Way, until: Iterable[str]) -> Probe:
 
 
 def _odd(state: dict[str, Any], weights: int) -> str | None:
-    """An entry of the state that is neither numbers nor one number per weight."""
+    """The name of an entry that is neither a number nor one number per weight; None if there is no such entry."""
     for name, value in state.items():
         if isinstance(value, Tensor):
             if value.numel() not in (1, weights):
@@ -141,12 +141,12 @@ def _odd(state: dict[str, Any], weights: int) -> str | None:
             if any(isinstance(one, (Tensor, list)) for one in (value.values() if isinstance(value, dict) else value)):
                 return name
         elif hasattr(value, "__dict__") and not callable(value):
-            return name  # an object of its own, such as Shampoo's preconditioner
+            return name  # an object, such as Shampoo's preconditioner
     return None
 
 
 def _placed(way: _Way, theta: Tensor, gradient: Gradient) -> bool:
-    """Whether it matters in which order the elements lie."""
+    """Whether the order of the elements changes the result."""
     order = torch.randperm(theta.numel(), generator=torch.Generator("cpu").manual_seed(1), device="cpu")
     back = order.argsort()
 
@@ -164,7 +164,7 @@ def _placed(way: _Way, theta: Tensor, gradient: Gradient) -> bool:
 
 
 def _coupled(way: _Way, theta: Tensor) -> bool:
-    """Whether another gradient of one element makes the others move otherwise."""
+    """Whether another gradient for one element changes the steps of the other elements."""
 
     def altered(step: int, now: Tensor) -> Tensor:
         gradient = _towards(step, now)
@@ -176,10 +176,11 @@ def _coupled(way: _Way, theta: Tensor) -> bool:
 
 
 def _starts(way: _Way, theta: Tensor, until: Iterable[str]) -> dict[str, Start]:
-    """Each entry of the state before it has moved: nothing moves it if gradients and weight decay are zero.
+    """The first value of each state entry. With zero gradients and zero weight decay, a step does not change the
+    entries.
 
     Args:
-        until: go on for some steps until all of these are there.
+        until: make more steps until all of these entries exist.
     """
     decays = {name: 0.0 for name in group_of(way.source, way.parameter) if name.endswith("weight_decay")}
     seen: list[dict[str, Any]] = []
@@ -203,7 +204,8 @@ def _starts(way: _Way, theta: Tensor, until: Iterable[str]) -> dict[str, Start]:
 
 
 def _number(at_first: Any, at_second: Any) -> Start:
-    """The same number in every element, at each of two rates; anything else has moved already, and starts at zero."""
+    """The start of an entry that has one number in all elements, from two rates. Other entries have already changed;
+    they count as a start at zero."""
     numbers = []
     for tensor in (at_first, at_second):
         if not isinstance(tensor, Tensor) or not bool((tensor == tensor.reshape(-1)[0]).all()):
@@ -222,17 +224,18 @@ def _differ(mine: Tensor, theirs: Tensor) -> bool:
 
 @functools.cache
 def _draw(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """The same numbers always, wherever the default device is."""
+    """Random numbers that are always the same, independent of the default device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _towards(step: int, theta: Tensor) -> Tensor:
-    """The gradient of a bowl whose middle moves with every step."""
+    """The gradient of a quadratic function whose minimum moves with every step."""
     return _draw(1 + step, tuple(theta.shape)).to(theta) + theta / 2
 
 
 def _across(step: int, theta: Tensor) -> Tensor:
-    """At right angles to every row of θ, as behind a normalisation: some rules only act then."""
+    """A gradient orthogonal to every row of θ, as behind a normalisation. Some rules have an effect only in this
+    case."""
     gradient = _towards(step, theta)
     return gradient - theta * ((gradient * theta).sum(1, keepdim=True) / theta.square().sum(1, keepdim=True))
