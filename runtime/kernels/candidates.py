@@ -1,8 +1,8 @@
-"""The kernels that can run a product. A kernel never changes what is computed, only how.
+"""The kernels that can run a product. A kernel never changes the result's meaning, only the way of computing.
 
-A new implementation is a module with the functions of :class:`topkast.runtime.reference.products.DenseProducts` it
-speeds up, listed here with the case it fits. ``passes/aten/finish/choose_kernel.py`` asks :func:`candidates` and writes
-the chosen name into the graph.
+A new implementation is a module that has some of the functions of
+:class:`topkast.runtime.reference.products.DenseProducts`. It is listed here with the cases that it fits.
+``passes/aten/finish/choose_kernel.py`` calls :func:`candidates` and writes the chosen name into the graph.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Kernel:
     """One implementation.
 
     Args:
-        name: as it stands in the graph and in the report.
-        products: where its functions are, under the products' names.
-        fits: (product, activations, geometry, arguments of a convolution or None) -> whether it can run that; the
-            activations may be fake.
+        name: the name in the graph and in the report.
+        products: the object that has the functions, under the names of the products.
+        fits: (product, activations, geometry, arguments of a convolution or None) -> whether the implementation can run
+            this product; the activations may be fake tensors.
     """
 
     name: str
@@ -88,24 +88,24 @@ def candidates(product: str, operand: Tensor, geometry: Geometry, conv: ConvArgs
 
     Args:
         product: one of :data:`PRODUCTS`.
-        operand: the activations that it takes first (a fake tensor will do).
-        geometry: of the weight.
+        operand: the first activations of the product; may be a fake tensor.
+        geometry: the geometry of the weight.
         conv: the arguments of a convolution; None for the other products.
     """
     return [kernel.name for kernel in KERNELS.values() if kernel.fits(product, operand, geometry, conv)]
 
 
 def launch(kernel: str, product: str) -> Callable[..., Any]:
-    """The function that runs ``product``."""
+    """The kernel's function that runs ``product``."""
     return getattr(KERNELS[kernel].products, product)
 
 
-# Kernels that take a bias and an activation into an spmm, with the dtypes in which they do; and the activations.
+# Kernels whose spmm can include a bias and an activation, with the dtypes that this works for; and the activations.
 FUSING: dict[str, tuple[torch.dtype, ...]] = {"native": (torch.float32,), "triton": blocks.DTYPES, "csr": blocks.DTYPES}
 FUSED_ACTIVATIONS = products.ACTIVATIONS
-CSR_DENSITY = single.DENSITY  # above this share of single weights, "csr" on a GPU is not worth trying
+CSR_DENSITY = single.DENSITY  # above this share of single weights in a set, "csr" on a GPU is not measured
 
-# The dense product on a W_A that somebody has to write: in native code, in Triton, or in plain PyTorch.
+# Dense products, which first write W_A: in Triton, in native code, or in plain PyTorch.
 DENSE = ("transient", "dense", "reference")
 
 
@@ -116,20 +116,20 @@ def _dense(operand: Tensor) -> Any:
 
 
 def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """W_A, dense, by the fastest way there is."""
+    """W_A, dense, computed in the fastest available way."""
     return _dense(values).weight(values, index, geometry)
 
 
 def pack(x: Tensor, width: int) -> Tensor:
-    """Rows to tiles, by the fastest way there is."""
+    """Convert rows to tiles in the fastest available way."""
     return (products.pack if densified.fits(x) and products.whole(width) else reference_pack)(x, width)
 
 
 def unpack(tiles: Tensor) -> Tensor:
-    """Tiles to rows, by the fastest way there is."""
+    """Convert tiles to rows in the fastest available way."""
     return (products.unpack if densified.fits(tiles) and products.whole(tiles.shape[2]) else reference_unpack)(tiles)
 
 
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """A dense gradient sampled at B, by the fastest way there is."""
+    """A dense gradient sampled at B, computed in the fastest available way."""
     return _dense(grad).weight_grad(grad, index, geometry)

@@ -1,4 +1,4 @@
-"""Operations on some of B's values: native code where it fits, else plain PyTorch."""
+"""Operations on some of B's values: in native code if it fits, otherwise in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from topkast.runtime.native import densified
 
 
 def square_sum_of_a(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """The sum of the squares of A's values, a scalar in float64. values: B's, [values]."""
+    """The sum of the squares of A's values, a scalar in float64. values: B's values, [values]."""
     if _native(values):
         return densified.squares(values, index, geometry)
     return torch.where(_in_a(index, geometry), values.double(), 0.0).square().sum()
 
 
 def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: float | Tensor) -> None:
-    """θ ← factor · θ on B \\ A, in place. values: B's, [values]."""
+    """θ ← factor · θ on B \\ A, in place. values: B's values, [values]."""
     if _native(values):
         densified.scale_explored(values, index, geometry, float(factor))
         torch.autograd.graph.increment_version(values)

@@ -1,4 +1,4 @@
-"""The library of native kernels as the other rooms see it: where it lies, and whether it was built."""
+"""Facts about the library of native kernels for the other rooms: its path, and whether it was built."""
 
 from topkast.runtime.native import isa, library, path
 

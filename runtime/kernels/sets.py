@@ -1,4 +1,4 @@
-"""Choosing and storing sets the fastest way there is: native code on the CPU, Triton on a GPU, else plain PyTorch."""
+"""Choose and store sets in the fastest available way: native code on the CPU, Triton on a GPU, or plain PyTorch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from topkast.runtime.triton import sets as triton
 
 
 def largest(score: Tensor, count: int) -> Tensor:
-    """:func:`topkast.runtime.reference.selection.largest`, for scores that are not negative."""
+    """The same as :func:`topkast.runtime.reference.selection.largest`, for scores that are not negative."""
     return (triton if triton.fits(score) else native).largest(score, count)
 
 
 def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
-    """:func:`topkast.runtime.layout.build_index`."""
+    """The same as :func:`topkast.runtime.layout.build_index`."""
     return (triton if triton.fits(bwd) else native).build_index(fwd, bwd, slots)

@@ -1,4 +1,4 @@
-"""θ put together, taken apart and carried along: native code where it fits, else plain PyTorch."""
+"""Assemble θ, take θ apart and move it between indices: in native code if it fits, otherwise in plain PyTorch."""
 
 from topkast.runtime.native.theta import assemble, follow, store
 

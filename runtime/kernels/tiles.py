@@ -1,4 +1,4 @@
-"""Products whose activations lie as tiles [M / width, n, width]: the native kernels compute on them."""
+"""Products whose activations are tiles [M / width, n, width]: the native kernels compute on tiles."""
 
 from collections.abc import Callable
 from typing import Any

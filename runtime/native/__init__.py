@@ -1,6 +1,7 @@
-"""The native CPU kernels: the library of this folder, loaded if it was built, and its structs.
+"""The native CPU kernels: the library in this folder, which is loaded if it was built, and its structs.
 
-Threads are those of the OpenMP runtime that torch has already loaded: a second pool would fight it for the same cores.
+The threads are those of the OpenMP runtime that torch has already loaded: a second pool would compete for the same
+cores.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def isa() -> str | None:
 
 
 def path() -> Path | None:
-    """Where the library lies, or None where the install had no compiler to build it with.
+    """The path of the library; None if no compiler was available to build it during the installation.
 
-    ``TOPKAST_NATIVE`` names another build of it (``make sanitize``).
+    ``TOPKAST_NATIVE`` is the path of another build of the library (``make sanitize``).
     """
     other = os.environ.get("TOPKAST_NATIVE")
     found = [Path(other)] if other else sorted(Path(__file__).parent.glob("libtopkast*.so"))
@@ -96,7 +97,7 @@ def path() -> Path | None:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The library, loaded; None where there is none."""
+    """The loaded library; None if it was not built."""
     found = path()
     if found is None:
         return None
@@ -109,7 +110,7 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def _gomp() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that torch's own kernels run on."""
+    """Address of GOMP_parallel in the OpenMP runtime that torch's own kernels use."""
     torch.get_num_threads()
     with open("/proc/self/maps") as maps:
         paths = {line.split()[-1] for line in maps}
@@ -122,12 +123,12 @@ def _gomp() -> int | None:
 
 
 def threads() -> int:
-    """How many threads a product may use now: torch's number, or one where torch has no OpenMP runtime."""
+    """How many threads a product may use now: torch's number, or 1 if torch has no OpenMP runtime."""
     return torch.get_num_threads() if _gomp() else 1
 
 
 def parallel() -> Parallel:
-    """A parallel_for on torch's threads, as many as ``torch.set_num_threads`` says now."""
+    """A parallel_for on torch's threads, with the current number of ``torch.set_num_threads``."""
     lib, count = library(), threads()
     assert lib is not None
     if count == 1:

@@ -22,7 +22,8 @@ from .products import lib, matrix, scratch
 
 
 def refusal(operand: Tensor, geometry: Geometry, conv: ConvArgs) -> str | None:
-    """Why the kernels of this file cannot run the products of a convolution with these activations (real or fake)."""
+    """Why the kernels of this file cannot run a convolution's products with these activations (real or fake); None if
+    they can."""
     dims = len(geometry.shape)
     if operand.device.type != "cpu":
         return f"activations on {operand.device.type}, not on the CPU"
@@ -53,7 +54,7 @@ def conv(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tens
 
 
 def conv_input_grad(dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs) -> Tensor:
-    """Gradient of the convolution's input at W_A. Of x only shape and strides count."""
+    """Gradient of the convolution's input at W_A. Only the shape and strides of x are used."""
     address("dy", dy)
     plain(x=x)
     dx = _empty(x, dy, geometry, args)
@@ -90,10 +91,11 @@ def _work(w: Any, shape: Conv) -> int:
 def _arguments(
     x_name: str, x: Tensor, y_name: str, y: Tensor, geometry: Geometry, args: ConvArgs
 ) -> tuple[Conv, tuple[Any, Any]]:
-    """The convolution in three dims, ones in front, and its dense images (the names are those of the arguments).
+    """The convolution in three dims (missing dims are added in front, with size 1) and its dense images.
 
-    The batch is the vector axis. Where weights meet a position alone, images and positions may change places: what lies
-    side by side in memory then fills the vectors, without being turned.
+    ``x_name`` and ``y_name`` are the names of the arguments, for errors. The batch is the vector axis. If each weight
+    is applied to single positions (1x1 kernels), images and positions may be exchanged: then numbers that are next to
+    each other in memory fill the vectors, without a transposition.
     """
     dims, batch, positions = x.dim() - 2, x.shape[0], math.prod(x.shape[2:])
 
@@ -115,12 +117,13 @@ def _arguments(
 
 
 def _filled(count: int) -> float:
-    """The share of lanes in use where so many lie side by side."""
+    """The share of vector lanes in use if ``count`` numbers are next to each other."""
     return count / (-(-count // 32) * 32)
 
 
 def _order(images: Tensor) -> int | None:
-    """How each image lies, if densely: 0, channel by channel, or 1, position by position."""
+    """The memory order of each image, if it is dense: 0: channel by channel, 1: position by position; otherwise
+    None."""
     one = images[:1]
     return 0 if one.is_contiguous() else 1 if one.movedim(1, -1).is_contiguous() else None
 
@@ -130,15 +133,15 @@ def _dense(images: Tensor) -> Tensor:
 
 
 def _given(result: Tensor, computed: Tensor) -> Tensor:
-    """What was computed, in the strides and the dtype of the result."""
+    """The computed tensor in the strides and the dtype of the result."""
     return computed if computed is result else result.copy_(computed)
 
 
 def _empty(x: Tensor, dy: Tensor | None, geometry: Geometry, args: ConvArgs) -> Tensor:
-    """What the product returns, uninitialised, in the shape and strides of the dense operator's result.
+    """Uninitialised memory for the product's result, in the shape and strides of the dense operator's result.
 
     Raises:
-        OperandError: the operands are none of this convolution.
+        OperandError: the operands do not fit this convolution.
     """
     operands = tuple((tuple(t.shape), t.stride()) for t in (x, dy) if t is not None)
     shape, stride = _layout(operands, x.dtype, geometry, hashable(args))

@@ -1,6 +1,6 @@
-"""The dense product on a transient W_A, and the dense gradient sampled at B: what wins where little is zero.
+"""The dense product on a transient W_A, and the dense gradient sampled at B: the fastest way if few weights are zero.
 
-The reference's products, with the way to and from the dense matrix in native code.
+These are the reference's products, but native code converts to and from the dense matrix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .products import lib, matrix, view
 
 
 def fits(operand: Tensor) -> bool:
-    """Whether this file can run, for any product and block."""
+    """Whether the functions of this file can run, for any product and block."""
     return operand.device.type == "cpu" and operand.dtype == torch.float32 and library() is not None
 
 
@@ -34,7 +34,7 @@ def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
 
 
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """A dense gradient sampled at B, [slots * r * c]; unused slots get zero."""
+    """A dense gradient sampled at B, [slots * r * c]. Unused slots get zero."""
     operands.sized("grad", grad, geometry.shape)
     address("grad", grad)
     dense = grad.float().permute(geometry.perm).reshape(geometry.rows, geometry.cols)

@@ -1,4 +1,4 @@
-"""What images a convolution's kernels take and give: the sizes that they trust."""
+"""The shapes of images that a convolution's kernels take and return. The kernels rely on these sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sizes = tuple[int, ...]
 
 
 def weight_refusal(geometry: Geometry, conv: ConvArgs) -> str | None:
-    """Why the kernels cannot run the products of a convolution with this weight."""
+    """Why the kernels cannot run a convolution's products with this weight; None if they can."""
     dims, (r, c) = len(geometry.shape), geometry.block
     order = (1, 0, *range(2, dims)) if conv.transposed else tuple(range(dims))
     rows = geometry.rows if conv.transposed else geometry.rows // conv.groups
@@ -40,7 +40,7 @@ def extents(x: Sizes, geometry: Geometry, args: tuple[Any, ...]) -> Sizes:
     """The shape of a convolution's result.
 
     Raises:
-        OperandError: the images are none that this weight can be applied to, or the kernels do not take the weight.
+        OperandError: this weight cannot be applied to these images, or the kernels do not support the weight.
     """
     conv, (first, second, *kernel) = ConvArgs(*args), geometry.shape
     dims = len(kernel)

@@ -1,4 +1,5 @@
-"""Products of stacked weights with a run of rows each, on the native kernels: one call for every run that has rows."""
+"""Products of stacked weights, each with its own run of rows, on the native kernels: one call for each run with
+rows."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from .products import _work, lib, matrix, view
 
 
 def grouped_spmm(x: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """Y = X W_A^T, each row by its own weight. x: [M, cols], any strides -> [M, rows / E]."""
+    """Y = X W_A^T, each row with its own weight. x: [M, cols], any strides -> [M, rows / E]."""
     operands.stacked("ends", ends.numel(), geometry)
     return _each("tk_spmm", "x", x, ends, values, index, geometry, geometry.cols, geometry.rows // ends.numel())
 
 
 def grouped_spmm_t(dy: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """dX = dY W_A, each row by its own weight. dy: [M, rows / E], any strides -> [M, cols]."""
+    """dX = dY W_A, each row with its own weight. dy: [M, rows / E], any strides -> [M, cols]."""
     operands.stacked("ends", ends.numel(), geometry)
     return _each("tk_spmm_t", "dy", dy, ends, values, index, geometry, geometry.rows // ends.numel(), geometry.cols)
 
@@ -30,7 +31,7 @@ def grouped_spmm_t(dy: Tensor, ends: Tensor, values: Tensor, index: Index, geome
 def _each(
     product: str, name: str, x: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry, k: int, n: int
 ) -> Tensor:
-    """A product of rows [M, k] to rows [M, n]; ``name`` is the operand's."""
+    """A product from rows [M, k] to rows [M, n]. ``name`` is the name of the operand."""
     _check(name, x, k)
     address("ends", ends), address("values", values)
     operands.weight(values, index, geometry)
@@ -46,7 +47,7 @@ def _each(
 
 
 def grouped_sddmm(dy: Tensor, x: Tensor, ends: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """dY^T X of every run of rows at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols]."""
+    """dY^T X of each run of rows at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols]."""
     operands.stacked("ends", ends.numel(), geometry)
     _check("dy", dy, geometry.rows // ends.numel())
     _check("x", x, geometry.cols)
@@ -64,7 +65,7 @@ def grouped_sddmm(dy: Tensor, x: Tensor, ends: Tensor, index: Index, geometry: G
 
 
 def _check(name: str, x: Tensor, k: int) -> None:
-    """Raise OperandError for anything but rows [M, k] in memory here."""
+    """Raise OperandError if ``x`` is not rows [M, k] in the CPU's memory."""
     if x.dim() != 2 or x.shape[1] != k:
         operands.wrong(name, x, f"[M, {k}]")
     address(name, x)

@@ -1,5 +1,5 @@
-"""The products of :mod:`topkast.runtime.reference.products` on the native kernels; float32 inside, whatever comes
-in."""
+"""The products of :mod:`topkast.runtime.reference.products` on the native kernels. They compute in float32 for every
+input dtype."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from topkast.runtime.operands import address
 
 from . import Matrix, View, library, parallel
 
-MAX_BLOCK = 64  # rows and columns of a block; the kernels' buffers are cut for it
-ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")  # as the library numbers them
+MAX_BLOCK = 64  # largest number of rows and of columns of a block; the kernels' buffers have this size
+ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")  # in the order of the library's numbers
 _scratch = threading.local()
 
 
@@ -38,19 +38,19 @@ def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
 
 
 def lib() -> ctypes.CDLL:
-    """The library, which :func:`fits` has promised."""
+    """The library. It exists if :func:`fits` returned True."""
     found = library()
     assert found is not None
     return found
 
 
 def _work(w: Matrix, m: int) -> int:
-    """Scratch for a product of m rows."""
+    """The address of scratch memory for a product of m rows."""
     return scratch(lib().tk_workspace(byref(w), m))
 
 
 def scratch(floats: int) -> int:
-    """The address of scratch: kept for this thread, as fresh memory would be mapped page by page."""
+    """The address of scratch memory. It is kept for this thread, because the system maps new memory page by page."""
     kept = getattr(_scratch, "work", None)
     if kept is None or kept.numel() < floats:
         kept = _scratch.work = torch.empty(floats, device="cpu")
@@ -58,7 +58,8 @@ def scratch(floats: int) -> int:
 
 
 def view(name: str, tensor: Tensor) -> View:
-    """A 2-D tensor as it lies, or a contiguous one of tiles [m / width, n, width]; ``name`` is the argument's."""
+    """The view of a 2-D tensor with its strides, or of contiguous tiles [m / width, n, width]. ``name`` is the name of
+    the argument."""
     if tensor.dim() == 2:
         return View(address(name, tensor), *tensor.shape, *tensor.stride(), 0)
     tiles, n, width = tensor.shape
@@ -68,10 +69,11 @@ def view(name: str, tensor: Tensor) -> View:
 def matrix(
     values: Tensor | None, index: Index, geometry: Geometry, part: int = 0, parts: int = 1
 ) -> tuple[Matrix, list[Tensor]]:
-    """The weight, or the ``part``-th of ``parts`` weights stacked in its rows; and what must outlive the call.
+    """The weight, or part number ``part`` of ``parts`` weights stacked in its rows; and tensors that must exist until
+    the call has ended.
 
     Raises:
-        OperandError: index or values are of another weight, or not in memory here.
+        OperandError: the index or the values belong to another weight, or are not in the CPU's memory.
     """
     operands.weight(values, index, geometry)
     (r, c), rows = geometry.block, geometry.grid[0] // parts
@@ -99,28 +101,28 @@ def matrix(
 
 
 def _separable(geometry: Geometry, parts: int) -> bool:
-    """Whether stacked weights share no block row."""
+    """Whether no block row belongs to two stacked weights."""
     return parts == 1 or geometry.rows % (parts * geometry.block[0]) == 0
 
 
 def width(geometry: Geometry) -> int:
-    """Rows in a tile of the activations that products with this weight take and give as tiles."""
+    """Rows in a tile, for products with this weight whose activations are tiles."""
     return lib().tk_width(byref(Matrix(r=geometry.block[0], c=geometry.block[1], col_bytes=4)))
 
 
 def whole(width: int) -> bool:
-    """Whether tiles of this width are whole vectors on every instruction set."""
+    """Whether tiles of this width consist of whole vectors on every instruction set."""
     return width % 16 == 0
 
 
 def _check(geometry: Geometry, widths: Sequence[int]) -> None:
-    """Raise ConfigError for tiles that the kernels in use would read or write out of bounds."""
+    """Raise ConfigError if the kernels in use would read or write tiles of these widths out of bounds."""
     if any(widths) and {*widths} - {0, width(geometry)}:
         raise ConfigError(f"tiles of {max(widths)} rows: the kernels in use take {width(geometry)}; compile again")
 
 
 def pack(x: Tensor, width: int) -> Tensor:
-    """Rows to tiles: [M, N], any strides, M a multiple of ``width``, to [M / width, N, width]."""
+    """Convert rows to tiles: [M, N], any strides, M a multiple of ``width``, to [M / width, N, width]."""
     if x.dim() != 2 or x.dtype != torch.float32 or not whole(width) or width < 1 or x.shape[0] % width:
         operands.wrong("x", x, f"float32 [M, N], M a multiple of the width, {width}, and that of 16")
     rows = view("x", x)
@@ -130,7 +132,7 @@ def pack(x: Tensor, width: int) -> Tensor:
 
 
 def unpack(tiles: Tensor) -> Tensor:
-    """The inverse of :func:`pack`."""
+    """Convert tiles to rows: the inverse of :func:`pack`."""
     if tiles.dim() != 3 or tiles.dtype != torch.float32 or not whole(tiles.shape[2]):
         operands.wrong("tiles", tiles, "float32 [M / width, N, width], the width a multiple of 16")
     address("tiles", tiles)
@@ -150,7 +152,7 @@ def spmm(
     act: str = "",
 ) -> Tensor:
     """Y = act(X W_A^T + bias). x: [M, cols] or [E, M, cols], any strides; ``widths`` as in :func:`_operands`; ``act``
-    one of :data:`ACTIVATIONS`, which needs x in float32 and a bias that is None or [rows]."""
+    is one of :data:`ACTIVATIONS`. An activation needs x in float32 and a bias that is None or [rows]."""
     _check(geometry, widths)
     xs, y = _operands("x", x, geometry, geometry.cols, widths, geometry.rows)
     per_row = None
@@ -193,8 +195,8 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths:
 
 
 def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
-    """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides; or
-    tiles where ``widths``, of dy and of x, are not 0."""
+    """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides. If
+    the width of dy or x in ``widths`` is not 0, the tensor is tiles."""
     _check(geometry, widths)
     operands.pair(dy, x, geometry, widths)
     address("dy", dy), address("x", x)
@@ -215,23 +217,23 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
 
 
 def _stack(activations: Tensor, packed: bool = False) -> Tensor:
-    """With a dim in front for the weights that are stacked: of one, unless rows come batched."""
+    """Add a first dim for the stacked weights. Its size is 1 unless the rows are batched."""
     return activations.contiguous()[None] if packed else activations if activations.dim() == 3 else activations[None]
 
 
 def _operands(
     name: str, x: Tensor, geometry: Geometry, k: int, widths: Sequence[int], n: int, each: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The operand, and fresh memory for a result of ``n`` columns.
+    """The operand, and new memory for a result of ``n`` columns.
 
     Args:
-        name: the operand's.
-        k: its columns, ``n`` those of the result: of all weights together where they are cut by weights, as the
-            operand is if ``each``, else the result.
-        widths: empty for (0, 0): of operand and result, 0 for rows, else the two are tiles of that width.
+        name: the name of the operand.
+        k: the operand's columns; ``n`` are the result's columns. If a stack of weights divides the columns, the number
+            counts all weights together. It divides the operand's columns if ``each``, otherwise the result's.
+        widths: the widths of operand and result: 0 for rows, otherwise tiles of this width; empty for (0, 0).
 
     Raises:
-        OperandError: the operand has another size, or is not in memory here.
+        OperandError: the operand has another size, or is not in the CPU's memory.
     """
     taken, given = widths or (0, 0)
     m = operands.rows(name, x, k, geometry, each, taken)
@@ -244,5 +246,5 @@ def _operands(
 
 
 def _result(found: Tensor, like: Tensor, widths: Sequence[int]) -> Tensor:
-    """Without the dim of the stack where the operand came without one."""
+    """The result without the stack's dim, if the operand had no such dim."""
     return found[0] if any(widths) or like.dim() == 2 else found

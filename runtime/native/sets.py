@@ -1,4 +1,4 @@
-"""Choosing and storing sets in native code, where it fits; else as :mod:`..choose` and :mod:`..layout` do it."""
+"""Choose and store sets in native code if it fits, otherwise in plain PyTorch (``reference.selection``, ``layout``)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from topkast.runtime.reference import selection as choose
 
 from . import library, parallel
 
-PART = 2**20  # units that are looked at together
+PART = 2**20  # the number of units that are checked at once
 
 
 def largest(score: Tensor, count: int) -> Tensor:
-    """:func:`topkast.runtime.reference.selection.largest`, for scores that are not negative."""
+    """The same as :func:`topkast.runtime.reference.selection.largest`, for scores that are not negative."""
     operands.plain(score=score)
     lib = library()
     if lib is None or score.device.type != "cpu" or score.dtype != torch.float32 or score.numel() == 0:
@@ -33,7 +33,7 @@ def largest(score: Tensor, count: int) -> Tensor:
 
 
 def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
-    """:func:`topkast.runtime.layout.build_index`."""
+    """The same as :func:`topkast.runtime.layout.build_index`."""
     operands.plain(fwd=fwd, bwd=bwd)
     lib = library()
     if lib is None or fwd.device.type != "cpu":
@@ -52,9 +52,10 @@ def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
 
 
 def _within(fwd: Tensor, bwd: Tensor, slots: int) -> None:
-    """Raise OperandError where ``cols`` has no room for B, or A is not inside B: the library would write past its end.
+    """Raise OperandError if ``cols`` has no room for B, or if A is not inside B: the library would write past the end
+    of ``cols``.
 
-    A few rows at a time, for a mask more would weigh as much as the sets.
+    The check reads a few rows at a time, because another mask would need as much memory as the sets.
     """
     address("fwd", fwd), address("bwd", bwd)
     count, step = 0, max(1, PART // max(1, bwd.shape[1]))

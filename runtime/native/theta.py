@@ -1,4 +1,4 @@
-"""The functions of :mod:`topkast.runtime.reference.theta` in native code, where it fits; else as they stand there."""
+"""The functions of :mod:`topkast.runtime.reference.theta` in native code if it fits, otherwise in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .products import lib, matrix
 
 
 def fits(geometry: Geometry, *tensors: Tensor) -> bool:
-    """Whether native code can move these."""
+    """Whether native code can move these tensors."""
     return (
         library() is not None
         and geometry.units < 2**31
@@ -26,7 +26,7 @@ def fits(geometry: Geometry, *tensors: Tensor) -> bool:
 
 
 def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """:func:`topkast.runtime.reference.theta.assemble`."""
+    """The same as :func:`topkast.runtime.reference.theta.assemble`."""
     operands.plain(values=values, reservoir=reservoir)
     if not fits(geometry, values, reservoir):
         return plain.assemble(values, reservoir, index, geometry)
@@ -39,7 +39,7 @@ def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry
 
 
 def store(theta: Tensor, values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> None:
-    """:func:`topkast.runtime.reference.theta.store`."""
+    """The same as :func:`topkast.runtime.reference.theta.store`."""
     operands.plain(theta=theta, values=values, reservoir=reservoir)
     if not fits(geometry, values, reservoir) or theta.dtype != torch.float32 or theta.device.type != "cpu":
         return plain.store(theta, values, reservoir, index, geometry)
@@ -55,7 +55,7 @@ def store(theta: Tensor, values: Tensor, reservoir: Tensor, index: Index, geomet
 
 
 def follow(tensor: Tensor, before: Index, after: Index, geometry: Geometry) -> Tensor:
-    """:func:`topkast.runtime.reference.theta.follow`."""
+    """The same as :func:`topkast.runtime.reference.theta.follow`."""
     operands.plain(tensor=tensor)
     if not fits(geometry, tensor):
         return plain.follow(tensor, before, after, geometry)
@@ -68,5 +68,5 @@ def follow(tensor: Tensor, before: Index, after: Index, geometry: Geometry) -> T
 
 
 def _outside(index: Index, geometry: Geometry) -> int:
-    """How many values the reservoir holds. It may have room for more: B can be smaller later."""
+    """The number of values in the reservoir. The reservoir may have room for more, because B can become smaller."""
     return (geometry.units - int(index.row_ptr[-1])) * geometry.unit

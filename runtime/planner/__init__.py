@@ -1,1 +1,1 @@
-"""Which kernel runs a product fastest: measured once, remembered on disk."""
+"""Find the kernel that runs a product fastest: measured once, remembered on disk."""

@@ -1,6 +1,6 @@
-"""Whether a product with its activation inside is faster than the two after one another: measured once, remembered.
+"""Decide whether a product that includes its activation is faster than the two steps: measured once, remembered.
 
-If ``TOPKAST_KERNEL`` says that nothing is measured, the activation is always inside.
+If ``TOPKAST_KERNEL`` turns measuring off, the product always includes the activation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import plan as planner
 
 
 def pays(problem: planner.Problem, kernel: str) -> bool:
-    """Whether an ``spmm`` by that kernel is to apply ``problem.act`` itself."""
+    """Whether an ``spmm`` with this kernel should apply ``problem.act`` itself."""
     if planner.setting() != "measure":
         return True
     seconds = planner.remembered(problem.key, functools.partial(measure, problem, kernel))
@@ -24,7 +24,7 @@ def pays(problem: planner.Problem, kernel: str) -> bool:
 
 
 def measure(problem: planner.Problem, kernel: str, seconds: float = 0.3) -> dict[str, float]:
-    """Median seconds of the product with its activation inside, and with PyTorch's after it."""
+    """Median seconds of the product with its activation inside, and with PyTorch's activation after the product."""
     (x,), weight = planner.draw(problem)
     spmm = functools.partial(launch(kernel, "spmm"), x, *weight, None)
 

@@ -1,7 +1,8 @@
-"""Which kernel runs a product fastest: measured once per problem, remembered on disk per machine and version.
+"""Find the kernel that runs a product fastest: measured once per problem, remembered on disk per machine and version.
 
-``TOPKAST_KERNEL`` can say otherwise: ``first`` takes the first kernel that fits, without measuring; a kernel's name
-takes that kernel wherever it fits. ``TOPKAST_CACHE`` is the folder of the file, ``~/.cache/topkast`` unless set.
+``TOPKAST_KERNEL`` can change this: ``first`` takes the first kernel that fits, without measuring; the name of a kernel
+takes this kernel for every problem that it fits. ``TOPKAST_CACHE`` is the folder of the file; the default is
+``~/.cache/topkast``.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Problem:
-    """What decides how long a product takes.
+    """Everything that decides how long a product takes.
 
     Args:
         product: one of :data:`topkast.runtime.kernels.candidates.PRODUCTS`.
         operands: shape and strides of the activations, in the product's order.
-        dtype: of the activations and values.
-        geometry: of the weight.
-        n_fwd, n_bwd: blocks in A and in B.
-        threads: torch's number.
-        device: where it runs.
-        conv: the arguments of a convolution, None for the other products.
-        widths: empty, or, of operand and result (of dy and x), the width where they are tiles and 0 where rows.
-        act: what follows the product, "" for nothing.
+        dtype: the dtype of the activations and values.
+        geometry: the geometry of the weight.
+        n_fwd, n_bwd: the number of blocks in A and in B.
+        threads: torch's number of threads.
+        device: the device that runs the product.
+        conv: the arguments of a convolution; None for the other products.
+        widths: empty, or one number each for operand and result (dy and x): the width of tiles, or 0 for rows.
+        act: the activation after the product; "" for none.
     """
 
     product: str
@@ -72,10 +73,10 @@ class Problem:
 
 
 def setting() -> str:
-    """``TOPKAST_KERNEL``: "measure" unless set.
+    """The value of ``TOPKAST_KERNEL``; the default is "measure".
 
     Raises:
-        ConfigError: it is neither "measure", "first" nor a kernel's name.
+        ConfigError: the value is not "measure", "first" or the name of a kernel.
     """
     found, allowed = os.environ.get("TOPKAST_KERNEL", "measure"), ["measure", "first", *KERNELS]
     if found not in allowed:
@@ -84,7 +85,7 @@ def setting() -> str:
 
 
 def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What the file knows under a key, measured and written where it knows nothing."""
+    """The seconds that the file has under a key. If the file has none, they are measured and written."""
     seconds = _remembered().get(key)
     if seconds is None:
         seconds = measured()
@@ -93,13 +94,13 @@ def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, 
 
 
 def forward_count(geometry: Geometry, n_bwd: int) -> int:
-    """Blocks in A of the live sites that look like this (a graph knows its sites' shapes only)."""
+    """The number of blocks in A of a live site with the same shapes (a graph has only the shapes of its sites)."""
     same = (s.n_fwd for s in all_alive() if s.n_bwd == n_bwd and _matrix(s.geometry) == _matrix(geometry))
     return next(same, n_bwd)
 
 
 def _matrix(geometry: Geometry) -> tuple[int, int, tuple[int, int]]:
-    """What a weight is to a kernel: a product may see a view of the parameter, of another shape."""
+    """The properties of a weight that a kernel sees. A product may use a view of the parameter with another shape."""
     return geometry.rows, geometry.cols, geometry.block
 
 
@@ -126,7 +127,7 @@ def _fitting(problem: Problem) -> list[str]:
 
 
 def worth_trying(problem: Problem, fitting: list[str]) -> list[str]:
-    """Of the dense products only the first, which is the fastest; of single weights on a GPU only a few."""
+    """The kernels to measure: only the first dense product, which is the fastest; "csr" only below its density."""
     dense = next(name for name in fitting if name in DENSE)
     read = problem.n_bwd if problem.product.endswith("sddmm") else problem.n_fwd
     slow = {name for name in fitting if name in DENSE} - {dense}
@@ -139,9 +140,9 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
     """Median seconds of each kernel, interleaved, on random sets of the same size.
 
     Args:
-        problem: what to run.
+        problem: the problem to run.
         names: the kernels.
-        seconds: how long to go on, after three rounds.
+        seconds: how long to repeat after the first rounds.
     """
     operands, weight = draw(problem)
     bias = (None,) if problem.product in ("spmm", "conv") else ()
@@ -152,8 +153,8 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
 
 
 def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """Random activations (and where runs of them end) and a random weight, (values, index, geometry) as far as the
-    product takes them."""
+    """Random activations (with the ends of their runs) and a random weight: those of values, index and geometry that
+    the product takes."""
     geometry, device = problem.geometry, problem.device
     generator = torch.Generator(device).manual_seed(0)
     drawn = torch.rand(geometry.grid, generator=generator, device=device)
@@ -162,7 +163,7 @@ def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
     operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
     count = index.cols.numel() * geometry.unit
     values = torch.randn(count, generator=generator, device=device).to(problem.dtype)
-    if problem.product.startswith("grouped"):  # rows dealt out evenly
+    if problem.product.startswith("grouped"):  # every weight gets the same number of rows
         weights = geometry.permuted[0]
         operands.append(torch.arange(1, weights + 1, device=device) * operands[0].shape[0] // weights)
     of_weight = problem.product in ("sddmm", "grouped_sddmm", "conv_weight_grad")
@@ -172,7 +173,8 @@ def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
 def interleave(
     calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device = _CPU
 ) -> dict[str, float]:
-    """Median seconds of each call, in turn, after one round that warms up; for as long as :func:`measure` says."""
+    """Median seconds of each call, called in turn. The first round is a warm-up and does not count. The rounds end as
+    described in :func:`measure`."""
     clock = _cuda_seconds if device.type == "cuda" else _seconds
     times: dict[str, list[float]] = {name: [] for name in calls}
     rounds, end = 0, time.perf_counter() + seconds
@@ -191,7 +193,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _cuda_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Between two events. What is zeroed before empties the cache, and gives the CPU time to queue all launches."""
+    """Seconds between two events. Writing zeros first empties the cache and lets the CPU queue all launches in time."""
     with torch.cuda.device(device):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         other = torch.empty(2**27, dtype=torch.uint8, device=device)
@@ -205,18 +207,18 @@ def _cuda_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Drawn as memory, then seen in these strides: where one is 0, elements share memory and cannot be written to."""
+    """A random tensor with these strides. If a stride is 0, elements share memory; so the memory is filled first."""
     shape, strides = layout
     held = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if all(shape) else 0
     return torch.randn(held, generator=generator, device=generator.device).to(dtype).as_strided(shape, strides)
 
 
 def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]:
-    """What has been measured for sites like this: product, shape of the activations, threads, seconds by kernel."""
+    """The measurements for sites with these sizes: product, shape of the activations, threads, seconds by kernel."""
     found = []
     for key, seconds in _remembered().items():
         product, operands, dtype, this, threads, *more = json.loads(key)
-        if this is None:  # a conversion, of no weight
+        if this is None:  # a conversion, which has no weight
             continue
         shape, perm, lead, (r, c), *counts = this
         seen = Geometry(tuple(shape), tuple(perm), lead, (r, c))
@@ -230,7 +232,7 @@ def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]
 
 @functools.cache
 def machine() -> str:
-    """These processors, these versions: what a measurement holds for."""
+    """The processors and versions that a measurement is valid for."""
     try:
         with open("/proc/cpuinfo") as lines:
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
@@ -253,7 +255,7 @@ _known: dict[Path, dict[str, dict[str, dict[str, float]]]] = {}
 def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):  # none yet, or cut short by somebody: measure again
+    except (OSError, ValueError):  # no file yet, or an incomplete file: measure again
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -266,7 +268,7 @@ def _remembered() -> dict[str, dict[str, float]]:
 
 
 def _remember(key: str, seconds: dict[str, float]) -> None:
-    """Keep a measurement; several processes may write, so the file is read again and replaced in one step."""
+    """Store a measurement. Several processes may write, so the file is read again and replaced in one step."""
     _remembered()[key] = seconds
     path = _path()
     merged = _read(path)
@@ -277,4 +279,4 @@ def _remember(key: str, seconds: dict[str, float]) -> None:
             json.dump(merged, file)
         os.replace(file.name, path)
     except OSError:
-        return  # a home that cannot be written to: it stays known in this process
+        return  # the folder cannot be written to: only this process remembers the measurement

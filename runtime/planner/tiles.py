@@ -1,6 +1,6 @@
-"""Whether products run faster on tiles than on rows: measured once, remembered beside the planner's other figures.
+"""Decide whether products run faster on tiles than on rows: measured once, remembered with the planner's other figures.
 
-If ``TOPKAST_KERNEL`` says that nothing is measured, tiles are taken wherever a conversion falls away.
+If ``TOPKAST_KERNEL`` turns measuring off, tiles are used wherever they save a conversion.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .plan import Problem
 
 Conversion = tuple[int, int, int]  # rows, columns, width
 
-SECONDS = 0.3  # of one measurement: the difference is a few hundredths, so it takes longer than that of kernels
+SECONDS = 0.3  # for one measurement: longer than for kernels, because the difference is only a few percent
 
 
 def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
-    """Whether a region of a graph is to run on tiles.
+    """Whether a region of a graph should run on tiles.
 
     Args:
-        problems: its products, with their widths.
-        conversions: what must be packed or unpacked in addition, as passes of their own.
+        problems: the products of the region, with their widths.
+        conversions: the packs and unpacks that are needed in addition.
     """
     if planner.setting() != "measure":
         return True
@@ -38,7 +38,7 @@ def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
 
 
 def measure(problem: Problem, seconds: float = SECONDS) -> dict[str, float]:
-    """Median seconds of a native product on rows, and with the operands tiles that ``problem.widths`` says."""
+    """Median seconds of a native product on rows, and on the tiles that ``problem.widths`` describes."""
     operands, weight = planner.draw(problem)
     run, bias = PRODUCTS[problem.product], (None,) if problem.product == "spmm" else ()
     taken = problem.widths if problem.product == "sddmm" else problem.widths[:1]
@@ -51,7 +51,7 @@ def measure(problem: Problem, seconds: float = SECONDS) -> dict[str, float]:
 
 
 def _conversion(m: int, n: int, width: int) -> float:
-    """Seconds of packing, which are about those of unpacking."""
+    """Seconds for packing; unpacking takes about the same time."""
     rows = ((m, n), (n, 1))
     key = json.dumps(["pack", [rows], str(torch.float32), None, torch.get_num_threads(), [width]])
 
@@ -63,7 +63,7 @@ def _conversion(m: int, n: int, width: int) -> float:
 
 
 def refusal(geometry: Geometry, m: int) -> str | None:
-    """Why the products of a weight with ``m`` rows of activations cannot run on tiles, or None."""
+    """Why the products of a weight with ``m`` rows of activations cannot run on tiles; None if they can."""
     width = width_of(geometry)
     if m == 0 or m % width:
         return f"the rows of its activations are no multiple of {width}"

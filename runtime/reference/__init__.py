@@ -1,1 +1,2 @@
-"""The specification of every product, selection and move, in plain PyTorch: right on any device, dtype and layout."""
+"""The specification of every product, selection and move, in plain PyTorch: correct for any device, dtype and
+layout."""

@@ -1,4 +1,4 @@
-"""The dense gradient of a weight, a few rows at a time, and the units where it is largest."""
+"""The dense gradient of a weight, a few rows at a time, and the units with the largest gradients."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from topkast.runtime.layout import Geometry
 
 from . import selection as choose
 
-PART = 2**20  # elements of the gradient that are there at once, unless one row of blocks has more
+PART = 2**20  # elements of the gradient in memory at the same time, unless one row of blocks has more
 
 # (begin, end) -> the gradient of these rows of the weight's matrix, [end - begin, cols]
 Rows = Callable[[int, int], Tensor]
 
 
 def whole_rows(grad: Tensor, geometry: Geometry) -> Rows:
-    """Of a gradient that is there already, in the weight's own shape."""
+    """The rows of a gradient that exists already, in the weight's own shape."""
     matrix = grad.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
     return lambda begin, end: matrix[begin:end]
 
 
 def product_rows(dy: Tensor, x: Tensor) -> Rows:
-    """Of dYᵀ X. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
+    """The rows of dYᵀ X. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
     if x.dim() == 2:
         return lambda begin, end: dy[:, begin:end].mT @ x
     n = dy.shape[2]
@@ -38,7 +38,8 @@ def product_rows(dy: Tensor, x: Tensor) -> Rows:
 
 
 def conv_rows(dy: Tensor, x: Tensor, geometry: Geometry, args: Any) -> Rows:
-    """Of a convolution's weight: by output channels, or at once where it has groups or is transposed."""
+    """The gradient rows of a convolution's weight: by output channels, or all at once if it is grouped or
+    transposed."""
 
     def grad(dy: Tensor, shape: tuple[int, ...]) -> Tensor:
         like, mask = dy.new_empty(shape), [False, True, False]
@@ -50,12 +51,13 @@ def conv_rows(dy: Tensor, x: Tensor, geometry: Geometry, args: Any) -> Rows:
 
 
 def best_units(rows: Rows, geometry: Geometry, count: int, balanced: bool) -> tuple[Tensor, Tensor]:
-    """The units with the largest gradients, ascending, and their scores; of equal ones the lower are taken.
+    """The units with the largest gradients, ascending, and their scores. Among equal scores the lower index comes
+    first.
 
     Args:
         rows: gives the gradient.
-        geometry: of the weight.
-        count: how many, of all units, or of every block row if ``balanced``.
+        geometry: the geometry of the weight.
+        count: how many units: among all units, or in every block row if ``balanced``.
     """
     height, columns = geometry.block[0], geometry.grid[1]
     step = max(1, PART // (height * geometry.cols)) * height

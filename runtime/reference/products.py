@@ -1,6 +1,8 @@
-"""The specification of every product, in plain PyTorch on a transient dense W_A: right on any device, dtype and layout.
+"""The specification of every product, in plain PyTorch on a transient dense W_A: correct for any device, dtype and
+layout.
 
-Each function takes the weight as (values, index, geometry). What a faster kernel computes is compared with these.
+Each function takes the weight as (values, index, geometry). The results of faster kernels are compared with these
+functions.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A in the weight's own shape: values on A, zero elsewhere."""
     units, in_fwd = slot_units(index, geometry)
     kept = torch.where(in_fwd[:, None], values.view(-1, geometry.unit), 0)
-    # One spare unit at the end takes what unused slots would write.
+    # One more unit at the end receives what the unused slots would write.
     blocks = values.new_zeros(geometry.units + 1, geometry.unit)
     blocks[units] = kept
     return geometry.from_blocks(blocks[:-1])
@@ -45,7 +47,7 @@ def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
 
 
 def activation(name: str, y: Tensor) -> Tensor:
-    """What ``spmm`` does to its result: "relu", "gelu", "gelu_tanh", "silu", or "" for nothing."""
+    """Apply the activation of ``spmm`` to its result: "relu", "gelu", "gelu_tanh", "silu", or "" for none."""
     return _ACTIVATIONS[name](y) if name else y
 
 
@@ -68,7 +70,7 @@ def unpack(tiles: Tensor) -> Tensor:
 
 
 class DenseProducts:
-    """Every product as a dense one on a transient W_A, and as a dense gradient sampled at B.
+    """Every product as a dense product on a transient W_A, and as a dense gradient sampled at B.
 
     Args:
         weight: (values, index, geometry) -> W_A in the weight's own shape.
@@ -79,7 +81,7 @@ class DenseProducts:
         self.weight, self.weight_grad = weight, weight_grad
 
     def matrix(self, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-        """W_A as [rows, cols], in the strides the original weight had."""
+        """W_A as [rows, cols], in the strides of the original weight."""
         dense = self.weight(values, index, geometry)
         return dense.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
 
@@ -101,15 +103,15 @@ class DenseProducts:
         return self.weight_grad(dense, index, geometry)
 
     def grouped_spmm(self, x: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-        """Y = X W_A^T, each row by its own weight. x: [M, cols]; see :mod:`topkast.runtime.ops.grouped_mm`."""
+        """Y = X W_A^T, each row with its own weight. x: [M, cols]; see :mod:`topkast.runtime.ops.grouped_mm`."""
         return _grouped(x, self.matrix(values, index, geometry).unflatten(0, (ends.numel(), -1)).mT, ends)
 
     def grouped_spmm_t(self, dy: Tensor, ends: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-        """dX = dY W_A, each row by its own weight. dy: [M, rows / E]."""
+        """dX = dY W_A, each row with its own weight. dy: [M, rows / E]."""
         return _grouped(dy, self.matrix(values, index, geometry).unflatten(0, (ends.numel(), -1)), ends)
 
     def grouped_sddmm(self, dy: Tensor, x: Tensor, ends: Tensor, index: Index, geometry: Geometry) -> Tensor:
-        """dY^T X of every run of rows at its weight's part of B. dy: [M, rows / E], x: [M, cols]."""
+        """dY^T X of each run of rows at its weight's part of B. dy: [M, rows / E], x: [M, cols]."""
         product = dy.new_zeros(ends.numel(), dy.shape[1], x.shape[1])
         for part, begin, end in runs(ends):
             torch.mm(dy[begin:end].mT, x[begin:end], out=product[part])
@@ -125,7 +127,7 @@ class DenseProducts:
     def conv_input_grad(
         self, dy: Tensor, x: Tensor, values: Tensor, index: Index, geometry: Geometry, args: ConvArgs
     ) -> Tensor:
-        """Gradient of the convolution's input at W_A. Of x only shape and strides count."""
+        """Gradient of the convolution's input at W_A. Only the shape and strides of x are used."""
         w = self.weight(values, index, geometry)
         return torch.ops.aten.convolution_backward(dy, x, w, None, *args, [True, False, False])[0]
 
@@ -140,12 +142,12 @@ REFERENCE = DenseProducts(weight, weight_grad)
 
 
 def _batched(found: Tensor, like: Tensor) -> Tensor:
-    """[rows, cols] -> [batch, rows / batch, cols] where the activations have a batch dim (one weight each)."""
+    """[rows, cols] -> [batch, rows / batch, cols] if the activations have a batch dim (one weight for each entry)."""
     return found.unflatten(0, (like.shape[0], -1)) if like.dim() == 3 else found
 
 
 def runs(ends: Tensor) -> Iterator[tuple[int, int, int]]:
-    """(e, first row, last row + 1) of every weight that has rows; a GPU is waited for."""
+    """(e, first row, last row + 1) of every weight that has rows. On a GPU this waits for the device."""
     begin = 0
     for part, end in enumerate(ends.tolist()):
         if end > begin:
@@ -154,7 +156,7 @@ def runs(ends: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def _grouped(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """[M, K] by [E, K, N], a run of rows each."""
+    """[M, K] times [E, K, N], each weight with its own run of rows."""
     y = x.new_zeros(x.shape[0], weights.shape[2])
     for part, begin, end in runs(ends):
         torch.mm(x[begin:end], weights[part], out=y[begin:end])

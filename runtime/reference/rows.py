@@ -1,8 +1,8 @@
-"""Some rows of a sparse weight as a sparse weight of its own, and a gradient of them put back among all slots.
+"""Some rows of a sparse weight as a separate sparse weight, and the gradient of these rows at all slots of the weight.
 
-A model may cut a weight before it uses the parts, as attention does with a packed projection of queries, keys and
-values. How many slots the rows hold is not known when a graph is compiled, so the part has as many as it could have,
-and what is over stays unused, as in any index.
+A model may cut a weight before it uses the parts, for example attention with a packed projection of queries, keys and
+values. The number of slots in the rows is not known when a graph is compiled. So the part has the largest possible
+number of slots, and the slots at its end stay unused, as in any index.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rows_index(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Index of the block rows from ``start`` to ``stop``, with room for ``slots`` blocks."""
     taken = _taken(row_ptr, cols, start, slots)
-    # torch gathers no uint16; what the bits mean does not matter here.
+    # torch cannot gather uint16; the numbers are only moved, so they are viewed as int16.
     picked = cols.view(torch.int16)[taken].view(cols.dtype) if cols.dtype == torch.uint16 else cols[taken]
     return row_ptr[start : stop + 1] - row_ptr[start], row_fwd[start:stop] - row_ptr[start], picked
 
@@ -41,10 +41,10 @@ def rows_values(values: Tensor, row_ptr: Tensor, cols: Tensor, start: int, slots
 
 
 def rows_grad(grad: Tensor, row_ptr: Tensor, cols: Tensor, start: int, stop: int, slots: int) -> Tensor:
-    """A gradient at the slots of :func:`rows_values`, at all slots: zero at the others."""
+    """The gradient at all slots, from a gradient at the slots of :func:`rows_values`; zero at the other slots."""
     part = grad.view(slots, -1)
     place = torch.arange(slots, device=cols.device)
-    # One spare place at the end takes what the unused slots hold.
+    # One more place at the end receives what the unused slots hold.
     place = torch.where(place < row_ptr[stop] - row_ptr[start], place + row_ptr[start], cols.shape[0])
     full = grad.new_zeros(cols.shape[0] + 1, part.shape[1])
     full[place] = part

@@ -1,4 +1,4 @@
-"""Which units form A and B: exact counts, ties cut by the lower index."""
+"""Choose the units that form A and B: exact counts; among equal scores the lower index comes first."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from torch import Tensor
 
 
 def scores(blocks: Tensor) -> Tensor:
-    """Score of every unit: |θ| of a single weight, the squared L2 norm (same order) of a block, in float64.
+    """Score of every unit in float64: |θ| of a single weight; the squared L2 norm of a block, which has the norm's
+    order.
 
     Args:
         blocks: [units, r * c].
 
     Returns:
-        [units]; what is not a number scores as infinite, so that the counts stay exact and the report can show it.
+        [units]. The score of NaN is infinity, so that the counts stay exact and the report can show it.
     """
     found = blocks[:, 0].abs() if blocks.shape[1] == 1 else blocks.double().square().sum(1)
     return torch.nan_to_num(found, nan=torch.inf, posinf=torch.inf)
 
 
 def largest(score: Tensor, count: int) -> Tensor:
-    """Bool mask of the ``count`` largest along the last dim; of equal scores the lower index is taken.
+    """Bool mask of the ``count`` largest along the last dim. Among equal scores the lower index comes first.
 
     Args:
         score: [n], or [rows, n] for the same count in every row (balanced).

@@ -1,4 +1,4 @@
-"""All of θ, put together from B's values and the reservoir, and taken apart again.
+"""Assemble all of θ from B's values and the reservoir, and take θ apart again.
 
 The reservoir holds the units outside B, in the order of the grid.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from topkast.runtime.layout import Geometry, Index, index_masks, slot_units
 
-PART = 2**20  # values that are moved to or from the reservoir at once
+PART = 2**20  # the number of values that are moved to or from the reservoir at once
 
 
 def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> Tensor:
@@ -26,7 +26,7 @@ def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry
 
 
 def store(theta: Tensor, values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> None:
-    """Write θ into values and reservoir as the index says; unused slots get zero."""
+    """Write θ into values and reservoir according to the index. Unused slots get zero."""
     blocks = geometry.to_blocks(theta)
     for part, outside, place in _outside(index, geometry):
         reservoir[place] = blocks[part][outside].view(-1)
@@ -37,8 +37,8 @@ def store(theta: Tensor, values: Tensor, reservoir: Tensor, index: Index, geomet
 
 
 def follow(tensor: Tensor, before: Index, after: Index, geometry: Geometry) -> Tensor:
-    """What belongs to B's values ([slots · r · c], such as a momentum), from the slots of one index to the slots of
-    another; what enters B gets zero."""
+    """Move a tensor that belongs to B's values ([slots · r · c], for example a momentum) from the slots of one index to
+    the slots of another index. Weights that enter B get zero."""
     old, new = slot_units(before, geometry)[0], slot_units(after, geometry)[0]
     slot_of = torch.full((geometry.units + 1,), -1, device=old.device)
     slot_of[old] = torch.arange(old.numel(), device=old.device)
@@ -49,9 +49,9 @@ def follow(tensor: Tensor, before: Index, after: Index, geometry: Geometry) -> T
 
 
 def _outside(index: Index, geometry: Geometry) -> Iterator[tuple[slice, Tensor, slice]]:
-    """What is outside B, a part at a time, for int64 positions of all at once would outweigh the weight itself.
+    """The units outside B, a part at a time: int64 positions of all units would need more memory than the weight.
 
-    Yields (a slice of all units, which of them are outside, where the reservoir has them).
+    Yields (a slice of all units, which of these units are outside B, their slice of the reservoir).
     """
     step, end = max(1, PART // geometry.unit), 0
     for i, outside in enumerate((~index_masks(index, geometry)[1]).split(step)):
