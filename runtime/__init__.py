@@ -1,1 +1,2 @@
-"""What runs: operators, reference kernels, layouts, the state of each site and its refresh. Knows no graph."""
+"""The code that runs: operators, reference kernels, layouts, the state of each site and its refresh. It has no
+graphs."""

@@ -1,8 +1,8 @@
-"""Every error topkast raises on purpose, under one base, each also the built-in kind a caller would expect."""
+"""All errors that topkast raises on purpose. They share one base class, and each is also a suitable built-in error."""
 
 
 class TopkastError(Exception):
-    """Base of all errors below."""
+    """The base class of all errors below."""
 
 
 class ConfigError(TopkastError, ValueError):
@@ -10,15 +10,15 @@ class ConfigError(TopkastError, ValueError):
 
 
 class ModelError(TopkastError, TypeError):
-    """The model is of a kind, or in a state, that cannot be used here."""
+    """The model's type or state does not allow this use."""
 
 
 class OperandError(TopkastError, ValueError):
-    """A kernel was handed a tensor of a size, type or place that it cannot take."""
+    """A kernel got a tensor whose size, type or memory it does not support."""
 
 
 class OptimizerError(TopkastError, RuntimeError):
-    """The optimizer keeps state that cannot follow a set through a refresh."""
+    """The optimizer keeps state that cannot move with a set in a refresh."""
 
 
 class RefreshError(TopkastError, RuntimeError):
@@ -30,8 +30,8 @@ class ReservoirError(TopkastError, OSError):
 
 
 class CheckpointError(TopkastError, RuntimeError):
-    """A checkpoint does not belong to this model, config or optimizer."""
+    """A checkpoint does not belong to this model, to its options or to its optimizer."""
 
 
 class ExportError(TopkastError, RuntimeError):
-    """The model could not be written, or what was written does not agree with the model."""
+    """The model could not be written, or the written file does not agree with the model."""

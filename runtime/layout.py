@@ -1,9 +1,9 @@
-"""How a weight is seen as a matrix of blocks, and how two nested sets of blocks are stored as one index.
+"""How a weight is viewed as a matrix of blocks, and how two nested sets of blocks are stored as one index.
 
-An index is three tensors of fixed shape. Block row ``i`` owns the slots ``row_ptr[i]:row_ptr[i+1]``: first the blocks
-of the forward set A, up to ``row_fwd[i]``, then those of B \\ A; inside each part the columns ascend. ``cols[slot]`` is
-the block column. So A is a prefix of every row, and one index serves all three products of a layer. Slots past
-``row_ptr[-1]`` are unused: a set may shrink (exploration that stops) without any shape changing.
+An index is three tensors of fixed shape. Block row ``i`` has the slots ``row_ptr[i]:row_ptr[i+1]``: first the blocks of
+the forward set A, up to ``row_fwd[i]``, then the blocks of B \\ A; inside each part the columns ascend. ``cols[slot]``
+is the block column. So A is a prefix of every row, and one index is enough for all three products of a layer. Slots
+from ``row_ptr[-1]`` on are unused: a set may shrink (at the end of exploration) without a change of any shape.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Geometry:
 
     Args:
         shape: the weight's own shape.
-        perm: order of its dims that puts those of the output first and the contracted ones last.
+        perm: order of the weight's dims that puts the dims of the output first and the contracted dims last.
         lead: how many of the permuted dims form the matrix's rows.
         block: (rows, columns) of one unit; the matrix is padded with zeros up to whole blocks.
     """
@@ -82,11 +82,11 @@ class Geometry:
 
 
 class Index(NamedTuple):
-    """The stored form of A and B; see the module's text."""
+    """The stored form of A and B; see the docstring of this module."""
 
     row_ptr: Tensor  # int64 [block rows + 1]
     row_fwd: Tensor  # int64 [block rows]
-    cols: Tensor  # [slots], uint16 where the grid has at most 65,536 columns of blocks, else int32
+    cols: Tensor  # [slots], uint16 if the grid has at most 65,536 columns of blocks, otherwise int32
 
 
 def column_type(columns: int) -> torch.dtype:
@@ -99,7 +99,7 @@ def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
 
     Args:
         fwd, bwd: bool [block rows, block columns], ``fwd`` inside ``bwd``.
-        slots: length of ``cols``, at least ``bwd.sum()``; what is over stays unused, with column 0.
+        slots: length of ``cols``, at least ``bwd.sum()``; further slots stay unused, with column 0.
     """
     counts, fwd_counts = bwd.sum(1), fwd.sum(1)
     row_ptr = torch.zeros(bwd.shape[0] + 1, dtype=torch.int64, device=bwd.device)
@@ -113,7 +113,8 @@ def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
 
 
 def slot_rows(index: Index) -> Tensor:
-    """Block row of every slot [slots], the number of block rows for unused ones. No host sync: the length is known."""
+    """Block row of every slot [slots]; the number of block rows for unused slots. The length is known, so the host does
+    not wait for the device."""
     row_ptr, _, cols = index
     rows = torch.arange(row_ptr.numel(), device=cols.device)
     counts = torch.cat([row_ptr.diff(), cols.numel() - row_ptr[-1:]])
@@ -121,7 +122,8 @@ def slot_rows(index: Index) -> Tensor:
 
 
 def slot_units(index: Index, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """For every slot its unit (``geometry.units``, one past the last, where unused) and whether it is in A."""
+    """For every slot its unit, and whether the unit is in A. For unused slots the unit is ``geometry.units``, which is
+    one past the last unit."""
     rows = slot_rows(index)
     slots = torch.arange(index.cols.numel(), device=rows.device)
     row_fwd = torch.nn.functional.pad(index.row_fwd, (0, 1))
@@ -140,7 +142,8 @@ def index_masks(index: Index, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def check_index(index: Index, geometry: Geometry) -> str | None:
-    """What is wrong with an index that came from outside, or None. A kernel trusts its index: check before it."""
+    """The error in an index from another source; None if there is none. Kernels do not check an index: check it
+    first."""
     if any(tensor.is_floating_point() for tensor in index):
         return "its numbers are fractions, as an average or a cast of a state dict makes them"
     row_ptr, row_fwd, cols = index[0], index[1], index[2].int()
@@ -155,7 +158,7 @@ def check_index(index: Index, geometry: Geometry) -> str | None:
     units, in_fwd = units[used], in_fwd[used]
     if units.unique().numel() != units.numel():
         return "a block is listed twice"
-    # Kernels walk a row cell by cell of columns: one that steps back would lie outside its cell's buffer.
+    # Kernels read a row in groups of columns. A column that does not ascend would be outside its group's buffer.
     if bool(((units.diff() < 0) & (in_fwd[1:] | ~in_fwd[:-1])).any()):
         return "a row's columns do not ascend within A and within B \\ A"
     return None

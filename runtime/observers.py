@@ -1,4 +1,4 @@
-"""Code that looks at operators as they run, or writes them down: how it is recognised."""
+"""Recognise code that observes operators while they run, or that records operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import ExportError
 
 
 def under_observation() -> bool:
-    """Whether somebody looks at operators, or transforms them, as they run: such a program sees them in eager mode."""
+    """Whether code observes or transforms operators while they run. Such code sees the operators in eager mode."""
     return (
         torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -25,7 +25,7 @@ def under_observation() -> bool:
 
 
 def refuse_plain_export(shape: Sequence[int]) -> None:
-    """Raise ExportError if ``torch.onnx.export`` is at work: it has no translation for a sparse weight."""
+    """Raise ExportError if ``torch.onnx.export`` is running: it has no translation for a sparse weight."""
     if not torch.compiler.is_exporting():
         return
     frame: Any = sys._getframe(1)

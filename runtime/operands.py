@@ -1,8 +1,10 @@
-"""What a kernel checks of its tensors before it runs, whoever calls: where their memory is, and how long it is.
+"""The checks that a kernel makes on its tensors before it runs, for every caller: the place and size of their memory.
 
-Native code and CUDA kernels read and write at addresses. A tensor of another size, or one whose memory is elsewhere (a
-DTensor, a fake tensor, one on the meta device), would make them read or write what is not theirs. Only sizes are looked
-at, never what is in a tensor: an index from outside goes through :func:`topkast.runtime.layout.check_index`.
+Native code and CUDA kernels read and write at addresses. A tensor of another size, or a tensor with its memory
+elsewhere (a DTensor, a fake tensor, a tensor on the meta device), would make them read or write foreign memory. The
+checks read
+only sizes, never the content of a tensor: an index from another source is checked by
+:func:`topkast.runtime.layout.check_index`.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ from .errors import OperandError
 from .layout import Geometry, Index
 
 _PLAIN = {Tensor, nn.Parameter}
-_DISPATCH = Tensor.__torch_dispatch__  # who replaces it need not have memory of its own
+_DISPATCH = Tensor.__torch_dispatch__  # a class that replaces this need not have its own memory
 
 
 def address(name: str, tensor: Tensor) -> int:
-    """Where a tensor's memory begins.
+    """The address at which a tensor's memory begins.
 
     Raises:
-        OperandError: it has no memory of its own on the CPU.
+        OperandError: the tensor has no memory of its own on the CPU.
     """
     if (type(tensor) in _PLAIN or _is_plain(tensor)) and tensor.is_cpu:
         try:
             found = tensor.data_ptr()
-        except RuntimeError:  # sparse, or wrapped by a transform of torch.func
+        except RuntimeError:  # a sparse tensor, or a tensor wrapped by a transform of torch.func
             _refuse(name, tensor)
         if found or not tensor.numel():
             return found
@@ -39,16 +41,16 @@ def address(name: str, tensor: Tensor) -> int:
 
 
 def place(name: str, tensor: Tensor, count: int, more: bool = False) -> int:
-    """Where the values of a tensor begin that is read or written in place.
+    """The address at which the values of a tensor begin. The tensor is read or written in place.
 
     Args:
-        name: the argument's.
-        tensor: what is read or written.
-        count: how many values it must have.
-        more: whether it may have more.
+        name: the name of the argument.
+        tensor: the tensor to read or write.
+        count: how many values the tensor must have.
+        more: whether the tensor may have more values.
 
     Raises:
-        OperandError: it has others, or they are not float32 one after the other, in memory here.
+        OperandError: the tensor has another number of values, or is not float32, contiguous and in the CPU's memory.
     """
     if tensor.numel() < count or not (more or tensor.numel() == count):
         wrong(name, tensor, f"{'at least ' if more else ''}{count} values")
@@ -58,14 +60,14 @@ def place(name: str, tensor: Tensor, count: int, more: bool = False) -> int:
 
 
 def plain(**tensors: Tensor) -> None:
-    """Raise OperandError for a tensor, on whatever device, that need not have memory of its own."""
+    """Raise OperandError for a tensor, on any device, that may have no memory of its own."""
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
             _refuse(name, tensor)
 
 
 def stored(**tensors: Tensor) -> None:
-    """Raise OperandError for tensors without memory of their own on the device of the first."""
+    """Raise OperandError for tensors that have no memory of their own on the device of the first tensor."""
     device = next(iter(tensors.values())).device
     for name, tensor in tensors.items():
         if not _is_plain(tensor) or tensor.device != device or tensor.is_meta or tensor.layout != torch.strided:
@@ -73,8 +75,8 @@ def stored(**tensors: Tensor) -> None:
 
 
 def on_device(values: Tensor | None, index: Index, geometry: Geometry, **activations: Tensor) -> None:
-    """Raise OperandError unless these belong to one weight and are in memory on one device: of CUDA kernels, which take
-    addresses themselves."""
+    """Raise OperandError unless all tensors belong to one weight and are in memory on one device. CUDA kernels call
+    this function, because they use addresses themselves."""
     weight(values, index, geometry)
     stored(**activations, **({} if values is None else {"values": values}), **index._asdict())
 
@@ -93,7 +95,7 @@ def _refuse(name: str, tensor: Tensor) -> NoReturn:
 
 
 def sized(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise OperandError for a tensor of another shape."""
+    """Raise OperandError if a tensor has another shape."""
     if tensor.shape != shape:
         wrong(name, tensor, shape)
 
@@ -105,7 +107,7 @@ def wrong(name: str, tensor: Tensor, expected: object) -> NoReturn:
 
 
 def weight(values: Tensor | None, index: Index, geometry: Geometry) -> None:
-    """Raise OperandError for an index, or for values, of another weight than this one."""
+    """Raise OperandError if an index, or values, belong to another weight than this weight."""
     (row_ptr, row_fwd, cols), (rows, columns) = index, geometry.grid
     if row_ptr.shape != (rows + 1,) or row_ptr.dtype != torch.int64:
         wrong("row_ptr", row_ptr, f"int64 [{rows + 1}], of {rows} rows of blocks")
@@ -119,15 +121,15 @@ def weight(values: Tensor | None, index: Index, geometry: Geometry) -> None:
 
 
 def within(row_ptr: int, count: int, cols: Tensor) -> None:
-    """Raise OperandError where the last of ``count`` rows ends past the slots that there are; ``row_ptr`` is its
-    address, as to ask the tensor would take longer than all the rest."""
+    """Raise OperandError if the last of ``count`` rows ends after the existing slots. ``row_ptr`` is an address,
+    because a read through the tensor would take longer than all other checks together."""
     last = c_int64.from_address(row_ptr + 8 * count).value
     if not 0 <= last <= cols.numel():
         wrong("cols", cols, f"{last} slots, where row_ptr ends")
 
 
 def broadcasts(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise OperandError for a tensor that does not broadcast to a shape."""
+    """Raise OperandError if a tensor does not broadcast to a shape."""
     own = (1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape)
     if len(own) != len(shape) or any(a not in (1, b) for a, b in zip(own, shape, strict=True)):
         wrong(name, tensor, f"what broadcasts to {tuple(shape)}")
@@ -137,13 +139,13 @@ def rows(name: str, x: Tensor, count: int, geometry: Geometry, each: bool, width
     """How many rows activations have.
 
     Args:
-        name: the argument's.
-        x: [M, count]; [E, M, count], or of ``each`` of E weights stacked in the matrix' rows [E, M, count / E]; tiles
-            [M / width, count, width].
-        width: 0 unless they are tiles.
+        name: the name of the argument.
+        x: [M, count]; or, for E weights stacked in the matrix' rows, [E, M, count], or [E, M, count / E] if ``each``;
+            or tiles [M / width, count, width].
+        width: the width of the tiles; 0 for rows.
 
     Raises:
-        OperandError: they are not.
+        OperandError: the activations have another shape.
     """
     shape = x.shape
     if width:
@@ -163,7 +165,7 @@ def rows(name: str, x: Tensor, count: int, geometry: Geometry, each: bool, width
 
 
 def stacked(name: str, parts: int, geometry: Geometry) -> None:
-    """Raise OperandError where a weight is no stack of ``parts`` weights without a block row in common."""
+    """Raise OperandError if a weight is not a stack of ``parts`` weights that share no block row."""
     if parts < 1 or (parts > 1 and geometry.rows % (parts * geometry.block[0])):
         raise OperandError(
             f"{name}: {parts} weights, expected a number of them that cuts {geometry.rows} rows into whole rows of "
@@ -175,7 +177,8 @@ def runs(ends: Tensor, m: int, geometry: Geometry) -> list[tuple[int, int, int]]
     """(e, first row, last row + 1) of every stacked weight that has rows.
 
     Raises:
-        OperandError: ``ends`` are not as many as the weights, or do not ascend from 0 to at most ``m``.
+        OperandError: ``ends`` has another length than the number of weights, or does not ascend from 0 to at most
+        ``m``.
     """
     if ends.dim() != 1 or ends.is_floating_point():
         wrong("ends", ends, "integers [E]")
@@ -188,21 +191,21 @@ def runs(ends: Tensor, m: int, geometry: Geometry) -> list[tuple[int, int, int]]
 
 
 def counted(score: Tensor, count: int) -> None:
-    """Raise OperandError where so many scores cannot be taken."""
+    """Raise OperandError if ``count`` scores cannot be taken from the last dim."""
     if score.dim() == 0 or not 0 <= count <= score.shape[-1]:
         wrong("score", score, f"at least as many scores in its last dim as are to be taken, {count}, from 0 on")
 
 
 def nested(fwd: Tensor, bwd: Tensor) -> None:
-    """Raise OperandError for two sets that are no masks of one grid."""
+    """Raise OperandError if the two sets are not masks of one grid."""
     for name, mask in (("fwd", fwd), ("bwd", bwd)):
         if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape != bwd.shape:
             wrong(name, mask, f"bool, two dims, the shape of bwd, {tuple(bwd.shape)}")
 
 
 def pair(dy: Tensor, x: Tensor, geometry: Geometry, widths: Sequence[int] = ()) -> None:
-    """Raise OperandError for activations that are not those of one gradient: dy [M, rows] or [E, M, rows / E], x
-    [M, cols] or [E, M, cols]; or tiles of these ``widths``, of dy and of x."""
+    """Raise OperandError unless the activations belong to one gradient: dy [M, rows] or [E, M, rows / E], x [M, cols]
+    or [E, M, cols]; or tiles with these ``widths`` of dy and of x."""
     of_dy, of_x = widths or (0, 0)
     m = rows("dy", dy, geometry.rows, geometry, True, of_dy)
     alike("x", rows("x", x, geometry.cols, geometry, False, of_x), "dy", m)
@@ -211,12 +214,12 @@ def pair(dy: Tensor, x: Tensor, geometry: Geometry, widths: Sequence[int] = ()) 
 
 
 def alike(name: str, count: int, other: str, expected: int) -> None:
-    """Raise OperandError where two operands have different numbers of rows."""
+    """Raise OperandError if two operands have different numbers of rows."""
     if count != expected:
         raise OperandError(f"{name}: {count} rows, expected {expected}, those of {other}")
 
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise OperandError for a value that is not allowed."""
+    """Raise OperandError if a value is not allowed."""
     if value not in allowed:
         raise OperandError(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")

@@ -1,6 +1,6 @@
-"""Which sites are alive, and what ran for them.
+"""The sites that are alive, and the products that ran for them.
 
-A compiled graph knows a site only by its ``key``, a tensor with one number in it: the number is data, so the graph is
+A compiled graph identifies a site only by its ``key``, a tensor with one number. The number is data, so the graph is
 the same for every site and every process, and compile caches stay valid.
 """
 
@@ -19,7 +19,7 @@ from .reference.dense_gradient import Rows
 
 
 class Keyed(Protocol):
-    """What operators and the planner know of a site."""
+    """The part of a site that operators and the planner use."""
 
     name: str
     key: Tensor
@@ -30,14 +30,14 @@ class Keyed(Protocol):
 
     @property
     def attached(self) -> bool:
-        """Whether a module holds its values."""
+        """Whether a module holds the site's values."""
 
     @property
     def grows_by_gradient(self) -> str | None:
-        """The name of its method, if that method must see dense gradients; None: no gradient is shown to it."""
+        """The name of the site's method, if the method needs dense gradients; None: the site gets no gradients."""
 
     def see_gradient(self, rows: Rows) -> None:
-        """A product of a backward has the dense gradient."""
+        """Give the rows of a dense gradient, computed in a backward, to the site."""
 
 
 SITES: weakref.WeakValueDictionary[int, Keyed] = weakref.WeakValueDictionary()
@@ -46,26 +46,26 @@ _numbers = itertools.count(1)
 
 def new_key() -> Tensor:
     """A number that no other site has, in an int64 tensor of one element that stays on the CPU."""
-    return torch.tensor(next(_numbers), device="cpu")  # whatever the default device is
+    return torch.tensor(next(_numbers), device="cpu")  # the default device may be another
 
 
 def register(site: Keyed) -> None:
-    """Make a whole site known to graphs and optimizers."""
+    """Register a complete site, so that graphs and optimizers can find it."""
     SITES[int(site.key)] = site
 
 
 def unregister(site: Keyed) -> None:
-    """Make it unknown again."""
+    """Remove a site from the registry."""
     SITES.pop(int(site.key), None)
 
 
 def find(key: Tensor) -> Keyed | None:
-    """The site of a key; None if it is gone."""
+    """The site with this key; None if the site no longer exists."""
     return SITES.get(int(key))
 
 
 def all_alive() -> list[Keyed]:
-    """All registered sites whose values a module holds. Another thread may register a site meanwhile."""
+    """All registered sites whose values are held by a module. Another thread may register a site at the same time."""
     found = (reference() for reference in SITES.valuerefs())  # one call makes the list; SITES.values() can fail
     return [site for site in found if site is not None and site.attached]
 

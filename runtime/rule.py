@@ -1,4 +1,4 @@
-"""When and how a site's sets are chosen again."""
+"""The rule by which a site's sets are chosen again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 
 class Rule:
-    """The options that a site keeps, one attribute for each.
+    """The options that a site keeps, with one attribute for each option.
 
-    :class:`topkast.compiler.config.Config` says which options these are, and makes the rule; see
-    :func:`topkast.compile` for the meaning of each. In a rule nothing is left open: ``balanced`` is a bool, ``seed`` an
-    integer. A rule never changes; :meth:`replaced` makes another.
+    :class:`topkast.compiler.config.Config` defines these options and makes the rule; see :func:`topkast.compile` for
+    the meaning of each option. A rule has a definite value for every option: ``balanced`` is a bool, ``seed`` an
+    integer. A rule never changes; :meth:`replaced` makes another rule.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -21,7 +21,7 @@ class Rule:
         def __getattr__(self, name: str) -> Any: ...
 
     def replaced(self, **options: Any) -> Rule:
-        """The same rule, except for these options."""
+        """The same rule, except for the given options."""
         return Rule(**{**self.__dict__, **options})
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,1 +1,1 @@
-"""From an exported program to a file, and from a file to results in ONNX Runtime."""
+"""ONNX Runtime with topkast's kernels: the library of operators, sessions, and the providers that run the nodes."""

@@ -24,12 +24,12 @@ __all__ = ["library_path", "session"]
 def library_path() -> Path:
     """The shared library that holds the operators of the domain ``topkast``.
 
-    Any ONNX Runtime from 1.17 on, in any language, loads it by ``RegisterCustomOpsLibrary`` (in Python
+    ONNX Runtime 1.17 or later, in any language, loads the library with ``RegisterCustomOpsLibrary`` (in Python
     ``SessionOptions.register_custom_ops_library``), and then runs files of the format "custom" on sparse kernels. The
-    environment variable ``TOPKAST_NATIVE`` names another build of it.
+    environment variable ``TOPKAST_NATIVE`` is the path of another build of the library.
 
     Raises:
-        ConfigError: topkast was installed without a C++ compiler, so there is none.
+        ConfigError: topkast was installed without a C++ compiler, so the library does not exist.
     """
     found = native_library.path()
     if found is None:
@@ -46,16 +46,17 @@ def session(
     """An ``onnxruntime.InferenceSession`` with topkast's kernels registered.
 
     Args:
-        path: of the file, or its bytes.
-        sess_options: options to use; the library is registered in them, which may happen once: do not use the same
-            ones for two sessions. None: ONNX Runtime's defaults.
-        providers: as ``InferenceSession`` takes them. None: the CPU. A CUDA provider runs files of the formats "block",
-            "compact" and "dense". Nodes of "custom" run on the CPU beside any provider; a warning names them and says
-            what is copied for them. Another says where a provider that was asked for could not be started.
+        path: the path of the file, or its bytes.
+        sess_options: the options to use. The library is registered in these options, which is possible only once: do
+            not use the same options for two sessions. None: ONNX Runtime's defaults.
+        providers: as for ``InferenceSession``. None: the CPU. A CUDA provider runs files of the formats "block",
+            "compact" and "dense". Nodes of "custom" run on the CPU beside any provider; a warning names these nodes and
+            the amount of data that is copied for them. Another warning is given if a requested provider could not be
+            started.
 
     Raises:
         ConfigError: the library was not built.
-        Whatever ONNX Runtime raises: of a file that it or the library refuses.
+        Other errors: ONNX Runtime's own errors, if ONNX Runtime or the library refuses the file.
     """
     import onnxruntime
 

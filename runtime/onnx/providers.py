@@ -1,4 +1,4 @@
-"""Where the nodes of a session run, when they are to run elsewhere than on the CPU; what is not as asked is said."""
+"""Where the nodes of a session run if it has other providers than the CPU; a warning reports what differs from that."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-# Those with a memory of their own; the others work on the CPU's, and nothing is copied for them.
+# Providers with their own memory. The other providers use the CPU's memory, and nothing is copied for them.
 DEVICES = {
     f"{name}ExecutionProvider"
     for name in ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "Dml", "CANN", "WebGpu", "JS")
 }
-NAMED = 3  # nodes that a warning names
+NAMED = 3  # the largest number of nodes that a warning names
 
 
 def refused(asked: Sequence[Any], made: onnxruntime.InferenceSession) -> str | None:
-    """What to say of providers that this ONNX Runtime has but could not start; of others it warns itself."""
+    """A sentence about providers that ONNX Runtime has but could not start. It warns about unknown providers itself."""
     import onnxruntime
 
     names = [name if isinstance(name, str) else name[0] for name in asked]
@@ -31,16 +31,16 @@ def refused(asked: Sequence[Any], made: onnxruntime.InferenceSession) -> str | N
 
 
 def device(made: onnxruntime.InferenceSession) -> str | None:
-    """The first provider with a memory of its own, None where everything is in the CPU's."""
+    """The first provider with its own memory; None if everything is in the CPU's memory."""
     return next((name for name in made.get_providers() if name in DEVICES), None)
 
 
 def cost(model: onnx.ModelProto, provider: str) -> str | None:
-    """What our nodes cost beside ``provider``, which cannot run them; None where there are none.
+    """A sentence about the cost of our nodes beside ``provider``, which cannot run them; None without such nodes.
 
     Args:
-        model: need not hold its weights.
-        provider: of the nodes around them.
+        model: the model; its weights are not needed.
+        provider: the provider of the other nodes.
     """
     graph = model.graph
     nodes = [node for node in graph.node if node.domain == "topkast"]
@@ -60,17 +60,17 @@ def cost(model: onnx.ModelProto, provider: str) -> str | None:
 
 
 def _numbers(value: onnx.ValueInfoProto) -> int:
-    """How many numbers an activation holds, if every size that the file leaves open is one."""
+    """How many numbers an activation has, if every size that the file leaves open is one."""
     return math.prod(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
 
 
 def check(asked: Sequence[Any], made: onnxruntime.InferenceSession, file: str | bytes) -> None:
-    """Warn where a session does not run as asked.
+    """Warn if a session does not run as requested.
 
     Args:
-        asked: the providers, as ``InferenceSession`` takes them.
+        asked: the providers, as for ``InferenceSession``.
         made: the session.
-        file: its path or its bytes.
+        file: the path or the bytes of the file.
     """
     provider = device(made)
     for said in (refused(asked, made), provider and cost(_load(file), provider)):

@@ -14,11 +14,11 @@ class Session:
     """An ONNX Runtime session.
 
     Args:
-        path: of the file.
-        library: our kernels' library to register, None for ONNX Runtime as it is.
+        path: the path of the file.
+        library: the library of our kernels to register; None for ONNX Runtime without them.
 
     Raises:
-        Whatever ONNX Runtime raises where it cannot load the file.
+        Any error of ONNX Runtime, if it cannot load the file.
     """
 
     def __init__(self, path: Path, library: Path | None = None) -> None:
@@ -30,15 +30,15 @@ class Session:
 
     @property
     def inputs(self) -> dict[str, list[int | str]]:
-        """Name -> shape; a dynamic dimension is given by its name."""
+        """Name -> shape. A dynamic dimension is its name."""
         return {value.name: list(value.shape) for value in self._session.get_inputs()}
 
     @property
     def outputs(self) -> dict[str, list[int | str]]:
-        """Name -> shape, as :attr:`inputs`."""
+        """Name -> shape, as for :attr:`inputs`."""
         return {value.name: list(value.shape) for value in self._session.get_outputs()}
 
     def run(self, tensors: dict[str, Tensor]) -> list[Tensor]:
-        """The outputs for named inputs; inputs that the graph does not have are left out."""
+        """The outputs for named inputs. Inputs that the graph does not have are ignored."""
         feeds = {name: np.ascontiguousarray(tensors[name].detach().cpu().numpy()) for name in self.inputs}
         return [torch.from_numpy(np.array(value)) for value in self._session.run(None, feeds)]

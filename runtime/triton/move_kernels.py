@@ -1,4 +1,4 @@
-"""Compact values to a dense matrix, and a dense matrix to compact values, for any block."""
+"""Move compact values to a dense matrix, or a dense matrix to compact values, for any block."""
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.
 import triton
@@ -12,8 +12,8 @@ def move_kernel(
 ):  # fmt: skip
     """SIZE values of one block row: GATHER them from the dense matrix [outputs, inputs], or scatter them into it.
 
-    A row has ``splits`` programs, enough if it were full; those it does not need end at once. What a block has beyond
-    the matrix's edges is gathered as zero.
+    A row has ``splits`` programs, enough for a full row; programs that are not needed end at once. The values of a
+    block outside the matrix's edges are gathered as zero.
     """
     row, part = tl.program_id(0) // splits, tl.program_id(0) % splits
     begin = tl.load(begins + row)

@@ -1,9 +1,9 @@
 """The products of :mod:`topkast.runtime.reference.products` on blocks whose sides are multiples of 16, in Triton.
 
-The input gradient needs A by columns. That index is made inside the product, by one small kernel. It depends on A
-alone, so it could be kept; but what is kept must be renewed when a refresh writes a new A into the same tensors, behind
-the back of a CUDA graph that has captured the product. Made anew it cannot be stale, and it lives as long as the
-product: two numbers for each block of the whole weight.
+The input gradient needs A by columns. One small kernel makes this index inside the product. The index depends only on
+A, so it could be stored. But then it would have to be renewed when a refresh writes a new A into the same tensors, and
+a CUDA graph that has captured the product would not notice this. An index that is made for each call is never outdated,
+and it exists only during the product: two numbers for each block of the whole weight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from topkast.runtime.reference.products import activation
 from . import interpreted, runs_on
 from .configs import Config, find
 
-SIDES = (16, 128)  # least and greatest side of a block
+SIDES = (16, 128)  # smallest and largest side of a block
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,7 +36,7 @@ def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
 
 
 def _separable(geometry: Geometry, parts: int) -> bool:
-    """Whether stacked weights share no block row."""
+    """Whether no block row belongs to two stacked weights."""
     return geometry.rows % (parts * geometry.block[0]) == 0
 
 
@@ -47,8 +47,8 @@ def spmm(
 
     Args:
         bias: broadcast over Y, or None.
-        widths: empty: there are no tiles here.
-        act: as :func:`topkast.runtime.reference.products.activation` means it.
+        widths: must be empty: these kernels have no tiles.
+        act: the activation, see :func:`topkast.runtime.reference.products.activation`.
     """
     operands.rows("x", x, geometry.cols, geometry, each=False)
     operands.on_device(values, index, geometry, x=x)
@@ -65,7 +65,7 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tens
 
 
 def transpose(index: Index, geometry: Geometry, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A by block columns, of each of ``parts`` weights stacked in the rows.
+    """A by block columns, for each of ``parts`` weights stacked in the rows.
 
     Returns:
         begin and end of every column's list, int64 [parts * block columns]; and the slot and the block row of every
@@ -142,19 +142,20 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
 
 
 def by_row(bias: Tensor, y: Tensor) -> bool:
-    """Whether a bias differs from row to row of y [E, M, N]: no kernel takes such a one."""
+    """Whether a bias differs from row to row of y [E, M, N]: the kernels do not support such a bias."""
     return bias.expand(y.shape).stride(1) != 0
 
 
 def _power(side: int) -> int:
-    """The next power of two: what Triton's tiles measure."""
+    """The next power of two: Triton's tiles need sides that are powers of two."""
     return 1 << (side - 1).bit_length()
 
 
 def arithmetic(operand: Tensor) -> dict[str, Any]:
-    """How products are made: float32 as torch is set, with or without tf32; the rest sums exact products in float32.
+    """How products are computed: float32 with or without tf32, as torch is set; other dtypes sum exact products in
+    float32.
 
-    bfloat16 is widened first where there is no product of it: in the interpreter, and before Ampere.
+    bfloat16 is converted to float32 first if the hardware has no product for it: in the interpreter, and before Ampere.
     """
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     narrow = operand.dtype == torch.bfloat16
@@ -167,5 +168,5 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def launched(chosen: Config) -> dict[str, int]:
-    """A configuration as keywords of a kernel."""
+    """A configuration as keyword arguments of a kernel."""
     return {"TILE": chosen.tile, "DEPTH": chosen.depth, "num_warps": chosen.warps, "num_stages": chosen.stages}

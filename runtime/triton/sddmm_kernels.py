@@ -1,4 +1,4 @@
-"""The gradient of the weight at B: dense times dense, sampled at blocks."""
+"""The gradient of the weight at B: a product of two dense matrices, sampled at blocks."""
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.
 import triton
@@ -13,10 +13,10 @@ def sddmm_kernel(
     R: tl.constexpr, C: tl.constexpr, HEIGHT: tl.constexpr, EXACT: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """TILE columns of one block row's blocks, which lie end to end: several small blocks share one reading of dY.
+    """TILE columns of one block row's blocks, one block after the other: several small blocks share one read of dY.
 
-    A row has ``groups`` programs, enough if it were full; those it does not need end at once. EXACT: blocks divide the
-    matrix and HEIGHT, a power of two, is R. EVEN: DEPTH divides m.
+    A row has ``groups`` programs, enough for a full row; programs that are not needed end at once. EXACT: the blocks
+    divide the matrix, and HEIGHT, a power of two, equals R. EVEN: DEPTH divides m.
     """
     row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     begin = tl.load(row_ptr + row)
@@ -27,7 +27,7 @@ def sddmm_kernel(
     flat = group * TILE + tl.arange(0, TILE)
     slot, inner = begin + flat // C, flat % C
     column = tl.load(cols + slot, mask=flat < length, other=0).to(tl.int32) * C + inner
-    # C is a multiple of 16, so runs of 16 stay together: reads may be wide.
+    # C is a multiple of 16, so runs of 16 columns stay together: wide reads are possible.
     column = tl.multiple_of(tl.max_contiguous(column, [16]), [16])
     within = tl.arange(0, HEIGHT)
     out = block_row * R + within

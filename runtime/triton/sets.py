@@ -1,4 +1,4 @@
-"""Choosing and storing sets on the GPU, as :mod:`..choose` and :mod:`..layout` do, without waiting for it once."""
+"""Choose and store sets on the GPU, as ``reference.selection`` and ``layout`` do, without waiting for the GPU."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from topkast.runtime.layout import Index, column_type
 
 from . import runs_on
 
-_DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))  # shift and bits: the 31 of a float that is not negative, from above
+_DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))  # (shift, bits) of the 31 bits of a float >= 0, highest first
 _SIZE = 4096
-PARTS = 1024  # programs of a row, at most
+PARTS = 1024  # the largest number of programs for a row
 
 
 def fits(tensor: Tensor) -> bool:
-    """Whether this file can run for scores, or masks, like these."""
+    """Whether this file can run for such scores or masks."""
     return tensor.dtype in (torch.float32, torch.bool) and tensor.numel() < 2**31 and runs_on(tensor.device)
 
 
 def largest(score: Tensor, count: int) -> Tensor:
-    """:func:`topkast.runtime.reference.selection.largest`, for float32 scores that are not negative.
+    """The same as :func:`topkast.runtime.reference.selection.largest`, for float32 scores that are not negative.
 
-    A radix select: four times the keys are counted by their next digit, from the highest on.
+    This is a radix select: four times, the keys are counted by their next digit, from the highest digit to the lowest.
     """
     from .sets_kernels import digit_kernel, histogram_kernel, mask_kernel
 
@@ -52,7 +52,7 @@ def largest(score: Tensor, count: int) -> Tensor:
 
 
 def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
-    """:func:`topkast.runtime.layout.build_index`."""
+    """The same as :func:`topkast.runtime.layout.build_index`."""
     from .sets_kernels import index_kernel
 
     operands.stored(bwd=bwd, fwd=fwd)
@@ -62,7 +62,7 @@ def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
     torch.cumsum(bwd.sum(1), 0, out=row_ptr[1:])
     row_fwd = row_ptr[:-1] + fwd.sum(1)
     kind = column_type(columns)
-    # Made in the signed type of that width, in which torch can do everything.
+    # Made in the signed type of this width, because torch supports every operation for signed types.
     cols = torch.zeros(slots, dtype=torch.int16 if kind == torch.uint16 else kind, device=bwd.device).view(kind)
     masks = [mask.contiguous().view(torch.uint8) for mask in (fwd, bwd)]
     with torch.cuda.device_of(bwd):

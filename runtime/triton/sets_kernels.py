@@ -1,4 +1,4 @@
-"""Exact selection by radix, and the index of the chosen sets. Counts are whole numbers: any order gives the same."""
+"""Exact selection by radix, and the index of the chosen sets. Counts are integers, so the order does not matter."""
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.
 import triton
@@ -7,14 +7,14 @@ import triton.language as tl
 
 @triton.jit
 def key_of(score):
-    """A number that is not negative, by its bits, which ascend as it does; what is not a number is infinite."""
+    """The bits of a number that is not negative; they have the same order as the numbers. NaN counts as infinity."""
     bits = score.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return tl.minimum(bits, 0x7F800000)
 
 
 @triton.jit
 def histogram_kernel(score, state, counts, n, span, SHIFT: tl.constexpr, BITS: tl.constexpr, SIZE: tl.constexpr):
-    """Of one span of one row, how many keys that agree with the threshold so far have each next digit."""
+    """For one span of one row: among the keys that match the threshold so far, count each value of the next digit."""
     row, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     BINS: tl.constexpr = 1 << BITS
     above = tl.load(state + row * 2) >> (SHIFT + BITS)
@@ -29,7 +29,7 @@ def histogram_kernel(score, state, counts, n, span, SHIFT: tl.constexpr, BITS: t
 
 @triton.jit
 def digit_kernel(state, counts, parts, SHIFT: tl.constexpr, BINS: tl.constexpr):
-    """The threshold's next digit, and how many are still wanted among the keys that share it."""
+    """The threshold's next digit, and how many keys with this digit are still needed."""
     row, bins = tl.program_id(0), tl.arange(0, BINS)
     total = tl.zeros((BINS,), tl.int32)
     for part in range(parts):
@@ -45,7 +45,7 @@ def digit_kernel(state, counts, parts, SHIFT: tl.constexpr, BINS: tl.constexpr):
 def mask_kernel(
     score, state, counts, mask, n, span, BINS: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr
 ):  # fmt: skip
-    """What is above the threshold, and of what equals it the first ones. ``counts``: of the last digit."""
+    """Mark the keys above the threshold and the first keys equal to it. ``counts``: the counts of the last digit."""
     row, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     threshold, wanted = tl.load(state + row * 2), tl.load(state + row * 2 + 1)
     before = tl.arange(0, PARTS)
@@ -64,7 +64,7 @@ def mask_kernel(
 
 @triton.jit
 def index_kernel(fwd, bwd, row_ptr, row_fwd, cols, columns, SIZE: tl.constexpr):
-    """One row of the index: A's columns, then those of B \\ A, both ascending."""
+    """One row of the index: A's columns, then the columns of B \\ A, both ascending."""
     row = tl.program_id(0)
     next_fwd, next_explored = tl.load(row_ptr + row), tl.load(row_fwd + row)
     for start in range(0, columns, SIZE):

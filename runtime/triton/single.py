@@ -1,8 +1,8 @@
 """The products of :mod:`topkast.runtime.reference.products` on single weights, in Triton: for more than 99 % sparsity
 on a GPU.
 
-CUDA cores meet each weight with a row of activations; there must be few of them to outrun the dense product on tensor
-cores, which :mod:`.transient` has. Where they do is what the planner measures.
+CUDA cores multiply each weight with a row of activations. They are faster than the dense product on tensor cores (see
+:mod:`.transient`) only if few weights are left. The planner measures in which cases this is so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from topkast.runtime.reference.products import activation
 from . import runs_on
 from .products import DTYPES, by_row
 
-DENSITY = 0.01  # of the set that a product reads, above which it is not tried
+DENSITY = 0.01  # density of the set that a product reads; above this density the kernel is not measured
 
 
 def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
@@ -38,8 +38,8 @@ def spmm(
 
     Args:
         bias: broadcast over Y, or None.
-        widths: empty: there are no tiles here.
-        act: as :func:`topkast.runtime.reference.products.activation` means it.
+        widths: must be empty: these kernels have no tiles.
+        act: the activation, see :func:`topkast.runtime.reference.products.activation`.
     """
     operands.rows("x", x, geometry.cols, geometry, each=False)
     operands.on_device(values, index, geometry, x=x)
@@ -57,10 +57,10 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tens
 
 
 def transpose(index: Index, geometry: Geometry, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A by columns, of each of ``parts`` weights stacked in the rows: a stable sort, so rows ascend.
+    """A by columns, for each of ``parts`` weights stacked in the rows. The sort is stable, so the rows ascend.
 
-    Made in the product and not kept, as :mod:`.products` says. It takes a few numbers for each slot, none for each
-    weight that is not there.
+    The index is made inside the product and is not stored, see :mod:`.products`. It needs a few numbers for each slot,
+    and none for weights outside the sets.
 
     Returns:
         begin and end of every column's list, int64 [parts * cols]; slot and row of every entry [slots].

@@ -1,7 +1,7 @@
-"""Single weights times activations, for weights of which hardly any are left.
+"""Products of single weights and activations, for weights with hardly any entries left.
 
-Activations come with their rows along the last dim, so that one weight meets many neighbours in memory. Every sum is
-made by one program in a fixed order, in float32.
+The rows of the activations are along the last dim, so that each weight multiplies many numbers that are next to each
+other in memory. One program computes each sum in a fixed order, in float32.
 """
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.
@@ -21,8 +21,8 @@ def single_spmm_kernel(
 ):  # fmt: skip
     """One tile [TILE, ROWS] of y [E, m, outputs] = x [E, inputs, m] times the entries of ROWS lists.
 
-    Forward, a list is a row of the weight; TRANSPOSED, a column, and ``slot_of`` says where its values are. The lists
-    are walked side by side, for as long as the longest lasts.
+    In the forward, a list is a row of the weight. If TRANSPOSED, a list is a column, and ``slot_of`` gives the places
+    of its values. All lists are read at the same time, until the longest list ends.
     """
     group, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     which = group * ROWS + tl.arange(0, ROWS)
@@ -56,7 +56,7 @@ def single_sddmm_kernel(
     m, inputs, slots, rows, all_rows,
     SLOTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """SLOTS entries of the gradient: dy [E · rows, m] and x [E, inputs, m] met at B. Unused slots get zero."""
+    """SLOTS entries of the gradient: dy [E · rows, m] times x [E, inputs, m] at B. Unused slots get zero."""
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     row = tl.load(row_of + slot, mask=slot < slots, other=all_rows)
     used = row < all_rows

@@ -1,8 +1,9 @@
-"""Block-sparse weight times activations, both ways round.
+"""Products of a block-sparse weight and activations, forward and transposed.
 
-Every output tile lists the blocks it sums over. Laid end to end, their contracted sides are one flat dimension, walked
-in steps of any size: a step lies inside one block, or spans several small ones. So a single kernel serves all blocks.
-Sums are made by one program in a fixed order, in float32.
+Every output tile has a list of the blocks that it sums over. The blocks are placed one after the other, so their
+contracted sides form one flat dimension. The loop reads this dimension in steps of any size: a step is inside one
+block, or covers several small blocks. So one kernel supports all blocks. One program computes each sum in a fixed
+order, in float32.
 """
 
 # No postponed annotations here: Triton reads `tl.constexpr` from them.
@@ -14,9 +15,9 @@ import triton.language as tl
 def transpose_kernel(
     row_ptr, row_fwd, cols, begins, ends, slot_of, row_of, rows, columns, STEPS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """For one block column of one weight: the rows that have it in A, and their slots, in ascending order.
+    """For one block column of one weight: the rows that have this column in A, and their slots, in ascending order.
 
-    A's columns ascend within a row, so every row is asked by bisection. No sort, and no sum that depends on an order.
+    A's columns ascend within a row, so a binary search finds the column. There is no sort, and no order-dependent sum.
     """
     column, part = tl.program_id(0), tl.program_id(1)
     base = (part * columns + column).to(tl.int64) * rows
@@ -47,7 +48,7 @@ def transpose_kernel(
 def activate(y, ACTIVATION: tl.constexpr):
     """The epilogue's activation, in float32."""
     if ACTIVATION == "relu":
-        y = tl.where(y < 0.0, 0.0, y)  # what is not a number stays so
+        y = tl.where(y < 0.0, 0.0, y)  # NaN stays NaN
     elif ACTIVATION == "gelu":
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":  # (1 + tanh(a)) / 2 = 1 / (1 + exp(-2a))
@@ -68,11 +69,11 @@ def spmm_kernel(
 ):  # fmt: skip
     """One tile [TILE, WIDTH] of y [E, m, outputs] = x [E, m, inputs] times the blocks of one list.
 
-    Forward, a list is a block row; TRANSPOSED, a block column, and ``slot_of`` says where its values are. Blocks are
-    INNER long in the contracted direction and OUTER in the other. EXACT: steps divide blocks, blocks divide the matrix,
-    and WIDTH, a power of two, is OUTER: nothing to mask but the activations' rows.
+    In the forward, a list is a block row. If TRANSPOSED, a list is a block column, and ``slot_of`` gives the places of
+    its values. Blocks have INNER entries in the contracted direction and OUTER in the other. EXACT: steps divide
+    blocks, blocks divide the matrix, and WIDTH, a power of two, equals OUTER: only the activations' rows need a mask.
     """
-    # Bands of GROUP tiles of x go through all lists: that much of x stays in the cache, while the weight is small.
+    # A band of GROUP tiles of x goes through all lists: this part of x stays in the cache, while the weight is small.
     tiles, number, part = tl.cdiv(m, TILE), tl.program_id(0), tl.program_id(1)
     first = number // (GROUP * lists) * GROUP
     height = min(tiles - first, GROUP)
@@ -83,7 +84,7 @@ def spmm_kernel(
     length = ((tl.load(ends + part * lists + which) - begin) * INNER).to(tl.int32)
     rows = tile * TILE + tl.arange(0, TILE)
     out = tl.arange(0, WIDTH)
-    # Rows past the end read others again; they are not stored.
+    # Rows past the end read other rows again; their results are not stored.
     x_rows = x + part.to(tl.int64) * x_e + ((rows % m).to(tl.int64) * x_m)[:, None]
     total = tl.zeros((TILE, WIDTH), tl.float32)
     for start in range(0, length, DEPTH):

@@ -1,7 +1,8 @@
-"""Dense products on a W_A that lives as long as the product: for single weights and small blocks on a GPU.
+"""Dense products on a W_A that exists only during the product: for single weights and small blocks on a GPU.
 
-CUDA cores do not do a tenth of the work in a tenth of the tensor cores' time. So one kernel writes W_A, in the dtype
-of the product, and a dense product runs; the gradient is made a few rows at a time, of which B's part is kept at once.
+For a tenth of the work, CUDA cores need more than a tenth of the time that tensor cores need for all of it. So one
+kernel writes W_A in the dtype of the product, and then a dense product runs. The gradient is computed a few rows at a
+time, and B's part of these rows is stored immediately.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from topkast.runtime.reference.products import DenseProducts
 
 from . import runs_on
 
-CHUNK = 1024  # rows of the dense gradient that exist at a time
-_SIZE = 1024  # values a program moves
+CHUNK = 1024  # rows of the dense gradient in memory at the same time
+_SIZE = 1024  # values that a program moves
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -26,9 +27,10 @@ def fits(operand: Tensor) -> bool:
 
 
 def _move(compact: Tensor, index: Index, ends: Tensor, geometry: Geometry, dense: Tensor, first: int = 0) -> None:
-    """Block rows from ``first`` on between compact values and ``dense`` [outputs, inputs], where row 0 is theirs.
+    """Move block rows between compact values and ``dense`` [outputs, inputs]. Block row ``first`` is row 0 of
+    ``dense``.
 
-    ``ends`` of A's part, or of B's: A is written into the matrix, B read from it.
+    ``ends`` are the ends of A's part or of B: A is written into the matrix, B is read from the matrix.
     """
     from .move_kernels import move_kernel
 
@@ -44,7 +46,7 @@ def _move(compact: Tensor, index: Index, ends: Tensor, geometry: Geometry, dense
 def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A in the weight's own shape, contiguous."""
     operands.on_device(values, index, geometry)
-    # A matrix may lie either way round; only where more dims are permuted must it be moved again afterwards.
+    # A matrix may have either memory order. Only a permutation of more dims needs another move afterwards.
     plain = geometry.perm == tuple(range(len(geometry.shape)))
     direct = plain or len(geometry.shape) == 2
     dense = values.new_zeros(geometry.shape if direct else geometry.permuted)
@@ -54,7 +56,7 @@ def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
 
 
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """A dense gradient sampled at B, [slots * r * c]; unused slots get zero."""
+    """A dense gradient sampled at B, [slots * r * c]. Unused slots get zero."""
     operands.sized("grad", grad, geometry.shape)
     operands.on_device(None, index, geometry, grad=grad)
     found = grad.new_zeros(index.cols.numel() * geometry.unit)
@@ -64,7 +66,7 @@ def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
 
 
 class TransientProducts(DenseProducts):
-    """The dense products, but for the weight gradient of a matrix, of which :data:`CHUNK` rows exist at a time."""
+    """The dense products, except that the weight gradient of a matrix is computed :data:`CHUNK` rows at a time."""
 
     def sddmm(self, dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
         """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
