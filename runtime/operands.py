@@ -101,13 +101,13 @@ def sized(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def wrong(name: str, tensor: Tensor, expected: object) -> NoReturn:
-    """Raise OperandError: the argument, its shape and dtype, and what is expected."""
+    """Raise OperandError with the argument, its shape and dtype, and the expected operand."""
     kind = str(tensor.dtype).removeprefix("torch.")
     raise OperandError(f"{name}: a tensor of shape {tuple(tensor.shape)} ({kind}), expected {expected}")
 
 
 def weight(values: Tensor | None, index: Index, geometry: Geometry) -> None:
-    """Raise OperandError if an index, or values, belong to another weight than this weight."""
+    """Raise OperandError if the index or the values do not belong to this weight."""
     (row_ptr, row_fwd, cols), (rows, columns) = index, geometry.grid
     if row_ptr.shape != (rows + 1,) or row_ptr.dtype != torch.int64:
         wrong("row_ptr", row_ptr, f"int64 [{rows + 1}], of {rows} rows of blocks")

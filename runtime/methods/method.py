@@ -52,7 +52,7 @@ class Method(ABC):
         return fwd == state.n_fwd and bwd in (state.n_fwd, state.n_bwd)
 
     def forget(self) -> None:  # noqa: B027 (most methods remember nothing)
-        """Forget seen gradients, because the sets or θ are no longer those that the gradients belong to."""
+        """Forget all seen gradients, because the sets or θ have changed since the gradients were seen."""
 
     def see(self, state: SetState, rows: Rows) -> None:  # noqa: B027 (most methods do not look)
         """Receive the dense gradient from a product of a backward; called only if ``watches`` is set."""

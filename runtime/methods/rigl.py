@@ -54,7 +54,7 @@ class RigL(DropGrow):
             self.seen = best_units(rows, state.geometry, state.fwd_per_group, state.rule.balanced)
 
     def renew(self, state: SetState, score: Tensor) -> Sets:
-        if self.seen is None:  # a refresh by hand, or a weight without a gradient: no information where to grow
+        if self.seen is None:  # a refresh by hand, or a weight without a gradient: no units to grow are known
             fwd = state.members()[0].view_as(score)
             return fwd, fwd
         return super().renew(state, score)

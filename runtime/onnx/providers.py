@@ -1,4 +1,4 @@
-"""Where the nodes of a session run if it has other providers than the CPU; a warning reports what differs from that."""
+"""Check where the nodes of a session run, if providers other than the CPU were requested, and warn of differences."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         row_ptr, _, cols, key = ctx.saved_tensors
-        # Here the forward part of each row ends where the row ends, so all of B is read.
+        # With these arguments, the forward part of a row is the whole row, so all of B is read.
         return Read.apply(grads[0], row_ptr, row_ptr[1:], cols, key, ctx.geometry), *[None] * 5
 
     @staticmethod

@@ -134,7 +134,7 @@ class Sandbox:
         if id(value) in self.copies:
             return self.copies[id(value)]
         if isinstance(value, nn.Parameter):
-            return self.tensors[-1]  # stands for any other parameter
+            return self.tensors[-1]  # represents any other parameter
         if isinstance(value, Tensor):
             return value.detach().clone()
         if isinstance(value, Optimizer):

@@ -142,7 +142,7 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
     Args:
         problem: the problem to run.
         names: the kernels.
-        seconds: how long to repeat after the first rounds.
+        seconds: how long to repeat after the first three rounds.
     """
     operands, weight = draw(problem)
     bias = (None,) if problem.product in ("spmm", "conv") else ()

@@ -1,6 +1,6 @@
 """Decide whether products run faster on tiles than on rows: measured once, remembered with the planner's other figures.
 
-If ``TOPKAST_KERNEL`` turns measuring off, tiles are used wherever they save a conversion.
+If ``TOPKAST_KERNEL`` turns measuring off, tiles are used in every place in which they save a conversion.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A in the weight's own shape: values on A, zero elsewhere."""
     units, in_fwd = slot_units(index, geometry)
     kept = torch.where(in_fwd[:, None], values.view(-1, geometry.unit), 0)
-    # One more unit at the end receives what the unused slots would write.
+    # One more unit at the end receives the writes of the unused slots.
     blocks = values.new_zeros(geometry.units + 1, geometry.unit)
     blocks[units] = kept
     return geometry.from_blocks(blocks[:-1])

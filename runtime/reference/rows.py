@@ -44,7 +44,7 @@ def rows_grad(grad: Tensor, row_ptr: Tensor, cols: Tensor, start: int, stop: int
     """The gradient at all slots, from a gradient at the slots of :func:`rows_values`; zero at the other slots."""
     part = grad.view(slots, -1)
     place = torch.arange(slots, device=cols.device)
-    # One more place at the end receives what the unused slots hold.
+    # One more place at the end receives the contents of the unused slots.
     place = torch.where(place < row_ptr[stop] - row_ptr[start], place + row_ptr[start], cols.shape[0])
     full = grad.new_zeros(cols.shape[0] + 1, part.shape[1])
     full[place] = part

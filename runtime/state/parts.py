@@ -54,7 +54,7 @@ class Parts:
         )
 
     def scaled(self, factor: float) -> Parts:
-        """These parts with all of θ multiplied by a number, in new tensors."""
+        """The same parts with all of θ multiplied by a number, in new tensors."""
         return replace(self, values=self.values * factor, reservoir=self.reservoir * factor)
 
 

@@ -128,7 +128,7 @@ class Site(Placed, nn.Module):
 
     @property
     def place(self) -> Reservoir:
-        """Where the values outside B are kept."""
+        """The place of the values outside B."""
         return RESERVOIRS[self.rule.reservoir]
 
     @property

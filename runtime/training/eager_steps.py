@@ -28,7 +28,7 @@ class Watch:
         explain: returns why nothing was compiled in the last step; None for a copy, because a copy is not compiled.
         entered: how often a compiled callable was called since the last step.
         failed: the last error that a backend raised.
-        told: the text of the warning, which is given once; None before the warning.
+        told: the text of the warning, which is given once; None if no warning was given.
     """
 
     def __init__(self, backend: str) -> None:

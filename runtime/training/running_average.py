@@ -41,8 +41,8 @@ class Averaged(AveragedModel):
 def averaged(model: Any, decay: float | None = 0.999, device: Any = None) -> Averaged:
     """An average of a model's weights. It averages all of θ, as for a dense model, and has the model's own sets.
 
-    Use this function instead of a list of tensors, for example diffusers' ``EMAModel``. After a refresh, slot j of such
-    a list is another weight, so the list would average different weights with each other. Instead of
+    Use this function instead of a list of tensors, for example diffusers' ``EMAModel``. After a refresh, slot j of this
+    list is another weight, so the list would average different weights with each other. Instead of
     ``EMAModel(model.parameters())`` and ``ema.step(model.parameters())``::
 
         average = topkast.averaged(model, decay=0.999)

@@ -16,7 +16,7 @@ PARTS = 1024  # the largest number of programs for a row
 
 
 def fits(tensor: Tensor) -> bool:
-    """Whether this file can run for such scores or masks."""
+    """Whether this file can run for scores or masks of this dtype, size and device."""
     return tensor.dtype in (torch.float32, torch.bool) and tensor.numel() < 2**31 and runs_on(tensor.device)
 
 
