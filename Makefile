@@ -31,7 +31,7 @@ test: $(READY)
 
 # The rest: sweeps, the interpreter of the CUDA kernels, whole runs of the tools.
 test-all: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m long $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m long $(ARGS)
 
 # mypy finds packages by path, so it reads the package through a link that bears its name.
 lint: $(READY)

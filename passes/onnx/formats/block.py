@@ -185,7 +185,7 @@ def padded(weight: Blocks, rows: Array, length: int) -> tuple[Array, Array]:
 FORMAT = Format(
     "block",
     "products by standard operators, faster than dense in any ONNX Runtime, for blocks of 16 x 16 or more with about "
-    "as many in each block row.",
+    "the same number of blocks in each block row.",
     write,
     suits,
     slower,

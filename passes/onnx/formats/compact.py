@@ -81,4 +81,9 @@ def write(weight: Weight) -> tuple[Block, int]:
     return weight.as_it_lies.block, cost(weight)
 
 
-FORMAT = Format("compact", "the smallest file, unpacked when it is loaded; runs at dense speed.", write, cost=cost)
+FORMAT = Format(
+    "compact",
+    "the smallest file. The weights are unpacked when the file is loaded; runs at dense speed.",
+    write,
+    cost=cost,
+)

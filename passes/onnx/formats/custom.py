@@ -199,8 +199,9 @@ def lower(
 
 FORMAT = Format(
     "custom",
-    "products as nodes ``topkast.SparseMatMul``, which our kernels run in a session of :func:`topkast.onnx.session`; "
-    "any ONNX Runtime from 1.17 on loads the file too and runs it at dense speed.",
+    "products as nodes ``topkast.SparseMatMul``, which topkast's kernels run in a session of "
+    ":func:`topkast.onnx.session`. ONNX Runtime 1.17 and later also load the file without topkast and run the model at "
+    "dense speed.",
     write,
     suits,
     slower,

@@ -14,4 +14,4 @@ def write(weight: Weight) -> tuple[None, int]:
     return None, weight.dense_bytes
 
 
-FORMAT = Format("dense", "zeros stored like any number.", write)
+FORMAT = Format("dense", "zeros are stored like any other number.", write)

@@ -19,7 +19,7 @@ README = Path(topkast.__file__).parent / "README.md"
 
 def test_the_docstring_lists_the_formats() -> None:
     assert topkast.export.__doc__ is not None
-    text = " ".join(topkast.export.__doc__.split("format: how")[1].split("Weights that a format")[0].split())
+    text = " ".join(topkast.export.__doc__.split("format: how")[1].split("If a format does not suit")[0].split())
     found = dict(re.findall(r'- "(\w+)": (.*?)(?= - "|$)', text))
     found.pop(AUTO)
     assert found == {name: format.sentence for name, format in FORMATS.items()}

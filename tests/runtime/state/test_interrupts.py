@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +275,15 @@ def test_a_copy_that_fails_marks_the_site(monkeypatch: pytest.MonkeyPatch) -> No
             use()
 
 
-def test_ctrl_c_while_refreshing() -> None:
+@pytest.fixture
+def default_ctrl_c() -> Iterator[None]:
+    """A process that was started in the background may ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_refreshing(default_ctrl_c: None) -> None:
     """Real signals at random moments, while B is drawn anew again and again: θ is what it was, bit for bit."""
     model = topkast.sparsify(nn.Sequential(nn.Linear(512, 256)), 0.8, 0.5, explore="random", seed=1, initial=None)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)  # its moments move with the weights, which takes time
