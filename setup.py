@@ -1,6 +1,4 @@
-"""What a rule says better than a list: the packages, and the files of the native library. All else is in
-pyproject.toml.
-"""
+"""The packages and the files of the native library are found by rules here. All else is in pyproject.toml."""
 
 from pathlib import Path
 

@@ -88,6 +88,10 @@ class Index(NamedTuple):
     row_fwd: Tensor  # int64 [block rows]
     cols: Tensor  # [slots], uint16 if the grid has at most 65,536 columns of blocks, otherwise int32
 
+    def to(self, device: torch.device, copy: bool = False) -> Index:
+        """The same index on a device. ``copy``: in new tensors, also if they are on that device already."""
+        return Index(*(tensor.to(device, copy=copy) for tensor in self))
+
 
 def column_type(columns: int) -> torch.dtype:
     """The type of an index's columns."""
@@ -129,6 +133,12 @@ def slot_units(index: Index, geometry: Geometry) -> tuple[Tensor, Tensor]:
     row_fwd = torch.nn.functional.pad(index.row_fwd, (0, 1))
     units = rows * geometry.grid[1] + index.cols.int()  # torch has no arithmetic on uint16
     return torch.where(rows < geometry.grid[0], units, geometry.units), slots < row_fwd[rows]
+
+
+def explored_values(index: Index, geometry: Geometry) -> Tensor:
+    """Bool [values]: True for the values in B \\ A."""
+    units, in_fwd = slot_units(index, geometry)
+    return (~in_fwd & (units < geometry.units)).repeat_interleave(geometry.unit)
 
 
 def index_masks(index: Index, geometry: Geometry) -> tuple[Tensor, Tensor]:

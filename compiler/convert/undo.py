@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.kernels.theta import assemble
-from topkast.runtime.layout import Index
 from topkast.runtime.registry import unregister
 from topkast.runtime.state.site_module import SiteModule
 
@@ -43,7 +42,7 @@ class Undo:
         stride = parameter.stride()
 
         def together() -> Tensor:
-            index = Index(*(tensor.to(site.home) for tensor in site.index))
+            index = site.index.to(site.home)
             theta = assemble(parameter.detach().to(site.home).view(-1), site.reservoir, index, site.geometry)
             return torch.empty_strided(theta.shape, stride, dtype=theta.dtype, device=parameter.device).copy_(theta)
 

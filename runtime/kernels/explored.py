@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topkast.runtime.layout import Geometry, Index, slot_units
+from topkast.runtime.layout import Geometry, Index, explored_values, slot_units
 from topkast.runtime.native import densified
 
 
@@ -13,7 +13,8 @@ def square_sum_of_a(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """The sum of the squares of A's values, a scalar in float64. values: B's values, [values]."""
     if _native(values):
         return densified.squares(values, index, geometry)
-    return torch.where(_in_a(index, geometry), values.double(), 0.0).square().sum()
+    in_a = slot_units(index, geometry)[1].repeat_interleave(geometry.unit)
+    return torch.where(in_a, values.double(), 0.0).square().sum()
 
 
 def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: float | Tensor) -> None:
@@ -22,13 +23,7 @@ def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: flo
         densified.scale_explored(values, index, geometry, float(factor))
         torch.autograd.graph.increment_version(values)
     else:
-        units, in_fwd = slot_units(index, geometry)
-        explored = (~in_fwd & (units < geometry.units)).repeat_interleave(geometry.unit)
-        values.copy_(torch.where(explored, values * factor, values))
-
-
-def _in_a(index: Index, geometry: Geometry) -> Tensor:
-    return slot_units(index, geometry)[1].repeat_interleave(geometry.unit)
+        values.copy_(torch.where(explored_values(index, geometry), values * factor, values))
 
 
 def _native(values: Tensor) -> bool:

@@ -79,7 +79,7 @@ def choose_in_thread(
     future: Future[Index] = Future()
     try:
         values, reservoir, index = parts
-        values, index = values.to("cpu", copy=True), Index(*(tensor.to("cpu", copy=True) for tensor in index))
+        values, index = values.to("cpu", copy=True), index.to(torch.device("cpu"), copy=True)
         reservoir = reservoir.to("cpu")
 
         def work() -> Index:

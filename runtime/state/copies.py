@@ -57,7 +57,7 @@ def _followed(copy: Site, new: Parts) -> tuple[Parts, Change]:
     change = with_sets_of(copy, live.beside_reservoir(), new)
     change.fields |= {"snapshot": None, "print": None}
     if unchanged(live.values, copy.print) and change.parts is not None:
-        own = Index(*(tensor.clone() for tensor in live.index))
+        own = live.index.to(live.index.cols.device, copy=True)
         fields = {"pending": copy.pending, "unclaimed": copy.unclaimed}
         kept = copy.snapshot or Snapshot(own, live.ever.clone(), fields)
         change.fields |= {"snapshot": kept, "print": fingerprint(change.parts.values)}
@@ -67,7 +67,7 @@ def _followed(copy: Site, new: Parts) -> tuple[Parts, Change]:
 
 def _alike(one: Index, other: Index) -> bool:
     if one.cols.device != other.cols.device:  # compare in host memory: a refresh allocates nothing on a device
-        one, other = (Index(*(tensor.cpu() for tensor in index)) for index in (one, other))
+        one, other = (index.to(torch.device("cpu")) for index in (one, other))
     return all(map(torch.equal, one, other))
 
 

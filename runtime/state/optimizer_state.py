@@ -109,7 +109,7 @@ def index_of_unknown_state(site: OptimizedSite, before: Index) -> Index | None:
     ``before``. The index is on the reservoir's device. None if every optimizer is known. See :func:`prepare_state`."""
     if site.optimizers:
         return None
-    return site.unclaimed or Index(*(tensor.clone() for tensor in before))
+    return site.unclaimed or before.to(before.cols.device, copy=True)
 
 
 def prepare_state(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> None:
@@ -127,7 +127,7 @@ def prepare_state(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> None
         return
     moved: list[tuple[Tensor, Tensor]] = []
     if optimizer not in site.optimizers and site.unclaimed is not None:
-        before, after = (Index(*(tensor.to(site.home) for tensor in at)) for at in (site.unclaimed, site.index))
+        before, after = site.unclaimed.to(site.home), site.index.to(site.home)
         state = _state(optimizer, site.original)
         values = site.original.detach().to(site.home)
         kept = [tensor.to(site.home) for tensor, _ in state]

@@ -47,7 +47,7 @@ class Parts:
         return Parts(
             self.values.to(home),
             self.reservoir,
-            Index(*(tensor.to(home) for tensor in self.index)),
+            self.index.to(home),
             self.ever.to(home),
             [tensor.to(home) for tensor in self.kept],
             self.starts,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from topkast.runtime.kernels.theta import assemble
-from topkast.runtime.layout import Index, index_masks
+from topkast.runtime.layout import index_masks
 
 from .background import choose_in_thread
 from .choose_sets import Chosen, renewed_sets
@@ -72,7 +72,7 @@ def _renewed_by_interval(site: Site, parts: Parts) -> Change:
         return renewed(site, parts)
     change, state = Change(fields={"refreshed_at": site.step}), site.set_state()
     if site.pending is not None:
-        index = Index(*(tensor.to(site.home) for tensor in site.pending_index()))
+        index = site.pending_index().to(site.home)
         theta = assemble(parts.values, parts.reservoir, parts.index, site.geometry)
         change = with_new_sets(site, theta, parts, Chosen(index, *index_masks(index, site.geometry)))
 

@@ -51,7 +51,7 @@ def with_sets_of(site: Site, parts: Parts, other: HasSets) -> Change:
         parts: the site's parts, on the reservoir's device.
         other: the object with the sets.
     """
-    index = Index(*(tensor.to(site.home) for tensor in other.index))
+    index = other.index.to(site.home)
     if all(map(torch.equal, parts.index, index)):
         return Change()
     theta = assemble(parts.values, parts.reservoir, parts.index, site.geometry)

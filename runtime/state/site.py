@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from topkast.runtime.errors import ModelError, RefreshError
 from topkast.runtime.kernels.sets import largest
 from topkast.runtime.kernels.theta import assemble, store
-from topkast.runtime.layout import Geometry, Index, index_masks, slot_units
+from topkast.runtime.layout import Geometry, Index, explored_values, index_masks
 from topkast.runtime.methods import METHODS, SetState
 from topkast.runtime.reference.dense_gradient import Rows
 from topkast.runtime.registry import new_key, register
@@ -159,16 +159,13 @@ class Site(Placed, nn.Module):
         )  # fmt: skip
 
     def _members(self) -> tuple[Tensor, Tensor]:
-        return index_masks(self._index_at_home(), self.geometry)
+        return index_masks(self.index.to(self.home), self.geometry)
 
     def _draw(self, like: Tensor, purpose: str) -> Tensor:
         seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{self.step}{purpose}".encode())
         # Draw on the CPU, also if there is another default device: the draw must not depend on the model's device.
         generator = torch.Generator("cpu").manual_seed(seed)
         return torch.rand(like.shape, generator=generator, device="cpu").to(like.device)
-
-    def _index_at_home(self) -> Index:
-        return Index(*(tensor.to(self.home) for tensor in self.index))
 
     def exploration_ended(self, step: int | None = None) -> bool:
         """Whether B = A after ``step`` steps; None: after the current number of steps."""
@@ -178,7 +175,7 @@ class Site(Placed, nn.Module):
     def theta(self) -> Tensor:
         """All of θ, dense, detached, on the reservoir's device: assembled from B's values and the reservoir."""
         self.check_whole()
-        return assemble(self.values.to(self.home), self.reservoir, self._index_at_home(), self.geometry)
+        return assemble(self.values.to(self.home), self.reservoir, self.index.to(self.home), self.geometry)
 
     def sets(self) -> tuple[Tensor, Tensor]:
         """(A, B) as dense bool tensors of the weight's shape."""
@@ -191,8 +188,7 @@ class Site(Placed, nn.Module):
 
     def explored(self) -> Tensor:
         """Bool [values]: True for the slots in B \\ A."""
-        units, in_fwd = slot_units(self.index, self.geometry)
-        return (~in_fwd & (units < self.geometry.units)).repeat_interleave(self.geometry.unit)
+        return explored_values(self.index, self.geometry)
 
     def parts(self) -> Parts:
         """The current tensors that a refresh changes."""

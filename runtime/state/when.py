@@ -38,12 +38,6 @@ def due_before_step(sites: Iterable[Site]) -> list[Site]:
     return [site for site in sites if due(site) and not trained(site)]
 
 
-def overdue_after_step(site: Site) -> bool:
-    """Whether a whole step passed without the refresh that was due before the step. Either no forward used the site, or
-    another backend compiled its graph."""
-    return due(site)
-
-
 def due_at_step_end(site: Site) -> bool:
     """Whether the method refreshes at the end of a step, and a refresh is due now."""
     return site.method.at_step_end and due(site)

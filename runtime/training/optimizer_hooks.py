@@ -22,7 +22,7 @@ from topkast.runtime.state.find_sites import alive
 from topkast.runtime.state.optimizer_state import check_elementwise, prepare_state
 from topkast.runtime.state.refresh import refresh, refresh_by_interval
 from topkast.runtime.state.site_module import SiteModule
-from topkast.runtime.state.when import count_gradients, due_at_step_end, due_before_step, overdue_after_step, trained
+from topkast.runtime.state.when import count_gradients, due, due_at_step_end, due_before_step, trained
 from topkast.runtime.training.sharded.refused import refuse_optimizer
 from topkast.runtime.training.sharded.wrappers import on_registration
 
@@ -91,7 +91,9 @@ def advance(site: SiteModule, lr: float | Tensor | None) -> None:
     Args:
         lr: the learning rate of the step; None if nothing must decay.
     """
-    if overdue_after_step(site):
+    # If the site is due here, a whole step went by without its refresh: no forward used the site, or a backend that
+    # is not ours compiled its graph.
+    if due(site):
         if trained(site):
             site.count_late_refresh()
         refresh_by_interval([site])

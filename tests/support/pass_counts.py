@@ -1,4 +1,4 @@
-"""What a pass did to the graphs of a model, from the model's report."""
+"""The model's report says what a pass did to the graphs of the model."""
 
 from __future__ import annotations
 

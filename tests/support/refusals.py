@@ -1,5 +1,5 @@
-"""What is said to each way of training that would give ranks sets of their own; run on every rank by
-tests/support/ranks.py.
+"""Each way of training that would give ranks sets of their own, and its error. tests/support/ranks.py runs this on
+every rank.
 """
 
 from __future__ import annotations

@@ -116,9 +116,7 @@ def read(report: Path) -> dict[str, Outcome]:
     found: dict[str, Outcome] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname', '').rpartition('.')[2]}.{case.get('name')}"
-        sparse = sum(
-            int(entry.get("value", 0)) for entry in case.iter("property") if entry.get("name") == "models made sparse"
-        )
+        sparse = sum(int(entry.get("value", 0)) for entry in case.iter("property") if entry.get("name") == SPARSE)
         outcome = Outcome("passed", sparse=sparse)
         for child in case:
             if child.tag in ("failure", "error") and outcome.ended != "failed":

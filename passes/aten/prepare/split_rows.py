@@ -24,7 +24,7 @@ from topkast.passes.aten.moves import slice_limits
 from topkast.passes.aten.nodes import aten, emit, getitems, topkast
 from topkast.passes.aten.weight_call import WEIGHT, WEIGHT_GRAD, WeightCall
 from topkast.runtime.layout import Geometry
-from topkast.runtime.reference import rows  # noqa: F401  (defines its operators)
+from topkast.runtime.ops import row_slices  # noqa: F401  (defines its operators)
 
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 CUTS = {

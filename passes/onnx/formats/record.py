@@ -1,4 +1,4 @@
-"""What a format of weights in an ONNX file is: one record, from which all that names formats is derived."""
+"""The record of one format of weights in an ONNX file. All code and texts about formats derive from these records."""
 
 from __future__ import annotations
 

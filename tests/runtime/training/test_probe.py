@@ -47,7 +47,7 @@ class Simple(optim.Optimizer):
         return loss
 
     def rule(self, group: dict[str, Any], state: dict[str, Any], theta: Tensor, grad: Tensor) -> None:
-        """What a subclass does to θ."""
+        """A subclass says what happens to θ."""
         raise AssertionError(f"{type(self).__name__} must say its rule")
 
 
