@@ -10,7 +10,7 @@ from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.convert.sparsify import sparsify
 from topkast.compiler.densify import densify
 from topkast.compiler.export.api import export
-from topkast.compiler.report.api import report
+from topkast.compiler.report.report import report
 from topkast.compiler.topology.dynamics import Dynamics
 from topkast.runtime.errors import (
     CheckpointError,

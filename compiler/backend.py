@@ -46,7 +46,7 @@ BACKEND = Option(
 for _path in sorted(Path(runtime.__path__[0]).iterdir()):
     if _path.stem not in ("__init__", "__pycache__", "state", "training"):
         trace_rules.add(f"topkast.runtime.{_path.stem}")
-for _file in ("guarded_weight", "index_check", "find_sites"):
+for _file in ("guarded_weight", "content.index_check", "find_sites"):
     trace_rules.add(f"topkast.runtime.state.{_file}")
 # A read of a weight outside a graph must not become a graph: each site would have its own graph, and none could fuse.
 torch._dynamo.eval_frame.skip_code(SiteModule.forward.__code__)

@@ -11,7 +11,7 @@ import torch
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.methods import METHODS
 from topkast.runtime.rule import Rule
-from topkast.runtime.state.reservoirs import KINDS
+from topkast.runtime.state.content.reservoirs import KINDS
 
 from .options import block_shape, choice, globs, integer, number, option, optional, options, shares
 from .start import Start

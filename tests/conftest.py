@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # First: transformers and timm import torchvision, which may have been built for another torch.
-import topkast.tools.zoo.entry  # noqa: F401
+import topkast.tools.zoo.model_entry  # noqa: F401
 from topkast.tests.support import budget, lockstep, ways
 
 # What is tested must not depend on what was faster today, and the oracle sums in the order of dense products; the

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.reference.products import weight
-from topkast.runtime.state.copies import changes_of_copies
+from topkast.runtime.state.change.copies import changes_of_copies
+from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.find_sites import SparseState, joined
 from topkast.runtime.state.model import find, owned, sites
-from topkast.runtime.state.parts import carry_out
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 

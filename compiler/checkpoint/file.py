@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from topkast.compiler.config import Config
 from topkast.runtime.errors import CheckpointError
+from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.model import Record, find, sites
-from topkast.runtime.state.parts import carry_out
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 

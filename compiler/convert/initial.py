@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.reference.selection import largest
-from topkast.runtime.state.choose_sets import scores
+from topkast.runtime.state.content.choose_sets import scores
 from topkast.runtime.state.site_module import SiteModule
 
 from .distribute import units_at

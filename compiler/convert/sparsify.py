@@ -21,10 +21,10 @@ from topkast.compiler.options import pick
 from topkast.compiler.start import Start
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
-from topkast.runtime.state.family import Family
+from topkast.runtime.state.content.family import Family
+from topkast.runtime.state.content.parts import carry_out
+from topkast.runtime.state.content.reservoirs import RESERVOIRS, values_outside
 from topkast.runtime.state.model import Record, sites
-from topkast.runtime.state.parts import carry_out
-from topkast.runtime.state.reservoirs import RESERVOIRS, values_outside
 from topkast.runtime.state.site_module import SiteModule
 
 from .attach import attach

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from topkast.passes.aten import PassLog, summary
-from topkast.runtime.state.family import Family
+from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.site import Site
 
 _LOGS: weakref.WeakKeyDictionary[Family, list[PassLog]] = weakref.WeakKeyDictionary()

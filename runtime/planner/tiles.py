@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from topkast.runtime.kernels.tiles import PRODUCTS, pack
-from topkast.runtime.kernels.tiles import width as width_of
+from topkast.runtime.kernels.tiled_products import PRODUCTS, pack
+from topkast.runtime.kernels.tiled_products import width as width_of
 from topkast.runtime.layout import Geometry
 
 from . import plan as planner

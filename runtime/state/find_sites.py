@@ -8,8 +8,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from topkast.runtime import registry
+from topkast.runtime.state.content.family import Family
 
-from .family import Family
 from .persist.state_dict import STATE
 from .site import Site
 from .site_module import SiteModule

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from topkast.runtime.errors import ModelError
+from topkast.runtime.state.content.family import Family
 
-from .family import Family
 from .find_sites import joined, sites_of
 from .site_module import SiteModule
 

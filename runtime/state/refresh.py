@@ -8,13 +8,13 @@ import torch
 
 from topkast.runtime.kernels.theta import assemble
 from topkast.runtime.layout import index_masks
+from topkast.runtime.state.change.relayout import HasSets, with_new_sets, with_sets_of
+from topkast.runtime.state.change.streaming import at_home
+from topkast.runtime.state.content.background import choose_in_thread
+from topkast.runtime.state.content.choose_sets import Chosen, renewed_sets
+from topkast.runtime.state.content.parts import Change, Parts
 
-from .background import choose_in_thread
-from .choose_sets import Chosen, renewed_sets
-from .parts import Change, Parts
-from .relayout import HasSets, with_new_sets, with_sets_of
 from .site import Site
-from .streaming import at_home
 from .when import due_before_forward, in_background
 
 

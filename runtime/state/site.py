@@ -25,16 +25,15 @@ from topkast.runtime.methods import METHODS, SetState
 from topkast.runtime.reference.dense_gradient import Rows
 from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
-
-from .background import Pending, pending_state
-from .choose_sets import first_sets, with_bits
-from .family import Family
-from .fingerprint import fingerprint
-from .index_check import WRITTEN, Note, checked, remembered
-from .optimizer_state import kept_tensors
-from .parts import HALF, Change, Copy, Parts, Snapshot
-from .placed import Placed
-from .reservoirs import RESERVOIRS, Reservoir, values_outside
+from topkast.runtime.state.content.background import Pending, pending_state
+from topkast.runtime.state.content.choose_sets import first_sets, with_bits
+from topkast.runtime.state.content.family import Family
+from topkast.runtime.state.content.fingerprint import fingerprint
+from topkast.runtime.state.content.index_check import WRITTEN, Note, checked, remembered
+from topkast.runtime.state.content.optimizer_state import kept_tensors
+from topkast.runtime.state.content.parts import HALF, Change, Copy, Parts, Snapshot
+from topkast.runtime.state.content.placed import Placed
+from topkast.runtime.state.content.reservoirs import RESERVOIRS, Reservoir, values_outside
 
 
 class Site(Placed, nn.Module):

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.ops.eager_weight import Read, as_constant
 from topkast.runtime.registry import register
+from topkast.runtime.state.change.commit import commit
+from topkast.runtime.state.change.relayout import with_new_sets
+from topkast.runtime.state.content.choose_sets import first_sets
+from topkast.runtime.state.content.parts import Change, Parts
 
-from .choose_sets import first_sets
-from .commit import commit
 from .guarded_weight import guard
-from .parts import Change, Parts
 from .persist import portable, state_dict
 from .refresh import refresh, refresh_due
-from .relayout import with_new_sets
 from .site import Site
 from .snapshots import copies_take_sets, restore_snapshots
 

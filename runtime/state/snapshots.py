@@ -11,13 +11,14 @@ from contextlib import contextmanager
 
 import torch
 
-from .copies import alike_copies
-from .fingerprint import unchanged
-from .parts import Change, Parts
+from topkast.runtime.state.change.copies import alike_copies
+from topkast.runtime.state.change.relayout import with_sets_of
+from topkast.runtime.state.change.streaming import at_home
+from topkast.runtime.state.content.fingerprint import unchanged
+from topkast.runtime.state.content.parts import Change, Parts
+
 from .refresh import take_sets
-from .relayout import with_sets_of
 from .site import Site
-from .streaming import at_home
 
 
 @torch._dynamo.disable

@@ -18,8 +18,8 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from topkast.runtime.optimizers.probe import check_probed
+from topkast.runtime.state.content.optimizer_state import check_elementwise, prepare_state
 from topkast.runtime.state.find_sites import alive
-from topkast.runtime.state.optimizer_state import check_elementwise, prepare_state
 from topkast.runtime.state.refresh import refresh, refresh_by_interval
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.when import count_gradients, due, due_at_step_end, due_before_step, trained

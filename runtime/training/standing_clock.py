@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topkast.runtime.state.family import Family
-from topkast.runtime.state.fingerprint import fingerprint
+from topkast.runtime.state.content.family import Family
+from topkast.runtime.state.content.fingerprint import fingerprint
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.when import gradients
 

@@ -104,7 +104,7 @@ class Device(TorchDispatchMode):
 
 
 class Engine:
-    """Copies as ``topkast.runtime.state.streaming`` has them.
+    """Copies as ``topkast.runtime.state.change.streaming`` has them.
 
     Args:
         late: make a copy when somebody waits for it, and not before; else when it is asked for.

@@ -14,7 +14,7 @@ from topkast.compiler.options import options
 from topkast.runtime.methods import METHODS
 from topkast.tools.study import __main__ as study
 from topkast.tools.study.grid import Point, read_grid
-from topkast.tools.study.run import Run, StudyError, canonical
+from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.store import read
 from topkast.tools.study.tasks import TASKS
 from topkast.tools.study.times import Times, key_of

@@ -17,7 +17,7 @@ import topkast
 from topkast.tools.study.data import cifar, digits, enwik8, wikitext103
 from topkast.tools.study.models import ByteModel, ConvNet
 from topkast.tools.study.references import SparseGradient, SparseOperands, largest, meprop, swat
-from topkast.tools.study.run import StudyError
+from topkast.tools.study.run_fields import StudyError
 from topkast.tools.study.tasks import TASKS
 
 

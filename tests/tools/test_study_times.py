@@ -12,7 +12,7 @@ import pytest
 import topkast
 from topkast.tools.study import __main__ as study
 from topkast.tools.study.clock import _move, course
-from topkast.tools.study.run import Run, StudyError, canonical
+from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.tasks import TASKS
 from topkast.tools.study.times import Times, add_time, key_of, read_times
 from topkast.tools.study.train import prepare

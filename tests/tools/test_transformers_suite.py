@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from topkast.tools.zoo import transformers_suite as suite
+from topkast.tools.transformers_suite import __main__ as suite
 
 CASES = """<testsuites><testsuite name="pytest">
 <testcase classname="tests.test_m.MTest" name="same"/>

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from topkast.tools.common.places import README, RESULTS
-from topkast.tools.zoo import dense as _zoo_dense
-from topkast.tools.zoo import run as _zoo_run
-from topkast.tools.zoo import table as _zoo_table
-from topkast.tools.zoo import torch_nn as _zoo_nn
-from topkast.tools.zoo import transformers_models as _zoo_transformers
-from topkast.tools.zoo.check import check
-from topkast.tools.zoo.entry import Entry, floats, loss_of, without_dropout
+from topkast.tools.zoo import dense_stages as _zoo_dense
+from topkast.tools.zoo import records_table as _zoo_table
+from topkast.tools.zoo import runner as _zoo_run
+from topkast.tools.zoo.model_entry import Entry, floats, loss_of, without_dropout
 from topkast.tools.zoo.oracle import shares
+from topkast.tools.zoo.stages import check
+from topkast.tools.zoo.suites import torch_nn as _zoo_nn
+from topkast.tools.zoo.suites import transformers_models as _zoo_transformers
 
 TRANSFORMERS = ("albert", "gpt2", "t5", "vit", "convnext", "wavlm", "mamba", "clip", "llama")
 MODULES = (
@@ -228,7 +228,7 @@ def test_a_run_is_resumed_and_limited(tmp_path: Path, monkeypatch: pytest.Monkey
             while True:  # what the limit of time is for
                 pass
 
-    monkeypatch.setattr("topkast.tools.zoo.check.check", pretend)
+    monkeypatch.setattr("topkast.tools.zoo.stages.check", pretend)
     entries = [Entry("s", name, "f", nn.Identity, lambda g: ((), {})) for name in "ab"]
     for _ in range(2):
         found = _zoo_run.run(entries, path, stages=(), jobs=1, seconds=1.0, gigabytes=8)

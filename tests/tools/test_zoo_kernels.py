@@ -13,12 +13,12 @@ from torch import nn
 import topkast
 from topkast.tests.tools.test_zoo import GOOD
 from topkast.tools.zoo import __main__ as zoo
+from topkast.tools.zoo import kernel_sample as _zoo_kernels
 from topkast.tools.zoo import kernel_table as _zoo_kernel_table
-from topkast.tools.zoo import kernels as _zoo_kernels
-from topkast.tools.zoo import run as _zoo_run
-from topkast.tools.zoo import table as _zoo_table
-from topkast.tools.zoo.check import check
-from topkast.tools.zoo.entry import Entry
+from topkast.tools.zoo import records_table as _zoo_table
+from topkast.tools.zoo import runner as _zoo_run
+from topkast.tools.zoo.model_entry import Entry
+from topkast.tools.zoo.stages import check
 
 
 def linear(name: str, size: int = 40) -> Entry:
@@ -62,7 +62,7 @@ def test_records_of_kernels_stand_beside_those_of_dense_ones(tmp_path: Path, mon
 
         tell({"model": "ok", "compile": os.environ["TOPKAST_KERNEL"]})
 
-    monkeypatch.setattr("topkast.tools.zoo.check.check", pretend)
+    monkeypatch.setattr("topkast.tools.zoo.stages.check", pretend)
     path = tmp_path / "zoo.json"
     for kernel in ("dense", "native", "native"):
         entries = _zoo_kernels.sample([linear("a")], kernel, 1, 0, kernel != "dense")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import topkast
-from topkast.compiler.report.api import Report
+from topkast.compiler.report.report import Report
 from topkast.tools.common.arguments import add_device, block, positive
 from topkast.tools.common.pairs import Spread, add_timing, bound, measure, show
 from topkast.tools.common.results import CONSOLE, progress

@@ -21,10 +21,10 @@ from topkast.tools.common.results import CONSOLE, machine, write
 PARTS = {
     "hardware": ("topkast.tools.gpu.hardware", "run", 40, True),
     "correct": ("topkast.tools.gpu.correct", "run", 150, True),
-    "products": ("topkast.tools.gpu.products", "run_products", 100, True),
-    "single": ("topkast.tools.gpu.products", "run_single", 30, True),
-    "steps": ("topkast.tools.gpu.steps", "run", 160, True),
-    "decode": ("topkast.tools.gpu.products", "run_decode", 50, True),
+    "products": ("topkast.tools.gpu.product_times", "run_products", 100, True),
+    "single": ("topkast.tools.gpu.product_times", "run_single", 30, True),
+    "steps": ("topkast.tools.gpu.step_times", "run", 160, True),
+    "decode": ("topkast.tools.gpu.product_times", "run_decode", 50, True),
     "large": ("topkast.tools.gpu.large_model", "run", 100, True),
     "headline": ("topkast.tools.gpu.large_model", "run_headline", 560, False),
 }

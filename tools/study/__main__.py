@@ -23,7 +23,7 @@ from topkast.tools.common.arguments import positive
 from topkast.tools.common.places import README, RESULTS
 
 from .grid import Point, read_grid
-from .run import StudyError
+from .run_fields import StudyError
 from .store import complete, read
 from .times import read_times
 
@@ -72,8 +72,8 @@ def train(grid: list[Point], args: argparse.Namespace, console: Console) -> int:
 def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
     """The tables or the picture of one grid."""
     # What draws and counts needs packages that training does not.
-    from .rows import rows
-    from .table import sheets
+    from .figures import rows
+    from .grid_tables import sheets
 
     found = rows(grid, read(args.results), read_times(args.times))
     if args.command == "table":
@@ -89,9 +89,9 @@ def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
 
 def report(args: argparse.Namespace, console: Console) -> None:
     """Every table and picture that is kept in the repository."""
+    from .figures import compared, rows
     from .plot import plot
     from .report import tables, with_summary
-    from .rows import compared, rows
 
     held, times = read(args.results), read_times(args.times)
     text = tables(HERE / "grids", held, times, FOLDER / "topology")

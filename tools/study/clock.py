@@ -23,7 +23,7 @@ from topkast.tools.common.pairs import SPREAD, measure, show
 from topkast.tools.common.results import CONSOLE, machine
 
 from .grid import Point
-from .run import BASELINES, Run, canonical
+from .run_fields import BASELINES, Run, canonical
 from .tasks import task_of
 from .times import UNMEASURED, add_time, key_of, read_times
 from .train import make_optimizer, prepare, train_step

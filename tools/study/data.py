@@ -12,7 +12,7 @@ from torch import Tensor
 
 from topkast.tools.common.text import Text, load_text
 
-from .run import StudyError
+from .run_fields import StudyError
 
 Images = tuple[Tensor, Tensor, Tensor, Tensor]  # training images, their classes, test images, their classes
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .run import Run, StudyError, canonical
+from .run_fields import Run, StudyError, canonical
 from .times import Times
 
 TABLES = ("base", "axes", "arms", "tasks")

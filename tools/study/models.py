@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .run import StudyError
+from .run_fields import StudyError
 
 
 class Block(nn.Module):
@@ -94,7 +94,7 @@ def torchvision_resnet(width: int) -> nn.Module:
     Raises:
         StudyError: torchvision is not installed.
     """
-    from topkast.tools.zoo import entry as _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
+    from topkast.tools.zoo import model_entry as _zoo_entry  # noqa: F401  (two operators that torchvision wants and a torch of another version lacks)
 
     try:
         from torchvision.models.resnet import BasicBlock, ResNet

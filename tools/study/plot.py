@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
-from .rows import Row, estimate
+from .figures import Row, estimate
 from .tasks import task_of
 
 COSTS = {

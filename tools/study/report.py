@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .dense import caption
+from .dense_note import caption
+from .figures import Row, compared, estimate, rows
 from .grid import read_grid
-from .rows import Row, compared, estimate, rows
-from .run import StudyError
+from .grid_tables import Sheet, sheets
+from .run_fields import StudyError
 from .store import Results
-from .table import Sheet, sheets
 from .tasks import task_of
 from .times import Times
 from .topology import topology

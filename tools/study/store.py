@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .run import Run, StudyError, canonical
+from .run_fields import Run, StudyError, canonical
 
 Results = dict[str, dict[str, Any]]  # key of the run -> its result
 

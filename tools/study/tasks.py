@@ -17,7 +17,7 @@ from topkast.tools.common.text import Text
 
 from . import data
 from .models import ByteModel, ConvNet, torchvision_resnet
-from .run import StudyError
+from .run_fields import StudyError
 
 LENGTH = 64
 

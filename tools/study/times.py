@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .run import Run, StudyError
+from .run_fields import Run, StudyError
 
 # What decides how long a step takes, and how long one with a refresh.
 DECIDES = (

@@ -7,9 +7,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .rows import estimate
-from .run import StudyError
-from .table import Sheet
+from .figures import estimate
+from .grid_tables import Sheet
+from .run_fields import StudyError
 
 HEAD = """## topology
 

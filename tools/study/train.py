@@ -16,7 +16,7 @@ from topkast.tools.common.measure import memory
 
 from .models import width_for
 from .references import layers_of, meprop, swat
-from .run import Run
+from .run_fields import Run
 from .tasks import Task, loss_of, task_of
 
 LOOKS = 20  # how often in a run the sets are counted for its FLOPs

@@ -62,22 +62,23 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(sys.argv[1:] if argv is None else argv)
     if args.command == "table":
-        from .table import show
+        from .records_table import show
 
         show(args.out)
         return 0
     if args.command == "readme":
-        from .table import put
+        from .records_table import put
 
         put(args.out, args.file)
         return 0
     import torch
 
-    from . import check, kernels
-    from .run import key, read, run, write
+    from . import kernel_sample as kernels
+    from . import stages as check
+    from .runner import key, read, run, write
 
     torch.set_num_threads(1)
-    suites = [importlib.import_module(f"topkast.tools.zoo.{SUITES[suite]}") for suite in args.suites]
+    suites = [importlib.import_module(f"topkast.tools.zoo.suites.{SUITES[suite]}") for suite in args.suites]
     entries = [entry for suite in suites for entry in suite.entries()]
     if args.name:
         entries = [entry for entry in entries if any(fnmatch.fnmatch(entry.name, glob) for glob in args.name)]

@@ -14,7 +14,7 @@ from torch._inductor.utils import fresh_cache
 
 import topkast
 
-from .entry import Entry, loss_of
+from .model_entry import Entry, loss_of
 
 # One of a kind: generating code takes most of the time of a model, and it is the same code that is left as it was.
 SAMPLE = {

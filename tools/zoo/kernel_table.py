@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from .kernels import BLOCKS, name
+from .kernel_sample import BLOCKS, name
 
 Record = dict[str, Any]
 HEADINGS = (

@@ -18,8 +18,8 @@ from topkast.tests.support.builders import Case
 from topkast.tests.support.lockstep import Trio, adamw, compiled, sites_of, without_onednn
 from topkast.tests.support.ways import ORDERS, SUMS, WITHOUT_ONEDNN, Way
 
-from .dense import BESIDE
-from .entry import loss_of
+from .dense_stages import BESIDE
+from .model_entry import loss_of
 
 OPTIONS = {"fwd": 0.9, "bwd": 0.8, "min_size": 1, "refresh_every": 2, "backend": "aot_eager"}
 STEPS = 3

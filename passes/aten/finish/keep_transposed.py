@@ -26,7 +26,7 @@ from topkast.passes.aten.base import Pass
 from topkast.passes.aten.nodes import aten, emit, topkast
 from topkast.passes.aten.tile_layouts import KEEPS_ORDER, TILE_PRODUCTS, Layouts, assign, matrix_shape, sums_rows
 from topkast.passes.aten.weight_call import WeightCall
-from topkast.runtime.kernels.tiles import width
+from topkast.runtime.kernels.tiled_products import width
 from topkast.runtime.planner import tiles
 
 from .choose_kernel import problem

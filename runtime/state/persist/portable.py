@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.layout import Index, column_type
-from topkast.runtime.state.background import already_chosen
-from topkast.runtime.state.fingerprint import fingerprint, unchanged
-from topkast.runtime.state.reservoirs import RESERVOIRS
+from topkast.runtime.state.content.background import already_chosen
+from topkast.runtime.state.content.fingerprint import fingerprint, unchanged
+from topkast.runtime.state.content.reservoirs import RESERVOIRS
 from topkast.runtime.state.site import Site
 
 OF_PROCESS = ("optimizers", "ran", "key", "copies", "snapshot", "_own", "noted", "owner")

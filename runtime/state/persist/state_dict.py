@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.layout import Index, check_index
-from topkast.runtime.state.background import already_chosen
-from topkast.runtime.state.parts import Change, carry_out
+from topkast.runtime.state.content.background import already_chosen
+from topkast.runtime.state.content.parts import Change, carry_out
 from topkast.runtime.state.site import Site
 
 from .saved_index import as_plain, as_saved

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from topkast.runtime.errors import ModelError
 from topkast.runtime.layout import Index
-from topkast.runtime.state.background import already_chosen
+from topkast.runtime.state.content.background import already_chosen
 from topkast.runtime.state.site_module import SiteModule
 
 PART = 2**26  # bytes in one broadcast

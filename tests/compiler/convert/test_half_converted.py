@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.runtime.state import choose_sets
 from topkast.runtime.state import site as site_file
+from topkast.runtime.state.content import choose_sets
+from topkast.runtime.state.content.reservoirs import OnDevice
 from topkast.runtime.state.find_sites import alive
-from topkast.runtime.state.reservoirs import OnDevice
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.lockstep import sites_of
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.state import copies
+from topkast.runtime.state.change import copies
 from topkast.tests.support.budget import assert_budget
 from topkast.tests.support.builders import CASES
 from topkast.tests.support.interrupts import interrupt, moments

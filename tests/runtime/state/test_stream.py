@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.runtime.state import streaming as stream
+from topkast.runtime.state.change import streaming as stream
+from topkast.runtime.state.content.parts import Change
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.parts import Change
 from topkast.runtime.state.refresh import renewed
 from topkast.runtime.state.site import Site
 from topkast.tests.compiler.checkpoint.test_checkpoint import same

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
 
-from .entry import Batch, Entry
+from topkast.tools.zoo.model_entry import Batch, Entry
 
 
 class LowRank(nn.Module):

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Index
+from topkast.runtime.state.content.family import Family
+from topkast.runtime.state.content.fingerprint import fingerprint, unchanged
+from topkast.runtime.state.content.parts import Change, Changing, Parts, Snapshot
+from topkast.runtime.state.site import Site
 
-from .family import Family
-from .fingerprint import fingerprint, unchanged
-from .parts import Change, Changing, Parts, Snapshot
 from .relayout import with_sets_of
-from .site import Site
 
 LISTS = "diffusers.training_utils"  # the module that has EMAModel
 

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
 
-from .entry import Batch, Entry
+from topkast.tools.zoo.model_entry import Batch, Entry
 
 NODES, EDGES, FEATURES = 30, 90, 16
 GRAPHS = {"GCN": GCN, "GraphSAGE": GraphSAGE, "GIN": GIN, "GAT": GAT}

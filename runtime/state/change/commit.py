@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from topkast.runtime.state.content.parts import Change, Copy, Parts, carry_out
+from topkast.runtime.state.site import Site
+
 from .copies import changes_of_copies
-from .parts import Change, Copy, Parts, carry_out
-from .site import Site
 
 
 def commit(site: Site, live: Parts, change: Change, copy: Copy = Tensor.copy_) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import topkast
 
-from . import dense as _zoo_dense
+from . import dense_stages as _zoo_dense
 from . import inductor as _zoo_inductor
-from . import kernels as _zoo_kernels
+from . import kernel_sample as _zoo_kernels
 from . import oracle as _zoo_oracle
-from .entry import Entry, loss_of, tensors
+from .model_entry import Entry, loss_of, tensors
 
 Tell = Callable[[dict[str, Any]], None]
 

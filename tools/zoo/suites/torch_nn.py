@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.testing._internal.common_modules import module_db
 
-from .entry import Batch, Entry
+from topkast.tools.zoo.model_entry import Batch, Entry
 
 SAMPLES = 5
 

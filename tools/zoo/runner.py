@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from topkast.tools.common.places import ROOT
 from topkast.tools.common.results import CONSOLE
 
-from .entry import Entry
+from .model_entry import Entry
 
 Key = tuple[str, ...]  # suite and name; and the kernel, unless it is "dense"
 PATIENCE = 20  # clock seconds for one of computing, before a model is given up that may wait for ever
@@ -73,7 +73,7 @@ def write(path: Path, records: dict[Key, dict[str, Any]]) -> None:
 
 def _child(entry: Entry, stages: tuple[str, ...], gigabytes: float, seconds: float, sender: Connection) -> None:
     """In a process of its own: what it prints is nobody's business, what it finds goes through the pipe."""
-    from .check import check
+    from .stages import check
 
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -131,7 +131,7 @@ def run(
     Args:
         entries: the models.
         path: of the results.
-        stages: see :mod:`topkast.tools.zoo.check`.
+        stages: see :mod:`topkast.tools.zoo.stages`.
         jobs: processes at a time.
         seconds, gigabytes: limits of each; seconds are of its own computing.
     """

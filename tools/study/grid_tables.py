@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from .dense import caption
-from .rows import Row, estimate
+from .dense_note import caption
+from .figures import Row, estimate
 from .tasks import task_of
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import topkast
 
-from .entry import Entry
+from .model_entry import Entry
 
 BLOCKS = ((1, 1), (4, 1), (16, 1), (16, 16))
 TOO_LARGE = "larger than every weight that could be sparse"

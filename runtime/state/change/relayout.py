@@ -12,11 +12,10 @@ from torch import Tensor
 
 from topkast.runtime.kernels.theta import assemble, store
 from topkast.runtime.layout import Index, index_masks
-
-from .choose_sets import Chosen, with_bits
-from .optimizer_state import carry_state, index_of_unknown_state
-from .parts import Change, Parts
-from .site import Site
+from topkast.runtime.state.content.choose_sets import Chosen, with_bits
+from topkast.runtime.state.content.optimizer_state import carry_state, index_of_unknown_state
+from topkast.runtime.state.content.parts import Change, Parts
+from topkast.runtime.state.site import Site
 
 
 class HasSets(Protocol):

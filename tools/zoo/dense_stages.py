@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from topkast.compiler.export.flatten import Flat, Inputs, without_cache
 from topkast.compiler.export.parity import compare
 
-from .entry import Entry, loss_of, tensors
+from .model_entry import Entry, loss_of, tensors
 
 BESIDE = "in plain PyTorch, beside our model"
 NO_MEMORY = "can't allocate memory"  # says as much of the limit as of the model

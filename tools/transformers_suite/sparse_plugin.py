@@ -1,6 +1,6 @@
 """A plugin of pytest: each transformers model that a test moves to a device is made sparse there, once.
 
-    python -m pytest -p topkast.tools.zoo.transformers_sparse tests/models/bert/test_modeling_bert.py
+    python -m pytest -p topkast.tools.transformers_suite.sparse_plugin tests/models/bert/test_modeling_bert.py
 
 Each test's record in the junit file says how many models were made sparse in it, and why others stayed dense. A test
 file builds the same small models hundreds of times, and tracing them would be most of the time: which weights can be

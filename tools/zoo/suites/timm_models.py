@@ -9,7 +9,7 @@ import timm
 from timm.models import _registry
 from torch import nn
 
-from .entry import Entry, image
+from topkast.tools.zoo.model_entry import Entry, image
 
 # model -> side of its images, and what makes it small; what takes least time first
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {

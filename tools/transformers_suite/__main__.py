@@ -1,11 +1,12 @@
 """transformers' own tests of its models, with sparse models in them: what passes dense and does not pass sparse.
 
     git clone --branch v<the installed version> --depth 1 https://github.com/huggingface/transformers
-    python -m topkast.tools.zoo.transformers_suite --source transformers
+    python -m topkast.tools.transformers_suite --source transformers
 
 The tests need `pip install parameterized datasets`. The test file of each model runs twice, as it is and with the
-plugin `topkast.tools.zoo.transformers_sparse`. A test which fails both times says nothing of sparse models. A test
-which passes only dense needs a reason in `transformers_reasons.py`; without a reason the command ends with exit code 1.
+plugin `topkast.tools.transformers_suite.sparse_plugin`. A test which fails both times says nothing of sparse models. A
+test which passes only dense needs a reason in `transformers_reasons.py`; without a reason the command ends with exit
+code 1.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from rich.table import Table
 
 from topkast.tools.common.places import RESULTS
 from topkast.tools.common.results import CONSOLE, machine, write
-from topkast.tools.zoo.transformers_reasons import REASONS
+
+from .reasons import REASONS
 
 MODELS = ("bert", "gpt2", "llama", "t5", "vit")
 UNEXPLAINED = "not explained"
@@ -95,7 +97,7 @@ def run(source: Path, model: str, kind: str, keyword: str, report: Path) -> dict
             "-W",
             "ignore",
         ]
-        command += ["-p", "topkast.tools.zoo.transformers_sparse"] if kind == "sparse" else []
+        command += ["-p", "topkast.tools.transformers_suite.sparse_plugin"] if kind == "sparse" else []
         command += [*(["-k", keyword] if keyword else []), f"--junitxml={report}", test_file(model)]
         settings = {
             "OMP_NUM_THREADS": "1",

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Index
+from topkast.runtime.state.content.parts import Change, Parts
+from topkast.runtime.state.site import Site
 
 from .commit import commit
-from .parts import Change, Parts
-from .site import Site
 
 Prepare = Callable[[Site, Parts], Change]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .entry import Batch, Entry
+from topkast.tools.zoo.model_entry import Batch, Entry
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from transformers import AutoConfig, AutoModel

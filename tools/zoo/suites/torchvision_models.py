@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 
-from .entry import Entry, image
+from topkast.tools.zoo.model_entry import Entry, image
 
 # model -> side of its images: the smallest that its strides and windows allow
 CLASSIFICATION = {

@@ -79,7 +79,8 @@ class Change:
         parts: new tensors, on the reservoir's device. None: the site's tensors stay the same.
         fields: attribute of the site -> new value.
         after: called at the end. The call may happen twice, so it must allow this.
-        of_copies: the changes of the site's copies at the same time, see runtime/state/copies.py. None: not known yet.
+        of_copies: the changes of the site's copies at the same time, see runtime/state/change/copies.py. None: not
+        known yet.
     """
 
     parts: Parts | None = None

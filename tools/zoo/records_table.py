@@ -10,7 +10,7 @@ from typing import Any
 from topkast.tools.common.results import CONSOLE
 
 from . import kernel_table as _zoo_kernel_table
-from .run import read
+from .runner import read
 
 Record = dict[str, Any]
 REFUSED = "refused"  # begins what is said of a model in which there is nothing to make sparse

@@ -1,0 +1,1 @@
+"""transformers' own tests of its models, with sparse models in them."""

@@ -1,0 +1,1 @@
+"""The lists of models, one file for each package that they come from."""
