@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,14 +155,15 @@ class Site(Placed, nn.Module):
         """The state of the site that the method may see."""
         return SetState(
             self.name, self.rule, self.geometry, self.n_fwd, self.n_bwd, self.groups, self.step, self.refreshed_at,
-            self._members, self._draw, largest,
+            self._members, partial(self._draw, self.step), largest,
         )  # fmt: skip
 
     def _members(self) -> tuple[Tensor, Tensor]:
         return index_masks(self.index.to(self.home), self.geometry)
 
-    def _draw(self, like: Tensor, purpose: str) -> Tensor:
-        seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{self.step}{purpose}".encode())
+    def _draw(self, step: int, like: Tensor, purpose: str) -> Tensor:
+        # ``step`` is the state's: a thread draws later, when the site has made more steps.
+        seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{step}{purpose}".encode())
         # Draw on the CPU, also if there is another default device: the draw must not depend on the model's device.
         generator = torch.Generator("cpu").manual_seed(seed)
         return torch.rand(like.shape, generator=generator, device="cpu").to(like.device)

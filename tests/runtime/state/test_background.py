@@ -149,6 +149,23 @@ def test_training_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
 
 
+def test_a_thread_draws_for_the_step_that_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the thread begins: one draws at once, the other when the model has made further steps."""
+    twin = sparse(explore="random", seed=5)
+    steps(twin, 3)
+    for site in sites_of(twin).values():
+        site.pending.wait()
+    steps(twin, 1, first=3)
+    gate, model = Gate(monkeypatch), sparse(explore="random", seed=5)
+    steps(model, 3)
+    steps(model, 1, first=3)
+    assert not any(site.pending.future.done() for site in sites_of(model).values())
+    gate.open.set()
+    for each in (model, twin):
+        steps(each, 1, first=4)
+    assert same(model.state_dict(), twin.state_dict())
+
+
 def test_a_copy_made_meanwhile_has_the_same_sets_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, model = Gate(monkeypatch), sparse()
     steps(model, 3)
