@@ -37,6 +37,7 @@ def fresh() -> Iterator[None]:
     torch.set_grad_enabled(True)
     yield
     torch._dynamo.reset()
+    assert torch._C._is_torch_function_enabled(), "the test has left tensor subclasses, and fx, switched off"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from topkast.runtime.errors import ModelError
 from topkast.runtime.observers import under_observation
 
+from .content.plain_copy import plain_deep_copy
+
 # How to replace a weight; the end of error messages about writes into W_A.
 REPLACE = "topkast.load_dense_state_dict(model, {name: tensor}, strict=False)"
 ALLOWED = {"requires_grad_", "retain_grad", "share_memory_", "__setstate__"}
@@ -44,32 +46,29 @@ class SparseWeight(Tensor):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         target = _target(args, kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
-            if target is not None:
-                site = target.site
-                if func == _DATA.__get__:
-                    return guard(func(*args, **kwargs), site, is_data=True)
-                if func == _DATA.__set__:
-                    return site.load_theta(args[1].detach())
-                if name == "requires_grad_" or func == _REQUIRES_GRAD.__set__:
-                    site.original.requires_grad_(*args[1:], **kwargs)
-                    return target
-                if _writes(name, kwargs) and not (target.is_data and name in AUGMENTED):
-                    raise ModelError(
-                        f"{site.name}: {name or 'a write'} into a sparse weight: what was read is W_A, put together "
-                        f"for this read, so the write would be lost; {REPLACE} replaces the weight"
-                    )
-            return func(*args, **kwargs)
+        if target is not None:
+            site = target.site
+            if func == _DATA.__set__:
+                return site.load_theta(args[1].detach())
+            if name == "requires_grad_" or func == _REQUIRES_GRAD.__set__:
+                site.original.requires_grad_(*args[1:], **kwargs)
+                return target
+            if _writes(name, kwargs) and not (target.is_data and name in AUGMENTED):
+                raise ModelError(
+                    f"{site.name}: {name or 'a write'} into a sparse weight: what was read is W_A, put together "
+                    f"for this read, so the write would be lost; {REPLACE} replaces the weight"
+                )
+        # One call, not a with-block: an interrupt at its end would turn off every tensor subclass, and tracing by fx,
+        # in this thread.
+        found = torch._C._disabled_torch_function_impl(func, types, args, kwargs)
+        return guard(found, target.site, is_data=True) if target is not None and func == _DATA.__get__ else found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as a plain tensor."""
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        plain = self.as_subclass(Tensor)
-        twin = plain.__deepcopy__(memo)
-        del memo[id(plain)]  # this object ends here; another object with the same id would be taken for a copy
-        memo[id(self)] = twin = twin
+        memo[id(self)] = twin = plain_deep_copy(self, memo)
         return twin
 
 

@@ -59,6 +59,9 @@ def grouped(weight: Blocks) -> Groups:
     return min(tried, key=lambda groups: groups.stored * (1 + GROUP_COST * len(groups.rows)))
 
 
+NO_CONVOLUTION = "standard operators have no sparse convolution that is faster than a dense one"
+
+
 def refusal(weight: Blocks) -> str | None:
     """Why ``weight`` cannot be written this way, None if it can."""
     (rows, columns), (r, c) = weight.shape, weight.block
@@ -75,14 +78,14 @@ def suits(weight: Weight) -> str | None:
     """None if standard operators compute all products with ``weight``, or the reason why not."""
     other = weight.other_use()
     if other is None and weight.conv is not None:
-        return "standard operators have no sparse convolution that is faster than a dense one"
+        return NO_CONVOLUTION
     return other or next(filter(None, map(refusal, weight.matrices.values())), None)
 
 
 def slower(weight: Weight) -> str | None:
     """Why standard operators are not expected to be faster than the dense product, None if they were measured to be."""
     if weight.conv is not None:
-        return "standard operators have no sparse convolution that is faster than a dense one"
+        return NO_CONVOLUTION
     matrix = weight.matrix
     if weight.rows * matrix.shape[0] * matrix.shape[1] < LEAST_WORK[False]:  # its nodes are many
         return "the product is too small for standard operators to be faster"

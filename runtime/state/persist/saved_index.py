@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.errors import CheckpointError
+from topkast.runtime.state.content.plain_copy import plain_deep_copy
 
 WHAT_TO_AVERAGE = (
     "the positions of sparse weights cannot be averaged or scaled; average topkast.dense_state_dict(model), or use "
@@ -40,10 +41,7 @@ class SavedIndex(Tensor):
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        plain = self.as_subclass(Tensor)
-        twin = plain.__deepcopy__(memo)
-        del memo[id(plain)]  # this object ends here; another object with the same id would be taken for a copy
-        memo[id(self)] = twin = as_saved(twin)
+        memo[id(self)] = twin = as_saved(plain_deep_copy(self, memo))
         return twin
 
 

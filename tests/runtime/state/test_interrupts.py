@@ -210,7 +210,7 @@ def test_a_conversion_is_whole_at_every_line(request: pytest.FixtureRequest) -> 
     inside = (
         *(f"compiler/{file}.py" for file in ("compile", "backend")),
         *(f"compiler/convert/{file}.py" for file in ("sparsify", "undo", "attach", "initial")),
-        *(f"runtime/state/{file}.py" for file in ("site", "site_module", "parts", "commit", "model")),
+        *(f"runtime/state/{file}.py" for file in ("site", "site_module", "content/parts", "change/commit", "model")),
         "runtime/training/optimizer_hooks.py",
     )
     assert all((ROOT / file).is_file() for file in inside)
