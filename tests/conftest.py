@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 # First: transformers and timm import torchvision, which may have been built for another torch.
 import topkast.tools.zoo.model_entry  # noqa: F401
-from topkast.tests.support import budget, lockstep, ways
+from topkast.tests.support.truth import budget, lockstep, ways
 
 # What is tested must not depend on what was faster today, and the oracle sums in the order of dense products; the
 # native kernels have tests/runtime/native/test_native.py, in whole models tests/test_exact_kernels.py, the planner

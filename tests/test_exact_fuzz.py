@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from topkast.tests.runtime.training.test_optimizers import OPTIMIZERS
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, plain
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, plain
 
 
 class Product(nn.Module):

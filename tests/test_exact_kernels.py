@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from topkast.tests.support.builders import CASES, Case
-from topkast.tests.support.lockstep import Trio, adamw, compiled, plain, sites_of
-from topkast.tests.support.ways import SUMS
+from topkast.tests.support.truth.builders import CASES, Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, compiled, plain, sites_of
+from topkast.tests.support.truth.ways import SUMS
 
 ONE, COLUMN, LONG, SQUARE = (1, 1), (4, 1), (16, 1), (16, 16)
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import topkast
-from topkast.tests.support.builders import CASES, Case
-from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
+from topkast.tests.support.truth.builders import CASES, Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain, sgd, sites_of
 
 BACKENDS = ["eager", "aot_eager"]
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}

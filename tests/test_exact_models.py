@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from topkast.tests.support.builders import CASES, WAYS_OF
-from topkast.tests.support.exact import Wide
-from topkast.tests.support.lockstep import Trio, adamw, compiled, plain, sgd, without_onednn
+from topkast.tests.support.truth.builders import CASES, WAYS_OF
+from topkast.tests.support.truth.exact import Wide
+from topkast.tests.support.truth.lockstep import Trio, adamw, compiled, plain, sgd, without_onednn
 
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.tests.support.builders import CASES, WAYS_OF, Case
-from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
+from topkast.tests.support.truth.builders import CASES, WAYS_OF, Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain, sgd, sites_of
 
 RULES: dict[str, dict[str, Any]] = {
     "bwd=0": {"bwd": 0.0},

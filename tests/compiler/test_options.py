@@ -14,7 +14,7 @@ from topkast.compiler.config import OPTIONS, Config
 from topkast.compiler.options import choice, globs, integer, number, options
 from topkast.runtime.methods import METHODS
 from topkast.runtime.state.model import sites
-from topkast.tests.support.builders import CASES
+from topkast.tests.support.truth.builders import CASES
 
 GIVEN: dict[str, Any] = {"block": [4, 2], "include": "*", "distribution": {"0.*": [0.5, 0.25]}, "seed": 3}
 

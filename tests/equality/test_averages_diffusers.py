@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import topkast
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import sgd
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import sgd
 
 training_utils = pytest.importorskip("diffusers.training_utils")
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import topkast
 from topkast.tests.runtime.state.test_copies import follow, mean
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import sgd
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import sgd
 
 lightning: Any = pytest.importorskip("lightning")
 callbacks = pytest.importorskip("lightning.pytorch.callbacks")

@@ -11,8 +11,8 @@ import torch
 
 import topkast
 from topkast.tests.runtime.state.test_copies import follow
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import sgd, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import sgd, sites_of
 
 pytest.importorskip("timm")
 from timm.optim.lookahead import Lookahead

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import topkast
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, adamw, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, adamw, sites_of
 
 accelerate = pytest.importorskip("accelerate")
 

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 import topkast
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import adamw, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import adamw, sites_of
 
 lightning: Any = pytest.importorskip("lightning")
 pytestmark = [

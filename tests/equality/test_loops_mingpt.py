@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, plain, sites_of
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, plain, sites_of
 
 WIDTH, LENGTH, LETTERS = 24, 12, 41
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 3, "min_size": 1}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, plain
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, plain
 
 lion_pytorch = pytest.importorskip("lion_pytorch")
 

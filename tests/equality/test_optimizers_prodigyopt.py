@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import topkast
-from topkast.tests.support import ways
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, plain, sites_of
+from topkast.tests.support.truth import ways
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, plain, sites_of
 
 prodigyopt = pytest.importorskip("prodigyopt")
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support import starts, ways
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
+from topkast.tests.support.truth import starts, ways
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain, sgd, sites_of
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 

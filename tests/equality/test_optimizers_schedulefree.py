@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, plain, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, plain, sites_of
 
 schedulefree = pytest.importorskip("schedulefree")
 

@@ -12,9 +12,9 @@ from torch import nn
 
 import topkast
 from topkast.runtime.optimizers.probe import probe
-from topkast.tests.support import ways
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
+from topkast.tests.support.truth import ways
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain, sgd, sites_of
 
 timm_optim = pytest.importorskip("timm.optim")
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
-from topkast.tests.support.budget import assert_budget
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, adamw, dense_slots, sgd, sites_of
+from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, adamw, dense_slots, sgd, sites_of
 
 pytest.importorskip("timm")
 import timm

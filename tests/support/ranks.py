@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 import topkast
 from topkast.passes.dynamo.insert_refresh import insert_refresh
 from topkast.tests.support import refusals
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import sgd, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import sgd, sites_of
 
 RANKS, STEPS = 2, 7
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "min_size": 1}

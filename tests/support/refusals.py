@@ -26,8 +26,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import topkast
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import sgd, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import sgd, sites_of
 
 CASE = CASES["mlp"]
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "min_size": 1, "backend": "eager"}

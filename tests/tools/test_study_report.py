@@ -11,15 +11,15 @@ import pytest
 
 from topkast.tools.common.places import README
 from topkast.tools.study import __main__ as study
-from topkast.tools.study.dense_note import caption
-from topkast.tools.study.figures import Row, compared, estimate, rows
 from topkast.tools.study.grid import Point, read_grid
-from topkast.tools.study.grid_tables import sheets
-from topkast.tools.study.report import MARKS, about, summary, tables, with_summary
 from topkast.tools.study.run_fields import Run, StudyError, canonical
+from topkast.tools.study.shown.dense_note import caption
+from topkast.tools.study.shown.figures import Row, compared, estimate, rows
+from topkast.tools.study.shown.grid_tables import sheets
+from topkast.tools.study.shown.topology import WAYS, topology
+from topkast.tools.study.shown.whole_report import MARKS, about, summary, tables, with_summary
 from topkast.tools.study.store import read
 from topkast.tools.study.times import Times, key_of, read_times
-from topkast.tools.study.topology import WAYS, topology
 
 COMMON: dict[str, Any] = {"task": "digits", "steps": 1, "batch": 1, "lr": 0.1}
 

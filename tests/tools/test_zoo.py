@@ -17,8 +17,8 @@ from topkast.tools.common.places import README, RESULTS
 from topkast.tools.zoo import dense_stages as _zoo_dense
 from topkast.tools.zoo import records_table as _zoo_table
 from topkast.tools.zoo import runner as _zoo_run
+from topkast.tools.zoo.lockstep_steps import shares
 from topkast.tools.zoo.model_entry import Entry, floats, loss_of, without_dropout
-from topkast.tools.zoo.oracle import shares
 from topkast.tools.zoo.stages import check
 from topkast.tools.zoo.suites import torch_nn as _zoo_nn
 from topkast.tools.zoo.suites import transformers_models as _zoo_transformers

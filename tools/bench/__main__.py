@@ -29,8 +29,8 @@ MODULES = {
     "step": "step",
     "model": "memory",
     "large": "large",
-    "onnx": "onnx",
-    "convs": "onnx_convs",
+    "onnx": "onnx_runtime.onnx",
+    "convs": "onnx_runtime.onnx_convs",
 }
 
 

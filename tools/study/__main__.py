@@ -72,15 +72,15 @@ def train(grid: list[Point], args: argparse.Namespace, console: Console) -> int:
 def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
     """The tables or the picture of one grid."""
     # What draws and counts needs packages that training does not.
-    from .figures import rows
-    from .grid_tables import sheets
+    from topkast.tools.study.shown.figures import rows
+    from topkast.tools.study.shown.grid_tables import sheets
 
     found = rows(grid, read(args.results), read_times(args.times))
     if args.command == "table":
         for sheet in sheets(found, args.against):
             console.print(sheet.rich())
         return
-    from .plot import plot
+    from topkast.tools.study.shown.plot import plot
 
     name = grid_path(args.grid).stem
     written = plot(found, name, args.out / f"{name}.png")
@@ -89,9 +89,9 @@ def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
 
 def report(args: argparse.Namespace, console: Console) -> None:
     """Every table and picture that is kept in the repository."""
-    from .figures import compared, rows
-    from .plot import plot
-    from .report import tables, with_summary
+    from topkast.tools.study.shown.figures import compared, rows
+    from topkast.tools.study.shown.plot import plot
+    from topkast.tools.study.shown.whole_report import tables, with_summary
 
     held, times = read(args.results), read_times(args.times)
     text = tables(HERE / "grids", held, times, FOLDER / "topology")

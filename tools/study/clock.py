@@ -21,12 +21,12 @@ import topkast
 from topkast.runtime.state.model import sites
 from topkast.tools.common.pairs import SPREAD, measure, show
 from topkast.tools.common.results import CONSOLE, machine
+from topkast.tools.study.tasks import task_of
+from topkast.tools.study.train import make_optimizer, prepare, train_step
 
 from .grid import Point
 from .run_fields import BASELINES, Run, canonical
-from .tasks import task_of
 from .times import UNMEASURED, add_time, key_of, read_times
-from .train import make_optimizer, prepare, train_step
 
 STEPS = 10**6  # of the run that is measured: no refresh comes due by itself
 PARTS = 5  # of gradual pruning, measured one by one

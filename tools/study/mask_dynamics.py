@@ -26,8 +26,7 @@ from topkast.compiler.topology.interchangeable import Interchangeable
 from topkast.tools.common.loop import make_side, train_step
 from topkast.tools.common.results import CONSOLE, progress
 from topkast.tools.common.text import Text, load_text
-
-from .plot_dynamics import plot_bars, plot_layers
+from topkast.tools.study.shown.plot_dynamics import plot_bars, plot_layers
 
 Masks = dict[str, tuple[Tensor, Tensor]]
 PLOTS = {

@@ -49,7 +49,7 @@ def _prepare(threads: int) -> None:
 
 
 def _train(run: Run, data: Path | None) -> dict[str, Any]:
-    from .train import train
+    from topkast.tools.study.train import train
 
     return train(run, data)
 

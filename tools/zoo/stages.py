@@ -20,7 +20,7 @@ import topkast
 from . import dense_stages as _zoo_dense
 from . import inductor as _zoo_inductor
 from . import kernel_sample as _zoo_kernels
-from . import oracle as _zoo_oracle
+from . import lockstep_steps as _zoo_oracle
 from .model_entry import Entry, loss_of, tensors
 
 Tell = Callable[[dict[str, Any]], None]

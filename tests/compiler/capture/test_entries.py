@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.runtime.state.model import sites
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, adamw, plain
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"  # Dynamo looks at it

@@ -12,8 +12,8 @@ from torch.backends import mha
 
 import topkast
 from topkast.compiler.capture.traceable import in_the_open
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, plain, sgd
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, plain, sgd
 
 
 class Masked(nn.Module):

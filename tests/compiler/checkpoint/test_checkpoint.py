@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import topkast
-from topkast.tests.support.builders import CASES
+from topkast.tests.support.truth.builders import CASES
 
 RESUME = """
 import sys

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import topkast
 from topkast.compiler.convert.sparsify import refresh_before_forward
 from topkast.runtime.state.model import sites
-from topkast.tests.support.builders import CASES
+from topkast.tests.support.truth.builders import CASES
 
 
 def _train(case: Any, model: nn.Module, steps: int) -> torch.optim.Optimizer:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.compiler.backend import topkast_aot_eager
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, adamw, plain
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain
 
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
 

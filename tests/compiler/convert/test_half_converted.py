@@ -14,8 +14,8 @@ from topkast.runtime.state import site as site_file
 from topkast.runtime.state.content import choose_sets
 from topkast.runtime.state.content.reservoirs import OnDevice
 from topkast.runtime.state.find_sites import alive
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import sites_of
 
 OPTIONS: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "min_size": 1}
 

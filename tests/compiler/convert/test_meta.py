@@ -14,7 +14,7 @@ from topkast.compiler.convert import sparsify as sparsify_module
 from topkast.runtime.state import site_module
 from topkast.runtime.state.find_sites import alive
 from topkast.runtime.state.model import sites
-from topkast.tests.support.builders import CASES, Encoder, Tied, gpt2
+from topkast.tests.support.truth.builders import CASES, Encoder, Tied, gpt2
 
 TOKENS = torch.arange(24).view(2, 12) % 41
 

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import topkast
 from topkast.runtime.state.model import sites
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import dense_slots
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import dense_slots
 from topkast.tools.common.places import ROOT
 
 DATA = ROOT / "tests" / "support" / "data"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.compiler.export import parity
-from topkast.tests.support.builders import CASES
 from topkast.tests.support.stated import assert_valid
+from topkast.tests.support.truth.builders import CASES
 
 
 def _run(path: Path, *tensors: Tensor) -> list[Tensor]:

@@ -17,7 +17,7 @@ import topkast
 from topkast.compiler.export import parity
 from topkast.passes.onnx.convert import Wanted, convert
 from topkast.tests.passes.onnx.test_onnx_zoo import feeds, trials
-from topkast.tests.support.exported import ZOO
+from topkast.tests.support.models.exported import ZOO
 from topkast.tests.support.stated import assert_stated
 
 OUTPUTS: dict[str, dict[str, list[Any]]] = {

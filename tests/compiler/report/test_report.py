@@ -14,8 +14,8 @@ import topkast
 from topkast.compiler.report.cost import count_places
 from topkast.passes.aten import JOINT
 from topkast.runtime.state.model import sites
-from topkast.tests.support.builders import CASES
 from topkast.tests.support.standin import DEVICE, Device, move
+from topkast.tests.support.truth.builders import CASES
 
 
 def _trained(name: str, steps: int = 3, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:

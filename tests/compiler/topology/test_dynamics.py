@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import topkast
-from topkast.tests.support.builders import CASES
+from topkast.tests.support.truth.builders import CASES
 
 
 def _share(part: int, whole: int) -> float:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support.budget import assert_budget
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.permuting import permuted, random_permutations
+from topkast.tests.support.models.permuting import permuted, random_permutations
+from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.builders import CASES
 
 # Sizes of the classes that must be found, largest first; the recurrent ones have no rule.
 EXPECTED = {

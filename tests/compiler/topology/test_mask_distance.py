@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.permuting import permuted, random_permutations
+from topkast.tests.support.models.permuting import permuted, random_permutations
+from topkast.tests.support.truth.builders import CASES
 
 Masks = dict[str, tuple[Tensor, Tensor]]
 

@@ -19,9 +19,9 @@ from topkast.runtime.layout import Geometry
 from topkast.runtime.native import library
 from topkast.runtime.reference.dense_gradient import whole_rows
 from topkast.tests.runtime.ops.test_ops import index_of, pack
-from topkast.tests.support.budget import assert_budget
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, adamw, plain
+from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain
 
 ops = torch.ops.topkast
 IN, OUT, HIDDEN, EXPERTS = 16, 5, 24, 4

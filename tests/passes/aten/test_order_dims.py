@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, plain, sgd
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, plain, sgd
 
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import topkast
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, adamw, plain
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain
 
 
 class Packed(nn.Module):

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 
 import topkast
 from topkast.runtime import native
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, adamw, plain
-from topkast.tests.support.views import Move, View, check
+from topkast.tests.support.models.views import Move, View, check
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
 TAP: tuple[Move, ...] = (("unsqueeze", 2),)

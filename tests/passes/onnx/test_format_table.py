@@ -12,7 +12,7 @@ import topkast
 from topkast.compiler.cli.inspect_file import main
 from topkast.passes.onnx.formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST
 from topkast.runtime.errors import ConfigError
-from topkast.tests.support.builders import CASES
+from topkast.tests.support.truth.builders import CASES
 
 README = Path(topkast.__file__).parent / "README.md"
 

@@ -21,7 +21,7 @@ from topkast.passes.onnx.convert import Wanted, convert
 from topkast.passes.onnx.formats import custom
 from topkast.runtime import native
 from topkast.tests.runtime.native.test_native import within
-from topkast.tests.support.products import dense_file, parts, session, sparse_matrix
+from topkast.tests.support.models.product_files import dense_file, parts, session, sparse_matrix
 from topkast.tests.support.stated import assert_stated, assert_valid
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")

@@ -25,9 +25,9 @@ from topkast.passes.onnx.convert import Wanted, convert
 from topkast.passes.onnx.formats import AUTO, FORMATS, block, compact
 from topkast.runtime import native
 from topkast.tests.runtime.onnx.test_onnx_library import check
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.products import dense_file, run, session, sparse_matrix
+from topkast.tests.support.models.product_files import dense_file, run, session, sparse_matrix
 from topkast.tests.support.stated import assert_stated, assert_valid
+from topkast.tests.support.truth.builders import CASES
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 NAMES = [AUTO, *FORMATS]

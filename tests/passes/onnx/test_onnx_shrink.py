@@ -19,10 +19,10 @@ from topkast.passes.onnx import metadata, writer
 from topkast.passes.onnx.convert import Wanted, convert
 from topkast.passes.onnx.metadata import Shrunk
 from topkast.passes.onnx.shrink.remove_dead_units import shrink
-from topkast.tests.support.budget import assert_budget
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.nets import Net, assert_same
+from topkast.tests.support.models.nets import Net, assert_same
 from topkast.tests.support.stated import assert_stated
+from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.builders import CASES
 
 
 def dims(model: onnx.ModelProto) -> dict[str, list[int]]:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from topkast.tests.passes.onnx.test_onnx_shrink import check
-from topkast.tests.support.nets import Net
+from topkast.tests.support.models.nets import Net
 
 ANY = ["act", "residual", "gate", "cat", "twin", "scale", "where"]
 IMAGE = [*ANY, "linear", "padded", "norm", "pool", "mean pool", "groups", "up", "pad"]

@@ -22,8 +22,8 @@ from topkast.runtime.reference.products import ConvArgs
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of, train
 from topkast.tests.passes.aten.test_keep_transposed import stay_rows
 from topkast.tests.runtime.native.test_native import LIBRARY
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain, sgd, sites_of
 
 RULES: dict[str, dict[str, Any]] = {
     "static": {"method": "static"},

@@ -22,9 +22,9 @@ from topkast.runtime.native import theta as native_theta
 from topkast.runtime.reference import selection as choose
 from topkast.runtime.reference import theta
 from topkast.runtime.reference.products import REFERENCE
-from topkast.tests.support.budget import tally
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import adamw
+from topkast.tests.support.truth.budget import tally
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import adamw
 
 LIBRARY = native.library()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")

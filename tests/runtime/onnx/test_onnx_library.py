@@ -15,7 +15,7 @@ import topkast
 from topkast.passes.onnx.blocks import encode
 from topkast.runtime import native
 from topkast.tests.runtime.native.test_native import BLOCKS, within
-from topkast.tests.support.products import node_file, parts, run, session, sparse_file, sparse_matrix
+from topkast.tests.support.models.product_files import node_file, parts, run, session, sparse_file, sparse_matrix
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 

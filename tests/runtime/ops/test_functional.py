@@ -11,8 +11,8 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module
 
 import topkast
 from topkast.runtime.ops.eager_weight import Read, Sample
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import sites_of
 
 Parameters = dict[str, Tensor]
 

@@ -21,8 +21,8 @@ import topkast
 from topkast.runtime.methods import Method, SetState
 from topkast.runtime.state import refresh as refreshing
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
-from topkast.tests.support.builders import CASES, WAYS_OF
-from topkast.tests.support.lockstep import Trio, adamw, plain, sgd, sites_of
+from topkast.tests.support.truth.builders import CASES, WAYS_OF
+from topkast.tests.support.truth.lockstep import Trio, adamw, plain, sgd, sites_of
 
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "refresh_in_background": True}
 RULES: dict[str, dict[str, Any]] = {

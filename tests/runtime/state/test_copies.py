@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.runtime.state.change import copies
-from topkast.tests.support.budget import assert_budget
-from topkast.tests.support.builders import CASES
 from topkast.tests.support.interrupts import interrupt, moments
-from topkast.tests.support.lockstep import Trio, assert_sets, plain, sgd, sites_of
+from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, assert_sets, plain, sgd, sites_of
 
 CASE = CASES["mlp"]
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 3, "backend": "eager"}

@@ -12,7 +12,7 @@ import torch
 
 import topkast
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of
-from topkast.tests.support.builders import CASES
+from topkast.tests.support.truth.builders import CASES
 
 RULES: dict[str, dict[str, Any]] = {
     "random": {"explore": "random", "seed": 3},

@@ -22,7 +22,7 @@ from topkast.runtime.state.find_sites import alive
 from topkast.runtime.state.site import Site
 from topkast.tests.compiler.checkpoint.test_checkpoint import same
 from topkast.tests.support.interrupts import interrupt, moments
-from topkast.tests.support.lockstep import sites_of
+from topkast.tests.support.truth.lockstep import sites_of
 
 ROOT = Path(topkast.__file__).parent
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import topkast
 from topkast.runtime.state.content.reservoirs import RESERVOIRS
-from topkast.tests.support.builders import CASES
+from topkast.tests.support.truth.builders import CASES
 
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "min_size": 1, "reservoir": "disk"}
 

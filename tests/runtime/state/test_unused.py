@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.compiler.backend import topkast_aot_eager
-from topkast.tests.support.builders import CASES, Case
-from topkast.tests.support.lockstep import Trio, adamw, sgd, sites_of
+from topkast.tests.support.truth.builders import CASES, Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, sgd, sites_of
 
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "exclude": "plain.*"}
 Loop = Iterator[Tensor | None]

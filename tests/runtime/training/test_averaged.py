@@ -21,9 +21,9 @@ from torch.optim.swa_utils import (
 
 import topkast
 from topkast.runtime.state.when import due
-from topkast.tests.support.budget import assert_budget
-from topkast.tests.support.builders import CASES, Case
-from topkast.tests.support.lockstep import Trio, adamw, assert_sets, plain, sgd, sites_of
+from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.builders import CASES, Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, assert_sets, plain, sgd, sites_of
 
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 3, "backend": "eager"}
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, adamw, sgd, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, adamw, sgd, sites_of
 
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
 PENALTY = {**SPARSE, "exploration_decay": 0, "exploration_l2": 0.3}

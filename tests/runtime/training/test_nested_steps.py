@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import topkast
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, plain, sgd, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, plain, sgd, sites_of
 
 optim = torch.optim
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "eager"}

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, plain, sgd, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, plain, sgd, sites_of
 
 optim = torch.optim
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "eager"}

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Trio, plain, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, plain, sites_of
 
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "eager"}
 

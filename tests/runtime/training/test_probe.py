@@ -19,9 +19,9 @@ from torch.testing._internal.common_optimizers import optim_db
 import topkast
 from topkast.runtime.errors import OptimizerError
 from topkast.runtime.optimizers import probe as probing
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import Ours, Trio, adamw, plain, sites_of
-from topkast.tests.support.starts import begin
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Ours, Trio, adamw, plain, sites_of
+from topkast.tests.support.truth.starts import begin
 
 optim = torch.optim
 MLP = CASES["mlp"]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from topkast.tests.support.budget import assert_budget, tally
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.choice import Rules
-from topkast.tests.support.lockstep import assert_sets, plans_of, sgd
-from topkast.tests.support.oracle import Oracle
 from topkast.tests.support.ranks import RANKS, SCENARIOS, SPARSE, model_of, run, shares
+from topkast.tests.support.truth.budget import assert_budget, tally
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.choice import Rules
+from topkast.tests.support.truth.lockstep import assert_sets, plans_of, sgd
+from topkast.tests.support.truth.oracle import Oracle
 
 Found = list[dict[str, Any]]
 

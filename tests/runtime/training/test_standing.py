@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import topkast
-from topkast.tests.support.builders import CASES
-from topkast.tests.support.lockstep import sgd, sites_of
+from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import sgd, sites_of
 
 CASE = CASES["mlp"]
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "min_size": 1, "backend": "eager"}

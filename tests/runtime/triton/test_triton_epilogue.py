@@ -13,8 +13,8 @@ from topkast.runtime.layout import Geometry
 from topkast.runtime.planner import epilogues
 from topkast.runtime.planner import plan as planner
 from topkast.tests.passes.aten.test_fuse_epilogue import NEAR, WAYS, Net, outcome
-from topkast.tests.support.budget import assert_budget
 from topkast.tests.support.interpreted import DTYPES, INTERPRETED
+from topkast.tests.support.truth.budget import assert_budget
 
 pytestmark = INTERPRETED
 BLOCKS = {"triton": (16, 16), "csr": (1, 1)}

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from topkast.tests.support.lockstep import without_onednn
-from topkast.tests.support.shuffled import Shuffled
+from .lockstep import without_onednn
+from .shuffled import Shuffled
 
 
 def _nothing(model: nn.Module) -> None:

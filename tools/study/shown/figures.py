@@ -11,9 +11,9 @@ from typing import Any
 
 from scipy import stats
 
-from .grid import Point
-from .store import Results
-from .times import Times
+from topkast.tools.study.grid import Point
+from topkast.tools.study.store import Results
+from topkast.tools.study.times import Times
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from topkast.passes.onnx.convert import Wanted, convert
-
-from .layer import block_name
+from topkast.tools.bench.layer import block_name
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_map
 import topkast
 from topkast.runtime.kernels.candidates import DENSE
 from topkast.runtime.planner import plan as planner
-from topkast.tests.support.builders import Case
-from topkast.tests.support.lockstep import Trio, adamw, compiled, sites_of, without_onednn
-from topkast.tests.support.ways import ORDERS, SUMS, WITHOUT_ONEDNN, Way
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, adamw, compiled, sites_of, without_onednn
+from topkast.tests.support.truth.ways import ORDERS, SUMS, WITHOUT_ONEDNN, Way
 
 from .dense_stages import BESIDE
 from .model_entry import loss_of

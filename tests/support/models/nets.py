@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from topkast.tests.support.budget import assert_budget
 from topkast.tests.support.stated import assert_stated
+from topkast.tests.support.truth.budget import assert_budget
 
 Array = np.ndarray
 

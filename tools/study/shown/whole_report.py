@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from topkast.tools.study.grid import read_grid
+from topkast.tools.study.run_fields import StudyError
+from topkast.tools.study.store import Results
+from topkast.tools.study.tasks import task_of
+from topkast.tools.study.times import Times
+
 from .dense_note import caption
 from .figures import Row, compared, estimate, rows
-from .grid import read_grid
 from .grid_tables import Sheet, sheets
-from .run_fields import StudyError
-from .store import Results
-from .tasks import task_of
-from .times import Times
 from .topology import topology
 
 MARKS = "<!-- study: made by `python -m topkast.tools.study report` -->", "<!-- study: end -->"

@@ -18,8 +18,9 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
+from topkast.tools.study.tasks import task_of
+
 from .figures import Row, estimate
-from .tasks import task_of
 
 COSTS = {
     "density": "forward density",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topkast.tests.support.shuffled import CHANGED, Shuffled
+from .shuffled import CHANGED, Shuffled
 
 
 def whole(*shape: int, seed: int = 0) -> Tensor:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support.budget import assert_budget
-from topkast.tests.support.lockstep import dense_slots, sites_of, without_onednn
-from topkast.tests.support.oracle import MaskedWeight
+from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.lockstep import dense_slots, sites_of, without_onednn
+from topkast.tests.support.truth.oracle import MaskedWeight
 
 Move = tuple[Any, ...]  # a method of Tensor and its arguments; "part" takes the first half along a dim
 USES: dict[str, Callable[..., Tensor]] = {

@@ -15,12 +15,12 @@ import onnxruntime
 from rich.table import Table
 
 import topkast
+from topkast.tools.bench.layer import block_name
 from topkast.tools.common.arguments import positive
 from topkast.tools.common.onnx_sessions import memory, runner, session
 from topkast.tools.common.pairs import add_timing, measure, show
 from topkast.tools.common.results import CONSOLE
 
-from .layer import block_name
 from .onnx_layers import ROWS, SPARSITIES, layer_table, measure_layers
 from .onnx_models import MODELS, export_both
 

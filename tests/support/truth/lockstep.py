@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support.budget import assert_budget, tally
-from topkast.tests.support.builders import Case
-from topkast.tests.support.choice import Plan, Rules, Sets
-from topkast.tests.support.exact import Truth
-from topkast.tests.support.oracle import Oracle
-from topkast.tests.support.starts import kept
+
+from .budget import assert_budget, tally
+from .builders import Case
+from .choice import Plan, Rules, Sets
+from .exact import Truth
+from .oracle import Oracle
+from .starts import kept
 
 
 def assert_sets(ours: Sets, oracle: Sets, where: str) -> None:

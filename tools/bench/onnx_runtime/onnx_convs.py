@@ -21,10 +21,10 @@ from rich.table import Table
 
 import topkast
 from topkast.passes.onnx.convert import Wanted, convert
+from topkast.tools.bench.layer import block_name
 from topkast.tools.common.pairs import add_timing, geomean, show, spread
 from topkast.tools.common.results import CONSOLE, progress
 
-from .layer import block_name
 from .onnx_files import random_matrix
 
 # (channels in, out, kernel, stride, size of the image) of ResNet-50: those that most of its time goes to.

@@ -19,7 +19,7 @@ from transformers import (
     ViTModel,
 )
 
-from topkast.tests.support.builders import CASES
+from topkast.tests.support.truth.builders import CASES
 
 WORDS = 41
 

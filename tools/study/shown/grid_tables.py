@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from topkast.tools.study.tasks import task_of
+
 from .dense_note import caption
 from .figures import Row, estimate
-from .tasks import task_of
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topkast.tests.support.choice import Choice, Plan, Rules, Sets
-from topkast.tests.support.starts import begin, with_inner
+from .choice import Choice, Plan, Rules, Sets
+from .starts import begin, with_inner
 
 
 class MaskedWeight(torch.autograd.Function):

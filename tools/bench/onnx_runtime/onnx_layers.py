@@ -10,11 +10,11 @@ import numpy as np
 from rich.table import Table
 
 import topkast
+from topkast.tools.bench.layer import block_name
 from topkast.tools.common.onnx_sessions import runner, session
 from topkast.tools.common.pairs import Spread, geomean, measure
 from topkast.tools.common.results import progress
 
-from .layer import block_name
 from .onnx_files import LayerFile, layer_files
 
 SHAPES = [(4096, 4096), (1024, 4096)]  # N, K of a weight [out, in]

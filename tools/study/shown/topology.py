@@ -7,9 +7,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .figures import estimate
-from .grid_tables import Sheet
-from .run_fields import StudyError
+from topkast.tools.study.run_fields import StudyError
+from topkast.tools.study.shown.figures import estimate
+from topkast.tools.study.shown.grid_tables import Sheet
 
 HEAD = """## topology
 

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import topkast
-from topkast.tests.support import budget
-from topkast.tests.support.budget import assert_budget
-from topkast.tests.support.builders import CASES, WAYS_OF
-from topkast.tests.support.choice import Rules
-from topkast.tests.support.lockstep import Trio, adamw, plain, plans_of, sites_of
-from topkast.tests.support.oracle import Oracle
-from topkast.tests.support.ways import ORDERS
-from topkast.tools.zoo import oracle as _zoo_oracle
-from topkast.tools.zoo.oracle import WAYS, complete_gradients, without_gradient
+from topkast.tools.zoo import lockstep_steps as _zoo_oracle
+from topkast.tools.zoo.lockstep_steps import WAYS, complete_gradients, without_gradient
+
+from . import budget
+from .budget import assert_budget
+from .builders import CASES, WAYS_OF
+from .choice import Rules
+from .lockstep import Trio, adamw, plain, plans_of, sites_of
+from .oracle import Oracle
+from .ways import ORDERS
 
 EVERY = {**WAYS, **ORDERS}
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
