@@ -10,34 +10,30 @@ Only this file writes a site's fields. ``site_module.py`` has the site's behavio
 from __future__ import annotations
 
 import weakref
-import zlib
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from topkast.runtime.errors import ModelError, RefreshError
-from topkast.runtime.kernels.sets import largest
 from topkast.runtime.kernels.theta import assemble, store
-from topkast.runtime.layout import Geometry, Index, explored_values, index_masks
-from topkast.runtime.methods import METHODS, SetState
-from topkast.runtime.reference.dense_gradient import Rows
+from topkast.runtime.layout import Geometry, Index, index_masks
+from topkast.runtime.methods import METHODS
 from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
-from topkast.runtime.state.content.background import Pending, pending_state
+from topkast.runtime.state.content.background import Pending
 from topkast.runtime.state.content.choose_sets import first_sets, with_bits
+from topkast.runtime.state.content.derived import Derived
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.fingerprint import fingerprint
 from topkast.runtime.state.content.index_check import WRITTEN, Note, checked, remembered
 from topkast.runtime.state.content.optimizer_state import kept_tensors
 from topkast.runtime.state.content.parts import HALF, Change, Copy, Parts, Snapshot
-from topkast.runtime.state.content.placed import Placed
-from topkast.runtime.state.content.reservoirs import RESERVOIRS, Reservoir, values_outside
+from topkast.runtime.state.content.reservoirs import values_outside
 
 
-class Site(Placed, nn.Module):
+class Site(Derived, nn.Module):
     """State of one site.
 
     Args:
@@ -124,55 +120,6 @@ class Site(Placed, nn.Module):
         else:
             self.reservoir = reservoir
 
-    # --- properties of a site ---
-
-    @property
-    def place(self) -> Reservoir:
-        """The place of the values outside B."""
-        return RESERVOIRS[self.rule.reservoir]
-
-    @property
-    def home(self) -> torch.device:
-        """The device on which θ is assembled and the sets are chosen: the reservoir's device. So no dense weight is
-        ever on a device that does not hold the reservoir."""
-        return self.reservoir.device
-
-    @property
-    def clock(self) -> Tensor:
-        """(Optimizer steps, the step of the last refresh), as in a state dict."""
-        return torch.tensor([self.step, self.refreshed_at], device="cpu")
-
-    @property
-    def index(self) -> Index:
-        return Index(self.row_ptr, self.row_fwd, self.cols)
-
-    @property
-    def groups(self) -> int:
-        """The number of groups whose units are counted separately: the block rows if balanced, otherwise 1."""
-        return self.geometry.grid[0] if self.rule.balanced else 1
-
-    def set_state(self) -> SetState:
-        """The state of the site that the method may see."""
-        return SetState(
-            self.name, self.rule, self.geometry, self.n_fwd, self.n_bwd, self.groups, self.step, self.refreshed_at,
-            self._members, partial(self._draw, self.step), largest,
-        )  # fmt: skip
-
-    def _members(self) -> tuple[Tensor, Tensor]:
-        return index_masks(self.index.to(self.home), self.geometry)
-
-    def _draw(self, step: int, like: Tensor, purpose: str) -> Tensor:
-        # ``step`` is the state's: a thread draws later, when the site has made more steps.
-        seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{step}{purpose}".encode())
-        # Draw on the CPU, also if there is another default device: the draw must not depend on the model's device.
-        generator = torch.Generator("cpu").manual_seed(seed)
-        return torch.rand(like.shape, generator=generator, device="cpu").to(like.device)
-
-    def exploration_ended(self, step: int | None = None) -> bool:
-        """Whether B = A after ``step`` steps; None: after the current number of steps."""
-        stop = self.rule.stop_exploring_after
-        return stop is not None and (self.step if step is None else step) >= stop
-
     def theta(self) -> Tensor:
         """All of θ, dense, detached, on the reservoir's device: assembled from B's values and the reservoir."""
         self.check_whole()
@@ -187,17 +134,11 @@ class Site(Placed, nn.Module):
         )
         return fwd, bwd
 
-    def explored(self) -> Tensor:
-        """Bool [values]: True for the slots in B \\ A."""
-        return explored_values(self.index, self.geometry)
-
     def parts(self) -> Parts:
         """The current tensors that a refresh changes."""
         self.check_whole()
         self.unshare()  # the caller is about to write
         return Parts(self.values, self.reservoir, self.index, self.ever, *kept_tensors(self.original, self.optimizers))
-
-    # --- whether the site can be used ---
 
     def check_whole(self) -> None:
         """Raise ModelError if a change of the site failed in the middle, or if other code has changed its sets."""
@@ -232,15 +173,9 @@ class Site(Placed, nn.Module):
         """Remember the current index as the site's own index."""
         self.noted = remembered(self.index)
 
-    def break_off(self, why: str) -> None:
-        """Mark the site as unusable; every use raises ModelError with this reason."""
+    def mark_broken(self, why: str | None) -> None:
+        """Mark the site as unusable, so that every use raises ModelError with this reason; None: as usable again."""
         self.broken = why
-
-    def mend(self) -> None:
-        """Mark the site as usable again."""
-        self.broken = None
-
-    # --- changes as a whole ---
 
     @torch.no_grad()
     def write(self, live: Parts | None, change: Change, copy: Copy = Tensor.copy_) -> None:
@@ -253,7 +188,7 @@ class Site(Placed, nn.Module):
         """
         of_copies = change.of_copies or []
         for other, *_ in of_copies:
-            other.break_off(HALF)
+            other.mark_broken(HALF)
         if live is not None and change.parts is not None:
             for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
                 copy(target, source)
@@ -267,7 +202,7 @@ class Site(Placed, nn.Module):
             setattr(self, name, value)
         for other, parts, its in of_copies:
             other.write(parts, its)
-            other.mend()
+            other.mark_broken(None)
         if change.after is not None:
             change.after()
 
@@ -298,8 +233,6 @@ class Site(Placed, nn.Module):
         if self.reservoir.dtype != like.dtype:
             self.reservoir = self.place.allocate(self.reservoir.numel(), like).copy_(self.reservoir)
         self.changes += 1
-
-    # --- setters of single fields ---
 
     def count_step(self) -> None:
         """Count a complete optimizer step."""
@@ -342,8 +275,6 @@ class Site(Placed, nn.Module):
         """Set how often each product ran."""
         self.ran = ran
 
-    # --- sets that a thread chooses ---
-
     def set_pending(self, pending: Pending | None) -> None:
         """Set the sets that a thread is choosing or has chosen."""
         self.pending = pending
@@ -366,18 +297,3 @@ class Site(Placed, nn.Module):
         except RefreshError:
             self.pending = None
             raise
-
-    def pending_tensors(self) -> dict[str, Tensor]:
-        """The saved state of a thread's choice, under its own names: its index (waits for it), or zeros without one."""
-        return pending_state(self.pending, self.index) if self.rule.refresh_in_background else {}
-
-    # --- functions that operators call ---
-
-    @property
-    def grows_by_gradient(self) -> str | None:
-        """The name of the method, if the method needs dense gradients; otherwise None."""
-        return self.method.name if self.method.watches else None
-
-    def see_gradient(self, rows: Rows) -> None:
-        """Give the rows of a dense gradient, computed in a backward, to the method."""
-        self.method.see(self.set_state(), rows)

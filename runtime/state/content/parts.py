@@ -92,11 +92,8 @@ class Change:
 class Changing(Protocol):
     """An object that can be changed as a whole."""
 
-    def break_off(self, why: str) -> None:
-        """Mark the object as unusable."""
-
-    def mend(self) -> None:
-        """Mark the object as usable again."""
+    def mark_broken(self, why: str | None) -> None:
+        """The object cannot be used any more, for this reason; None: it can be used again."""
 
     def write(self, live: Parts | None, change: Change, copy: Copy = Tensor.copy_) -> None:
         """Apply the change. A second call from the start gives the same result."""
@@ -116,10 +113,10 @@ def carry_out(sites: Iterable[Changing], apply: Callable[[], None]) -> None:
     while failures < 2:
         try:
             for site in sites:
-                site.break_off(HALF)
+                site.mark_broken(HALF)
             apply()
             for site in sites:
-                site.mend()
+                site.mark_broken(None)
             break
         except BaseException as error:
             raised = error

@@ -1,0 +1,99 @@
+"""What follows from a site's fields: its place, its index, its sets, all of θ, the state that a method sees."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from topkast.runtime.kernels.sets import largest
+from topkast.runtime.layout import Index, explored_values, index_masks
+from topkast.runtime.methods import Method, SetState
+from topkast.runtime.reference.dense_gradient import Rows
+from topkast.runtime.rule import Rule
+
+from .background import Pending, pending_state
+from .placed import Placed
+from .reservoirs import RESERVOIRS, Reservoir
+
+
+class Derived(Placed):
+    """The part of a site that only reads."""
+
+    name: str
+    rule: Rule
+    method: Method
+    pending: Pending | None
+    step: int
+    refreshed_at: int
+    n_fwd: int
+    reservoir: Tensor
+    row_ptr: Tensor
+    row_fwd: Tensor
+    cols: Tensor
+
+    @property
+    def place(self) -> Reservoir:
+        """The place of the values outside B."""
+        return RESERVOIRS[self.rule.reservoir]
+
+    @property
+    def home(self) -> torch.device:
+        """The device on which θ is assembled and the sets are chosen: the reservoir's device. So no dense weight is
+        ever on a device that does not hold the reservoir."""
+        return self.reservoir.device
+
+    @property
+    def clock(self) -> Tensor:
+        """(Optimizer steps, the step of the last refresh), as in a state dict."""
+        return torch.tensor([self.step, self.refreshed_at], device="cpu")
+
+    @property
+    def index(self) -> Index:
+        return Index(self.row_ptr, self.row_fwd, self.cols)
+
+    @property
+    def groups(self) -> int:
+        """The number of groups whose units are counted separately: the block rows if balanced, otherwise 1."""
+        return self.geometry.grid[0] if self.rule.balanced else 1
+
+    def set_state(self) -> SetState:
+        """The state of the site that the method may see."""
+        return SetState(
+            self.name, self.rule, self.geometry, self.n_fwd, self.n_bwd, self.groups, self.step, self.refreshed_at,
+            self._members, partial(self._draw, self.step), largest,
+        )  # fmt: skip
+
+    def _members(self) -> tuple[Tensor, Tensor]:
+        return index_masks(self.index.to(self.home), self.geometry)
+
+    def _draw(self, step: int, like: Tensor, purpose: str) -> Tensor:
+        # ``step`` is the state's: a thread draws later, when the site has made more steps.
+        seed = zlib.crc32(f"{self.rule.seed}/{self.name}/{step}{purpose}".encode())
+        # Draw on the CPU, also if there is another default device: the draw must not depend on the model's device.
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.rand(like.shape, generator=generator, device="cpu").to(like.device)
+
+    def exploration_ended(self, step: int | None = None) -> bool:
+        """Whether B = A after ``step`` steps; None: after the current number of steps."""
+        stop = self.rule.stop_exploring_after
+        return stop is not None and (self.step if step is None else step) >= stop
+
+    def explored(self) -> Tensor:
+        """Bool [values]: True for the slots in B \\ A."""
+        return explored_values(self.index, self.geometry)
+
+    @property
+    def grows_by_gradient(self) -> str | None:
+        """The name of the method, if the method needs dense gradients; otherwise None."""
+        return self.method.name if self.method.watches else None
+
+    def see_gradient(self, rows: Rows) -> None:
+        """Give the rows of a dense gradient, computed in a backward, to the method."""
+        self.method.see(self.set_state(), rows)
+
+    def pending_tensors(self) -> dict[str, Tensor]:
+        """The saved state of a thread's choice, under its own names: its index (waits for it), or zeros without one."""
+        return pending_state(self.pending, self.index) if self.rule.refresh_in_background else {}
