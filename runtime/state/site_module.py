@@ -42,8 +42,8 @@ class SiteModule(Site):
             self.refresh_if_due()
         g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
         if compiling:
-            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
-        return guard(Read.apply(*given, g), self)
+            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block, self.n_fwd)
+        return guard(Read.apply(*given, g, self.n_fwd), self)
 
     @torch._dynamo.disable  # its callers are not compiled; it must not be compiled by itself at every step
     def refresh_if_due(self) -> None:
