@@ -68,7 +68,7 @@ _kept = functools.lru_cache(4096)(Geometry)
 
 
 def weight(values: Tensor, *rest: Any) -> Tensor:
-    row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, why = (*rest, "eager")[:10]
+    row_ptr, row_fwd, cols, key, shape, perm, lead, block, _, why = (*rest, "eager")[:10]
     count_run(key, "read", "reference", why)
     return dense_weight(values, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
 
@@ -94,7 +94,7 @@ def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:
 
 
 def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
-    row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, why = (*rest, "eager")[:10]
+    row_ptr, row_fwd, cols, key, shape, perm, lead, block, _, why = (*rest, "eager")[:10]
     count_run(key, "read gradient", "reference", why)
     geometry = _geometry(shape, perm, lead, block)
     _watch(key, lambda: gradient.whole_rows(grad, geometry))

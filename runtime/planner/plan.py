@@ -242,7 +242,7 @@ def _path() -> Path:
     return Path(os.environ.get("TOPKAST_CACHE", "~/.cache/topkast")).expanduser() / "kernels.json"
 
 
-_known: dict[Path, dict[str, dict[str, dict[str, float]]]] = {}
+_measurements: dict[Path, dict[str, dict[str, dict[str, float]]]] = {}
 
 
 def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -255,9 +255,9 @@ def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def _remembered() -> dict[str, dict[str, float]]:
     path = _path()
-    if path not in _known:
-        _known[path] = _read(path)
-    return _known[path].setdefault(machine(), {})
+    if path not in _measurements:
+        _measurements[path] = _read(path)
+    return _measurements[path].setdefault(machine(), {})
 
 
 def _remember(key: str, seconds: dict[str, float]) -> None:

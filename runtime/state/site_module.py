@@ -22,7 +22,7 @@ from .guarded_weight import guard
 from .persist import portable, state_dict
 from .refresh import refresh, refresh_due
 from .site import Site
-from .snapshots import copies_take_sets, restore_snapshots
+from .snapshots import pass_sets_to_copies, restore_snapshots
 
 
 class SiteModule(Site):
@@ -158,5 +158,5 @@ class SiteModule(Site):
     def load(self, *given: Any) -> None:
         """Load the site's part of a state dict: see :func:`topkast.runtime.state.persist.state_dict.load`."""
         self.unshare()
-        with copies_take_sets([self]):
+        with pass_sets_to_copies([self]):
             state_dict.load(self, *given)

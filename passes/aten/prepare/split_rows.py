@@ -44,8 +44,8 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """Block rows from ``start`` to ``stop`` of a weight: a weight of this geometry with room for ``slots`` blocks, about
-    ``n_fwd`` of them in A."""
+    """Block rows from ``start`` to ``stop`` of a weight: a weight of this geometry with room for ``slots`` blocks, of
+    which about ``n_fwd`` are in A."""
 
     start: int
     stop: int

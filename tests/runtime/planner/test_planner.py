@@ -70,7 +70,7 @@ def test_takes_the_faster_and_remembers_it(cache: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(planner, "measure", measured)
     assert planner.choose(PROBLEM) == "dense" == planner.choose(PROBLEM)
     assert calls == [["native", "dense"]]
-    planner._known.clear()  # another process
+    planner._measurements.clear()  # another process
     assert planner.choose(PROBLEM) == "dense" and len(calls) == 1
     stored = json.loads(cache.read_text())[planner.machine()]
     assert stored == {PROBLEM.key: {"native": 2.0, "dense": 1.0}}
@@ -79,7 +79,7 @@ def test_takes_the_faster_and_remembers_it(cache: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
 def test_a_broken_cache_is_measured_again(cache: Path, content: str) -> None:
     cache.write_text(content)
-    planner._known.clear()
+    planner._measurements.clear()
     assert planner.choose(PROBLEM) in ("native", "dense")
     assert planner.machine() in json.loads(cache.read_text())
 
