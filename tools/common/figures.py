@@ -1,0 +1,102 @@
+"""One style for every figure that a tool draws, and SVG files whose bytes depend on the drawn data alone.
+
+The background is white, so that a figure reads the same on a light and on a dark page. Letters are text, in DejaVu Sans
+or the viewer's own font: the layout leaves room for DejaVu Sans, which is wider than most. Colours are those of Okabe
+and Ito (2008), which people with any kind of colour blindness tell apart: https://jfly.uni-koeln.de/color/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
+INK, GREY, FAINT = "#222222", "#6B6B6B", "#D9D9D9"  # text and dense; second thoughts; lines that only guide the eye
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, GREY)  # of things that have no colour of their own
+WIDTH = 7.5  # inches, 720 pixels of a page: about a column of a README
+SMALL = 8.0  # points, of captions and of the labels of marks
+
+STYLE: Mapping[str, Any] = {
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": GREY,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": SMALL,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "figure.titlesize": 11.5,
+    "figure.titleweight": "bold",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],  # Verdana is as wide, and no other font is wider
+    "svg.fonttype": "none",  # letters stay letters, a quarter of the bytes of outlines
+    "svg.hashsalt": "topkast",  # names inside the file are hashes; by default they are salted at random
+}
+_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+_DRAWN = re.compile(r' (?:[dxy]="|transform="(?:rotate|translate)\()[^"]*"')
+
+
+@contextmanager
+def svg(path: Path, height: float, width: float = WIDTH) -> Iterator[Figure]:
+    """A figure in the common style; the file is written when the block ends without an error.
+
+    Args:
+        path: of the SVG; its folder is made if it is not there.
+        height, width: in inches.
+    """
+    with matplotlib.style.context(STYLE, after_reset=True):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    path.write_text(_DRAWN.sub(_rounded, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Two digits behind the point, a hundredth of a pixel: smaller files, and no trace of a processor's last bit."""
+    return _NUMBER.sub(lambda number: f"{float(number[0]):.2f}", attribute[0])
+
+
+def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], size: float = SMALL) -> None:
+    """Name lines at the right edge, in place of a legend, with labels moved apart where they would overlap.
+
+    Args:
+        axes: whose limits and scale are final.
+        ends: label -> the y where its line ends, and its colour.
+        size: of the letters, in points.
+    """
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    gap = 1.25 * size / (72 * figure.get_figheight() * axes.get_position().height)
+    by_height = sorted(ends, key=lambda label: ends[label][0])
+    below = float("-inf")
+    for label in by_height:
+        at = axes.transAxes.inverted().transform(axes.transData.transform((1, ends[label][0])))[1]
+        below = max(float(at), below + gap)
+        axes.text(1.015, below, label, color=ends[label][1], size=size, va="center", transform=axes.transAxes)
+
+
+def matplotlib_of(path: Path) -> str:
+    """The version of matplotlib that wrote an SVG: another one may place and outline letters in another way."""
+    found = re.search(r"Matplotlib v([\w.+]+),", path.read_text(encoding="utf-8"))
+    assert found is not None, path
+    return found[1]
