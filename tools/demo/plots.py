@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from topkast.tools.common.figures import BLUE, BYTES, FAINT, TIME, VERMILLION, Bar, draw_bars, frame, label_ends, svg
 from topkast.tools.common.places import RESULTS
 
-RUNS = RESULTS / "study" / "dynamics.json"  # of tools/study/mask_dynamics.py, which trains as the demo does
+RUNS = RESULTS / "study" / "dynamics"  # of tools/study/mask_dynamics.py, which trains as the demo does
 SETTINGS = ("model", "fwd", "bwd", "block", "refresh_every", "steps", "batch", "length", "lr", "text")
 SIDES = {"dense": VERMILLION, "sparse": BLUE}
 
@@ -88,12 +88,12 @@ def plot_churn(path: Path, summary: Summary, runs: Path = RUNS) -> None:
     Args:
         path: of the SVG.
         summary: what ``summary.json`` holds.
-        runs: the stored runs. Their range over layers is drawn if they have the same settings.
+        runs: folder of stored runs. The range over their layers is drawn if the settings of a file are the same.
     """
-    stored = json.loads(runs.read_text(encoding="utf-8"))
-    given, theirs = summary["arguments"], stored["arguments"]
-    alike = all(str(given[name]).strip("[]()") == theirs[name].strip("()") for name in SETTINGS)
-    totals = [run["total"] for run in stored["seeds"].values()]
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*.json"))]
+    alike = [stored for stored in files if _settings(stored) == _settings(summary)]
+    stored = (alike or files)[-1]
+    theirs, totals = stored["arguments"], [run["total"] for run in stored["seeds"].values()]
     with svg(path, height=2.9) as figure:
         for number, (axes, which) in enumerate(zip(figure.subplots(1, 2), ("a", "b"), strict=True)):
             points = [(point[0], 100 * point[1 + number]) for point in summary["churn"]]
@@ -104,12 +104,18 @@ def plot_churn(path: Path, summary: Summary, runs: Path = RUNS) -> None:
         falls = [f"{ends[0]:.1%} to {ends[1]:.1%}" for ends in (_first_and_last(totals, f"new_{w}") for w in "ab")]
         caption = (
             f"In {len(totals)} stored runs of {theirs['model']} at {theirs['fwd']}/{theirs['bwd']}, "
-            f"with a refresh every {theirs['refresh_every']} of {theirs['steps']} steps,\n"
+            f"with a peak rate of {theirs['lr']} "
+            f"and a refresh every {theirs['refresh_every']} of {theirs['steps']} steps,\n"
             f"A's share fell from {falls[0]} and B's from {falls[1]}."
         )
         if alike:
             caption += " Grey: from the smallest to the largest share of a layer in those runs."
         frame(figure, "Churn: the share of a set that is new after a refresh", caption)
+
+
+def _settings(found: Summary) -> list[str]:
+    """What churn depends on; files hold blocks as a list or as the text of a tuple."""
+    return [str(found["arguments"][name]).strip("[]()") for name in SETTINGS]
 
 
 def _draw_range(axes: Axes, layers: Sequence[Sequence[dict[str, float]]], name: str) -> None:
