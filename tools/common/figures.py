@@ -97,12 +97,15 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], size: float = 
     assert isinstance(figure, Figure)
     axes.get_ylim()  # settles the limits, which transData goes by
     gap = 1.25 * size / (72 * figure.get_figheight() * axes.get_position().height)
-    by_height = sorted(ends, key=lambda label: ends[label][0])
-    below = float("-inf")
-    for label in by_height:
+    places, below, above = {}, float("-inf"), 1.0
+    for label in sorted(ends, key=lambda label: ends[label][0]):
         at = axes.transAxes.inverted().transform(axes.transData.transform((1, ends[label][0])))[1]
-        below = max(float(at), below + gap)
-        axes.text(1.015, below, label, color=ends[label][1], size=size, va="center", transform=axes.transAxes)
+        below = places[label] = max(float(at), below + gap)
+    for label in reversed(places):  # none above the axes
+        places[label] = min(places[label], above)
+        above = places[label] - gap
+    for label, at in places.items():
+        axes.text(1.015, at, label, color=ends[label][1], size=size, va="center", transform=axes.transAxes)
 
 
 @dataclass(frozen=True)
