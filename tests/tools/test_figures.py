@@ -88,8 +88,8 @@ def test_bars_stand_beside_dense(tmp_path: Path) -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["short", "long"]
     assert axes.get_xlim()[1] > 1.5
     assert {"a title", "dense = 1", "0.20", "bound 0.05", "more"} == {text.get_text() for text in axes.texts}
-    lengths = [patch.get_width() for patch in axes.patches]  # behind each bar stands a faint one for dense
-    assert lengths == [1, 0.2, 1, 1.3]
+    lengths = [patch.get_extents().transformed(axes.transData.inverted()).width for patch in axes.patches]
+    assert lengths == pytest.approx([1, 0.2, 1, 1.3])  # behind each bar stands a faint one for dense
 
 
 def demo_summary(steps: int, **given: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def caption(found: Sequence[dict[str, Any]]) -> str:
 def main(path: Path = PICTURE) -> None:
     step, model = read("step"), read("model")
     exported = [read(f"onnx-{name}") for name in NAMES]
-    lines = [
+    lines: list[Bar | str] = [
         "Training: time of a step",
         *steps(step),
         "Training: memory",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,7 +27,7 @@ COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, GREY)  # of things
 WIDTH = 7.5  # inches, 720 pixels of a page: about a column of a README
 SMALL = 8.0  # points, of captions and of the labels of marks
 
-STYLE: Mapping[str, Any] = {
+STYLE: dict[str, Any] = {
     "font.size": 9.5,
     "text.color": INK,
     "axes.titlesize": 9.5,
@@ -36,7 +37,7 @@ STYLE: Mapping[str, Any] = {
     "axes.edgecolor": FAINT,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.axisbelow": True,
     "grid.color": FAINT,
     "grid.linewidth": 0.6,

@@ -73,9 +73,9 @@ def _costs(summary: Summary) -> list[Bar]:
     dense, sparse = (summary["models"][name]["bytes"]["total"] for name in SIDES)
     export = summary["export"]
     state, file = sparse / dense, export["bytes"]["sparse"] / export["bytes"]["dense"]
-    run = export["run"]["ratio"]
+    run, (low, middle, high) = export["run"]["ratio"], summary["step time ratio, sparse to dense"]
     return [
-        Bar("time of a step", *summary["step time ratio, sparse to dense"], TIME),
+        Bar("time of a step", low, middle, high, TIME),
         Bar("training state", state, state, state, BYTES),
         Bar("exported file", file, file, file, BYTES),
         Bar("ONNX Runtime", run["low"], run["median"], run["high"], TIME),

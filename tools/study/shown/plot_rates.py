@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
@@ -44,13 +45,13 @@ def draw_rates(ran: Sequence[Row], name: str, says: str, path: Path) -> None:
 
 
 def _name_lines(figure: Figure, panels: Iterable[Axes], title: str) -> None:
-    named = {}
+    named: dict[str, Artist] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
     legend = figure.legend(
-        named.values(), named.keys(), title=title, loc="outside upper left", ncols=2, frameon=False, alignment="left",
-        labelcolor="linecolor", borderpad=0,
+        list(named.values()), list(named), loc="outside upper left", title=title, ncols=2, frameon=False,
+        alignment="left", labelcolor="linecolor", borderpad=0,
     )  # fmt: skip
     legend.get_title().set(size=matplotlib.rcParams["figure.titlesize"], weight="bold")
 
