@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.colors import to_hex
 
 from topkast.compiler.topology.dynamics import Moved
-from topkast.tools.common.figures import BLUE, COLOURS, INK, SMALL, frame, label_ends, svg
+from topkast.tools.common.figures import BLUE, INK, SKY, SMALL, frame, label_ends, svg
 
 SETS = {"a": "A, the forward set", "b": "B, the backward set"}
 
@@ -56,7 +56,7 @@ def plot_bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]])
             for number, (way, distance) in enumerate(group.items()):
                 at += 1
                 names[at] = way
-                axes.barh(at, distance, 0.72, color=BLUE if number == 0 else COLOURS[5])
+                axes.barh(at, distance, 0.72, color=BLUE if number == 0 else SKY)
                 axes.text(distance + 0.01, at, f"{distance:.3f}", va="center", size=SMALL)
             at += 1.3
         axes.set_xlim(0, 1.08)

@@ -51,7 +51,7 @@ def _name_lines(figure: Figure, panels: Iterable[Axes], title: str) -> None:
         named |= dict(zip(labels, handles, strict=True))
     legend = figure.legend(
         list(named.values()), list(named), loc="outside upper left", title=title, ncols=2, frameon=False,
-        alignment="left", labelcolor="linecolor", borderpad=0,
+        alignment="left", borderpad=0,
     )  # fmt: skip
     legend.get_title().set(size=matplotlib.rcParams["figure.titlesize"], weight="bold")
 
