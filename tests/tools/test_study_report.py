@@ -157,9 +157,9 @@ def test_a_report_takes_old_pictures_away(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("rivals", study.SUMMARY):  # the second is like the first
         (tmp_path / "grids" / f"{name}.toml").write_text((grids / f"{name}.toml").read_text())
     (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}\n{MARKS[1]}\nafter\n")
-    (tmp_path / "gone.png").touch()
+    (tmp_path / "gone.svg").touch()
     assert study.main(["report", "--results", str(tmp_path / "no.jsonl"), "--times", str(tmp_path / "no.json")]) == 0
-    assert "`rivals`" in (tmp_path / "TABLES.md").read_text() and not list(tmp_path.glob("*.png"))
+    assert "`rivals`" in (tmp_path / "TABLES.md").read_text() and not list(tmp_path.glob("*.svg"))
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "| topkast | not run |" in readme
 

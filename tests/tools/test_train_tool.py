@@ -118,7 +118,7 @@ def test_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert all(summary["export"]["run"]["seconds"][side] > 0 for side in ("dense", "sparse"))
     for name in ("model.onnx", "dense.onnx"):
         assert (tmp_path / name).stat().st_size == summary["export"]["bytes"]["sparse" if name[0] == "m" else "dense"]
-    for name in ("loss.png", "churn.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("run.svg", "churn.svg"):
+        assert "</svg>" in (tmp_path / name).read_text()
     said = capsys.readouterr().out
     assert "dense beside sparse" in said and "the exports in ONNX Runtime" in said

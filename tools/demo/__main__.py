@@ -23,7 +23,7 @@ from topkast.tools.common.arguments import block, positive
 from topkast.tools.common.loop import Side, make_side, train
 from topkast.tools.common.text import VOCABULARY, TextError, load_text
 
-from .plots import plot_churn, plot_loss
+from .plots import plot_churn, plot_run
 from .run_exported import run_exported
 from .summary import describe_export, export_table, footnote, summarise, table
 
@@ -133,16 +133,15 @@ def main(argv: list[str] | None = None) -> int:
     console.print(topkast.report(sides[1].model))
     console.print(table(summary))
     console.print(footnote(summary), markup=False, highlight=False, soft_wrap=True)
-    curves = [{side.name: getattr(side, what) for side in sides} for what in ("training", "validation")]
-    plot_loss(args.out / "loss.png", f"{args.model} on {text.source}", curves[0], curves[1])
-    plot_churn(args.out / "churn.png", f"mask churn, refresh every {args.refresh_every} steps", turnover)
 
     x, y = text.validation_batches(1, args.batch, args.length)[0]
     summary["export"] = run_exported(sides[1].model, args.out / "model.onnx", x.to(args.device), y, args.threads)
     console.print(describe_export(summary["export"]), highlight=False, soft_wrap=True)
     console.print(export_table(summary["export"]))
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    console.print(f"wrote loss.png, churn.png, model.onnx, dense.onnx and summary.json in {args.out}", highlight=False)
+    plot_run(args.out / "run.svg", summary)
+    plot_churn(args.out / "churn.svg", summary)
+    console.print(f"wrote run.svg, churn.svg, model.onnx, dense.onnx and summary.json in {args.out}", highlight=False)
     return 0
 
 

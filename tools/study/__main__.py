@@ -3,8 +3,8 @@
     run     train what the file of results does not hold yet
     time    measure the step of each kind of run with the real kernels, beside compiled dense, in pairs
     table   mean, deviation and 95 % interval over seeds, and the paired difference from one arm
-    plot    quality against density, FLOPs, measured time and bytes, one PNG
-    report  all grids of tools/study/grids: TABLES.md and the PNGs beside the results, and the README's table
+    plot    quality against density, FLOPs, measured time and bytes, one SVG
+    report  all grids of tools/study/grids: TABLES.md and the SVGs beside the results, and the README's table
 
 A grid is a TOML file of tools/study/grids (its name is enough) or your own; results are JSON lines, one file for all
 grids: a run that two of them share is trained once.
@@ -83,7 +83,7 @@ def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
     from topkast.tools.study.shown.plot import plot
 
     name = grid_path(args.grid).stem
-    written = plot(found, name, args.out / f"{name}.png")
+    written = plot(found, name, args.out / f"{name}.svg")
     console.print(f"wrote {written}" if written else "nothing of this grid was run", highlight=False)
 
 
@@ -99,7 +99,7 @@ def report(args: argparse.Namespace, console: Console) -> None:
     readme = README
     found = rows(read_grid(grid_path(SUMMARY), times), held, times)
     readme.write_text(with_summary(readme.read_text(encoding="utf-8"), found), encoding="utf-8")
-    for old in FOLDER.glob("*.png"):  # one of a grid that is gone, or of results that are, would stay
+    for old in FOLDER.glob("*.svg"):  # one of a grid that is gone, or of results that are, would stay
         old.unlink()
     for path in sorted((HERE / "grids").glob("*.toml")):
         try:
@@ -107,7 +107,7 @@ def report(args: argparse.Namespace, console: Console) -> None:
         except StudyError as error:
             console.print(f"[yellow]left out:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             continue
-        if written := plot(compared(found), path.stem, FOLDER / f"{path.stem}.png"):
+        if written := plot(compared(found), path.stem, FOLDER / f"{path.stem}.svg"):
             console.print(f"wrote {written}", highlight=False, soft_wrap=True)
 
 

@@ -103,9 +103,9 @@ def main(argv: list[str] | None = None) -> int:
     found = topkast.topology.interchangeable(model)
     apart = {when: compare(one, two, found) for when, one, two in zip(("start", "end"), ends, others, strict=True)}
     for name, (what, title) in PLOTS.items():
-        plot_layers(args.out / f"{name}.png", f"{args.model}, {title}", recorded.layers, recorded.total, what)
+        plot_layers(args.out / f"{name}.svg", f"{args.model}, {title}", recorded.layers, recorded.total, what)
     bars = {when: {way: d.forward for way, d in ways.items()} for when, ways in apart.items()}
-    plot_bars(args.out / "between_seeds.png", f"{args.model}: distance of A between two seeds", bars)
+    plot_bars(args.out / "between_seeds.svg", f"{args.model}: distance of A between two seeds", bars)
     CONSOLE.print(table(apart))
     distances = {when: {way: _plain(d) for way, d in ways.items()} for when, ways in apart.items()}
     files = {
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, found_there in files.items():
         facts = {"arguments": {key: str(value) for key, value in vars(args).items()}, **found_there}
         (args.out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    pictures = ", ".join(f"{name}.png" for name in [*PLOTS, "between_seeds"])
+    pictures = ", ".join(f"{name}.svg" for name in [*PLOTS, "between_seeds"])
     CONSOLE.print(f"wrote dynamics.json, between_seeds.json, {pictures} in {args.out}")
     return 0
 

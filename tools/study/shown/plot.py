@@ -1,120 +1,152 @@
-"""Quality against what it costs, or against the rate: one picture a grid, a row of panels a task."""
+"""One picture a grid: the arms as lines with their names, each with its quality and what it costs.
+
+A grid whose axis is the learning rate is drawn by ``plot_rates`` instead.
+"""
 
 from __future__ import annotations
 
-import io
+import math
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
-
+from topkast.tools.common.figures import BLUE, FAINT, GREY, SMALL, VERMILLION, frame, svg
 from topkast.tools.study.tasks import task_of
 
+from .dense_note import ALIKE
 from .figures import Row, estimate
+from .plot_rates import draw_rates
 
-COSTS = {
-    "density": "forward density",
-    "flops": "weight FLOPs, in dense runs",
-    "time": "measured time, s",
-    "bytes": "training state, MB",
-}
-UNITS = {"bytes": 1e6}  # of a cost that is kept in another unit
-COLOURS = 128  # enough for ten arms and letters, and half of the bytes
+COSTS = {"flops": ("FLOPs", 1.0), "time": ("time, s", 1.0), "bytes": ("state, MB", 1e6)}  # title, unit
+OWN = {"topkast": BLUE, "dense": VERMILLION}  # arms that the eye looks for; the others are grey
+ACROSS = 4  # panels beside each other; more could not be read
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One system of axes: which rows, and where along x each lies."""
+class Line:
+    """Panels beside each other: the same arms, from top to bottom.
 
-    label: str
-    rows: list[Row]
-    x: Callable[[Row], float]
+    Args:
+        task: of all of them.
+        arms: their names, the best one first.
+        places: title -> arm -> its row at that place.
+        costs: names in ``COSTS`` of those that differ, if there is one place; more places leave no room.
+    """
+
+    task: str
+    arms: list[str]
+    places: dict[str, dict[str, Row]]
+    costs: list[str]
 
 
 def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
-    """Draw every task's arms, mean and 95 % interval over seeds, into the PNG ``path``.
+    """Draw every task's arms, mean and 95 % interval over seeds, into the SVG ``path``.
 
     Args:
-        found: the rows; those without a result are left out, and a panel leaves out those without its cost.
+        found: the rows; those without a result are left out.
         name: of the grid, for the title.
         path: its folder is made if it is not there.
 
     Returns:
-        The path, or None where there is nothing to draw.
+        The path, or None if there is nothing to draw.
     """
-    by_task: dict[str, list[Row]] = defaultdict(list)
-    for row in found:
-        if row.qualities:
-            by_task[row.task].append(row)
-    if not by_task:
+    if not (ran := [row for row in found if row.qualities]):
         return None
-    # One look an arm, whatever the task, and no panel that nothing was measured for.
-    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(row.arm for row in found))}
-    every = {task: panels_of(here, found) for task, here in by_task.items()}
-    columns = max(map(len, every.values()))
-    size = 3.4 * columns + 1.6, 3.4 * len(every) + 0.4
-    figure, axes = plt.subplots(len(every), columns, figsize=size, layout="constrained", squeeze=False)
-    for line, (task, panels) in zip(axes, every.items(), strict=True):
-        here = by_task[task]
-        arms = sorted(dict.fromkeys(row.arm for row in here), key=lambda arm: _mean(here, arm))
-        for at, panel in zip(line, panels, strict=False):
-            for arm in arms:
-                _line(at, [row for row in panel.rows if row.arm == arm], panel.x, numbers[arm])
-            at.set_xlabel(panel.label)
-            if len(set(map(panel.x, panel.rows))) > 1:
-                at.set_xscale("log")
-                at.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                at.xaxis.set_minor_formatter(NullFormatter())
-            at.xaxis.set_major_formatter("{x:g}")
-            at.grid(alpha=0.3)
-        line[0].set_ylabel(f"{task}: {task_of(task).quality}")
-        line[0].legend(fontsize="x-small")
-    figure.suptitle(f"{name}: mean over seeds, 95 % interval")
-    held = io.BytesIO()
-    figure.savefig(held, dpi=75)
-    plt.close(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(held).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    tasks = dict.fromkeys(row.task for row in ran)
+    says = "Mean over seeds and its 95 % interval; lower is better. "
+    says += "; ".join(f"{task}: {task_of(task).quality}" for task in tasks) + "."
+    if held := [arm for arm in ("dense", *ALIKE) if any(row.arm == arm for row in ran)]:
+        says += f"\nOne learning rate for all parameters, so likely under-tuned: {', '.join(held)}."
+    if "lr" in dict(ran[0].where):
+        draw_rates(ran, name, says, path)
+    else:
+        _draw_arms(ran, name, says, path)
     return path
 
 
-def panels_of(here: Sequence[Row], found: Sequence[Row]) -> list[Panel]:
-    """Of one task: a panel a cost that ``found`` has; where the rate is an axis, a panel a place, along it."""
-    if "lr" not in dict(here[0].where):
-        return [
-            Panel(label, [row for row in here if cost in row.costs], partial(_scaled, cost))
-            for cost, label in COSTS.items()
-            if any(cost in row.costs for row in found)
-        ]
-    places: dict[str, list[Row]] = defaultdict(list)
-    for row in here:
-        places["".join(f"{name} {value}, " for name, value in row.where if name not in ("task", "lr"))].append(row)
-    return [Panel(f"{place}learning rate", rows, lambda row: row.lr) for place, rows in places.items()]
+def lines_of(ran: Sequence[Row]) -> list[Line]:
+    """A line a task, or several if it has many places."""
+    made = []
+    for task in dict.fromkeys(row.task for row in ran):
+        here = [row for row in ran if row.task == task]
+        arms = sorted(dict.fromkeys(row.arm for row in here), key=lambda arm: _mean(here, arm))
+        places: dict[str, dict[str, Row]] = {}
+        for row in here:
+            where = ", ".join(f"{name} {value}" for name, value in row.where if name != "task")
+            places.setdefault(where or task_of(task).quality, {})[row.arm] = row
+        costs = [cost for cost in COSTS if len(places) == 1 and _differ(cost, here)]
+        across = math.ceil(len(places) / math.ceil(len(places) / ACROSS))
+        titles = list(places)
+        for start in range(0, len(titles), across):
+            made.append(Line(task, arms, {title: places[title] for title in titles[start : start + across]}, costs))
+    return made
 
 
-def _scaled(cost: str, row: Row) -> float:
-    return row.costs[cost] / UNITS.get(cost, 1)
+def _draw_arms(ran: Sequence[Row], name: str, says: str, path: Path) -> None:
+    lines = lines_of(ran)
+    counts = [len(line.arms) for line in lines]
+    columns = max(len(line.places) + len(line.costs) for line in lines)
+    first = 1.6 if lines[0].costs else 1.0
+    if lines[0].costs:
+        says = f"FLOPs: of the weights, in dense runs. State: what training keeps from step to step.\n{says}"
+    with svg(path, height=0.19 * sum(counts) + 0.62 * len(lines) + 0.8) as figure:
+        widths, heights = [first, *[1.0] * (columns - 1)], [count + 1 for count in counts]
+        grid = figure.subplots(len(lines), columns, squeeze=False, width_ratios=widths, height_ratios=heights)
+        for line, panels in zip(lines, grid, strict=True):
+            _draw_line(panels, line)
+        frame(figure, name, says)
 
 
-def _line(panel: plt.Axes, own: Sequence[Row], x: Callable[[Row], float], number: int) -> None:
-    """One arm, its points in the order of x."""
-    if not own:
-        return
-    points = sorted(own, key=x)
-    means = [estimate(list(row.qualities.values())) for row in points]
-    halves = [0.0 if m.count == 1 else m.half for m in means]
-    look: dict[str, Any] = {"fmt": "osD^v<>PX*"[number // 10 % 10] + "-", "color": f"C{number % 10}", "markersize": 4}
-    panel.errorbar([x(row) for row in points], [m.mean for m in means], halves, label=own[0].arm, **look)
+def _draw_line(panels: Sequence[Axes], line: Line) -> None:
+    for axes in panels:
+        axes.set_ylim(len(line.arms) - 0.4, -0.6)
+        axes.tick_params(length=0)
+        axes.set_yticks([])
+    for axes, (title, rows) in zip(panels, line.places.items(), strict=False):
+        _draw_qualities(axes, title, line.arms, rows)
+    for axes, cost in zip(panels[len(line.places) :], line.costs, strict=False):
+        _draw_cost(axes, cost, line.arms, next(iter(line.places.values())))
+    for axes in panels[len(line.places) + len(line.costs) :]:
+        axes.set_axis_off()
+    panels[0].set_ylabel(line.task)
+    panels[0].set_yticks(range(len(line.arms)), line.arms)
+    for label in panels[0].get_yticklabels():
+        label.set_color(OWN.get(label.get_text(), GREY))
+
+
+def _draw_qualities(axes: Axes, title: str, arms: Sequence[str], rows: dict[str, Row]) -> None:
+    if (ours := rows.get("topkast")) is not None:
+        axes.axvline(ours.mean(), color=BLUE, linewidth=0.6, alpha=0.5)
+    for at, arm in enumerate(arms):
+        if arm in rows:
+            found = estimate(list(rows[arm].qualities.values()))
+            half = 0.0 if found.count == 1 else found.half
+            axes.errorbar([found.mean], [at], xerr=[half], fmt="o", color=OWN.get(arm, GREY), elinewidth=1.4)
+    axes.set_title(title)
+    axes.locator_params(axis="x", nbins=4)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+
+
+def _draw_cost(axes: Axes, cost: str, arms: Sequence[str], rows: dict[str, Row]) -> None:
+    label, unit = COSTS[cost]
+    values = {arm: rows[arm].costs[cost] / unit for arm in arms if arm in rows and cost in rows[arm].costs}
+    most = max(values.values())
+    for at, arm in enumerate(arms):
+        if arm in values:
+            axes.barh(at, values[arm], 0.7, color=OWN.get(arm, FAINT), alpha=0.7 if arm in OWN else 1)
+            axes.text(values[arm] + 0.03 * most, at, f"{values[arm]:.3g}", va="center", size=SMALL)
+    axes.set_xlim(0, 1.4 * most)
+    axes.set_title(label)
+    axes.set_xticks([])
+    axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def _differ(cost: str, rows: Sequence[Row]) -> bool:
+    return len({f"{row.costs[cost]:.3g}" for row in rows if cost in row.costs}) > 1
 
 
 def _mean(rows: Sequence[Row], arm: str) -> float:

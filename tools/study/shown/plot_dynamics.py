@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")  # files only: there may be no display
-
-import matplotlib.pyplot as plt
+from matplotlib.colors import to_hex
 
 from topkast.compiler.topology.dynamics import Moved
+from topkast.tools.common.figures import BLUE, INK, SKY, SMALL, frame, label_ends, svg
 
 SETS = {"a": "A, the forward set", "b": "B, the backward set"}
 
@@ -21,40 +19,50 @@ def plot_layers(
 ) -> None:
     """`what`, the first part of a field of Moved, of every layer in colour and of the whole model in black.
 
-    A field that exists for A and for B gives two panels.
+    A field that exists for A and for B gives two panels. Names stand at the ends of the lines of the last panel; from
+    the first layer to the last the colours go from dark blue to ochre.
     """
     known = Moved.__dataclass_fields__
     fields = {what: ""} if what in known else {f"{what}_{which}": label for which, label in SETS.items()}
-    figure, panels = plt.subplots(
-        1, len(fields), figsize=(7 * len(fields), 4.5), layout="constrained", squeeze=False, sharey=True
-    )
-    colours = plt.get_cmap("viridis")
-    for axes, (name, label) in zip(panels[0], fields.items(), strict=True):
-        for i, (layer, seen) in enumerate(layers.items()):
-            steps, shares = [m.step for m in seen], [100 * getattr(m, name) for m in seen]
-            axes.plot(steps, shares, ".-", color=colours(i / max(1, len(layers) - 1)), linewidth=1, label=layer)
-        axes.plot([m.step for m in total], [100 * getattr(m, name) for m in total], "k-", linewidth=2.5, label="all")
-        if not total:
-            axes.text(0.5, 0.5, "no refresh in this run", transform=axes.transAxes, ha="center")
-        axes.set(title=label, xlabel="step of the refresh", ylabel="%")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    panels[0][-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    colours = matplotlib.colormaps["cividis"]
+    with svg(path, height=max(3.4, 0.15 * len(layers) + 1)) as figure:
+        panels = figure.subplots(1, len(fields), squeeze=False, sharey=True)[0]
+        ends = {}
+        for axes, (name, label) in zip(panels, fields.items(), strict=True):
+            for i, (layer, seen) in enumerate(layers.items()):
+                colour = to_hex(colours(0.75 * i / max(1, len(layers) - 1)))
+                shares = [100 * getattr(moved, name) for moved in seen]
+                axes.plot([moved.step for moved in seen], shares, color=colour, linewidth=0.9)
+                if shares:
+                    ends[layer] = (shares[-1], colour)
+            shares = [100 * getattr(moved, name) for moved in total]
+            axes.plot([moved.step for moved in total], shares, color=INK, linewidth=2.5)
+            if shares:
+                ends["all layers"] = (shares[-1], INK)
+            axes.set(title=label or "no refresh in this run" * (not total), xlabel="step of the refresh")
+            axes.grid(axis="y")
+        panels[0].set_ylabel("%")
+        panels[0].set_ylim(bottom=0)  # once all is drawn: the panels share this axis, and a limit ends its growth
+        label_ends(panels[-1], ends, size=6.5)
+        frame(figure, title, "")
 
 
 def plot_bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
-    """Distances, a group of bars for each key, one colour for each way of measuring."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    ways = list(next(iter(groups.values())))
-    for i, way in enumerate(ways):
-        places = [g + (i - (len(ways) - 1) / 2) * 0.8 / len(ways) for g in range(len(groups))]
-        bars = axes.bar(places, [group[way] for group in groups.values()], 0.8 / len(ways), label=way)
-        axes.bar_label(bars, fmt="%.3f", fontsize=7)
-    axes.set_xticks(range(len(groups)), list(groups))
-    axes.set(title=title, ylabel="distance: share not in common", ylim=(0, 1.1))
-    axes.legend(fontsize=7, ncols=len(ways))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    """Distances as bars with their names, a group for each key, the first way of measuring in colour."""
+    with svg(path, height=0.24 * sum(len(group) + 1.3 for group in groups.values()) + 0.7) as figure:
+        axes, at, names = figure.subplots(), 0.0, {}
+        for key, group in groups.items():
+            axes.text(0, at, key, weight="bold", va="center")
+            for number, (way, distance) in enumerate(group.items()):
+                at += 1
+                names[at] = way
+                axes.barh(at, distance, 0.72, color=BLUE if number == 0 else SKY)
+                axes.text(distance + 0.01, at, f"{distance:.3f}", va="center", size=SMALL)
+            at += 1.3
+        axes.set_xlim(0, 1.08)
+        axes.set_ylim(at - 0.5, -0.6)
+        axes.set_yticks(list(names), list(names.values()))
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        frame(figure, title, "Distance: the share that two sets do not have in common.")
