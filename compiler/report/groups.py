@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 NUMBER = re.compile(r"\d+")
+FEW = 4  # names that are listed
 
 
 def grouped(names: Iterable[str], equal: dict[str, Hashable] | None = None) -> list[list[str]]:
@@ -41,6 +42,17 @@ def layer(name: str) -> str:
     return name.removesuffix(".weight")
 
 
+def by_kind(counts: Mapping[str, int]) -> list[tuple[int, str]]:
+    """(count, text), the largest count first. Texts that differ only in numbers are one, and the first is the
+    example."""
+    kinds = dict[str, list[str]]()
+    for text in counts:
+        kinds.setdefault(NUMBER.sub("*", text), []).append(text)
+    found = [(sum(counts[text] for text in texts), texts) for texts in kinds.values()]
+    found.sort(key=lambda one: -one[0])
+    return [(total, texts[0] if len(texts) == 1 else f"such as: {texts[0]}") for total, texts in found]
+
+
 @dataclass(frozen=True)
 class Layers:
     """Sparse weights of the same shape, blocks and ops whose names differ only in numbers.
@@ -53,8 +65,10 @@ class Layers:
 
     @property
     def label(self) -> str:
-        """The names as one text."""
-        return layer(label([row["name"] for row in self.rows]))
+        """The names as one text. Names that are only numbers, as in ``nn.Sequential``, are listed if they are few."""
+        names = [row["name"] for row in self.rows]
+        numbers = [layer(name) for name in names]
+        return ", ".join(numbers) if len(names) <= FEW and all(map(str.isdigit, numbers)) else layer(label(names))
 
     @property
     def shape(self) -> str:

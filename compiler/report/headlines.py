@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 
 from .facts import Facts
-from .groups import NUMBER, grouped, label, layer
+from .groups import NUMBER, by_kind, grouped, label, layer
 from .numbers import count, plural, share, size
 
 LINE = 70  # characters that the reasons why parameters stayed dense may take
@@ -80,13 +81,8 @@ def _refresh(report: Facts) -> str:
 
 
 def reasons(report: Facts) -> list[tuple[int, str]]:
-    """(number of parameters, why they stayed dense), the most frequent first. Reasons that differ only in numbers are
-    one, and one of them is the example."""
-    kinds = dict[str, list[str]]()
-    for why in report.dense.values():
-        kinds.setdefault(NUMBER.sub("*", why), []).append(why)
-    ordered = sorted(kinds.values(), key=len, reverse=True)
-    return [(len(whys), whys[0] if len(set(whys)) == 1 else f"such as {whys[0]}") for whys in ordered]
+    """(number of parameters, why they stayed dense), the most frequent first."""
+    return by_kind(Counter(report.dense.values()))
 
 
 def _dense(report: Facts) -> dict[str, str]:

@@ -1,13 +1,26 @@
-"""Rich tables as plain text, for ``print`` and ``str``."""
+"""Labelled sentences as a rich table, and rich tables as plain text for ``print`` and ``str``."""
 
 from __future__ import annotations
 
 import io
 import shutil
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def labelled(sentences: Iterable[tuple[str, str]]) -> Table:
+    """A line, or a few if it is long, for each (label, sentence)."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, sentence in sentences:
+        grid.add_row(Text(label, style="bold"), Text(sentence))
+    return grid
 
 
 def to_text(shown: Any, width: int) -> str:

@@ -13,6 +13,7 @@ from .facts import Facts
 from .groups import Layers, at_dots, layers_of
 from .headlines import alike, headlines, title
 from .numbers import plural
+from .plain_text import labelled
 
 LINES = 15
 WIDEST = 120
@@ -47,20 +48,13 @@ def screen(report: Facts, console: Console, options: ConsoleOptions) -> Group:
         return _layers(layers, some, options.max_width)
 
     layers, warnings = layers_of(report.sites), alike(report)
-    top = Group(Text(title(report), style="bold"), _labelled(headlines(report)))
+    top = Group(Text(title(report), style="bold"), labelled(headlines(report).items()))
     room = LINES - lines(top)
     parts: list[RenderableType] = [top]
     if warnings:
         parts.append(most(draw_warnings, len(warnings), room - lines(draw_layers(min(2, len(layers))))))
         room -= lines(parts[-1])
     return Group(*parts, most(draw_layers, len(layers), room))
-
-
-def _labelled(sentences: dict[str, str]) -> Table:
-    grid = Table.grid(padding=(0, GAP, 0, 0))
-    for text, sentence in sentences.items():
-        grid.add_row(Text(text, style="bold"), Text(sentence))
-    return grid
 
 
 def _warnings(warnings: list[str], some: int, console: Console, width: int) -> Table:
