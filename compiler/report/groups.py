@@ -13,7 +13,7 @@ NUMBER = re.compile(r"\d+")
 FEW = 4  # names that are listed
 
 
-def grouped(names: Iterable[str], equal: dict[str, Hashable] | None = None) -> list[list[str]]:
+def grouped(names: Iterable[str], equal: Mapping[str, Hashable] | None = None) -> list[list[str]]:
     """Groups of names, in the order of their first names.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from math import prod
+from textwrap import shorten
 
 from .facts import Facts
 from .groups import NUMBER, by_kind, grouped, label, layer
@@ -94,4 +95,4 @@ def _dense(report: Facts) -> dict[str, str]:
         text = f"{plural(len(report.dense), 'parameter')}: {', '.join(parts)}"
         if len(text) <= LINE:
             break
-    return {"dense": text} if text else {}
+    return {"dense": shorten(text, 2 * LINE, placeholder=" …")} if text else {}

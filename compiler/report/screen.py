@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import shorten
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
@@ -19,11 +21,13 @@ LINES = 15
 WIDEST = 120
 NAMES, RAN = "layers", "kernels that ran"
 GAP = 2  # blanks between columns
+REASON = 70  # characters of the kernels, and of the reasons why there are none
 KERNELS = 26  # columns that long names of layers leave for the kernels
+FOR_LAYERS = 5  # lines that many warnings leave for the layers
 OF_A_WARNING, CUT = 3, " …"  # lines of one warning; a longer one is cut between two words
 
 
-def screen(report: Facts, console: Console, options: ConsoleOptions) -> Group:
+def screen(report: Facts, console: Console, options: ConsoleOptions) -> Constrain:
     """The report in at most 15 lines, if there are 80 columns or more.
 
     Args:
@@ -36,10 +40,10 @@ def screen(report: Facts, console: Console, options: ConsoleOptions) -> Group:
     def lines(part: RenderableType) -> int:
         return len(console.render_lines(part, options, pad=False))
 
-    def most(draw: Callable[[int], RenderableType], items: int, room: int) -> RenderableType:
-        """As many of the items as the room has lines for; one item at least."""
-        drawings = (draw(some) for some in range(min(items, room), 1, -1))
-        return next((drawing for drawing in drawings if lines(drawing) <= room), None) or draw(min(items, 1))
+    def most(draw: Callable[[int], RenderableType], items: int, room: int, least: int) -> RenderableType:
+        """As many of the items as the room has lines for; ``least`` of them at least."""
+        drawings = (draw(some) for some in range(min(items, max(room, 0)), least, -1))
+        return next((drawing for drawing in drawings if lines(drawing) <= room), None) or draw(least)
 
     def draw_warnings(some: int) -> RenderableType:
         return _warnings(warnings, some, console, options.max_width)
@@ -52,9 +56,11 @@ def screen(report: Facts, console: Console, options: ConsoleOptions) -> Group:
     room = LINES - lines(top)
     parts: list[RenderableType] = [top]
     if warnings:
-        parts.append(most(draw_warnings, len(warnings), room - lines(draw_layers(min(2, len(layers))))))
+        kept = min(FOR_LAYERS, lines(draw_layers(min(2, len(layers)))))
+        parts.append(most(draw_warnings, len(warnings), room - kept, least=1))
         room -= lines(parts[-1])
-    return Group(*parts, most(draw_layers, len(layers), room))
+    parts.append(most(draw_layers, len(layers), room, least=0))
+    return Constrain(Group(*parts), WIDEST)
 
 
 def _warnings(warnings: list[str], some: int, console: Console, width: int) -> Table:
@@ -62,7 +68,7 @@ def _warnings(warnings: list[str], some: int, console: Console, width: int) -> T
     grid = Table.grid(padding=(0, GAP, 0, 0))
     more = plural(len(warnings) - some, "more warning") + ": .warnings" if len(warnings) > some else ""
     for warning in warnings[:some]:
-        lines = Text(warning).wrap(console, max(1, width - len("warning") - GAP - len(CUT)))
+        lines = list(Text(warning).wrap(console, max(1, width - len("warning") - GAP - len(CUT))))
         if len(lines) > OF_A_WARNING:
             lines = lines[:OF_A_WARNING]
             lines[-1].append(CUT)
@@ -85,7 +91,7 @@ def _layers(layers: list[Layers], some: int, width: int) -> Group:
         NAMES: [group.label for group in shown],
         "shape": [group.shape for group in shown],
         "in A, in B": [group.density for group in shown],
-        RAN: [group.ran for group in shown],
+        RAN: [shorten(group.ran, REASON, placeholder=CUT) for group in shown],
     }
     widths = _widths(cells, width)
     for heading, columns in widths.items():

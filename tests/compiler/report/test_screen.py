@@ -200,6 +200,20 @@ def test_many_long_warnings_leave_room_and_are_counted(of_bert: Report, width: i
     assert any(".warnings" in line for line in lines) and "12 × encoder.layer.*." in "\n".join(lines)
 
 
+@pytest.mark.parametrize("width", [*WIDTHS, 200])
+def test_everything_is_long(of_bert: Report, width: int) -> None:
+    """Long names, long reasons, long warnings and a long backend together; no name is cut."""
+    facts, words = of_bert.to_dict(), "many words " * 40
+    for row in facts["sites"]:
+        row["name"] = f"a_module_with_a_long_name.{row['name']}"
+        row["unfused"] = [{"product": "read", "why": words, "runs": 1}]
+    facts |= {"warnings": [f"{i} {words}" for i in "abc"], "backend": words[:60], "dense": {"x": words}}
+    lines = shown(Report(**facts), width)
+    assert len(lines) <= LINES and all(len(line.rstrip()) <= 120 for line in lines)
+    names = re.findall(r"12 × ([\w.*]+)\s[^…]*…", " ".join(lines))
+    assert "more groups (" in lines[-1] and all(name.startswith("a_module_with_a_long_name.") for name in names)
+
+
 def test_long_names_are_broken_at_dots_and_stay_whole() -> None:
     class Deep(nn.Module):
         def __init__(self, depth: int) -> None:
