@@ -59,7 +59,8 @@ def table(record: dict[str, Any]) -> Table:
     """One row for each weight."""
     found = Table(title=f"topkast {record['version']}, format {record['format']}, {record['precision']}")
     for head in ("weight", "shape", "stored", "block", "density", "bytes", "of dense", "why"):
-        found.add_column(head, justify="right" if head in ("density", "bytes", "of dense") else "left")
+        found.add_column(head, justify="right" if head in ("density", "bytes", "of dense") else "left", overflow="fold")
+    found.columns[0].min_width = longest_name(record["sites"])
     for site in record["sites"]:
         found.add_row(
             site["name"],
@@ -74,6 +75,11 @@ def table(record: dict[str, Any]) -> Table:
     return found
 
 
+def longest_name(weights: list[dict[str, Any]]) -> int:
+    """The columns that names take, so that the other columns of a table are broken first; 60 at most."""
+    return min(60, max((len(weight["name"]) for weight in weights), default=0))
+
+
 def legend(record: dict[str, Any]) -> str:
     """One line for each format that the file uses."""
     from topkast.passes.onnx.formats import FORMATS
@@ -86,7 +92,8 @@ def shrunk_table(record: dict[str, Any]) -> Table:
     """One row for each weight with dead units."""
     found = Table(title="dead units: found, and taken out of all tensors they are in")
     for head in ("weight", "units before", "dead rows", "dead columns", "rows out", "columns out", "the others stay"):
-        found.add_column(head, justify="left" if head in ("weight", "the others stay") else "right")
+        found.add_column(head, justify="left" if head in ("weight", "the others stay") else "right", overflow="fold")
+    found.columns[0].min_width = longest_name(record["shrunk"])
     for one in record["shrunk"]:
         counts = [f"{one[key]:,}" for key in ("dead_rows", "dead_columns", "rows", "columns")]
         found.add_row(one["name"], " x ".join(map(str, one["shape"])), *counts, "; ".join(one["kept"]))

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
+from topkast.compiler.report.groups import by_kind, grouped, label
+from topkast.compiler.report.numbers import plural
+from topkast.compiler.report.plain_text import labelled, to_text
+
 if TYPE_CHECKING:
     from topkast.passes.onnx.metadata import Shrunk, SiteResult
+
+WIDTH = 100  # columns of text that is printed to no terminal
+NAMES = 4  # groups of weights that lost dead units
+REASONS = 2  # for each format, and for dead units that stayed
+DENSE = "dense"
+PARITY = "not verified"
 
 
 @dataclass(frozen=True)
 class ExportResult:
     """Facts about the written file.
+
+    ``print`` shows the sizes, the parity with PyTorch, and what the export changed; ``topkast inspect`` shows every
+    weight of the file.
 
     Args:
         path: the path of the file.
@@ -42,29 +58,56 @@ class ExportResult:
     shrunk: list[Shrunk]
     notes: list[str]
 
+    def __rich__(self) -> Table:
+        return labelled(self._sentences())
+
     def __str__(self) -> str:
-        def shapes(named: dict[str, list[int | str]]) -> str:
-            return ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in named.items())
+        return to_text(self, WIDTH)
 
-        parity = "not verified" if self.max_error is None else f"max error {self.max_error:.2e} in ONNX Runtime"
-        lines = [
-            f"{self.path}: format {self.format}, {self.precision}, opset {self.opset}, {self.bytes:,} bytes "
-            f"(dense weights {self.dense_bytes:,}), {parity}",
-            f"  {shapes(self.inputs)} -> {shapes(self.outputs)}",
-            *(
-                f"  {count} weight{'s' * (count > 1)} {format}: {why}"
-                for (format, why), count in Counter((site.format, site.why) for site in self.sites).items()
-            ),
-            *(f"  {line}" for line in dead_units(self.shrunk)),
-            *(f"  note: {note}" for note in self.notes),
-        ]
-        return "\n".join(lines)
+    def _sentences(self) -> Iterator[tuple[str, str]]:
+        """(label, sentence) about the file, and about all that the export changed."""
+        of_dense = f"{self.bytes / self.dense_bytes:.1%} of {self.dense_bytes:,} dense" if self.dense_bytes else ""
+        yield "file", str(self.path)
+        yield "size", f"{self.bytes:,} bytes" + (f", {of_dense}" if of_dense else "")
+        yield "format", f"{self.format}, {self.precision}, opset {self.opset}"
+        yield "parity", PARITY if self.max_error is None else f"max error {self.max_error:.2e} in ONNX Runtime"
+        yield "inputs", _shapes(self.inputs)
+        yield "outputs", _shapes(self.outputs)
+        for format in sorted({site.format for site in self.sites}, key=lambda format: format == DENSE):
+            whys = Counter(site.why for site in self.sites if site.format == format)
+            yield format, _reasons(whys, "weight")
+        yield from dead_units(self.shrunk)
+        for note in self.notes:
+            yield "note", note
 
 
-def dead_units(shrunk: list[Shrunk]) -> list[str]:
-    """One line of text for each weight with dead units."""
-    return [
-        f"{one.name} [{one.shape[0]} x {one.shape[1]}]: {one.dead_rows} rows and {one.dead_columns} columns dead, "
-        f"{one.rows} and {one.columns} taken out" + "".join(f"; {why}" for why in one.kept)
-        for one in shrunk
-    ]
+def dead_units(shrunk: list[Shrunk]) -> Iterator[tuple[str, str]]:
+    """(label, sentence) about the dead units that were removed, and about those that stayed; nothing if there are
+    none."""
+    cut = [one for one in shrunk if one.rows or one.columns]
+    if cut:
+        counts = (
+            f"{plural(sum(one.rows for one in cut), 'row')} and {plural(sum(one.columns for one in cut), 'column')}"
+        )
+        groups = [label(names) for names in grouped(one.name for one in cut)]
+        more = f" and {len(groups) - NAMES} more" if len(groups) > NAMES else ""
+        yield "removed", f"{counts} of dead units: {', '.join(groups[:NAMES])}{more}"
+    kept = Counter[str]()
+    for one in shrunk:
+        for text in one.kept:  # "3 rows: why"
+            number, _, said = text.partition(" ")
+            kept[said.partition(": ")[2]] += int(number)
+    if kept:
+        yield "not removed", _reasons(kept, "dead unit")
+
+
+def _reasons(counts: Mapping[str, int], noun: str) -> str:
+    """The most frequent reasons, each with its count."""
+    found = by_kind(counts)
+    rest = sum(number for number, _ in found[REASONS:])
+    parts = [f"{plural(number, noun)} ({why})" for number, why in found[:REASONS]]
+    return ", ".join(parts + [f"{plural(rest, noun)} (other reasons)"] * (rest > 0))
+
+
+def _shapes(named: dict[str, list[int | str]]) -> str:
+    return ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in named.items())

@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from topkast.runtime.kernels import native_library
-from topkast.runtime.layout import slot_units
 from topkast.runtime.planner.plan import measured
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import Record, find, owned
 from topkast.runtime.state.site_module import SiteModule
-from topkast.runtime.training.exploration_decay import MOST_DECAY
-from topkast.runtime.training.standing_clock import standing_facts
+from topkast.runtime.state.when import next_refresh
 
 from .cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
-from .how_it_ran import eager_facts, real_backend
+from .how_it_ran import real_backend
 from .pass_logs import passes_of
-
-COLLAPSED = 0.5  # if more than this share of a set's members is zero, the set is mostly chosen by index order
+from .problems import problems_of
 
 
 @dataclass(frozen=True)
@@ -32,8 +28,9 @@ class Facts:
             chosen, seconds by kernel; the planner's measurements of similar weights on this machine), churn (step, new
             share of A, new share of B), ever_active, bytes.
         dense: parameter name -> why it stayed dense.
-        totals: parameters, flops, bytes, churn, ever_active.
-        warnings: problems that the user should know.
+        totals: parameters, flops, bytes, churn, ever_active, step, refresh (last: the step of the last refresh; next:
+            the number of completed steps at which the next refresh is due, None if no refresh will come).
+        warnings: problems that the user should know, the most important first.
         how: how the model was traced.
         backend: the backend that the model was compiled with, and the replacement if that backend cannot run.
         config: the arguments of the conversion.
@@ -70,26 +67,21 @@ def facts_of(model: Any) -> Facts:
             "places": count_places(found),
         },
         "churn": {key: sum(c[key] for c in last) / len(last) for key in ("new_a", "new_b")} if last else None,
-        "ever_active": ever / units,
-        "step": max(site.step for site in found.values()),
+        "ever_active": ever / units if units else 0.0,
+        "step": max((site.step for site in found.values()), default=0),
+        "refresh": _refresh(found),
     }
     config = {**asdict(record.config), "block": list(record.config.block)}
-    warnings = [*record.warnings, *eager_facts(record, found), *standing_facts(found.values())]
-    warnings += [text for name, site in found.items() for text in _warnings(name, site)]
-    # The default decay is expected to be capped at SGD's learning rates; only a decay that the user set is warned of.
-    fastest, asked = max(site.decayed_by for site in found.values()), record.config.exploration_decay
-    if fastest > MOST_DECAY and asked is not None:
-        warnings.append(
-            f"exploration_decay={asked:g}: exploration_decay × lr is {fastest:.3g}; the decay is capped at "
-            f"{MOST_DECAY:g} per step"
-        )
-    if native_library.library() is None:
-        warnings.append(
-            "the native CPU kernels were not built at install (no C++ compiler?): products on the CPU run on the "
-            "reference kernels, slower than dense; install again with a compiler"
-        )
     backend, passes = real_backend(record, found), passes_of(record.family)
-    return Facts(rows, dict(record.dense), totals, warnings, record.how, backend, _plain(config), passes)
+    return Facts(
+        rows, dict(record.dense), totals, problems_of(record, found), record.how, backend, _plain(config), passes
+    )
+
+
+def _refresh(found: dict[str, SiteModule]) -> dict[str, int | None]:
+    """The step of the last refresh of any site, and the step of the first refresh that will come."""
+    coming = [step for site in found.values() if (step := next_refresh(site)) is not None]
+    return {"last": max((site.refreshed_at for site in found.values()), default=0), "next": min(coming, default=None)}
 
 
 def _plain(value: Any) -> Any:
@@ -135,30 +127,3 @@ def _row(name: str, site: SiteModule, owners: list[tuple[str, str]], record: Rec
 def _ever(site: SiteModule) -> int:
     """The number of units that have been in A at any time."""
     return sum(int(((site.ever >> bit) & 1).sum()) for bit in range(8))
-
-
-def _warnings(name: str, site: SiteModule) -> list[str]:
-    units, in_a = slot_units(site.index, site.geometry)
-    values = site.values.view(-1, site.geometry.unit)
-    found = []
-    if not bool(values.isfinite().all()) or not bool(site.reservoir.isfinite().all()):
-        found.append(f"{name}: holds NaN or infinite values")
-    if not site.original.requires_grad:
-        found.append(f"{name}: frozen (requires_grad is False): sparse for inference only, it stands still")
-    if site.late:
-        found.append(
-            f"{name}: {site.late} refreshes came after a step, not before a forward: the graphs were compiled by a "
-            'backend that is not ours; use torch.compile(model, backend="topkast")'
-        )
-    rows = site.row_fwd.numel()
-    empty = int((site.row_fwd == site.row_ptr[:-1]).sum())
-    if empty:
-        found.append(f"{name}: {empty} of {rows} output rows ({empty / rows:.1%}) have no weight in A: always zero")
-    zero = (values == 0).all(1)
-    if bool(zero[in_a].all()):
-        found.append(f"{name}: every weight of A is zero: a dead layer")
-    for label, member in (("A", in_a), ("B", units < site.geometry.units)):
-        share = float(zero[member].float().mean())
-        if share >= COLLAPSED:
-            found.append(f"{name}: {share:.0%} of {label} is exactly zero: the set has collapsed, its members are ties")
-    return found

@@ -7,6 +7,8 @@ from topkast.runtime.state.model import Record
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.eager_steps import gradients
 
+from .groups import grouped, label
+
 
 def real_backend(record: Record, sites: dict[str, SiteModule]) -> str:
     """The backend that a model was compiled with, or the backend that replaces it."""
@@ -27,7 +29,8 @@ def eager_facts(record: Record, sites: dict[str, SiteModule]) -> list[str]:
     names = [name for name, (eager, compiled) in counted.items() if eager and not compiled]
     if not names:
         return []
+    weights = ", ".join(map(label, grouped(names)))
     return [
-        f"compiled with backend={record.backend!r}, but trained eagerly so far: {', '.join(names)}; their modules are "
+        f"compiled with backend={record.backend!r}, but trained eagerly so far: {weights}; their modules are "
         "called where Dynamo leaves code to Python; TORCH_LOGS='graph_breaks,recompiles' shows where"
     ]

@@ -5,22 +5,52 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderResult
+
 from .facts import Facts, facts_of
-from .table import render, to_text
+from .page import fragment, page
+from .plain_text import to_text
+from .screen import screen
+from .table import Details
+
+WIDTH = 100  # columns of text that is printed to no terminal
 
 
 class Report(Facts):
-    """The facts of :func:`report`; ``print`` shows them as tables, :meth:`to_dict` returns plain data."""
+    """The facts of :func:`report`.
+
+    - ``print`` shows the most important facts on one screen: at most 15 lines if there are 80 columns or more. Layers
+      that are equal are one line, and ``*`` stands for the numbers in their names.
+    - :meth:`details` shows everything, layer by layer.
+    - :meth:`to_html` returns a page; a notebook shows a part of this page.
+    - :meth:`to_dict` returns plain data.
+
+    The fields are the arguments of :class:`topkast.compiler.report.facts.Facts`.
+    """
+
+    def details(self) -> Details:
+        """Everything that was found, layer by layer: an object that ``print`` shows as tables."""
+        return Details(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The same facts, as data that ``json.dumps`` accepts."""
         return asdict(self)
 
-    def __rich__(self) -> Any:
-        return render(self)
+    def to_html(self) -> str:
+        """One HTML page that needs no other file: the layers that are sparse, their kernels, the costs and the
+        churn."""
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        return fragment(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield screen(self, console, options)
 
     def __str__(self) -> str:
-        return to_text(self)
+        return to_text(self, WIDTH)
+
+    __repr__ = __str__
 
 
 def report(model: Any) -> Report:

@@ -1,33 +1,43 @@
-"""Show a report as rich tables."""
+"""Everything that a report found, as rich tables, layer by layer."""
 
 from __future__ import annotations
 
-import io
-import shutil
-import sys
 from collections import defaultdict
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from .facts import Facts
+from .groups import grouped, label
+from .numbers import count, share, size
+from .plain_text import to_text
 
-WIDTH = 160
-
-
-def to_text(report: Facts) -> str:
-    """Plain text, as wide as the terminal, or 160 columns if there is no terminal."""
-    width = shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(render(report))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+WIDTH = 160  # columns of text that is printed to no terminal
 
 
-def render(report: Facts) -> Group:
-    """Tables of the sites, the dense parameters by reason, the totals and the warnings."""
+class Details:
+    """Everything that a report found, layer by layer. ``print`` shows it as tables, as wide as the terminal."""
+
+    def __init__(self, report: Facts) -> None:
+        self._report = report
+
+    def __rich__(self) -> Group:
+        return tables(self._report)
+
+    def __str__(self) -> str:
+        return to_text(self, WIDTH)
+
+    __repr__ = __str__
+
+
+def tables(report: Facts) -> Group:
+    """Tables of the sites, the measurements, the dense parameters by reason, the totals, the passes and the
+    warnings."""
     parts: list[Any] = [_sites(report), *_scaled(report)]
+    if any(row["measured"] for row in report.sites):
+        parts.append(_measurements(report))
     if report.dense:
         parts.append(_dense(report))
     parts.append(_totals(report))
@@ -53,7 +63,9 @@ def _sites(report: Facts) -> Table:
         title_justify="left",
     )
     for heading in ("weight", "shape", "ops", "A", "B", "block", "new in A, B", "ever", "what ran"):
-        table.add_column(heading, justify="right" if heading in ("A", "B", "ever") else "left")
+        table.add_column(heading, justify="right" if heading in ("A", "B", "ever") else "left", overflow="fold")
+    longest = max((len(row["name"]) for row in report.sites), default=0)
+    table.columns[0].min_width = min(longest, WIDTH // 2)  # the other columns are broken first
     for row in report.sites:
         ties = len(row["owners"]) - 1
         last = row["churn"][-1] if row["churn"] else None
@@ -94,12 +106,26 @@ def _ran(row: dict[str, Any]) -> str:
     for entry in row["unfused"]:
         reasons[entry["why"]].append(f"{entry['product']} {entry['runs']}×")
     lines += [f"not fused ({why}): {', '.join(runs)}" for why, runs in reasons.items()]
-    lines += [_measured(entry) for entry in row["measured"]]
     return "\n".join(lines) or "not run yet"
 
 
+def _measurements(report: Facts) -> Table:
+    """What was measured for the choice of the kernels, and the layers of the measured shapes."""
+    table = Table(title="measured on this machine, for weights like these", title_justify="left")
+    table.add_column("measurement", overflow="fold")
+    table.add_column("layers", overflow="fold")
+    names: dict[str, list[str]] = defaultdict(list)
+    for row in report.sites:
+        for entry in row["measured"]:
+            names[_measured(entry)].append(row["name"])
+    for sentence, those in names.items():
+        table.add_row(Text(sentence), Text(", ".join(map(label, grouped(dict.fromkeys(those))))))
+    return table
+
+
 def _measured(entry: dict[str, Any]) -> str:
-    """A line for a measurement, for example: spmm of 256×512: dense is faster here, 0.90 ms against 1.10 (native)."""
+    """A sentence about a measurement, for example: spmm of 256×512: dense is faster here, 0.90 ms against 1.10
+    (native)."""
     first, *others = sorted(entry["seconds"].items(), key=lambda item: item[1])
     against = ", ".join(f"{1e3 * seconds:.3g} ({name})" for name, seconds in others)
     what = f"{entry['product']} of {'×'.join(map(str, entry['shape']))}"
@@ -109,33 +135,13 @@ def _measured(entry: dict[str, Any]) -> str:
 def _dense(report: Facts) -> Table:
     table = Table(title="dense parameters", title_justify="left")
     for heading in ("reason", "count", "names"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, why in report.dense.items():
         reasons[why].append(name)
     for why, names in reasons.items():
-        shown = ", ".join(names[:4]) + (f", … {len(names) - 4} more" if len(names) > 4 else "")
-        table.add_row(Text(why), str(len(names)), Text(shown))
+        table.add_row(Text(why), str(len(names)), Text(", ".join(names)))
     return table
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
-def _count(number: float) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
-
-
-def _share(sparse: float, dense: float) -> str:
-    return f"{sparse / dense:.1%}" if dense else "-"
 
 
 def _totals(report: Facts) -> Table:
@@ -147,19 +153,19 @@ def _totals(report: Facts) -> Table:
         table.add_column(heading, justify="left" if not heading else "right")
 
     def line(what: str, sparse: float, dense: float, form: Any) -> None:
-        table.add_row(what, form(sparse), form(dense), _share(sparse, dense))
+        table.add_row(what, form(sparse), form(dense), share(sparse, dense))
 
     line("trainable parameters", parameters["trainable_now"], parameters["all"], lambda n: f"{n:,}")
     per = f"weight FLOPs per {flops['per']}, sparse weights only"
-    line(f"{per}: forward", flops["sparse_forward"], flops["dense_forward"], _count)
-    line(f"{per}: training step", flops["sparse_training"], flops["dense_training"], _count)
-    parts = ", ".join(f"{key} {_size(own[key])}" for key in ("values", "gradient", "optimizer", "index", "reservoir"))
-    line(f"bytes of sparse weights ({parts})", own["sparse"], own["dense"], _size)
+    line(f"{per}: forward", flops["sparse_forward"], flops["dense_forward"], count)
+    line(f"{per}: training step", flops["sparse_training"], flops["dense_training"], count)
+    parts = ", ".join(f"{key} {size(own[key])}" for key in ("values", "gradient", "optimizer", "index", "reservoir"))
+    line(f"bytes of sparse weights ({parts})", own["sparse"], own["dense"], size)
     seen = "" if model["optimizer_seen"] else "; no optimizer step seen yet"
-    line(f"bytes of the whole model{seen}", model["sparse"], model["dense"], _size)
+    line(f"bytes of the whole model{seen}", model["sparse"], model["dense"], size)
     places = totals["bytes"]["places"]
-    where = [f"{place} {_size(size)}" for place, size in places["now"].items()]
-    peaks = [f"peak of all tensors on {place} {_size(size)}" for place, size in places["peak"].items()]
+    where = [f"{place} {size(n)}" for place, n in places["now"].items()]
+    peaks = [f"peak of all tensors on {place} {size(n)}" for place, n in places["peak"].items()]
     table.add_row("where the sparse weights' bytes lie", ", ".join([*where, *peaks]), "", "")
     table.add_row("weights ever in A", f"{totals['ever_active']:.1%}", "", "")
     if totals["churn"]:

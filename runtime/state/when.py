@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,15 @@ _counted: weakref.WeakKeyDictionary[Site, int] = weakref.WeakKeyDictionary()  # 
 def due(site: Site) -> bool:
     """Whether, after the last optimizer step, the site's sets must be renewed."""
     return site.method.due(site.set_state())
+
+
+def next_refresh(site: Site) -> int | None:
+    """The number of completed steps at which the site's next refresh is due: the current number if a refresh is due
+    already, None if no refresh will come."""
+    state = site.set_state()
+    every, stop = state.rule.refresh_every, state.rule.stop_exploring_after
+    steps = sorted({state.step, (state.step // every + 1) * every, max(state.step, stop or 0)})
+    return next((step for step in steps if site.method.due(replace(state, step=step))), None)
 
 
 def any_due(sites: Iterable[Site]) -> bool:

@@ -326,7 +326,7 @@ def test_is_measured_and_taken_only_where_faster(faster: str, tmp_path: Path, mo
     assert kept(model) == expected
     rows = [entry for row in topkast.report(model).sites for entry in row["measured"] if "tiles" in entry["product"]]
     assert rows and all(entry["chosen"] == faster for entry in rows)
-    assert re.search(rf"spmm on tiles of 128×\d+: {faster} is faster here", str(topkast.report(model)))
+    assert re.search(rf"spmm on tiles of 128×\d+: {faster} is faster here", str(topkast.report(model).details()))
 
 
 def test_measures_both_and_what_a_conversion_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,7 +310,8 @@ def test_exports(
     assert_budget(ours, theirs, getattr(exact, "logits", exact), name)
     record = metadata.read(sessions[0].get_modelmeta().custom_metadata_map)
     assert record is not None and len(record["shrunk"]) == len(result.shrunk)
-    assert f"{result.shrunk[0].rows} and {result.shrunk[0].columns} taken out" in str(result)
+    rows, columns = (sum(getattr(one, side) for one in result.shrunk) for side in ("rows", "columns"))
+    assert f"{rows} rows and {columns} columns of dead units" in str(result)
     assert main(["inspect", str(result.path)]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "dead units" in said and ("7 rows: Reshape splits it" in said) == (name == "gpt2")

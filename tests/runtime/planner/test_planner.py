@@ -57,7 +57,7 @@ def test_the_report_names_the_images_of_a_convolution() -> None:
     report = topkast.report(model)
     shapes = {entry["product"]: entry["shape"] for entry in report.sites[0]["measured"]}
     assert shapes == {"conv": [8, 6, 9, 7], "conv_weight_grad": [8, 16, 7, 5]}
-    assert "conv of 8×6×9×7: " in str(report)
+    assert "conv of 8×6×9×7: " in str(report.details())
 
 
 def test_takes_the_faster_and_remembers_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_the_report_shows_what_was_measured() -> None:
     for entry in row["measured"]:
         assert entry["chosen"] == min(entry["seconds"], key=entry["seconds"].get)
         assert entry["shape"][0] == 16 and set(entry["seconds"]) == {"native", "dense"}
-    assert "is faster here" in str(report)
+    assert "is faster here" in str(report.details())
     json.dumps(report.to_dict())
 
 

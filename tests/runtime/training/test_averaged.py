@@ -171,7 +171,7 @@ def test_what_else_is_done_with_an_average() -> None:
     with torch.no_grad():
         torch.testing.assert_close(topkast.densify(average)(*args), average(*args))
     update_bn([args[0]], average)
-    assert "0.weight" in str(topkast.report(average))
+    assert "0.weight" in str(topkast.report(average).details())
 
 
 @pytest.mark.parametrize("decay", [0.8, None])

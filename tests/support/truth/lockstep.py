@@ -174,7 +174,7 @@ class Trio:
         self.ours = Ours(compiled)
         plans = plans_of(compiled)
         missing = set(self.case.sites) - plans.keys()
-        assert not missing, f"not sparsified: {sorted(missing)}: {topkast.report(compiled)}"
+        assert not missing, f"not sparsified: {sorted(missing)}: {topkast.report(compiled).details()}"
         witness = self._witness if self.ties else None
         self.oracle = Oracle(dense, plans, rules, draw=lambda: topkast.masks(compiled), witness=witness)
         self.truth = Truth(dense, plans, rules, dtype=torch.float64, leader=self.oracle)
