@@ -1,6 +1,7 @@
 """Directives for the pages in docs/ whose content is made while the pages are built.
 
-``{options}`` is the table of the options, ``{formats}`` the table of the export formats.
+``{options}`` is the table of the options and ``{formats}`` the table of the export formats. The directives whose names
+begin with ``graph-`` show a small model, which is trained for a step and exported while the pages are built.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from . import tables
+from . import graphs, tables
 
 
 def _made_by(make: Callable[[], str]) -> type[SphinxDirective]:
@@ -29,4 +30,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this once."""
     app.add_directive("options", _made_by(tables.options))
     app.add_directive("formats", _made_by(tables.formats))
+    app.add_directive("graph-model", _made_by(graphs.model))
+    app.add_directive("graph-captured", _made_by(graphs.captured))
+    app.add_directive("graph-joint", _made_by(graphs.joint))
+    app.add_directive("graph-passes", _made_by(graphs.passes))
+    app.add_directive("graph-result", _made_by(graphs.result))
+    app.add_directive("graph-file", _made_by(graphs.file))
     return {"parallel_read_safe": True}
