@@ -32,6 +32,9 @@ def report(model: Any) -> Report:
     Args:
         model: a model converted by topkast, or a wrapper of such a model.
 
+    Returns:
+        The facts. ``print`` shows them as tables.
+
     Raises:
         ModelError: the model was not converted.
     """

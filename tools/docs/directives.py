@@ -16,20 +16,27 @@ from sphinx.util.docutils import SphinxDirective
 from . import graphs, tables
 
 
-def _made_by(make: Callable[[], str]) -> type[SphinxDirective]:
-    """A directive without arguments that stands for the Markdown that ``make`` returns."""
+def _made_by(make: Callable[[], str], kind: str = "") -> type[SphinxDirective]:
+    """A directive without arguments that stands for the Markdown that ``make`` returns.
+
+    Tables get the class ``kind``, which docs/_static/tables.css knows.
+    """
 
     class Made(SphinxDirective):
         def run(self) -> list[nodes.Node]:
-            return self.parse_text_to_nodes(make(), allow_section_headings=True)
+            made = self.parse_text_to_nodes(make(), allow_section_headings=True)
+            for node in made:
+                if isinstance(node, nodes.table) and kind:
+                    node["classes"].append(kind)
+            return made
 
     return Made
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this once."""
-    app.add_directive("options", _made_by(tables.options))
-    app.add_directive("formats", _made_by(tables.formats))
+    app.add_directive("options", _made_by(tables.options, "stacked"))
+    app.add_directive("formats", _made_by(tables.formats, "stacked"))
     app.add_directive("graph-model", _made_by(graphs.model))
     app.add_directive("graph-captured", _made_by(graphs.captured))
     app.add_directive("graph-joint", _made_by(graphs.joint))

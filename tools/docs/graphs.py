@@ -134,7 +134,11 @@ def _section(step: Step) -> str:
     """The first paragraph of a pass's file, its two lines with an example, and the changes."""
     says = inspect.getdoc(sys.modules[step.rule.__module__]) or ""
     first = re.sub(r":[a-z]+:(?=`)", "", says.split("\n\n")[0]).replace("``", "`")
-    example = [line.strip() for line in says.splitlines() if line.strip().startswith(("before:", "after:"))]
+    example: list[str] = []
+    for line in map(str.strip, says.splitlines()):
+        if line.startswith(("before:", "after:")):
+            head, *more = re.split(r" {4,}", line)  # statements side by side in the file, below each other on the page
+            example += [head, *(f"{'':8}{statement}" for statement in more)]
     parts = [f"### {step.rule.__name__}", first, _block("text", example)]
     counts = step.counts or "nothing to rewrite"
     parts.append(f"In this graph: {counts}.")

@@ -21,6 +21,7 @@ _SHORTER = (
     (re.compile(rf"(\w+)_index(?:, \1_index){{3}}, {_NUMBERS}, {_NUMBERS}, \d+, {_NUMBERS}"), r"*\1"),
     (re.compile(r"torch\.ops\.(\w+\.\w+)(?:\.\w+)?\("), r"\1("),
     (re.compile(r"pytree\.tree_unflatten\((\[.*\]), self\._out_spec\)"), r"\1"),
+    (re.compile(r", None"), ""),  # the gradient of an input that has none
 )
 
 
