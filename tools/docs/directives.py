@@ -24,6 +24,7 @@ def _made_by(make: Callable[[], str], kind: str = "") -> type[SphinxDirective]:
 
     class Made(SphinxDirective):
         def run(self) -> list[nodes.Node]:
+            self.env.note_reread()  # the code may have changed since the last build, though the page has not
             made = self.parse_text_to_nodes(make(), allow_section_headings=True)
             for node in made:
                 if isinstance(node, nodes.table) and kind:
