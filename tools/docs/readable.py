@@ -17,8 +17,8 @@ _KINDS = (  # what Dynamo calls an input, and what the listing calls it
 )
 _NUMBERS = r"[\[(][\d, ]+[\])]"
 _SHORTER = (
-    # the four tensors of an index; the weight's shape, the order of its dimensions, how many form rows, the block
-    (re.compile(rf"(\w+)_index(?:, \1_index){{3}}, {_NUMBERS}, {_NUMBERS}, \d+, {_NUMBERS}"), r"*\1"),
+    # the index, four tensors; the weight's shape, order of dimensions, how many of them form rows, block, blocks in A
+    (re.compile(rf"(\w+)_index(?:, \1_index){{3}}, {_NUMBERS}, {_NUMBERS}, \d+, {_NUMBERS}, \d+"), r"*\1"),
     (re.compile(r"torch\.ops\.(\w+\.\w+)(?:\.\w+)?\("), r"\1("),
     (re.compile(r"pytree\.tree_unflatten\((\[.*\]), self\._out_spec\)"), r"\1"),
     (re.compile(r", None"), ""),  # the gradient of an input that has none
