@@ -64,7 +64,7 @@ def about(path: Path) -> str:
 
 
 def summary(found: Sequence[Row]) -> Sheet:
-    """The table of the page docs/study.md: an arm a line, a task a column; the order and the costs are those of the first task."""
+    """The first table of docs/study.md: an arm a line, a task a column; order and costs are those of the first task."""
     tasks = list(dict.fromkeys(row.task for row in found))
     by_place = {(row.arm, row.task): row for row in found}
     dense = by_place["dense", tasks[0]].costs
