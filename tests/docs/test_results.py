@@ -8,8 +8,8 @@ import re
 import pytest
 
 from topkast.tools.bench.tables import read
-from topkast.tools.common.places import DOCS, RESULTS
-from topkast.tools.docs.results import TABLES
+from topkast.tools.common.places import DOCS
+from topkast.tools.docs.results import DYNAMICS, TABLES
 from topkast.tools.study.shown.page_tables import churn
 
 
@@ -39,7 +39,7 @@ def test_a_benchmark_names_its_command_machine_and_date(name: str) -> None:
 def test_figures_are_those_of_the_files() -> None:
     (row,) = [row for row in read("step")["rows"] if row["model"] == "gpt2" and row["block"] == [16, 1]]
     assert f"| {row['ratio']['median']:.2f} [" in TABLES["bench-steps"]()
-    stored = json.loads((RESULTS / "study" / "dynamics.json").read_text())
-    first, *_ = churn().lines
+    stored = json.loads((DYNAMICS / "rate-1e-3.json").read_text())
+    first, *_ = churn(DYNAMICS / "rate-1e-3.json").lines
     mean = sum(seed["total"][0]["new_a"] for seed in stored["seeds"].values()) / len(stored["seeds"])
     assert first[:2] == [str(stored["seeds"]["0"]["total"][0]["step"]), f"{mean:.1%}"]

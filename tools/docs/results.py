@@ -10,6 +10,8 @@ from topkast.tools.study.shown import page_tables as study
 from topkast.tools.zoo import records_table
 from topkast.tools.zoo.runner import read
 
+DYNAMICS = RESULTS / "study" / "dynamics"
+
 
 def zoo() -> str:
     """The models of other packages, suite by suite and kernel by kernel."""
@@ -22,7 +24,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-rivals": lambda: study.rivals().markdown(),
     "study-balanced": lambda: study.balanced().markdown(),
     "study-rates": lambda: study.rates().markdown(),
-    "study-churn": lambda: study.churn().markdown(),
+    "study-churn": lambda: study.churn(DYNAMICS / "rate-1e-3.json").markdown(),
+    "study-churn-fast": lambda: study.churn(DYNAMICS / "rate-1e-2.json").markdown(),
     "bench-kernels": bench.kernels,
     "bench-steps": bench.steps,
     "bench-memory": bench.memory,

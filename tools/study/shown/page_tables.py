@@ -56,27 +56,27 @@ def rates() -> Sheet:
     return Sheet("", ["sparsity, arm", *(f"{lr:g}" for lr in each)], lines)
 
 
-def churn(path: Path = FOLDER / "dynamics.json") -> Sheet:
-    """Churn of A at each refresh of the runs that tools/study/mask_dynamics.py recorded."""
+def churn(path: Path) -> Sheet:
+    """How A moved at each refresh of a run that tools/study/mask_dynamics.py recorded: means over the seeds.
+
+    Args:
+        path: the tool's dynamics.json.
+    """
     held = json.loads(path.read_text(encoding="utf-8"))
     seeds: Mapping[str, Any] = held["seeds"]
     lines = []
-    for one in zip(*(seed["total"] for seed in seeds.values()), strict=True):
-        for_layers = [
-            moved["new_a"] for seed in seeds.values() for seen in seed["layers"].values() for moved in seen
-            if moved["step"] == one[0]["step"]
-        ]  # fmt: skip
+    for number, one in enumerate(zip(*(seed["total"] for seed in seeds.values()), strict=True)):
+        layers = [seen[number]["new_a"] for seed in seeds.values() for seen in seed["layers"].values()]
         shares = [[moved[name] for moved in one] for name in ("new_a", "from_first_a", "ever_active")]
-        means = [f"{sum(share) / len(share):.1%}" for share in shares]
-        lines.append([str(one[0]["step"]), means[0], f"{min(for_layers):.1%} to {max(for_layers):.1%}", *means[1:]])
-    heads = ["step", "new in A", "layers", "distance of A from the first A", "ever in A"]
+        new, *others = [f"{sum(share) / len(share):.1%}" for share in shares]
+        lines.append([str(one[0]["step"]), new, f"{min(layers):.1%} to {max(layers):.1%}", *others])
     given, machine = held["arguments"], held["machine"]
     note = (
-        f"`python -m topkast.tools.study.mask_dynamics`, {len(seeds)} seeds: {given['model']} at {given['fwd']}/"
-        f"{given['bwd']}, block {given['block']}, {given['steps']} steps at a peak rate of {given['lr']}, a refresh "
-        f"every {given['refresh_every']} steps; {machine['date'][:10]}, {machine['cpu']}, torch {machine['torch']}."
+        f"`python -m topkast.tools.study.mask_dynamics --lr {given['lr']}`, {len(seeds)} seeds: {given['model']} at "
+        f"{given['fwd']}/{given['bwd']}, block {given['block']}, {given['steps']} steps, a refresh every "
+        f"{given['refresh_every']} steps; {machine['date'][:10]}, {machine['cpu']}, torch {machine['torch']}."
     )
-    return Sheet("", heads, lines, note)
+    return Sheet("", ["step", "new in A", "layers", "distance of A from the first A", "ever in A"], lines, note)
 
 
 def _rows(name: str) -> Sequence[Row]:
