@@ -1,6 +1,6 @@
 """Directives for the pages in docs/ whose content is made while the pages are built.
 
-``{options}`` is the table of the options, ``{formats}`` the table of the export formats, ``{results} NAME`` the table of
+``{options}`` is the table of the options, ``{formats}`` the table of the export formats. ``{results} NAME`` is the table of
 stored results with that name, see ``results.py``.
 """
 
