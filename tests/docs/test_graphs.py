@@ -8,6 +8,7 @@ import re
 import pytest
 
 from topkast.passes.aten import JOINT
+from topkast.tools.common.places import DOCS
 from topkast.tools.docs import graphs
 from topkast.tools.docs.readable import body, renamed
 
@@ -27,6 +28,11 @@ def test_every_pass_has_its_section_in_order(steps: list[graphs.Step]) -> None:
     assert re.findall(r"^### (\w+)$", graphs.passes(), re.M) == [rule.__name__ for rule in JOINT]
     for before, after in itertools.pairwise(steps):
         assert before.after == after.before
+
+
+def test_the_page_shows_every_part_in_order() -> None:
+    page = (DOCS / "internals" / "how-it-works.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```\{graph\} (\w+)$", page, re.M) == list(graphs.PARTS)
 
 
 def test_dense_products_become_sparse(steps: list[graphs.Step]) -> None:

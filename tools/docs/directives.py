@@ -1,31 +1,39 @@
 """Directives for the pages in docs/ whose content is made while the pages are built.
 
-``{options}`` is the table of the options and ``{formats}`` the table of the export formats. The directives whose names
-begin with ``graph-`` show a small model, which is trained for a step and exported while the pages are built.
+``{options}`` is the table of the options, ``{formats}`` the table of the export formats. ``{results} NAME`` is a table
+of stored results, see ``results.py``. ``{graph} NAME`` is a listing of a small model that is trained and exported for
+the page, see ``graphs.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from . import graphs, tables
+from . import graphs, results, tables
 
 
-def _made_by(make: Callable[[], str], kind: str = "") -> type[SphinxDirective]:
-    """A directive without arguments that stands for the Markdown that ``make`` returns.
+def _made_by(parts: Mapping[str, Callable[[], str]], kind: str = "") -> type[SphinxDirective]:
+    """A directive that stands for Markdown.
 
-    Tables get the class ``kind``, which docs/_static/tables.css knows.
+    Args:
+        parts: name -> a function that returns the Markdown; the directive's argument is the name, "" is no argument.
+        kind: a class for tables, which docs/_static/tables.css knows.
     """
 
     class Made(SphinxDirective):
+        optional_arguments = 1
+
         def run(self) -> list[nodes.Node]:
+            name = "".join(self.arguments)
+            if name not in parts:
+                raise self.error(f"{{{self.name}}} {name}: must be one of {', '.join(map(repr, parts))}")
             self.env.note_reread()  # the code may have changed since the last build, though the page has not
-            made = self.parse_text_to_nodes(make(), allow_section_headings=True)
+            made = self.parse_text_to_nodes(parts[name](), allow_section_headings=True)
             for node in made:
                 if isinstance(node, nodes.table) and kind:
                     node["classes"].append(kind)
@@ -36,12 +44,8 @@ def _made_by(make: Callable[[], str], kind: str = "") -> type[SphinxDirective]:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this once."""
-    app.add_directive("options", _made_by(tables.options, "stacked"))
-    app.add_directive("formats", _made_by(tables.formats, "stacked"))
-    app.add_directive("graph-model", _made_by(graphs.model))
-    app.add_directive("graph-captured", _made_by(graphs.captured))
-    app.add_directive("graph-joint", _made_by(graphs.joint))
-    app.add_directive("graph-passes", _made_by(graphs.passes))
-    app.add_directive("graph-result", _made_by(graphs.result))
-    app.add_directive("graph-file", _made_by(graphs.file))
+    app.add_directive("options", _made_by({"": tables.options}, "stacked"))
+    app.add_directive("formats", _made_by({"": tables.formats}, "stacked"))
+    app.add_directive("results", _made_by(results.TABLES))
+    app.add_directive("graph", _made_by(graphs.PARTS))
     return {"parallel_read_safe": True}

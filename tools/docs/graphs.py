@@ -156,5 +156,15 @@ def _block(language: str, lines: Sequence[str]) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
+# name -> the Markdown, in the order of the page
+PARTS = {
+    "model": model,
+    "captured": captured,
+    "joint": joint,
+    "passes": passes,
+    "result": result,
+    "file": file,
+}
+
 if __name__ == "__main__":
-    print("\n\n".join(make() for make in (model, captured, joint, passes, result, file)))
+    print("\n\n".join(make() for make in PARTS.values()))

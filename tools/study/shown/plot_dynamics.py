@@ -37,8 +37,8 @@ def plot_layers(
         if not total:
             axes.text(0.5, 0.5, "no refresh in this run", transform=axes.transAxes, ha="center")
         axes.set(title=label, xlabel="step of the refresh", ylabel="%")
-        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
+    panels[0][0].set_ylim(bottom=0)  # last: an axis with a limit no longer grows, and the panels share the axis
     panels[0][-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
