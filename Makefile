@@ -1,4 +1,4 @@
-# The commands: setup, demo, test, test-all, lint, sanitize. Each makes what it needs first, so any of them works from a fresh clone.
+# The commands: setup, demo, test, test-all, lint, docs, sanitize. Each makes what it needs first, so any of them works from a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all lint sanitize onnxruntimes clean
+.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -41,6 +41,14 @@ lint: $(READY)
 	mkdir -p build/types && ln -sfn ../.. build/types/topkast
 	MYPYPATH=build/types $(BIN)/mypy --namespace-packages --explicit-package-bases \
 		-m topkast -p topkast.compiler -p topkast.passes -p topkast.runtime -p topkast.tools -p topkast.tests
+
+# The site, in build/docs. A warning is an error; so is a link to a page, a heading or a name of topkast that does not exist.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+# Asks every web address that the pages name. Only this needs the network, so it is no part of `make docs`.
+docs-links: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs build/docs-links
 
 # The tests of native code on libraries that stop at the first read or write out of bounds, or undefined operation.
 SANITIZED := build/sanitized/libtopkast.so

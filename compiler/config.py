@@ -24,7 +24,7 @@ class Config:
     """The options that stay with a model. Each option is declared here and nowhere else.
 
     The signature and the docstring of :func:`topkast.compile`, the rule that a site keeps, the header of a checkpoint
-    and the README's table are made from these fields. A method names the options that only some methods use
+    and the table in the docs are made from these fields. A method names the options that only some methods use
     (``Method.uses``).
 
     Raises:

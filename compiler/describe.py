@@ -1,4 +1,4 @@
-"""Make a function's signature, its docstring and the README's table from the records of the function's options."""
+"""Make a function's signature, its docstring and the table of options from the records of the function's options."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Option:
         default: the value if the argument is not given.
         annotation: the type, as the signature shows it.
         check: returns the normalised value, or raises ConfigError.
-        says: the meaning in one sentence, for the README and as the first sentence in the docstring.
+        says: the meaning in one sentence, for the table in the docs and as the first sentence in the docstring.
         more: further sentences of the docstring.
         kept_by_site: whether the option is a field of every site's :class:`topkast.runtime.rule.Rule`.
         free_at_load: whether a checkpoint may be loaded into a model with another value of the option.

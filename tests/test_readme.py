@@ -1,8 +1,7 @@
-"""The README's lines run as they stand; its table of arguments, the signature and the docstrings have one source."""
+"""The README's lines run as they stand; the signature and the docstrings of the options have one source."""
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Callable
@@ -12,28 +11,15 @@ from typing import Any
 import pytest
 
 import topkast
-from topkast.tools.common.readme import MARKS, with_table
-
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+from topkast.tests.support.code_blocks import blocks, run
+from topkast.tools.common.places import README
 
 
 def test_the_twenty_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (lines,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert "assert" in lines
+    (block,) = blocks(README)
+    assert block.complete and "assert" in block.code
     monkeypatch.chdir(tmp_path)  # it writes model.onnx
-    exec(compile(lines, "README.md", "exec"), {})
-
-
-def test_the_table_is_made_from_the_options() -> None:
-    """`python -m topkast.tools.common.readme` mends it."""
-    assert with_table(README) == README
-
-
-def test_the_table_names_every_argument() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", README.split(MARKS[0])[1].split(MARKS[1])[0], re.M)
-    parameters = inspect.signature(topkast.compile).parameters.values()
-    wanted = [(p.name, p.default) for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "model"]
-    assert [(name, ast.literal_eval(default)) for name, default in rows] == wanted
+    run(README)
 
 
 @pytest.mark.parametrize("function", [topkast.compile, topkast.sparsify])

@@ -37,8 +37,10 @@ class MaskDistance:
 
 
 def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, example_inputs: Any = None) -> MaskDistance:
-    """Distance between the sets of two models: the share of their members that the other does not have,
-    |X Δ Y| / (|X| + |Y|). Two sets of one density d drawn at random are about 1 - d apart.
+    """Measure the distance between the sets of two models.
+
+    The distance is the share of the sets' members that the other set does not have, ``|X Δ Y| / (|X| + |Y|)``. Two sets
+    that are drawn at random with the density d are about 1 - d apart.
 
     Args:
         a, b: models converted by topkast (or wrappers of them), or what :func:`topkast.masks` gave of one, in any mix.

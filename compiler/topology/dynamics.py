@@ -22,7 +22,7 @@ class Moved:
     Attributes:
         step: optimizer steps made when the sets were chosen.
         new_a, new_b: churn: members that the set did not have at the previous look.
-        from_first_a, from_first_b: distance to the set at the first look, |X Δ Y| / (|X| + |Y|).
+        from_first_a, from_first_b: distance to the set at the first look, ``|X Δ Y| / (|X| + |Y|)``.
         ever_active: of all blocks, those that have been in A since the model was converted.
     """
 

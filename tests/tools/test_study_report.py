@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from topkast.tools.common.places import README
 from topkast.tools.study import __main__ as study
 from topkast.tools.study.grid import Point, read_grid
 from topkast.tools.study.run_fields import Run, StudyError, canonical
+from topkast.tools.study.shown import page_tables
 from topkast.tools.study.shown.dense_note import caption
 from topkast.tools.study.shown.figures import Row, compared, estimate, rows
 from topkast.tools.study.shown.grid_tables import sheets
 from topkast.tools.study.shown.topology import WAYS, topology
-from topkast.tools.study.shown.whole_report import MARKS, about, summary, tables, with_summary
+from topkast.tools.study.shown.whole_report import about, summary, tables
 from topkast.tools.study.store import read
 from topkast.tools.study.times import Times, key_of, read_times
 
@@ -142,10 +142,6 @@ def test_what_is_in_the_repository_is_what_the_results_give() -> None:
     held, times = read(study.FOLDER / "runs.jsonl"), read_times(study.FOLDER / "times.json")
     made = tables(study.HERE / "grids", held, times, study.FOLDER / "topology")
     assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
-    rivals = rows(read_grid(study.grid_path(study.SUMMARY), times), held, times)
-    readme = README.read_text(encoding="utf-8")
-    assert with_summary(readme, rivals) == readme
-    assert "| topkast |" in readme.split(MARKS[0])[1].split(MARKS[1])[0]
 
 
 def test_a_report_takes_old_pictures_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,21 +149,26 @@ def test_a_report_takes_old_pictures_away(tmp_path: Path, monkeypatch: pytest.Mo
     grids = study.HERE / "grids"
     monkeypatch.setattr(study, "HERE", tmp_path)
     monkeypatch.setattr(study, "FOLDER", tmp_path)
-    monkeypatch.setattr(study, "README", tmp_path / "README.md")
-    for name in ("rivals", study.SUMMARY):  # the second is like the first
-        (tmp_path / "grids" / f"{name}.toml").write_text((grids / f"{name}.toml").read_text())
-    (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}\n{MARKS[1]}\nafter\n")
+    (tmp_path / "grids" / "rivals.toml").write_text((grids / "rivals.toml").read_text())
     (tmp_path / "gone.svg").touch()
     assert study.main(["report", "--results", str(tmp_path / "no.jsonl"), "--times", str(tmp_path / "no.json")]) == 0
     assert "`rivals`" in (tmp_path / "TABLES.md").read_text() and not list(tmp_path.glob("*.svg"))
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "| topkast | not run |" in readme
 
 
-def test_a_readme_without_its_marks_is_refused() -> None:
-    for text in ("", f"{MARKS[1]}\n{MARKS[0]}\n", f"{MARKS[0]}\n{MARKS[0]}\n{MARKS[1]}\n"):
-        with pytest.raises(StudyError, match=r"README.md: must have the lines"):
-            with_summary(text, [])
+def test_the_tables_of_the_page_are_those_of_the_grids() -> None:
+    """Balanced sets beside free ones, and each rate beside static sets."""
+    times = read_times(study.FOLDER / "times.json")
+    held = rows(read_grid(study.grid_path("rates"), times), read(study.FOLDER / "runs.jsonl"), times)
+    place = (("task", "bytes"), ("fwd", 0.9), ("lr", 0.016))
+    ours, static = (next(row for row in held if row.arm == arm and row.where == place) for arm in ("topkast", "static"))
+    gap = ours.against(static)
+    assert gap is not None
+    (line,) = [line for line in page_tables.rates().lines if line[0] == "0.9, topkast"]
+    assert line[page_tables.rates().headings.index("0.016")] == f"{gap.mean:+.3f} ± {gap.half:.3f}"
+    assert [line[0] for line in page_tables.balanced().lines] == [
+        "bytes, static", "bytes, topkast", "digits, static", "digits, topkast",
+    ]  # fmt: skip
+    assert page_tables.rivals().lines[0][0] == "topkast" and "0.118 ± 0.098" in page_tables.rivals().note
 
 
 def test_topology_over_pairs_of_seeds(tmp_path: Path) -> None:

@@ -5,3 +5,4 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tools" / "results"
 README = ROOT / "README.md"
+DOCS = ROOT / "docs"

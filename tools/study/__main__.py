@@ -4,7 +4,7 @@
     time    measure the step of each kind of run with the real kernels, beside compiled dense, in pairs
     table   mean, deviation and 95 % interval over seeds, and the paired difference from one arm
     plot    quality against density, FLOPs, measured time and bytes, one SVG
-    report  all grids of tools/study/grids: TABLES.md and the SVGs beside the results, and the README's table
+    report  all grids of tools/study/grids: TABLES.md and the SVGs beside the results
 
 A grid is a TOML file of tools/study/grids (its name is enough) or your own; results are JSON lines, one file for all
 grids: a run that two of them share is trained once.
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from topkast.tools.common.arguments import positive
-from topkast.tools.common.places import README, RESULTS
+from topkast.tools.common.places import RESULTS
 
 from .grid import Point, read_grid
 from .run_fields import StudyError
@@ -29,7 +29,6 @@ from .times import read_times
 
 HERE = Path(__file__).parent
 FOLDER = RESULTS / "study"
-SUMMARY = "rivals-balanced"  # the grid of the README's table: what topkast.compile does by default, beside its rivals
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -91,14 +90,11 @@ def report(args: argparse.Namespace, console: Console) -> None:
     """Every table and picture that is kept in the repository."""
     from topkast.tools.study.shown.figures import compared, rows
     from topkast.tools.study.shown.plot import plot
-    from topkast.tools.study.shown.whole_report import tables, with_summary
+    from topkast.tools.study.shown.whole_report import tables
 
     held, times = read(args.results), read_times(args.times)
     text = tables(HERE / "grids", held, times, FOLDER / "topology")
     (FOLDER / "TABLES.md").write_text(text, encoding="utf-8")
-    readme = README
-    found = rows(read_grid(grid_path(SUMMARY), times), held, times)
-    readme.write_text(with_summary(readme.read_text(encoding="utf-8"), found), encoding="utf-8")
     for old in FOLDER.glob("*.svg"):  # one of a grid that is gone, or of results that are, would stay
         old.unlink()
     for path in sorted((HERE / "grids").glob("*.toml")):

@@ -24,7 +24,7 @@ import topkast
 import topkast.tools.demo.__main__ as demo
 from topkast.compiler.topology.interchangeable import Interchangeable
 from topkast.tools.common.loop import make_side, train_step
-from topkast.tools.common.results import CONSOLE, progress
+from topkast.tools.common.results import CONSOLE, machine, progress
 from topkast.tools.common.text import Text, load_text
 from topkast.tools.study.shown.plot_dynamics import plot_bars, plot_layers
 
@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None) -> int:
         "between_seeds": {"between seeds": distances},
     }
     for name, found_there in files.items():
-        facts = {"arguments": {key: str(value) for key, value in vars(args).items()}, **found_there}
+        given = {key: str(value) for key, value in vars(args).items()}
+        facts = {"machine": machine(), "arguments": given, **found_there}
         (args.out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
     pictures = ", ".join(f"{name}.svg" for name in [*PLOTS, "between_seeds"])
     CONSOLE.print(f"wrote dynamics.json, between_seeds.json, {pictures} in {args.out}")

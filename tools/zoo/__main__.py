@@ -1,8 +1,7 @@
 """Models that nobody here wrote, as they are in their packages, through topkast.compile: what works and what does not.
 
     run     every model in a process of its own; goes on where it stopped, since what has a record is not run again
-    table   the table of the README, and every failure with its cause, from the records
-    readme  writes that table into the README, between its two marks
+    table   the tables of the page docs/models.md, and every failure with its cause, from the records
 
 A run needs torchvision, timm, transformers, torch_geometric, diffusers and peft for the suites of these names:
 `pip install -e ".[zoo]"`. Weights are random, sizes as small as an architecture allows, graphs compiled with
@@ -19,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-from topkast.tools.common.places import README, RESULTS
+from topkast.tools.common.places import RESULTS
 
 # Sets and sums are compared with a dense model's, so products run as dense ones, whichever kernel would be faster.
 os.environ.setdefault("TOPKAST_KERNEL", "dense")
@@ -52,9 +51,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
     run.add_argument("--seconds", type=float, default=600, help="limit of a model's computing")
     run.add_argument("--memory", type=float, default=16, metavar="GB", help="limit of a model")
-    readme = commands.add_parser("readme", formatter_class=form)
-    readme.add_argument("--file", type=Path, default=README, help="the README")
-    for command in (run, readme, commands.add_parser("table", formatter_class=form)):
+    for command in (run, commands.add_parser("table", formatter_class=form)):
         command.add_argument("--out", type=Path, default=RESULTS / "zoo.json", help="the file of records")
     return parser.parse_args(argv)
 
@@ -65,11 +62,6 @@ def main(argv: list[str] | None = None) -> int:
         from .records_table import show
 
         show(args.out)
-        return 0
-    if args.command == "readme":
-        from .records_table import put
-
-        put(args.out, args.file)
         return 0
     import torch
 

@@ -14,7 +14,6 @@ from .runner import read
 
 Record = dict[str, Any]
 REFUSED = "refused"  # begins what is said of a model in which there is nothing to make sparse
-MARKS = ("<!-- zoo: written by topkast.tools.zoo readme -->", "<!-- /zoo -->")
 HEADINGS = (
     "suite",
     "models",
@@ -35,20 +34,6 @@ def show(path: Path) -> None:
     records = list(read(path).values())
     CONSOLE.print(section(records), markup=False, highlight=False, soft_wrap=True)
     CONSOLE.print(failures(records), markup=False, highlight=False, soft_wrap=True)
-
-
-def put(path: Path, readme: Path) -> None:
-    """Write the table into a README, between its two marks.
-
-    Raises:
-        ValueError: the marks are not in it, once each and in order.
-    """
-    text = readme.read_text(encoding="utf-8")
-    if any(text.count(mark) != 1 for mark in MARKS) or text.index(MARKS[0]) > text.index(MARKS[1]):
-        raise ValueError(f"{readme}: needs the lines {' and '.join(map(repr, MARKS))}, in this order")
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    new = f"{before}{MARKS[0]}\n\n{section(list(read(path).values()))}\n\n{MARKS[1]}{after}"
-    readme.write_text(new, encoding="utf-8")
 
 
 def section(records: list[Record]) -> str:
@@ -104,8 +89,9 @@ def settled(records: list[Record]) -> str:
     if not (wider or ties):
         return ""
     return (
-        f"Of the {len(equal)} that equal the oracle, {wider} do so within the error of several ways of plain PyTorch, "
-        f"not of the eager one alone; in {ties} rounding decided a near-tie of two scores, by the rule."
+        f"{len(equal)} models equal the oracle. {wider} of them do so within the error of several ways of plain "
+        f"PyTorch, not of the eager way alone. In {ties} of them rounding decided a near-tie of two scores, as the "
+        "rule says."
     )
 
 

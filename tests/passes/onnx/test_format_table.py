@@ -14,8 +14,6 @@ from topkast.passes.onnx.formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST
 from topkast.runtime.errors import ConfigError
 from topkast.tests.support.truth.builders import CASES
 
-README = Path(topkast.__file__).parent / "README.md"
-
 
 def test_the_docstring_lists_the_formats() -> None:
     assert topkast.export.__doc__ is not None
@@ -23,13 +21,6 @@ def test_the_docstring_lists_the_formats() -> None:
     found = dict(re.findall(r'- "(\w+)": (.*?)(?= - "|$)', text))
     found.pop(AUTO)
     assert found == {name: format.sentence for name, format in FORMATS.items()}
-
-
-def test_the_readme_lists_the_formats() -> None:
-    table = README.read_text(encoding="utf-8").split("| format | how sparse weights are stored |")[1].split("\n\n")[0]
-    plain = {name: re.sub(r":\w+:|`", "", format.sentence) for name, format in FORMATS.items()}
-    found = re.findall(r'^\| `"(\w+)"` \| (.*) \|$', table, flags=re.MULTILINE)
-    assert {name: sentence.replace("`", "") for name, sentence in found} == plain
 
 
 def test_an_unknown_format_is_refused_with_all_names(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""All grids at once: TABLES.md, their pictures, and the table of the README, from the files of results alone."""
+"""All grids at once: TABLES.md and their pictures, from the files of results alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from .figures import Row, compared, estimate, rows
 from .grid_tables import Sheet, sheets
 from .topology import topology
 
-MARKS = "<!-- study: made by `python -m topkast.tools.study report` -->", "<!-- study: end -->"
 HEAD = """# Tables of the study
 
 Made by `python -m topkast.tools.study report` from `runs.jsonl` and `times.json`; nothing here is written by hand.
@@ -65,7 +64,7 @@ def about(path: Path) -> str:
 
 
 def summary(found: Sequence[Row]) -> Sheet:
-    """The README's table: an arm a line, a task a column; the order and the costs are those of the first task."""
+    """The first table of docs/study.md: an arm a line, a task a column; order and costs are those of the first task."""
     tasks = list(dict.fromkeys(row.task for row in found))
     by_place = {(row.arm, row.task): row for row in found}
     dense = by_place["dense", tasks[0]].costs
@@ -87,16 +86,3 @@ def _short(row: Row) -> str:
     if found.count > 1:
         figure += f" [{found.mean - found.half:.2f}, {found.mean + found.half:.2f}]"
     return figure + f", n = {found.count}" + f" ({row.diverged} diverged)" * bool(row.diverged)
-
-
-def with_summary(readme: str, found: Sequence[Row]) -> str:
-    """The README with its table put anew between the marks.
-
-    Raises:
-        StudyError: the marks are not there, once each and in their order.
-    """
-    first, last = MARKS
-    if readme.count(first) != 1 or readme.count(last) != 1 or readme.index(first) > readme.index(last):
-        raise StudyError(f"README.md: must have the lines {first} and {last}, once each")
-    before, rest = readme.split(first)
-    return f"{before}{first}\n\n{summary(found).markdown()}\n{last}{rest.split(last)[1]}"

@@ -1,0 +1,172 @@
+"""The tables of the page docs/benchmarks.md, in Markdown, from the files in tools/results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from topkast.tools.common.pairs import geomean, show
+from topkast.tools.common.places import RESULTS
+
+from .layer import block_name
+
+MEANT = (1, 32, 256)  # rows of x whose mean is shown; the worst cell is that of all rows
+
+Found = dict[str, Any]
+
+
+def read(name: str, folder: Path = RESULTS) -> Found:
+    """What a benchmark wrote: machine, arguments and figures."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def kernels() -> str:
+    """The three products of a layer: one table a number of threads, and what others offer."""
+    found = read("kernels")
+    parts = []
+    for threads in found["arguments"]["threads"]:
+        mine = [row for row in found["geomean"] if row["threads"] == threads]
+        blocks = list(dict.fromkeys(tuple(row["block"]) for row in mine))
+        by_place = {(row["fwd"], row["bwd"], tuple(row["block"])): row for row in mine}
+        lines = []
+        for fwd, bwd in dict.fromkeys(key[:2] for key in by_place):
+            row = [by_place[fwd, bwd, block] for block in blocks]
+            figures = [f"{one['ratios']['step']['median']:.2f}" for one in row]
+            lines.append([f"{fwd} / {bwd}", f"{row[0]['bounds']['step']:.3f}", *figures])
+        heads = ["forward / backward sparsity", "bound", *map(block_name, blocks)]
+        parts += [f"{_threads(threads).capitalize()}:", _table(heads, lines)]
+    peers = [[row["name"], f"{row['ratio']['median']:.2f}"] for row in found["peers"] if row["threads"] == 1]
+    parts += ["The step of one layer at 0.9/0.8, one thread, in the same run:", _table(["what", "time"], peers)]
+    return _joined(*parts, source(found, f"bench kernels --repeats {found['arguments']['repeats']}"))
+
+
+def steps() -> str:
+    """Whole training steps, with the seconds of the first step, which compiles."""
+    lines = []
+    sources = []
+    for name in ("step", "step-resnet50"):
+        found = read(name)
+        for row in found["rows"]:
+            compiled = row["seconds to compile"]
+            refresh = row["refresh"]
+            lines.append(
+                [
+                    row["says"],
+                    block_name(tuple(row["block"])),
+                    str(row["threads"]),
+                    f"{row['bound of the model']:.2f}",
+                    show(row["ratio"]),
+                    f"{refresh['share of time']:.1%}",
+                    f"{compiled['topkast']:.0f} s, {compiled['dense']:.0f} s",
+                ]
+            )
+        given = found["arguments"]
+        options = ["bench step", "--repeats", str(given["repeats"])]
+        options += ["--threads", *map(str, given["threads"])]
+        options += ["--block", *(block_name(tuple(block)) for block in given["block"])]
+        sources.append(source(found, " ".join(options) + (" --model resnet50" if name != "step" else "")))
+    heads = ["model and batch", "block", "threads", "bound", "sparse / dense", "refreshes", "first step: sparse, dense"]
+    return _joined(_table(heads, lines), *sources)
+
+
+def memory() -> str:
+    """Growth of resident memory while a model trains."""
+    found = read("model")
+    lines = []
+    for way, row in found["ways"].items():
+        says = "dense" if way == "dense" else f"topkast, reservoir {way!r}"
+        share = f"{row.get('settled / dense', 1.0):.3f}"
+        sizes = [f"{row[what] / 1e6:,.0f} MB" for what in ("settled", "counted", "peak of steps")]
+        lines.append([says, share, *sizes])
+    heads = ["training", "memory, share of dense", "memory", "counted from the tensors", "peak of the steps"]
+    return _joined(_table(heads, lines), source(found, "bench model"))
+
+
+def large() -> str:
+    """A model that dense training does not fit."""
+    found = read("large")
+    lines = [
+        ["parameters", f"{found['parameters'] / 1e9:.2f} billion"],
+        ["dense training state (computed)", _gb(found["dense training state"])],
+        ["peak of resident anonymous memory", _gb(found["peak"])],
+        ["reservoir, in a file on disk", _gb(found["reservoir on disk"])],
+        ["time to build the model", f"{found['seconds to build']:.0f} s"],
+        ["time of a step", f"{found['seconds of a step']:.1f} s"],
+        ["time of a refresh", f"{found['seconds of a refresh']:.0f} s"],
+    ]
+    return _joined(_table(["", "measured"], lines), source(found, "bench large"))
+
+
+def onnx_layers() -> str:
+    """One linear layer in ONNX Runtime, one table a number of threads."""
+    found = read("onnx-layer")
+    parts = []
+    for threads in found["arguments"]["threads"]:
+        mine = [cell for cell in found["layer"] if cell["threads"] == threads]
+        kinds = list(dict.fromkeys((cell["format"], tuple(cell["block"])) for cell in mine))
+        lines = []
+        for sparsity in sorted({cell["sparsity"] for cell in mine}):
+            cells = []
+            for kind in kinds:
+                own = [c for c in mine if (c["format"], tuple(c["block"])) == kind and c["sparsity"] == sparsity]
+                mean = geomean(c["speed"]["median"] for c in own if c["m"] in MEANT)
+                cells.append(f"{mean:.1f} ({min(c['speed']['median'] for c in own):.2f})")
+            lines.append([str(sparsity), *cells])
+        parts += [
+            f"{_threads(threads).capitalize()}:",
+            _table(["sparsity", *(f"{format} {block_name(block)}" for format, block in kinds)], lines),
+        ]
+    return _joined(*parts, source(found, "bench onnx --tables layer"))
+
+
+def onnx_models() -> str:
+    """Whole models in ONNX Runtime."""
+    lines = []
+    files = [read(f"onnx-{name}") for name in ("gpt2", "bert", "vit", "resnet50")]
+    for found in files:
+        kinds = dict.fromkeys((row["format"], tuple(row["block"])) for row in found["model"])
+        for format, block in kinds:
+            rows = [r for r in found["model"] if (r["format"], tuple(r["block"])) == (format, block)]
+            held = rows[0]["memory"]
+            lines.append(
+                [
+                    rows[0]["says"],
+                    f"{format} {block_name(block)}",
+                    ", ".join(f"{row['latency']['median']:.2f}" for row in rows),
+                    f"{rows[0]['bytes']['sparse'] / rows[0]['bytes']['dense']:.2f}",
+                    f"{held['sparse']['held'] / held['dense']['held']:.2f}",
+                    f"{rows[0]['load']['median']:.2f}",
+                ]
+            )
+    heads = ["model and input", "format, block", "latency: one, two threads", "file", "memory", "load"]
+    return _joined(_table(heads, lines), source(files[0], "bench onnx --tables model"))
+
+
+def source(found: Found, command: str) -> str:
+    """The line below a table: command, machine and date of its figures."""
+    machine = found["machine"]
+    return (
+        f"`python -m topkast.tools.{command}`, {machine['date'][:10]}; {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['instruction set']['torch']}, torch {machine['torch']}"
+        + (f", ONNX Runtime {found['onnxruntime']}" if "onnxruntime" in found else "")
+        + "."
+    )
+
+
+def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *lines))
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(parts)
+
+
+def _threads(count: int) -> str:
+    return {1: "one thread", 2: "two threads"}.get(count, f"{count} threads")
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

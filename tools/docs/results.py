@@ -1,0 +1,35 @@
+"""The tables of stored results that the pages show: ``{results} NAME`` on a page stands for the table of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from topkast.tools.bench import tables as bench
+from topkast.tools.common.places import RESULTS
+from topkast.tools.study.shown import page_tables as study
+from topkast.tools.zoo import records_table
+from topkast.tools.zoo.runner import read
+
+DYNAMICS = RESULTS / "study" / "dynamics"
+
+
+def zoo() -> str:
+    """The models of other packages, suite by suite and kernel by kernel."""
+    return records_table.section(list(read(RESULTS / "zoo.json").values()))
+
+
+# name -> the Markdown
+TABLES: dict[str, Callable[[], str]] = {
+    "zoo": zoo,
+    "study-rivals": lambda: study.rivals().markdown(),
+    "study-balanced": lambda: study.balanced().markdown(),
+    "study-rates": lambda: study.rates().markdown(),
+    "study-churn": lambda: study.churn(DYNAMICS / "rate-1e-3.json").markdown(),
+    "study-churn-fast": lambda: study.churn(DYNAMICS / "rate-1e-2.json").markdown(),
+    "bench-kernels": bench.kernels,
+    "bench-steps": bench.steps,
+    "bench-memory": bench.memory,
+    "bench-large": bench.large,
+    "bench-onnx-layers": bench.onnx_layers,
+    "bench-onnx-models": bench.onnx_models,
+}
