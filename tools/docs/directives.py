@@ -1,7 +1,7 @@
 """Directives for the pages in docs/ whose content is made while the pages are built.
 
-``{options}`` is the table of the options, ``{formats}`` the table of the export formats. ``{results} NAME`` is the table of
-stored results with that name, see ``results.py``.
+``{options}`` is the table of the options and ``{formats}`` the table of the export formats. ``{results} NAME`` is the
+table of stored results with that name, see ``results.py``.
 """
 
 from __future__ import annotations
