@@ -65,6 +65,12 @@ def refresh(model: torch.nn.Module) -> None:
     """Choose A and B of every site again, now. After a call between a forward and its backward, the backward fails.
 
     With ``refresh_in_background`` the sets are also chosen now; the sets that a thread has prepared are dropped.
+
+    Args:
+        model: a converted model, or a wrapper of such a model.
+
+    Raises:
+        ModelError: the model was not converted.
     """
     refresh_sites(sites(model).values())
 
@@ -76,13 +82,14 @@ def step(model: torch.nn.Module, lr: float | None = None) -> None:
     Only a loop without a ``torch.optim`` optimizer needs this call; a ``torch.optim`` optimizer reports its own steps.
 
     Args:
-        model: a converted model.
+        model: a converted model, or a wrapper of such a model.
         lr: the step's learning rate, by which ``exploration_decay`` is scaled. None: nothing is decayed, and a warning
             says so once.
 
     Raises:
         ConfigError: ``exploration_l2`` is set. This term must be added to the gradient before the step, and only an
             optimizer's hook can do that.
+        ModelError: the model was not converted.
     """
     for site in sites(model).values():
         if site.rule.exploration_l2:

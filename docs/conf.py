@@ -17,6 +17,9 @@ myst_enable_extensions = ["colon_fence", "substitution"]
 myst_heading_anchors = 3  # a link may name a heading: [text](page.md#heading)
 
 autodoc_typehints = "signature"
+# Nobody calls the classes of results, so their constructors are not shown; a class that people call asks for its own.
+autodoc_class_signature = "separated"
+autodoc_default_options = {"exclude-members": "__init__, __new__"}
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
@@ -25,17 +28,18 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-# A reference to a name of topkast must lead somewhere. Names of other packages do not, because the build is offline.
+# A reference to a name must lead somewhere. Types of other packages do not, because the build is offline.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(?!topkast\b).*"),
+    (r"py:(class|obj|exc)", r"(?!topkast\b).*"),
     (r"py:class", r"topkast\..*\.M"),  # the type variable of functions that return the model that they got
 ]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "topkast"
 html_static_path = ["_static"]
-html_css_files = ["narrow.css"]
+html_css_files = ["tables.css", "diffs.css"]
+html_sidebars = {"changelog": []}  # it is alone in its section
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

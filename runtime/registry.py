@@ -14,18 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .layout import Geometry
 from .reference.dense_gradient import Rows
 
 
 class Keyed(Protocol):
-    """The part of a site that operators and the planner use."""
+    """The part of a site that operators use."""
 
     name: str
     key: Tensor
-    geometry: Geometry
-    n_fwd: int
-    n_bwd: int
     ran: Counter[tuple[str, str, str]]  # (product, kernel, reason) -> executions
 
     @property

@@ -87,6 +87,9 @@ def export(
         verify: whether to run the file and compare the results.
         opset: the version of the standard operators, 18 to 23.
 
+    Returns:
+        Facts about the file: its path and size, the largest error, and how each weight is stored. ``print`` shows them.
+
     Raises:
         ConfigError: the format, precision or opset is unknown, or a weight is too large for float16.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if

@@ -21,8 +21,8 @@ def eager_facts(record: Record, sites: dict[str, SiteModule]) -> list[str]:
     watch = record.watch
     if watch is None:
         return []
-    if watch.told is not None:
-        return [watch.told]
+    if watch.warning is not None:
+        return [watch.warning]
     counted = {name: gradients(site) for name, site in sites.items()}
     names = [name for name, (eager, compiled) in counted.items() if eager and not compiled]
     if not names:

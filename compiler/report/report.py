@@ -10,7 +10,7 @@ from .table import render, to_text
 
 
 class Report(Facts):
-    """The facts of :func:`report`; ``print`` shows them as tables, :meth:`to_dict` returns plain data."""
+    """The facts of :func:`topkast.report`; ``print`` shows them as tables, :meth:`to_dict` returns plain data."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same facts, as data that ``json.dumps`` accepts."""
@@ -31,6 +31,9 @@ def report(model: Any) -> Report:
 
     Args:
         model: a model converted by topkast, or a wrapper of such a model.
+
+    Returns:
+        The facts. ``print`` shows them as tables.
 
     Raises:
         ModelError: the model was not converted.

@@ -92,7 +92,7 @@ def convolution(
     transposed: Any = None,
     **_: Any,
 ) -> Dims:
-    """`transposed` is told by the walk for operations that have it in their name."""
+    """The walk gives `transposed` for operations that have it in their name."""
     atoms.fix([*weight[2:], *input[2 - len(weight) :]], POSITIONS)
     unbatched = len(input) == len(weight) - 1
     channels = input[0 if unbatched else 1]

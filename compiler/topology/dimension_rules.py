@@ -21,7 +21,7 @@ Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 Sizes = list[int]
 
-PICKED = "its elements are told apart by their position ({op})"
+PICKED = "the position of its elements matters ({op})"
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

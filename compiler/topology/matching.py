@@ -132,24 +132,24 @@ def _colours(found: Interchangeable, sets: Sets) -> dict[int, Tensor]:
         outer = (found.sizes[found.inner[atom]],) if atom in found.inner else ()
         colours[atom] = torch.ones(*outer, size, WIDTH, dtype=torch.float64)
     for turn in range(ROUNDS):
-        heard = {atom: torch.zeros_like(colours[atom]) for atom in found.sizes}
+        sums = {atom: torch.zeros_like(colours[atom]) for atom in found.sizes}
         for name, masks in sets.items():
             dims = found.dims[name]
-            told = [_random("sets", len(masks), WIDTH), *(_compose(found, dim, colours) for dim in dims)]
+            weights = [_random("sets", len(masks), WIDTH), *(_compose(found, dim, colours) for dim in dims)]
             for d, dim in enumerate(dims):
-                said = masks.movedim(d + 1, 0).flatten(1).double() @ _mixed(told, d + 1, f"{name} {d} {turn}")
-                said = torch.tanh(said / math.sqrt(1 + masks.sum() / len(said)))
-                for atom, part in _shares(found, dim, said):
-                    heard[atom] += part
-        for atom, part in heard.items():
+                message = masks.movedim(d + 1, 0).flatten(1).double() @ _mixed(weights, d + 1, f"{name} {d} {turn}")
+                message = torch.tanh(message / math.sqrt(1 + masks.sum() / len(message)))
+                for atom, part in _shares(found, dim, message):
+                    sums[atom] += part
+        for atom, part in sums.items():
             colours[atom] = torch.tanh(colours[atom] @ _random(f"{atom} {turn}", WIDTH, WIDTH) / 3 + part)
     return colours
 
 
-def _mixed(told: list[Tensor], but: int, seed: str) -> Tensor:
+def _mixed(weights: list[Tensor], but: int, seed: str) -> Tensor:
     """Colour of every combination of the indices of all dimensions but one: [combinations, WIDTH]."""
     mixed = torch.zeros(1, WIDTH, dtype=torch.float64)
-    for e, colour in enumerate(told):
+    for e, colour in enumerate(weights):
         if e != but:
             mixed = (mixed[:, None] + colour @ _random(f"{seed} {e}", WIDTH, WIDTH)).flatten(0, 1)
     return torch.cos(mixed)
@@ -167,18 +167,18 @@ def _compose(found: Interchangeable, dim: Dim, colours: dict[int, Tensor]) -> Te
     return torch.cat(parts)
 
 
-def _shares(found: Interchangeable, dim: Dim, said: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _shares(found: Interchangeable, dim: Dim, message: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The colours that each free atom of a dimension receives: the mean over all other atoms of its segment."""
     start = 0
     for s, segment in enumerate(dim):
-        part = said[start : start + found.count(segment)].reshape(*(found.size(atom) for atom in segment), WIDTH)
+        part = message[start : start + found.count(segment)].reshape(*(found.size(atom) for atom in segment), WIDTH)
         start += found.count(segment)
         for k, atom in enumerate(segment):
             if atom in found.sizes:
                 kept = {k, k - 1} if atom in found.inner else {k}
                 gone = [i for i in range(len(segment)) if i not in kept]
-                heard = part.mean(gone) if gone else part
-                yield atom, heard @ _random(f"share {s} {k}", WIDTH, WIDTH)
+                sums = part.mean(gone) if gone else part
+                yield atom, sums @ _random(f"share {s} {k}", WIDTH, WIDTH)
 
 
 def _by_colour(found: Interchangeable, one: dict[int, Tensor], two: dict[int, Tensor]) -> Found:

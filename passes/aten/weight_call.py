@@ -2,7 +2,7 @@
 
 ``weight``, ``weight_grad``, ``spmm``, ``sddmm`` and their variants all take, in this order:
 
-    dense tensors (``x``, ``dy``, ``ends`` or ``grad``), the values, the index, the geometry, options
+    dense tensors (``x``, ``dy``, ``ends`` or ``grad``), the values, the index, the geometry, n_fwd, options
 
 ``weight`` has no dense tensor. An operator whose result is a gradient at B has no values.
 """
@@ -21,7 +21,7 @@ from .nodes import emit, topkast
 
 WEIGHT, WEIGHT_GRAD = topkast.weight.default, topkast.weight_grad.default
 
-_STORED = ("values", "row_ptr", "row_fwd", "cols", "key", "shape", "perm", "lead", "block")
+_STORED = ("values", "row_ptr", "row_fwd", "cols", "key", "shape", "perm", "lead", "block", "n_fwd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class WeightCall:
         row_ptr, row_fwd, cols: the index, see :mod:`topkast.runtime.layout`.
         key: the number of the site.
         shape, perm, lead, block: the fields of the weight's :class:`~topkast.runtime.layout.Geometry`.
+        n_fwd: the number of blocks in A.
         options: the arguments after the weight that are given, by name: ``bias``, ``stride``, ``impl``, ``widths``, ...
     """
 
@@ -47,6 +48,7 @@ class WeightCall:
     perm: list[int]
     lead: int
     block: list[int]
+    n_fwd: int
     options: dict[str, Any]
 
     @classmethod
@@ -63,7 +65,7 @@ class WeightCall:
     def args(self) -> tuple[Any, ...]:
         """The weight as every operator takes it: the values, if there are any, the index and the geometry."""
         values = () if self.values is None else (self.values,)
-        return *values, *self.index, self.key, self.shape, self.perm, self.lead, self.block
+        return *values, *self.index, self.key, self.shape, self.perm, self.lead, self.block, self.n_fwd
 
     @property
     def index(self) -> tuple[fx.Node, fx.Node, fx.Node]:

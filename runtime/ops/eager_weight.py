@@ -31,7 +31,7 @@ class Read(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, *rest: Any) -> Tensor:
-        return torch.ops.topkast.weight(values, *rest[:4], *_given(rest[4]))
+        return torch.ops.topkast.weight(values, *rest[:4], *_given(*rest[4:]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -39,11 +39,11 @@ class Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return Sample.apply(grads[0], *ctx.saved_tensors, ctx.geometry), *[None] * 5
+        return Sample.apply(grads[0], *ctx.saved_tensors, *ctx.size), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return Read.apply(tangents[0], *ctx.saved_tensors, ctx.geometry)
+        return Read.apply(tangents[0], *ctx.saved_tensors, *ctx.size)
 
 
 class Sample(torch.autograd.Function):
@@ -54,7 +54,7 @@ class Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(dense: Tensor, *rest: Any) -> Tensor:
-        return torch.ops.topkast.weight_grad(dense, *rest[:4], *_given(rest[4]))
+        return torch.ops.topkast.weight_grad(dense, *rest[:4], *_given(*rest[4:]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -64,22 +64,22 @@ class Sample(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         row_ptr, _, cols, key = ctx.saved_tensors
         # With these arguments, the forward part of a row is the whole row, so all of B is read.
-        return Read.apply(grads[0], row_ptr, row_ptr[1:], cols, key, ctx.geometry), *[None] * 5
+        return Read.apply(grads[0], row_ptr, row_ptr[1:], cols, key, *ctx.size), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return Sample.apply(tangents[0], *ctx.saved_tensors, ctx.geometry)
+        return Sample.apply(tangents[0], *ctx.saved_tensors, *ctx.size)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
     # Save them as tensors, so that a refresh between forward and backward raises an error, not a wrong gradient.
     ctx.save_for_backward(*inputs[1:5])
     ctx.save_for_forward(*inputs[1:5])
-    ctx.geometry = inputs[5]
+    ctx.size = inputs[5:]
 
 
-def _given(geometry: Geometry) -> tuple[Any, ...]:
-    return geometry.shape, geometry.perm, geometry.lead, geometry.block
+def _given(geometry: Geometry, n_fwd: int) -> tuple[Any, ...]:
+    return geometry.shape, geometry.perm, geometry.lead, geometry.block, n_fwd
 
 
 def _one_by_one(name: str) -> None:

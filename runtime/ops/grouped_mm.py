@@ -29,21 +29,21 @@ for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
 
 
-def grouped_spmm(x, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def grouped_spmm(x, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference"):
     """Y = X W_A^T, each row with its own weight. x: [M, cols], ends: int [E] -> [M, rows / E]."""
     count_run(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "grouped_spmm")(x, ends, values, index, geometry)
 
 
-def grouped_spmm_t(dy, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def grouped_spmm_t(dy, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference"):
     """dX = dY W_A, each row with its own weight. dy: [M, rows / E], ends: int [E] -> [M, cols]."""
     count_run(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "grouped_spmm_t")(dy, ends, values, index, geometry)
 
 
-def grouped_sddmm(dy, x, ends, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def grouped_sddmm(dy, x, ends, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference"):
     """dY^T X of each run at its weight's part of B, [slots * r * c]. dy: [M, rows / E], x: [M, cols]."""
     count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
@@ -66,15 +66,17 @@ def _rows(dy: Tensor, x: Tensor, ends: Tensor, geometry: Geometry) -> gradient.R
     return rows
 
 
-def _fake_grouped_spmm(x, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def _fake_grouped_spmm(x, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference"):
     return x.new_empty(x.shape[0], _geometry(shape, perm, lead, block).rows // ends.shape[0])
 
 
-def _fake_grouped_spmm_t(dy, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def _fake_grouped_spmm_t(
+    dy, ends, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference"
+):
     return dy.new_empty(dy.shape[0], _geometry(shape, perm, lead, block).cols)
 
 
-def _fake_grouped_sddmm(dy, x, ends, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference"):
+def _fake_grouped_sddmm(dy, x, ends, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference"):
     return _fake_values(dy, cols, block)
 
 

@@ -6,7 +6,8 @@ product is another of the products:
 
     forward  spmm(x, W_A)      input gradient  spmm_t(dy, W_A)      weight gradient  sddmm(dy, x) at B
 
-``why`` tells the report why a dense weight is read; ``impl`` is the chosen kernel. Both are written into the graph, so
+``n_fwd`` is the number of blocks in A, for the planner, which sees only the graph; no result depends on it. ``why``
+tells the report why a dense weight is read; ``impl`` is the chosen kernel. All three are written into the graph, so
 compile caches keep them.
 
 ``widths`` has one number for each of two activations (operand and result; dy and x). If ``widths`` is not empty, a
@@ -36,7 +37,7 @@ from topkast.runtime.reference.products import ConvArgs
 from topkast.runtime.registry import count_run, find
 
 _INDEX = "Tensor row_ptr, Tensor row_fwd, Tensor cols, Tensor key"
-_GEOMETRY = "int[] shape, int[] perm, int lead, int[] block"
+_GEOMETRY = "int[] shape, int[] perm, int lead, int[] block, int n_fwd"
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 _SPARSE = f"Tensor values, {_INDEX}, {_GEOMETRY}"
 
@@ -67,7 +68,7 @@ _kept = functools.lru_cache(4096)(Geometry)
 
 
 def weight(values: Tensor, *rest: Any) -> Tensor:
-    row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
+    row_ptr, row_fwd, cols, key, shape, perm, lead, block, _, why = (*rest, "eager")[:10]
     count_run(key, "read", "reference", why)
     return dense_weight(values, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
 
@@ -93,7 +94,7 @@ def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:
 
 
 def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
-    row_ptr, row_fwd, cols, key, shape, perm, lead, block, why = (*rest, "eager")[:9]
+    row_ptr, row_fwd, cols, key, shape, perm, lead, block, _, why = (*rest, "eager")[:10]
     count_run(key, "read gradient", "reference", why)
     geometry = _geometry(shape, perm, lead, block)
     _watch(key, lambda: gradient.whole_rows(grad, geometry))
@@ -101,20 +102,34 @@ def weight_grad(grad: Tensor, *rest: Any) -> Tensor:
 
 
 def spmm(
-    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
+    x,
+    values,
+    row_ptr,
+    row_fwd,
+    cols,
+    key,
+    shape,
+    perm,
+    lead,
+    block,
+    n_fwd,
+    bias=None,
+    impl="reference",
+    widths=(),
+    act="",
 ):
     count_run(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "spmm")(x, values, index, geometry, bias, *_given(widths, act))
 
 
-def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=()):
     count_run(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "spmm_t")(dy, values, index, geometry, *_given(widths))
 
 
-def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=()):
     count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     taken, other = widths or (0, 0)
@@ -122,21 +137,23 @@ def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="re
     return launch(impl, "sddmm")(dy, x, index, geometry, *_given(widths))
 
 
-def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl="reference"):
+def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, bias, *args, impl="reference"):
     args, impl = args[:6], (*args, impl)[6]
     count_run(key, "forward", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "conv")(x, values, index, geometry, bias, ConvArgs(*args))
 
 
-def conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
+def conv_input_grad(
+    dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, *args, impl="reference"
+):
     args, impl = args[:6], (*args, impl)[6]
     count_run(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     return launch(impl, "conv_input_grad")(dy, x, values, index, geometry, ConvArgs(*args))
 
 
-def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl="reference"):
+def conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, *args, impl="reference"):
     args, impl = args[:6], (*args, impl)[6]
     count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
@@ -153,7 +170,7 @@ def _fake_values(like: Tensor, cols: Tensor, block: list[int]) -> Tensor:
     return like.new_empty(cols.shape[0] * block[0] * block[1])
 
 
-def _fake_weight_grad(grad, row_ptr, row_fwd, cols, key, shape, perm, lead, block, why="eager"):
+def _fake_weight_grad(grad, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, why="eager"):
     return _fake_values(grad, cols, block)
 
 
@@ -171,7 +188,21 @@ def _fake_result(operand: Tensor, n: int, taken: int, given: int) -> Tensor:
 
 
 def _fake_spmm(
-    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias=None, impl="reference", widths=(), act=""
+    x,
+    values,
+    row_ptr,
+    row_fwd,
+    cols,
+    key,
+    shape,
+    perm,
+    lead,
+    block,
+    n_fwd,
+    bias=None,
+    impl="reference",
+    widths=(),
+    act="",
 ):
     rows = _geometry(shape, perm, lead, block).rows
     if any(widths):
@@ -179,26 +210,26 @@ def _fake_spmm(
     return x.new_empty(*x.shape[:-1], rows // x.shape[0] if x.dim() == 3 else rows)
 
 
-def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=()):
     cols = _geometry(shape, perm, lead, block).cols
     return _fake_result(dy, cols, *widths) if any(widths) else dy.new_empty(*dy.shape[:-1], cols)
 
 
-def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, impl="reference", widths=()):
+def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=()):
     return _fake_values(dy, cols, block)
 
 
 # A convolution chooses its output's memory format from the operands: the dense operator gives shape and strides.
-def _fake_conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, bias, *args, impl=""):
+def _fake_conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, bias, *args, impl=""):
     return torch.ops.aten.convolution(x, values.new_empty(shape), bias, *args[:6])
 
 
-def _fake_conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl=""):
+def _fake_conv_input_grad(dy, x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, *args, impl=""):
     mask = [True, False, False]
     return torch.ops.aten.convolution_backward(dy, x, values.new_empty(shape), None, *args[:6], mask)[0]
 
 
-def _fake_conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, *args, impl=""):
+def _fake_conv_weight_grad(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, *args, impl=""):
     return _fake_values(dy, cols, block)
 
 
@@ -210,11 +241,11 @@ for _name in SCHEMAS:
 def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     # Save them as tensors, so that a refresh between forward and backward raises an error, not a wrong gradient.
     ctx.save_for_backward(*inputs[1:5])
-    ctx.geometry = inputs[5:9]
+    ctx.geometry = inputs[5:10]
 
 
 def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.topkast.weight_grad(grad, *ctx.saved_tensors, *ctx.geometry), *[None] * 9
+    return torch.ops.topkast.weight_grad(grad, *ctx.saved_tensors, *ctx.geometry), *[None] * 10
 
 
 torch.library.register_autograd("topkast::weight", _weight_backward, setup_context=_save_index, lib=_library)

@@ -24,7 +24,7 @@ from .trials import Probe, Start, tried
 
 INSTEAD = "use an elementwise optimizer: SGD, Adam, AdamW, NAdam, RMSprop, Adagrad, Rprop, ..."
 
-_known: weakref.WeakKeyDictionary[type, dict[tuple[Any, ...], Probe]] = weakref.WeakKeyDictionary()
+_probes: weakref.WeakKeyDictionary[type, dict[tuple[Any, ...], Probe]] = weakref.WeakKeyDictionary()
 _found: weakref.WeakKeyDictionary[Optimizer, WeakIdKeyDictionary] = weakref.WeakKeyDictionary()  # parameter -> Probe
 _elsewhere: weakref.WeakKeyDictionary[Optimizer, dict[str, Start]] = weakref.WeakKeyDictionary()
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
@@ -101,10 +101,10 @@ def _from_elsewhere(optimizer: Optimizer, parameter: nn.Parameter, entry: str) -
 
 def probe(optimizer: Optimizer, parameter: nn.Parameter) -> Probe:
     """The findings for an optimizer with the settings of one of its parameters."""
-    known, key = _known.setdefault(type(optimizer), {}), _settings(optimizer, parameter)
-    if key not in known:
-        known[key] = tried(optimizer, parameter)
-    return known[key]
+    probes, key = _probes.setdefault(type(optimizer), {}), _settings(optimizer, parameter)
+    if key not in probes:
+        probes[key] = tried(optimizer, parameter)
+    return probes[key]
 
 
 def _settings(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[Any, ...]:

@@ -29,7 +29,6 @@ from topkast.runtime.kernels import native_library
 from topkast.runtime.kernels.candidates import CSR_DENSITY, DENSE, KERNELS, candidates, launch
 from topkast.runtime.layout import Geometry, build_index
 from topkast.runtime.reference.products import ConvArgs
-from topkast.runtime.registry import all_alive
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 _CPU = torch.device("cpu")
@@ -91,12 +90,6 @@ def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, 
         seconds = measured()
         _remember(key, seconds)
     return seconds
-
-
-def forward_count(geometry: Geometry, n_bwd: int) -> int:
-    """The number of blocks in A of a live site with the same shapes (a graph has only the shapes of its sites)."""
-    same = (s.n_fwd for s in all_alive() if s.n_bwd == n_bwd and _matrix(s.geometry) == _matrix(geometry))
-    return next(same, n_bwd)
 
 
 def _matrix(geometry: Geometry) -> tuple[int, int, tuple[int, int]]:
@@ -249,7 +242,7 @@ def _path() -> Path:
     return Path(os.environ.get("TOPKAST_CACHE", "~/.cache/topkast")).expanduser() / "kernels.json"
 
 
-_known: dict[Path, dict[str, dict[str, dict[str, float]]]] = {}
+_measurements: dict[Path, dict[str, dict[str, dict[str, float]]]] = {}
 
 
 def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -262,9 +255,9 @@ def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def _remembered() -> dict[str, dict[str, float]]:
     path = _path()
-    if path not in _known:
-        _known[path] = _read(path)
-    return _known[path].setdefault(machine(), {})
+    if path not in _measurements:
+        _measurements[path] = _read(path)
+    return _measurements[path].setdefault(machine(), {})
 
 
 def _remember(key: str, seconds: dict[str, float]) -> None:

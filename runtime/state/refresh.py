@@ -39,7 +39,7 @@ def refresh_due(sites: Iterable[Site]) -> None:
 
 
 @torch.no_grad()
-def take_sets(site: Site, other: HasSets) -> None:
+def copy_sets(site: Site, other: HasSets) -> None:
     """Use the sets of another site with the same counts. θ stays the same, bit for bit."""
     site.drop_pending()
     at_home([site], lambda site, parts: with_sets_of(site, parts, other))

@@ -103,7 +103,7 @@ class Site(Derived, nn.Module):
         self.print: Tensor | None = None  # fingerprint of a copy's values at the time of the copy
         self.snapshot: Snapshot | None = None  # the sets of a copy before it got new sets from its source
         self.late = 0  # refreshes that no forward did, see training/optimizer_hooks.py
-        self.unclaimed: Index | None = None  # see optimizer_state.py
+        self.unread_state_index: Index | None = None  # see optimizer_state.py
         self.decayed_by = 0.0  # lr * exploration_decay of the last step, if the option is set
         self.scaled = 1.0  # the factor that θ was multiplied by at the start, see topkast.compiler.convert.initial
         self.broken: str | None = None  # why the site cannot be used any more; see parts.py

@@ -22,7 +22,7 @@ from .guarded_weight import guard
 from .persist import portable, state_dict
 from .refresh import refresh, refresh_due
 from .site import Site
-from .snapshots import copies_take_sets, restore_snapshots
+from .snapshots import pass_sets_to_copies, restore_snapshots
 
 
 class SiteModule(Site):
@@ -42,8 +42,8 @@ class SiteModule(Site):
             self.refresh_if_due()
         g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
         if compiling:
-            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block)
-        return guard(Read.apply(*given, g), self)
+            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block, self.n_fwd)
+        return guard(Read.apply(*given, g, self.n_fwd), self)
 
     @torch._dynamo.disable  # its callers are not compiled; it must not be compiled by itself at every step
     def refresh_if_due(self) -> None:
@@ -158,5 +158,5 @@ class SiteModule(Site):
     def load(self, *given: Any) -> None:
         """Load the site's part of a state dict: see :func:`topkast.runtime.state.persist.state_dict.load`."""
         self.unshare()
-        with copies_take_sets([self]):
+        with pass_sets_to_copies([self]):
             state_dict.load(self, *given)

@@ -17,7 +17,7 @@ from topkast.runtime.state.change.streaming import at_home
 from topkast.runtime.state.content.fingerprint import unchanged
 from topkast.runtime.state.content.parts import Change, Parts
 
-from .refresh import take_sets
+from .refresh import copy_sets
 from .site import Site
 
 
@@ -33,12 +33,12 @@ def restore_snapshots(sites: Iterable[Site]) -> None:
 
 
 @contextmanager
-def copies_take_sets(sites: Iterable[Site]) -> Iterator[None]:
+def pass_sets_to_copies(sites: Iterable[Site]) -> Iterator[None]:
     """Inside the ``with``, other code overwrites the sites' sets; at the end the copies of the sites get these sets."""
     pairs = [(site, copy) for site in sites for copy in alike_copies(site)]
     yield
     for site, copy in pairs:
-        take_sets(copy, site)
+        copy_sets(copy, site)
 
 
 def _restored(site: Site, parts: Parts) -> Change:

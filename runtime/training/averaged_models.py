@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.state.refresh import take_sets
+from topkast.runtime.state.refresh import copy_sets
 from topkast.runtime.state.site_module import SiteModule
 
 
@@ -34,7 +34,7 @@ def update_parameters(self: AveragedModel, model: nn.Module) -> None:
             "the same; make the AveragedModel after topkast.compile, of the model that it is updated with"
         )
     for site, other in zip(mine, theirs, strict=True):
-        take_sets(site, other)
+        copy_sets(site, other)
         # The average has the model's clock, but no refresh is ever due: a forward with gradients must not change it.
         site.set_clock(other.step, other.step)
     with ExitStack() as stack:

@@ -28,7 +28,7 @@ class Watch:
         explain: returns why nothing was compiled in the last step; None for a copy, because a copy is not compiled.
         entered: how often a compiled callable was called since the last step.
         failed: the last error that a backend raised.
-        told: the text of the warning, which is given once; None if no warning was given.
+        warning: the text of the warning, which is given once; None if no warning was given.
     """
 
     def __init__(self, backend: str) -> None:
@@ -36,7 +36,7 @@ class Watch:
         self.explain: Callable[[], str] | None = None
         self.entered = 0
         self.failed: str | None = None
-        self.told: str | None = None
+        self.warning: str | None = None
         self._seen: dict[str, tuple[int, int]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
@@ -59,8 +59,8 @@ class Watch:
             self._seen[site.name] = now
         if eager and not compiled:
             why = self.explain() if self.explain else COPY
-            self.told = f"compiled with backend={self.backend!r}, the model trained a step eagerly: {why}"
-            warnings.warn(f"topkast: {self.told}", stacklevel=2)
+            self.warning = f"compiled with backend={self.backend!r}, the model trained a step eagerly: {why}"
+            warnings.warn(f"topkast: {self.warning}", stacklevel=2)
         self.entered = 0
 
 
@@ -78,6 +78,6 @@ def gradients(site: SiteModule) -> tuple[int, int]:
 
 def notice_eager_step(sites: Iterable[SiteModule]) -> None:
     """After an optimizer step on these sites: check whether their models ran compiled, if they were compiled."""
-    watches = {id(watch): watch for site in sites if (watch := site.__dict__.get("watch")) and watch.told is None}
+    watches = {id(watch): watch for site in sites if (watch := site.__dict__.get("watch")) and watch.warning is None}
     for watch in watches.values():
         watch.step([site for site in alive() if site.__dict__.get("watch") is watch])

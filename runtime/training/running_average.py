@@ -15,7 +15,9 @@ from topkast.runtime.state.model import find
 
 
 class Averaged(AveragedModel):
-    """A ``torch.optim.swa_utils.AveragedModel`` that has a reference to its model; :func:`averaged` makes the object.
+    """A ``torch.optim.swa_utils.AveragedModel`` that has a reference to its model.
+
+    :func:`topkast.averaged` makes the object.
 
     ``average(inputs)`` runs the averaged model. ``average.module`` is a converted model for ``topkast.save``,
     ``densify``, ``export`` and ``dense_state_dict``. ``average.state_dict()`` is the state for a checkpoint.

@@ -42,7 +42,7 @@ class _Seen:
 
 
 _seen: weakref.WeakKeyDictionary[SiteModule, _Seen] = weakref.WeakKeyDictionary()
-_told: weakref.WeakKeyDictionary[Family, str] = weakref.WeakKeyDictionary()
+_warnings: weakref.WeakKeyDictionary[Family, str] = weakref.WeakKeyDictionary()
 
 
 @torch._dynamo.disable
@@ -56,18 +56,18 @@ def notice_standing(sites: Iterable[SiteModule]) -> None:
     if torch._C._current_graph_task_id() != -1 or torch._C._are_functorch_transforms_active() or under_way():
         return
     for site in sites:
-        if site.original.requires_grad and site.family not in _told and _moves(site):
-            _told[site.family] = (
+        if site.original.requires_grad and site.family not in _warnings and _moves(site):
+            _warnings[site.family] = (
                 f"{site.name} and other weights change after each backward, but no step is counted, so A and B are "
                 "never chosen again: a loop without an optimizer of torch.optim calls topkast.step(model, lr=lr) "
                 "after each update"
             )
-            warnings.warn(f"topkast: {_told[site.family]}", stacklevel=2)
+            warnings.warn(f"topkast: {_warnings[site.family]}", stacklevel=2)
 
 
 def standing_facts(sites: Iterable[SiteModule]) -> list[str]:
     """The texts of the warnings that were given, for the report."""
-    return list({_told[site.family] for site in sites if site.family in _told})
+    return list({_warnings[site.family] for site in sites if site.family in _warnings})
 
 
 def _moves(site: SiteModule) -> bool:

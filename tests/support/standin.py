@@ -131,15 +131,15 @@ class Engine:
         for _ in range(count):
             self.queue.pop(0)()
 
-    def mark(self) -> Mark:
-        return Mark(self, len(self.log))
+    def record_event(self) -> Event:
+        return Event(self, len(self.log))
 
     def finish(self) -> None:
         self.log.append("finish")
         self._make(len(self.queue))
 
 
-class Mark:
+class Event:
     def __init__(self, engine: Engine, place: int) -> None:
         self.engine, self.place = engine, place
 

@@ -1,9 +1,8 @@
-"""The products of a linear layer against dense ones: one table for a training step, and three more beside it."""
+"""The products of a linear layer against dense ones: one table for a training step, and two more beside it."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -15,7 +14,6 @@ from topkast.tools.common.results import CONSOLE, progress
 from .forward_only import forward_table, measure_forward
 from .layer import PRODUCTS, block_name, impl_names, measure_layer, random_layer
 from .peers import measure_peers, peer_table
-from .trained_sets import measure_trained_sets, trained_table
 
 SHAPES = [(256, 1024, 4096), (512, 768, 3072), (2048, 1024, 1024), (64, 4096, 4096)]  # M, K, N
 SPARSITIES = [(0.8, 0.5), (0.9, 0.8), (0.95, 0.9), (0.98, 0.95)]
@@ -30,12 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--impl", choices=impl_names(), help="kernel; unset: the first one that fits a product")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which of the tables")
     add_device(parser)
-    parser.add_argument("--checkpoint", type=Path, help="of topkast.save, whose sets to measure; unset: train some")
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
     found: dict[str, Any] = {}
-    # What others offer is for the CPU, and sets that training chose are laid out for it.
+    # The kernels of other packages are for the CPU only.
     for name in args.tables if args.device.type == "cpu" else [one for one in args.tables if one in ON_GPU]:
         measure_table, tables = TABLES[name]
         found[name] = measure_table(args)
@@ -106,5 +103,4 @@ TABLES = {
     "step": (measure_steps, step_tables),
     "forward": (measure_forward, lambda rows: [forward_table(rows)]),
     "peers": (measure_peers, lambda rows: [peer_table(rows)]),
-    "trained": (measure_trained_sets, lambda rows: [trained_table(rows)]),
 }

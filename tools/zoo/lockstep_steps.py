@@ -119,7 +119,7 @@ def _steps(state: dict[str, Any]) -> dict[str, Any]:
             found |= shares(trio.ours.model, seen["forward"], seen["both"])
         if trio.oracle.ties:
             found[TIES] = trio.oracle.ties
-        state["told"] = found
+        state["partial"] = found
     return found
 
 

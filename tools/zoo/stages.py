@@ -74,7 +74,7 @@ def _check(state: dict[str, Any], tell: Tell, stages: tuple[str, ...]) -> None:
             return
         except Exception as error:
             spent = {name: round(time.perf_counter() - start, 1)}
-            tell({name: said(error), "seconds": spent, **state.pop("told", {})})
+            tell({name: said(error), "seconds": spent, **state.pop("partial", {})})
             if (dense := _zoo_dense.fails(name, state["entry"], error)) is not None:
                 state["not ours"][name] = said(dense)
                 tell({"not ours": state["not ours"]})

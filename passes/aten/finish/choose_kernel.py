@@ -42,7 +42,7 @@ def problem(node: fx.Node) -> planner.Problem:
         tuple((_in_example(operand.shape), _in_example(operand.stride())) for operand in operands),
         operands[0].dtype,
         call.geometry,
-        planner.forward_count(call.geometry, call.slots),
+        call.n_fwd,
         call.slots,
         torch.get_num_threads(),
         operands[0].device,

@@ -44,11 +44,13 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """Block rows from ``start`` to ``stop`` of a weight: a weight of this geometry with room for ``slots`` blocks."""
+    """Block rows from ``start`` to ``stop`` of a weight: a weight of this geometry with room for ``slots`` blocks, of
+    which about ``n_fwd`` are in A."""
 
     start: int
     stop: int
     slots: int
+    n_fwd: int
     geometry: Geometry
 
     @property
@@ -66,7 +68,9 @@ def part_of(call: WeightCall, stretch: Stretch) -> Part | None:
         return None
     shape = tuple(high - low if d == dim else size for d, size in enumerate(g.shape))
     own = Geometry(shape, g.perm, g.lead, g.block)
-    return Part(low * inner // r, -(-high * inner // r), min(call.slots, own.units), own)
+    # A has no more blocks than B. For rows of the same size the number is exact, otherwise it is the mean of all rows.
+    start, stop, slots = low * inner // r, -(-high * inner // r), min(call.slots, own.units)
+    return Part(start, stop, slots, min(slots, -(-call.n_fwd * own.units // g.units)), own)
 
 
 class SplitRows(Pass):
@@ -119,7 +123,7 @@ def _part_args(graph: fx.Graph, node: fx.Node, call: WeightCall, part: Part) -> 
     """The index, key and geometry of a part, as the operators take them."""
     index = emit(graph, topkast.rows_index.default, *call.index, *part.limits, like=node)
     row_ptr, row_fwd, cols = (emit(graph, operator.getitem, index, i, like=node) for i in range(3))
-    own = replace(call, values=None, row_ptr=row_ptr, row_fwd=row_fwd, cols=cols)
+    own = replace(call, values=None, row_ptr=row_ptr, row_fwd=row_fwd, cols=cols, n_fwd=part.n_fwd)
     return own.seen_as(part.geometry).args
 
 

@@ -47,10 +47,10 @@ def changes_of_copies(site: Site, change: Change) -> list[tuple[Changing, Parts,
         return []
     if lists:
         _warn_of_lists(site)
-    return [(copy, *_followed(copy, new)) for copy in alike_copies(site)]
+    return [(copy, *_with_sets_of(copy, new)) for copy in alike_copies(site)]
 
 
-def _followed(copy: Site, new: Parts) -> tuple[Parts, Change]:
+def _with_sets_of(copy: Site, new: Parts) -> tuple[Parts, Change]:
     """A copy's current parts, and the change that gives the copy the sets of ``new``."""
     copy.wait()
     live = copy.parts()
@@ -58,7 +58,7 @@ def _followed(copy: Site, new: Parts) -> tuple[Parts, Change]:
     change.fields |= {"snapshot": None, "print": None}
     if unchanged(live.values, copy.print) and change.parts is not None:
         own = live.index.to(live.index.cols.device, copy=True)
-        fields = {"pending": copy.pending, "unclaimed": copy.unclaimed}
+        fields = {"pending": copy.pending, "unread_state_index": copy.unread_state_index}
         kept = copy.snapshot or Snapshot(own, live.ever.clone(), fields)
         change.fields |= {"snapshot": kept, "print": fingerprint(change.parts.values)}
     change.of_copies = changes_of_copies(copy, change)  # a copy can have its own copies

@@ -61,7 +61,7 @@ def _laid_out(site: Site, theta: Tensor, parts: Parts, index: Index, ever: Tenso
     values, reservoir = torch.empty_like(parts.values), torch.zeros_like(parts.reservoir)
     store(theta, values, reservoir, index, site.geometry)
     kept = carry_state(parts, values, index, site.geometry)
-    fields = {"pending": None, "unclaimed": index_of_unknown_state(site, parts.index)}
+    fields = {"pending": None, "unread_state_index": index_of_unknown_state(site, parts.index)}
     return Change(Parts(values, reservoir, index, ever, kept, parts.starts), fields)
 
 

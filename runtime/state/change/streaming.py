@@ -62,7 +62,7 @@ def _stream(sites: list[Site], prepare: Prepare, copies: Copies) -> None:
         copies.finish()
 
 
-def _down(site: Site, copies: Copies) -> tuple[Parts, Parts, Mark]:
+def _down(site: Site, copies: Copies) -> tuple[Parts, Parts, Event]:
     """A site's parts, host copies of these parts (still in progress), and a mark that waits until they are complete."""
 
     def fetch(tensor: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ def _down(site: Site, copies: Copies) -> tuple[Parts, Parts, Mark]:
     there = site.parts()
     index, kept = Index(*map(fetch, there.index)), list(map(fetch, there.kept))
     down = Parts(fetch(there.values), there.reservoir, index, fetch(there.ever), kept, there.starts)
-    return there, down, copies.mark()
+    return there, down, copies.record_event()
 
 
-class Mark(Protocol):
+class Event(Protocol):
     """A place in the order of copies."""
 
     def synchronize(self) -> None:
@@ -91,7 +91,7 @@ class Copies(Protocol):
 
     def copy(self, target: Tensor, source: Tensor) -> None: ...
 
-    def mark(self) -> Mark: ...
+    def record_event(self) -> Event: ...
 
     def finish(self) -> None:
         """Make later work on the device wait until every copy is complete."""
@@ -116,7 +116,7 @@ class OnStream:
         with torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
 
-    def mark(self) -> Mark:
+    def record_event(self) -> Event:
         return self.stream.record_event()
 
     def finish(self) -> None:
@@ -132,7 +132,7 @@ class InTurn:
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source)
 
-    def mark(self) -> Mark:
+    def record_event(self) -> Event:
         return self
 
     def synchronize(self) -> None:

@@ -23,7 +23,7 @@ class OptimizedSite(Changing, Protocol):
     name: str
     geometry: Geometry
     optimizers: weakref.WeakSet[torch.optim.Optimizer]
-    unclaimed: Index | None
+    unread_state_index: Index | None
 
     @property
     def original(self) -> nn.Parameter: ...
@@ -109,7 +109,7 @@ def index_of_unknown_state(site: OptimizedSite, before: Index) -> Index | None:
     ``before``. The index is on the reservoir's device. None if every optimizer is known. See :func:`prepare_state`."""
     if site.optimizers:
         return None
-    return site.unclaimed or before.to(before.cols.device, copy=True)
+    return site.unread_state_index or before.to(before.cols.device, copy=True)
 
 
 def prepare_state(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> None:
@@ -126,8 +126,8 @@ def prepare_state(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> None
     if optimizer in site.optimizers and not cut:
         return
     moved: list[tuple[Tensor, Tensor]] = []
-    if optimizer not in site.optimizers and site.unclaimed is not None:
-        before, after = site.unclaimed.to(site.home), site.index.to(site.home)
+    if optimizer not in site.optimizers and site.unread_state_index is not None:
+        before, after = site.unread_state_index.to(site.home), site.index.to(site.home)
         state = _state(optimizer, site.original)
         values = site.original.detach().to(site.home)
         kept = [tensor.to(site.home) for tensor, _ in state]

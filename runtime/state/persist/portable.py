@@ -54,7 +54,7 @@ def packed(site: Site) -> dict[str, Any]:
 def unpacked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The result of :func:`packed` as the content of a new site, and the further fields of the site."""
     columns = column_type(state["geometry"].grid[1])
-    fields: dict[str, Any] = {name: state[name] for name in ("churn", "scaled", "unclaimed")}
+    fields: dict[str, Any] = {name: state[name] for name in ("churn", "scaled", "unread_state_index")}
     buffers = {**state["_buffers"], "cols": state["_buffers"]["cols"].view(columns)}
     fields["pending"] = state["pending"]
     if state["pending"] is not None:

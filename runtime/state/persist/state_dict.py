@@ -131,4 +131,4 @@ def _fields(site: Site, found: dict[str, Tensor], chosen: list[Tensor]) -> dict[
     pending = None
     if chosen and int(chosen[0][-1]):
         pending = already_chosen(site.name, refreshed_at, Index(*chosen))
-    return {"unclaimed": None, "step": step, "refreshed_at": refreshed_at, "pending": pending}
+    return {"unread_state_index": None, "step": step, "refreshed_at": refreshed_at, "pending": pending}

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from topkast.runtime.state.site_module import SiteModule
-from topkast.runtime.state.snapshots import copies_take_sets
+from topkast.runtime.state.snapshots import pass_sets_to_copies
 from topkast.runtime.training.averaged_models import update_parameters
 
 from .data_parallel import equalise
@@ -32,6 +32,6 @@ def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> No
     else:
         for site in sites:
             site.unshare()
-        with copies_take_sets(sites):
+        with pass_sets_to_copies(sites):
             equalise(parent, child)
         refuse_uneven(parent)

@@ -18,7 +18,7 @@ def test_every_operator_is_read_by_name_and_written_again(name: str) -> None:
     given = {argument.name: graph.placeholder(argument.name) for argument in operator._schema.arguments}
     call = WeightCall.of(graph.call_function(operator, tuple(given.values())))
     assert [*call.operands.values(), *call.args, *call.options.values()] == list(given.values())
-    for field in ("row_ptr", "row_fwd", "cols", "key", "shape", "perm", "lead", "block"):
+    for field in ("row_ptr", "row_fwd", "cols", "key", "shape", "perm", "lead", "block", "n_fwd"):
         assert getattr(call, field) is given[field]
     assert call.values is given.get("values")
     assert {**call.operands, **call.options}.items() <= given.items()
@@ -27,7 +27,7 @@ def test_every_operator_is_read_by_name_and_written_again(name: str) -> None:
 
 def test_keywords_are_read_too() -> None:
     graph = fx.Graph()
-    names = ("x", "values", "row_ptr", "row_fwd", "cols", "key", "shape", "perm", "lead", "block", "impl")
+    names = ("x", "values", "row_ptr", "row_fwd", "cols", "key", "shape", "perm", "lead", "block", "n_fwd", "impl")
     given = {name: graph.placeholder(name) for name in names}
     call = WeightCall.of(
         graph.call_function(torch.ops.topkast.spmm.default, (given["x"],), {k: v for k, v in given.items() if k != "x"})

@@ -121,7 +121,9 @@ def test_gradients_of_gradients(block: tuple[int, int]) -> None:
     sum(g.square().sum() for g in slopes).backward()
     for name, site in sites_of(model).items():
         fwd, bwd = sets[name]
-        expected = Sample.apply(dense[name].grad, *site.index, site.key, site.geometry).view(site.value_shape)
+        expected = Sample.apply(dense[name].grad, *site.index, site.key, site.geometry, site.n_fwd).view(
+            site.value_shape
+        )
         torch.testing.assert_close(site.original.grad, expected)
         assert bool(dense[name].grad[bwd & ~fwd].any())
     torch.testing.assert_close(model[0].bias.grad, dense["0.bias"].grad)
@@ -131,9 +133,9 @@ def test_gradients_of_gradients(block: tuple[int, int]) -> None:
 def test_the_two_functions_are_each_other_s_derivative(name: str) -> None:
     """torch's own check of first and second derivatives, in both modes and batched."""
     for site in list(sites_of(made((1, 1), name)).values())[:2]:
-        rest = (*site.index, site.key, site.geometry)
+        rest = (*site.index, site.key, site.geometry, site.n_fwd)
         # Where all of B is A, Read is differentiable in the strict sense.
-        strict = (site.row_ptr, site.row_ptr[1:].clone(), site.cols, site.key, site.geometry)
+        strict = (site.row_ptr, site.row_ptr[1:].clone(), site.cols, site.key, site.geometry, site.n_bwd)
         values = site.values.clone().requires_grad_()
         dense = torch.randn(site.geometry.shape, dtype=torch.float64, requires_grad=True)
         options: dict[str, Any] = {"check_forward_ad": True, "fast_mode": True}

@@ -19,7 +19,7 @@ def index_of(geometry, fwd_share=0.3, bwd_share=0.6, spare=0, seed=0):
 
 
 def pack(geometry, index):
-    return (*index, torch.tensor(0)), (geometry.shape, geometry.perm, geometry.lead, geometry.block)
+    return (*index, torch.tensor(0)), (geometry.shape, geometry.perm, geometry.lead, geometry.block, 0)
 
 
 LINEAR = Geometry((7, 10), (0, 1), 1, (2, 3))

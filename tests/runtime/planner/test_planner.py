@@ -70,7 +70,7 @@ def test_takes_the_faster_and_remembers_it(cache: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(planner, "measure", measured)
     assert planner.choose(PROBLEM) == "dense" == planner.choose(PROBLEM)
     assert calls == [["native", "dense"]]
-    planner._known.clear()  # another process
+    planner._measurements.clear()  # another process
     assert planner.choose(PROBLEM) == "dense" and len(calls) == 1
     stored = json.loads(cache.read_text())[planner.machine()]
     assert stored == {PROBLEM.key: {"native": 2.0, "dense": 1.0}}
@@ -79,7 +79,7 @@ def test_takes_the_faster_and_remembers_it(cache: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
 def test_a_broken_cache_is_measured_again(cache: Path, content: str) -> None:
     cache.write_text(content)
-    planner._known.clear()
+    planner._measurements.clear()
     assert planner.choose(PROBLEM) in ("native", "dense")
     assert planner.machine() in json.loads(cache.read_text())
 
@@ -109,3 +109,30 @@ def test_the_report_shows_what_was_measured() -> None:
         assert entry["shape"][0] == 16 and set(entry["seconds"]) == {"native", "dense"}
     assert "is faster here" in str(report)
     json.dumps(report.to_dict())
+
+
+def test_every_product_is_measured_with_the_size_of_its_own_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two weights of one shape with the same B and another A; and a weight whose rows are cut into two parts."""
+
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.whole = (nn.Linear(64, 96, bias=False) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = self.whole.weight.split([32, 64])
+            return self.b(self.a(x)[:, :64]).sum() + (x @ first.t()).sum() + (x @ second.t()).square().sum()
+
+    seen: set[tuple[int, int, int]] = set()
+    choose = planner.choose
+
+    def record(problem: planner.Problem) -> str:
+        seen.add((problem.geometry.rows, problem.n_fwd, problem.n_bwd))
+        return choose(problem)
+
+    monkeypatch.setattr(planner, "choose", record)
+    shares = {"a.weight": (0.75, 0.5), "b.weight": (0.5, 0.5), "whole.weight": (0.75, 0.5)}
+    model = topkast.compile(Cut(), distribution=shares, backend="aot_eager", min_size=20)
+    model(torch.randn(16, 64)).backward()
+    parts = {(32, 32 * 16, 32 * 64), (64, 64 * 16, 64 * 64)}  # the number of B's blocks in a part is not known: any
+    assert seen == {(96, 96 * 16, 96 * 32), (96, 96 * 32, 96 * 32)} | {(r, f, min(b, 96 * 32)) for r, f, b in parts}
