@@ -52,7 +52,7 @@ def test_from_pretrained_refuses_a_sparse_file(tmp_path: Path) -> None:
 
 
 def test_a_converted_model_reads_a_sparse_file(tmp_path: Path) -> None:
-    """``save_pretrained`` leaves out the second name of a tied weight; ``safetensors.torch.load_model`` allows for it."""
+    """``save_pretrained`` leaves out the second name of a tied weight; safetensors' ``load_model`` allows for that."""
     model = trained(refresh_every=2)
     model.save_pretrained(tmp_path)
     again = topkast.sparsify(dense(), **CONVERT, refresh_every=2)
@@ -81,7 +81,7 @@ def test_the_base_of_a_densified_model_is_read_as_a_dense_one(tmp_path: Path) ->
 
 
 def test_a_dense_state_dict_with_all_values_makes_the_same_sparse_model(tmp_path: Path) -> None:
-    """The sets are chosen from θ, so they are the same if none was trained since the last refresh."""
+    """The sets are chosen from θ, so they are the same if no step was made since the last refresh."""
     model = trained()
     topkast.refresh(model)
     model.save_pretrained(tmp_path, state_dict=topkast.dense_state_dict(model, values="all"))

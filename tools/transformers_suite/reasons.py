@@ -16,8 +16,8 @@ REASONS: tuple[tuple[str, str, str], ...] = (
     (
         "*.test_correct_missing_keys",
         MISMATCHED,
-        "The test saves only the base of a sparse model, as a sparse file, and from_pretrained builds a dense model: save "
-        "topkast.densify(model).base_model.",
+        "The test saves only the base of a sparse model, as a sparse file, and from_pretrained builds a dense model: "
+        "save topkast.densify(model).base_model.",
     ),
     (
         "*.test_init_weights_can_init_buffers",
