@@ -94,3 +94,20 @@ def test_a_dense_state_dict_with_all_values_makes_the_same_sparse_model(tmp_path
     for name, site in sites(again).items():
         assert torch.equal(site.theta(), ours[name].theta())
         assert all(map(torch.equal, site.sets(), ours[name].sets()))
+
+
+def test_layers_that_are_loaded_in_another_precision_keep_it(tmp_path: Path) -> None:
+    """T5 keeps ``wo`` in float32. Values, reservoir and gradients have the precision of the dense weight."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+    transformers.T5EncoderModel(transformers.T5Config(**sizes)).save_pretrained(tmp_path)
+    model = transformers.T5EncoderModel.from_pretrained(tmp_path, dtype=torch.float16)
+    before = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert set(before.values()) == {torch.float16, torch.float32}
+    topkast.sparsify(model, **CONVERT)
+    assert {name: parameter.dtype for name, parameter in model.named_parameters()} == before
+    assert {before[name] for name in sites(model)} == {torch.float16, torch.float32}
+    model(input_ids=tokens()).last_hidden_state.float().square().mean().backward()
+    for name, site in sites(model).items():
+        assert site.original.grad is not None
+        assert site.reservoir.dtype == site.original.grad.dtype == before[name], name

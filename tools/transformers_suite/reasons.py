@@ -32,6 +32,12 @@ REASONS: tuple[tuple[str, str, str], ...] = (
         "that the plugin then made sparse: a sparse weight adds its index and its reservoir.",
     ),
     (
+        "t5.*.test_keep_in_fp32_modules",
+        "AssertionError: False is not true : *.sparse_state.weight.row_ptr was upcasted but it should NOT be",
+        "The test expects float16 or float32 of each entry of a state dict. A sparse state dict also has positions, "
+        "which are integers; values and reservoir have the precision of the dense weight.",
+    ),
+    (
         "*.test_torch_save_load",
         "*CheckpointError: sub of an index in a state dict: *",
         "The test subtracts each entry of a state dict from its copy. The positions in a sparse state dict refuse "
