@@ -73,15 +73,17 @@ def outermost() -> Iterator[bool]:
 
 
 def convert_at_the_end(cls: Any) -> None:
-    """Let the class's own ``__init__``, if it has one, convert the model that it has built."""
-    init: Callable[..., None] | None = vars(cls).get("__init__")
-    if init is None:
-        return
+    """Let the class's ``__init__`` convert the model that it has built. If the class has none, it gets one, because the
+    one that it inherits may be of a mixin that is no model."""
+    own: Callable[..., None] | None = vars(cls).get("__init__")
 
-    @wraps(init)
+    @wraps(cls.__init__)
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
         with outermost() as whole:
-            init(self, *args, **kwargs)
+            if own is None:
+                super(cls, self).__init__(*args, **kwargs)
+            else:
+                own(self, *args, **kwargs)
         if whole:
             make_sparse(self)
 
