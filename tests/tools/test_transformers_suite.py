@@ -19,7 +19,7 @@ CASES = """<testsuites><testsuite name="pytest">
 </testsuite></testsuites>"""
 BUILDS = """
 import torch, topkast
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTModel, ViTPreTrainedModel
 
 config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=4,
                    patch_size=2, num_labels=2)
@@ -41,6 +41,16 @@ def test_a_class_of_its_own():
             super().__init__(config)
             assert not hasattr(self, "_topkast")
     topkast.masks(Small(config))
+
+def test_built_by_a_mixin():
+    class Mixin:
+        def __init__(self, config):
+            super().__init__(config)
+            self.vit = ViTModel(config)
+            self.post_init()
+    class Mixed(Mixin, ViTPreTrainedModel):
+        pass
+    assert "_topkast" in vars(Mixed(config))
 
 def test_on_meta():
     with torch.device("meta"):
@@ -125,7 +135,8 @@ def test_each_model_is_made_sparse_once_when_it_is_built(tmp_path: Path) -> None
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     found = suite.read(tmp_path / "found.xml")
-    counts = {"one_made_of_another": 1, "saved_and_loaded": 2, "a_class_of_its_own": 1, "on_meta": 0}
+    counts = {"one_made_of_another": 1, "saved_and_loaded": 2, "a_class_of_its_own": 1}
+    counts |= {"built_by_a_mixin": 1, "on_meta": 0}
     assert {name: outcome.sparse for name, outcome in found.items()} == {
         f"test_builds.test_{name}": count for name, count in counts.items()
     }
