@@ -5,7 +5,7 @@
 
 The tests need `pip install parameterized datasets`. The test file of each model runs twice, as it is and with the
 plugin `topkast.tools.transformers_suite.sparse_plugin`. A test which fails both times says nothing of sparse models. A
-test which passes only dense needs a reason in `transformers_reasons.py`; without a reason the command ends with exit
+test which passes only dense needs a reason in `reasons.py`; without a reason the command ends with exit
 code 1.
 """
 
