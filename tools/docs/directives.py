@@ -22,7 +22,7 @@ def _made_by(parts: Mapping[str, Callable[[], str]], kind: str = "") -> type[Sph
 
     Args:
         parts: name -> a function that returns the Markdown; the directive's argument is the name, "" is no argument.
-        kind: a class for tables, which docs/_static/tables.css knows.
+        kind: a class for tables, which docs/_static/widths.css knows.
     """
 
     class Made(SphinxDirective):
