@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from onnx import NodeProto, helper
+import onnx_ir as ir
 
-from topkast.passes.onnx.graph import Graph
+from topkast.passes.onnx.graph import constant
 
 X = "x"  # what the activation takes
 _ERF = ("Add", ("Erf", ("Div", X, math.sqrt(2))), 1.0)
@@ -34,59 +34,57 @@ class Activation:
 
     Args:
         kind: as the operators' names end.
-        nodes: what computes it.
-        y: name of its result.
+        nodes: what computes it; the last one gives the result.
     """
 
     kind: str
-    nodes: list[NodeProto]
-    y: str
+    nodes: list[ir.Node]
 
 
-def activation(graph: Graph, x: str) -> Activation | None:
+def activation(x: ir.Value) -> Activation | None:
     """What alone takes ``x``, if that is an activation our kernels compute."""
-    if x in graph.outputs:
-        return None
-    near = graph.users.get(x, [])
-    last = [*near, *(user for node in near for user in graph.users.get(node.output[0], []))]
+    near = x.consumers()
     for kind, expression in EXPRESSIONS:
-        for node in last:
-            for nodes in _matches(graph, expression, node.output[0], x):
-                inner = [x, *(other.output[0] for other in nodes if other is not node)]
-                alone = all(any(user is other for other in nodes) for name in inner for user in graph.users[name])
-                if alone and not graph.outputs.intersection(inner):
-                    return Activation(_approximate(kind, node), nodes, node.output[0])
+        for node in (*near, *(further for user in near for further in user.successors())):
+            for nodes in _matches(expression, node.outputs[0], x):
+                inner = [x, *(other.outputs[0] for other in nodes[:-1])]
+                if all(set(value.consumers()) <= set(nodes) and not value.is_graph_output() for value in inner):
+                    return Activation(_approximate(kind, node), nodes)
     return None
 
 
-def _matches(graph: Graph, expression: Any, name: str, x: str) -> Iterator[list[NodeProto]]:
-    """The nodes that compute ``expression`` of ``x`` into ``name``, in each way to read them."""
-    if expression == X:
-        yield from [[]] if name == x else []
+def _matches(expression: Any, value: ir.Value | None, x: ir.Value) -> Iterator[list[ir.Node]]:
+    """The nodes that compute ``expression`` of ``x`` into ``value``, in each way to read them; its own node last."""
+    if not isinstance(expression, tuple):
+        if value is x if expression == X else _equals(value, expression):
+            yield []
         return
-    if isinstance(expression, float):
-        yield from [[]] if _equals(graph, name, expression) else []
-        return
-    node = graph.producers.get(name)
+    node = value.producer() if value is not None else None
     kind, *operands = expression
-    if node is None or node.op_type != kind or node.domain or len(node.input) != len(operands):
+    if (
+        node is None
+        or node.op_type != kind
+        or node.domain
+        or len(node.inputs) != len(operands)
+        or node.graph is not x.graph
+    ):
         return
     orders = [operands, operands[::-1]] if kind in ("Add", "Mul") else [operands]
     for order in orders:
-        found: list[list[NodeProto]] = [[node]]
-        for operand, given in zip(order, node.input, strict=True):
-            found = [before + more for before in found for more in _matches(graph, operand, given, x)]
+        found = [[node]]
+        for operand, given in zip(order, node.inputs, strict=True):
+            found = [more + before for before in found for more in _matches(operand, given, x)]
         yield from found
 
 
-def _equals(graph: Graph, name: str, value: float) -> bool:
-    # One of more dims would add to those of x.
-    if name not in graph.constants or list(graph.constants[name].dims) not in ([], [1]):
+def _equals(value: ir.Value | None, number: float) -> bool:
+    # A constant of more dimensions would add to those of x.
+    tensor = constant(value)
+    if tensor is None or tensor.shape.numpy() not in ((), (1,)):
         return False
-    return math.isclose(graph.array(name).item(), value, rel_tol=1e-6)
+    return math.isclose(tensor.numpy().item(), number, rel_tol=1e-6)
 
 
-def _approximate(kind: str, node: NodeProto) -> str:
+def _approximate(kind: str, node: ir.Node) -> str:
     """The operator Gelu says by an attribute which one it is."""
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return "GeluTanh" if given.get("approximate") == b"tanh" else kind
+    return "GeluTanh" if node.attributes.get_string("approximate") == "tanh" else kind
