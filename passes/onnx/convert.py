@@ -14,6 +14,7 @@ from topkast.passes.onnx.blocks import Block
 from .constant_products import Product, products
 from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, dense
 from .formats.choose_format import choose_format
+from .formats.fuse_activations import fuse_activations
 from .formats.record import Format
 from .formats.weight import Weight
 from .graph import array_of, constant
@@ -60,8 +61,11 @@ def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
             density, size = np.count_nonzero(array) / max(1, array.size), array.nbytes
             why = f"it is {array.dtype}; only float32 is stored another way"
             sites.append(SiteResult(str(value.name), "dense", why, array.shape, None, density, size, size))
+    library = any(FORMATS[site.format].needs_library for site in sites)
+    if library:
+        fuse_activations(model)
     ir.passes.Sequential(TopologicalSortPass(), RemoveUnusedNodesPass())(model)
-    if any(FORMATS[site.format].needs_library for site in sites):
+    if library:
         custom.register(model)
     return sites
 

@@ -20,7 +20,6 @@ from topkast.passes.onnx.constant_products import Product
 from topkast.passes.onnx.graph import Builder
 
 from . import custom_speed
-from .activations import activation
 from .record import Format
 from .weight import Weight
 
@@ -175,7 +174,7 @@ def write(weight: Weight) -> tuple[Block, int]:
 def lower(
     builder: Builder, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None = None
 ) -> None:
-    """One node computes ``product`` from ``weight``, and the activation that follows it."""
+    """One node computes ``product`` from ``weight``."""
     (rows, columns), dtype = weight.shape, np.uint16 if weight.grid[1] <= 2**16 else np.int32
     values = weight.values.reshape(-1).astype(np.float16 if half else np.float32)
     inputs = [
@@ -190,10 +189,8 @@ def lower(
     kind = "SparseMatMul"
     if product.conv is not None:
         kind, shape = "SparseConv", shape | product.conv.attributes
-    found = activation(product.y)
-    old = [*product.nodes, *(found.nodes if found is not None else [])]
-    kind += found.kind if found is not None else ""
-    builder.replace(old, builder.op(kind, inputs, shape, domain=DOMAIN, name=f"{label}.product.{product.y.name}"))
+    y = builder.op(kind, inputs, shape, domain=DOMAIN, name=f"{label}.product.{product.y.name}")
+    builder.replace(product.nodes, y)
 
 
 FORMAT = Format(
