@@ -62,8 +62,11 @@ def _rules(ending: str, expression: Any) -> Iterator[pattern.RewriteRule]:
 
     def is_alone(context: Any, h: ir.Value) -> bool:
         product = h.producer()
-        alone = product is not None and product.domain == DOMAIN and not h.is_graph_output()
-        return alone and all(user in context.nodes for user in h.consumers())
+        if product is None or product.domain != DOMAIN or h.is_graph_output():
+            return False
+        operands = [value for node in context.nodes for value in node.inputs]
+        defaults = any(value.is_graph_input() for value in operands)  # a run may give another number
+        return not defaults and all(user in context.nodes for user in h.consumers())
 
     def fused(op: Any, h: ir.Value) -> ir.Value:
         product = h.producer()
