@@ -143,9 +143,7 @@ def export(
                     for axis, name in dims.items()
                 ]
                 wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
-                written, found, shrunk = write(
-                    program, file, inputs.names, output_names, opset, named, "model.", wanted
-                )
+                written, found, shrunk = write(program, inputs.names, output_names, opset, named, "model.", wanted)
                 save(written, file)
             except Exception as error:
                 raise ExportError(

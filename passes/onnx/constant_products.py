@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from onnx import NodeProto, TensorProto, helper
+import onnx_ir as ir
 
-from .graph import Graph
+from .graph import constant
 
 
 @dataclass(frozen=True)
@@ -31,81 +31,91 @@ class Product:
     """One product.
 
     Args:
-        nodes: what computes it, in order; the last one's output is ``y``.
-        x, y: names of the activations [..., in] and [..., out]; of a convolution [batch, channels, ...].
-        weight: name of the constant.
+        nodes: what computes it, in order; the first one reads ``x``, the last one's output is ``y``.
+        weight: the constant.
         transposed: whether that is [in, out] instead of [out, in].
-        bias: name of a constant [out], or None.
+        bias: a constant [out], or None.
         conv: None for a matrix.
     """
 
-    nodes: tuple[NodeProto, ...]
-    x: str
-    y: str
-    weight: str
+    nodes: tuple[ir.Node, ...]
+    weight: ir.Value
     transposed: bool
-    bias: str | None
+    bias: ir.Value | None
     conv: Convolution | None = None
 
+    @property
+    def x(self) -> ir.Value:
+        """The activation [..., in], of a convolution [batch, channels, ...]; it changes if its own node is replaced."""
+        (x, *_) = self.nodes[0].inputs
+        assert x is not None
+        return x
 
-def products(graph: Graph) -> Iterator[Product]:
+    @property
+    def y(self) -> ir.Value:
+        """The activation [..., out]; of a convolution [batch, channels, ...]."""
+        return self.nodes[-1].outputs[0]
+
+
+def products(graph: ir.Graph) -> Iterator[Product]:
     """All of them, in the graph's order."""
     find = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
-    for node in graph.nodes:
-        found = find[node.op_type](graph, node) if node.domain == "" and node.op_type in find else None
+    for node in graph:
+        found = find[node.op_type](node) if node.domain == "" and node.op_type in find else None
         if found is not None:
             yield found
 
 
-def _matmul(graph: Graph, node: NodeProto) -> Product | None:
-    (x, weight), (y,) = node.input, node.output
-    if not _is_matrix(graph, weight):
+def _matmul(node: ir.Node) -> Product | None:
+    (_, weight), (y,) = node.inputs, node.outputs
+    dims = _float_sizes(weight)
+    if weight is None or len(dims) != 2:
         return None
-    users = graph.users.get(y, [])
-    outside = len(users) == 1 and graph.producers.get(users[0].output[0]) is users[0]  # in no inner graph
-    if outside and users[0].op_type == "Add" and not users[0].domain and y not in graph.outputs:
-        other = [name for name in users[0].input if name != y]
-        if other and _is_vector(graph, other[0], graph.constants[weight].dims[1]):
-            return Product((node, users[0]), x, users[0].output[0], weight, True, other[0])
-    return Product((node,), x, y, weight, True, None)
+    users = [use.node for use in y.uses()]
+    if len(users) == 1 and users[0].op_type == "Add" and not users[0].domain and not y.is_graph_output():
+        (add,) = users
+        (other,) = (value for value in add.inputs if value is not y)
+        if _float_sizes(other) == dims[1:] and add.graph is node.graph:  # in no inner graph
+            return Product((node, add), weight, True, other)
+    return Product((node,), weight, True, None)
 
 
-def _gemm(graph: Graph, node: NodeProto) -> Product | None:
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    x, weight, *rest = node.input
-    if given.get("transA", 0) or given.get("alpha", 1.0) != 1.0 or not _is_matrix(graph, weight):
+def _gemm(node: ir.Node) -> Product | None:
+    given, (_, weight, *rest) = node.attributes, node.inputs
+    dims = _float_sizes(weight)
+    if weight is None or len(dims) != 2 or given.get_int("transA", 0) != 0 or given.get_float("alpha", 1.0) != 1.0:
         return None
-    transposed, bias = not given.get("transB", 0), rest[0] if rest and rest[0] else None
-    out = graph.constants[weight].dims[1 if transposed else 0]
-    if bias is not None and not (given.get("beta", 1.0) == 1.0 and _is_vector(graph, bias, out)):
+    transposed, bias = given.get_int("transB", 0) == 0, rest[0] if rest else None
+    out = dims[1 if transposed else 0]
+    if bias is not None and not (given.get_float("beta", 1.0) == 1.0 and _float_sizes(bias) == (out,)):
         return None
-    return Product((node,), x, node.output[0], weight, transposed, bias)
+    return Product((node,), weight, transposed, bias)
 
 
-def _conv(graph: Graph, node: NodeProto) -> Product | None:
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    x, weight, *rest = node.input
-    tensor = graph.constants.get(weight)
-    if tensor is None or tensor.data_type != TensorProto.FLOAT or given.pop("auto_pad", b"NOTSET") != b"NOTSET":
+def _conv(node: ir.Node) -> Product | None:
+    given = {attribute.name: attribute.value for attribute in node.attributes.values()}
+    _, weight, *rest = node.inputs
+    dims, bias = _float_sizes(weight), rest[0] if rest else None
+    if weight is None or not 3 <= len(dims) <= 5 or given.pop("auto_pad", "NOTSET") != "NOTSET":
         return None
-    out, channels, *kernel = tensor.dims
-    bias = rest[0] if rest and rest[0] else None
-    if not 1 <= len(kernel) <= 3 or not (bias is None or _is_vector(graph, bias, out)):
+    out, channels, *kernel = dims
+    if bias is not None and _float_sizes(bias) != (out,):
         return None
     ones = [1] * len(kernel)
-    defaults = {"kernel_shape": kernel, "strides": ones, "pads": [0, 0] * len(kernel), "dilations": ones, "group": 1}
+    defaults: dict[str, Any] = {
+        "kernel_shape": kernel,
+        "strides": ones,
+        "pads": [0, 0] * len(kernel),
+        "dilations": ones,
+        "group": 1,
+    }
     attributes = defaults | given
     if min(attributes["pads"]) < 0:
         return None
-    conv = Convolution(attributes, channels, attributes["group"])
-    return Product((node,), x, node.output[0], weight, False, bias, conv)
+    return Product((node,), weight, False, bias, Convolution(attributes, channels, attributes["group"]))
 
 
-def _is_matrix(graph: Graph, name: str) -> bool:
-    tensor = graph.constants.get(name)
-    return tensor is not None and len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT
-
-
-def _is_vector(graph: Graph, name: str, length: int) -> bool:
-    tensor = graph.constants.get(name)
-    return tensor is not None and list(tensor.dims) == [length] and tensor.data_type == TensorProto.FLOAT
+def _float_sizes(value: ir.Value | None) -> tuple[int, ...]:
+    """The dimensions of a float32 constant; none for any other value."""
+    tensor = constant(value)
+    return tuple(tensor.shape.numpy()) if tensor is not None and tensor.dtype == ir.DataType.FLOAT else ()

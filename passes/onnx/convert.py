@@ -6,25 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
-from onnx import TensorProto
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from topkast.passes.onnx.blocks import Block
 
 from .constant_products import Product, products
 from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, dense
 from .formats.choose_format import choose_format
+from .formats.fuse_activations import fuse_activations
 from .formats.record import Format
 from .formats.weight import Weight
-from .graph import Graph
+from .graph import array_of, constant
 from .metadata import SiteResult
 
-FLOATS = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.BFLOAT16: "bfloat16",
-    TensorProto.DOUBLE: "float64",
-}
+FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 FULL = 0.999  # a weight with fewer zeros than this leaves has none to speak of
 
 
@@ -47,25 +43,29 @@ class Wanted:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def convert(model: onnx.ModelProto, wanted: Wanted) -> list[SiteResult]:
+def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
     """Change ``model``, which holds its weights itself, in place; how each of its weights is stored."""
-    graph, sites = Graph(model), list[SiteResult]()
-    by_weight: dict[str, list[Product]] = {}
-    for product in products(graph):
+    sites = list[SiteResult]()
+    by_weight: dict[ir.Value, list[Product]] = {}
+    for product in products(model.graph):
         by_weight.setdefault(product.weight, []).append(product)
-    for name, tensor in list(graph.constants.items()):
-        if len(tensor.dims) < 2 or tensor.data_type not in FLOATS:
+    for value in list(model.graph.initializers.values()):
+        tensor = constant(value)
+        if tensor is None or tensor.shape.rank() < 2 or tensor.dtype not in FLOATS:
             continue
-        if tensor.data_type == TensorProto.FLOAT:
-            given = by_weight.get(name, []), wanted.half, wanted.blocks, wanted.names, wanted.sizes
-            sites.append(_store(Weight(graph, name, *given), wanted.format))
+        if tensor.dtype == ir.DataType.FLOAT:
+            given = by_weight.get(value, []), wanted.half, wanted.blocks, wanted.names, wanted.sizes
+            sites.append(_store(Weight(value, *given), wanted.format))
         else:
-            array, dims = graph.array(name), tuple(tensor.dims)
+            array = array_of(value)
             density, size = np.count_nonzero(array) / max(1, array.size), array.nbytes
-            why = f"it is {FLOATS[tensor.data_type]}; only float32 is stored another way"
-            sites.append(SiteResult(name, "dense", why, dims, None, density, size, size))
-    graph.finish()
-    if any(FORMATS[site.format].needs_library for site in sites):
+            why = f"it is {array.dtype}; only float32 is stored another way"
+            sites.append(SiteResult(str(value.name), "dense", why, array.shape, None, density, size, size))
+    library = any(FORMATS[site.format].needs_library for site in sites)
+    if library:
+        fuse_activations(model)
+    ir.passes.Sequential(TopologicalSortPass(), RemoveUnusedNodesPass())(model)
+    if library:
         custom.register(model)
     return sites
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import onnx
-import onnx_ir
+import onnx_ir as ir
 import onnxscript
 import torch
-from onnx import helper, numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from topkast.runtime.errors import ExportError
+
+from .graph import add_constant, constant
 
 op: Any = onnxscript.opset18  # its methods are typed for tensors, while values of a graph are what they get here
 
@@ -28,19 +28,17 @@ def translations() -> dict[Any, Any]:
     return table
 
 
-def _grouped_mm(
-    x: onnx_ir.Value, weight: onnx_ir.Value, offs: Any = None, bias: Any = None, out_dtype: Any = None
-) -> Any:
+def _grouped_mm(x: ir.Value, weight: ir.Value, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
     if offs is None or bias is not None or out_dtype is not None or len(x.shape or ()) != 2:
         raise ExportError("_grouped_mm of another form than [M, K] x [E, K, N] with offs")
     return _products(x, weight, offs)
 
 
-def _products(x: onnx_ir.Value, weight: onnx_ir.Value, ends: Any) -> Any:
+def _products(x: ir.Value, weight: ir.Value, ends: Any) -> Any:
     """x [M, K] by weight [E, K, N], rows ``ends[e - 1]:ends[e]`` by the e-th; the rows after that are zero."""
     assert weight.shape is not None
     experts, _, n = (int(size) for size in weight.shape)  # type: ignore[arg-type]
-    ends = op.Cast(ends, to=onnx.TensorProto.INT64)
+    ends = op.Cast(ends, to=ir.DataType.INT64)
     begin, rows, parts = op.Constant(value_ints=[0]), op.Constant(value_ints=[0]), []
     for e in range(experts):
         end = op.Slice(ends, op.Constant(value_ints=[e]), op.Constant(value_ints=[e + 1]))
@@ -52,44 +50,19 @@ def _products(x: onnx_ir.Value, weight: onnx_ir.Value, ends: Any) -> Any:
     return op.Concat(*parts, op.Expand(zero, op.Concat(left, op.Constant(value_ints=[n]), axis=0)), axis=0)
 
 
-def unstack(model: onnx.ModelProto) -> None:
+def unstack(model: ir.Model) -> None:
     """Make every matrix that a node takes out of a constant stack a constant of its own, in place."""
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    given = {node.output[0]: node for node in graph.node if node.op_type == "Constant"}
-    taken: dict[str, str] = {}
-    for node in list(graph.node):
-        stack = constants.get(node.input[0]) if node.op_type == "Gather" and not node.domain else None
-        index = None if stack is None or len(stack.dims) != 3 else _number(node.input[1], constants, given)
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-        if index is None or axis != 0:
+    for node in graph:
+        stack = constant(node.inputs[0]) if node.op_type == "Gather" and not node.domain else None
+        if stack is None or stack.shape.rank() != 3 or node.attributes.get_int("axis", 0) != 0:
             continue
-        assert stack is not None
-        name = f"{stack.name}.{index}"
-        if name not in taken.values():
-            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(_array(stack)[index]), name))
-        taken[node.output[0]] = name
-        graph.node.remove(node)
-    if not taken:
-        return
-    for node in graph.node:
-        node.input[:] = [taken.get(name, name) for name in node.input]
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for name in {tensor.name for tensor in graph.initializer} - used:
-        graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == name))
-
-
-def _array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
-    return numpy_helper.to_array(tensor)
-
-
-def _number(name: str, constants: dict[str, onnx.TensorProto], given: dict[str, onnx.NodeProto]) -> int | None:
-    """The whole number that a constant is; None where it is none."""
-    if name in given:
-        value = helper.get_attribute_value(given[name].attribute[0])
-        value = _array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
-    elif name in constants:
-        value = _array(constants[name])
-    else:
-        return None
-    return int(value) if value.ndim == 0 else None
+        assert node.inputs[1] is not None
+        index = ir.convenience.get_const_tensor(node.inputs[1])
+        if index is None or index.shape.rank() != 0:
+            continue
+        name = f"{stack.name}.{int(index.numpy())}"
+        if name not in graph.initializers:
+            add_constant(graph, name, stack.numpy()[int(index.numpy())])
+        node.outputs[0].replace_all_uses_with(graph.initializers[name], replace_graph_outputs=True)
+    RemoveUnusedNodesPass()(model)

@@ -10,14 +10,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
+from onnx import helper, numpy_helper
 
 from topkast.passes.onnx.shrink.remove_dead_units import shrink
 
 from . import metadata
 from .check_file import check
 from .convert import Wanted, convert
+from .graph import SPARSE, array_of
 from .grouped_products import translations, unstack
 from .metadata import Shrunk, SiteResult
 from .tidy import tidy
@@ -43,19 +47,17 @@ def _silent() -> Iterator[None]:
 
 def write(
     program: torch.export.ExportedProgram,
-    path: Path,
     input_names: Sequence[str],
     output_names: Sequence[str],
     opset: int,
     axes: Mapping[str, Mapping[int, str]],
     prefix: str,
     wanted: Wanted,
-) -> tuple[onnx.ModelProto, list[SiteResult], list[Shrunk]]:
+) -> tuple[ir.Model, list[SiteResult], list[Shrunk]]:
     """An ONNX model of ``program``, how each of its weights is stored, and which units were taken out.
 
     Args:
         program: takes and returns tensors only.
-        path: of a file to write on the way; it is replaced by :func:`save`.
         input_names, output_names: one for each tensor, in order.
         opset: version of the standard operators.
         axes: input name -> {axis: name of the dynamic dimension}.
@@ -65,9 +67,8 @@ def write(
     Raises:
         Whatever the exporter raises.
     """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     with _silent():
-        written = torch.onnx.export(
+        exported = torch.onnx.export(
             program,
             input_names=list(input_names),
             output_names=list(output_names),
@@ -76,30 +77,49 @@ def write(
             verbose=False,
             custom_translation_table=translations(),
         )
-        assert written is not None
-        written.save(str(path), external_data=weights > INLINE_LIMIT)
-    model = onnx.load(str(path))
-    for file in path.parent.iterdir():
-        file.unlink()
+    assert exported is not None
+    model = exported.model
     tidy(model, prefix, axes)
     unstack(model)
     shrunk, names = shrink(model, wanted.blocks, wanted.names)
     return model, convert(model, dataclasses.replace(wanted, names=names)), shrunk
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: ir.Model, path: Path) -> None:
     """Write ``model`` to ``path``, and check it in full, see :func:`topkast.passes.onnx.check_file.check`.
 
-    Weights of more than 2 GB go to ``<path>.data`` beside it, out of ``model``.
+    Weights of more than 2 GB go to ``<path>.data`` beside it.
 
     Raises:
         Whatever the checker raises.
     """
-    large = size(model) > INLINE_LIMIT
+    proto = serialize(model)
+    large = size(proto) > INLINE_LIMIT
     beside = f"{path.name}.data"
     (path.parent / beside).unlink(missing_ok=True)  # onnx appends to it
-    onnx.save(model, str(path), save_as_external_data=large, location=beside)
-    check(path, bool(model.graph.sparse_initializer))
+    onnx.save(proto, str(path), save_as_external_data=large, location=beside)
+    check(path, bool(proto.graph.sparse_initializer))
+
+
+def serialize(model: ir.Model) -> onnx.ModelProto:
+    """The model as protobuf, with sparse initializers, which ``onnx_ir`` does not know.
+
+    A constant states its shape itself. A second statement, as exporters make it, is left out.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if not value.is_graph_input():
+                value.type = value.shape = None
+    proto = ir.to_proto(model)
+    for i, value in reversed(list(enumerate(model.graph.initializers.values()))):
+        if SPARSE in value.meta:
+            del proto.graph.initializer[i]
+            array = array_of(value)
+            places = np.flatnonzero(array)
+            values = numpy_helper.from_array(array.reshape(-1)[places], value.name)
+            coordinates = numpy_helper.from_array(places.astype(np.int64), f"{value.name}.places")
+            proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, coordinates, array.shape))
+    return proto
 
 
 def annotate(

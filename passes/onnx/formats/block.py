@@ -7,14 +7,13 @@ left; that is the faster one but for many rows of x and large blocks, where turn
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+import onnx_ir as ir
 
 from topkast.passes.onnx.blocks import Array, Block, Blocks
 from topkast.passes.onnx.constant_products import Product
-from topkast.passes.onnx.graph import Graph
+from topkast.passes.onnx.graph import Builder, shape_of
 
 from .measured import LEAST_WORK, limit
 from .record import Format
@@ -100,28 +99,25 @@ def write(weight: Weight) -> tuple[Block, int]:
     return weight.replace_products(lower)
 
 
-def lower(
-    graph: Graph, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None
-) -> list[NodeProto]:
-    """The nodes that compute ``product`` from ``weight``, for x of about ``row_count`` rows (None: not known)."""
+def lower(builder: Builder, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None) -> None:
+    """Standard operators compute ``product`` from ``weight``, for x of about ``row_count`` rows (None: not known)."""
     row_major = (row_count or 1) >= ROW_MAJOR_FROM and min(weight.block) >= ROW_MAJOR_BLOCK
-    return _Writer(graph, product, weight, label, half).write(row_major)
+    builder.replace(product.nodes, _Writer(builder, product, weight, label, half).write(row_major))
 
 
 class _Writer:
-    def __init__(self, graph: Graph, product: Product, weight: Blocks, label: str, half: bool) -> None:
-        self.graph, self.product, self.weight, self.label, self.half = graph, product, weight, label, half
-        self.nodes: list[NodeProto] = []
+    def __init__(self, builder: Builder, product: Product, weight: Blocks, label: str, half: bool) -> None:
+        self.builder, self.product, self.weight, self.label, self.half = builder, product, weight, label, half
 
-    def write(self, row_major: bool) -> list[NodeProto]:
-        (out, columns), (_, c), x = self.weight.shape, self.weight.block, self.product.x
-        flat = self.graph.rank(x) == 2
+    def write(self, row_major: bool) -> ir.Value:
+        (out, columns), (_, c), x, node = self.weight.shape, self.weight.block, self.product.x, self.builder.node
+        flat = len(shape_of(x) or ()) == 2
         if not flat:
             x = self._reshape(x, -1, columns)
         if row_major:
             panels = self._reshape(x, -1, columns // c, c)
         else:
-            panels = self._reshape(self._node("Transpose", x, perm=[1, 0]), columns // c, c, -1)
+            panels = self._reshape(node("Transpose", x, perm=[1, 0]), columns // c, c, -1)
         groups = grouped(self.weight)
         parts = [
             self._group(i, panels, rows, length, row_major)
@@ -130,49 +126,44 @@ class _Writer:
         y = parts[0]
         if len(parts) > 1:
             order = np.argsort(np.concatenate(groups.rows))
-            y = self._node("Concat", *parts, axis=0)
-            y = self._node("Gather", y, self.graph.add(f"{self.label}.order", order), axis=0)
+            y = node("Concat", *parts, axis=0)
+            y = node("Gather", y, self.builder.constant(f"{self.label}.order", order), axis=0)
         if row_major:  # [block rows, M, r] -> [M, out]
-            y = self._reshape(self._node("Transpose", y, perm=[1, 0, 2]), -1, out)
+            y = self._reshape(node("Transpose", y, perm=[1, 0, 2]), -1, out)
         else:  # [block rows, r, M] -> [M, out]
-            y = self._node("Transpose", self._reshape(y, out, -1), perm=[1, 0])
-        if self.product.bias:
-            y = self._node("Add", y, self.product.bias)
-        if not flat:
-            y = self._shaped_like_x(y, out)
-        self.nodes[-1].output[0] = self.product.y
-        return self.nodes
+            y = node("Transpose", self._reshape(y, out, -1), perm=[1, 0])
+        if self.product.bias is not None:
+            y = node("Add", y, self.product.bias)
+        return y if flat else self._shaped_like_x(y, out)
 
-    def _group(self, i: int, panels: str, rows: Array, length: int, row_major: bool) -> str:
+    def _group(self, i: int, panels: ir.Value, rows: Array, length: int, row_major: bool) -> ir.Value:
         """The product of some block rows: [rows, M, r] or [rows, r, M]."""
-        (r, c), (cols, values) = self.weight.block, padded(self.weight, rows, length)
-        index = self.graph.add(f"{self.label}.panels.{i}", cols)
+        (r, c), (cols, values), node = self.weight.block, padded(self.weight, rows, length), self.builder.node
+        index = self.builder.constant(f"{self.label}.panels.{i}", cols)
         # Both forms of one weight may stand in one file.
         name = f"{self.label}.values.{'row_major' if row_major else 'turned'}.{i}"
         if row_major:  # panels [M, block columns, c]
             matrix = values.transpose(0, 1, 3, 2).reshape(len(rows), length * c, r)
-            taken = self._reshape(self._node("Gather", panels, index, axis=1), -1, len(rows), length * c)
-            taken = self._node("Transpose", taken, perm=[1, 0, 2])
-            return self._node("MatMul", taken, self.graph.add_floats(name, matrix, self.half))
+            taken = self._reshape(node("Gather", panels, index, axis=1), -1, len(rows), length * c)
+            return node("MatMul", node("Transpose", taken, perm=[1, 0, 2]), self._floats(name, matrix))
         matrix = values.transpose(0, 2, 1, 3).reshape(len(rows), r, length * c)
-        taken = self._reshape(self._node("Gather", panels, index, axis=0), len(rows), length * c, -1)
-        return self._node("MatMul", self.graph.add_floats(name, matrix, self.half), taken)
+        taken = self._reshape(node("Gather", panels, index, axis=0), len(rows), length * c, -1)
+        return node("MatMul", self._floats(name, matrix), taken)
 
-    def _shaped_like_x(self, y: str, out: int) -> str:
+    def _shaped_like_x(self, y: ir.Value, out: int) -> ir.Value:
         """[M, out] -> [..., out], with the leading dimensions of x."""
-        first, end = self.graph.add("topkast.dims.0", np.array([0])), self.graph.add("topkast.dims.-1", np.array([-1]))
-        leading = self._node("Slice", self._node("Shape", self.product.x), first, end)
-        shape = self._node("Concat", leading, self.graph.add(f"topkast.dims.{out}", np.array([out])), axis=0)
-        return self._node("Reshape", y, shape)
+        node = self.builder.node
+        leading = node("Slice", node("Shape", self.product.x), self._dims(0), self._dims(-1))
+        return node("Reshape", y, node("Concat", leading, self._dims(out), axis=0))
 
-    def _reshape(self, x: str, *dims: int) -> str:
-        shape = self.graph.add("topkast.dims." + ".".join(map(str, dims)), np.array(dims))
-        return self._node("Reshape", x, shape)
+    def _reshape(self, x: ir.Value, *dims: int) -> ir.Value:
+        return self.builder.node("Reshape", x, self._dims(*dims))
 
-    def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{self.label}.{self.product.y}.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name, **attributes))
-        return name
+    def _dims(self, *dims: int) -> ir.Value:
+        return self.builder.constant("topkast.dims." + ".".join(map(str, dims)), np.array(dims))
+
+    def _floats(self, name: str, matrix: Array) -> ir.Value:
+        return self.builder.floats(name, matrix, self.half)
 
 
 def padded(weight: Blocks, rows: Array, length: int) -> tuple[Array, Array]:

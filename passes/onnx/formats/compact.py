@@ -6,13 +6,11 @@ where a gap is wider, entries that are zero stand in between.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+import onnx_ir as ir
 
 from topkast.passes.onnx.blocks import Array, Block, Blocks
-from topkast.passes.onnx.graph import Graph
+from topkast.passes.onnx.graph import Builder
 
 from .record import Format
 from .weight import Weight
@@ -40,34 +38,26 @@ def size(weight: Blocks, half: bool) -> int:
     return gaps.nbytes + values.nbytes // (2 if half else 1)
 
 
-def lower(graph: Graph, name: str, weight: Blocks, half: bool) -> None:
-    """Let nodes unpack the constant ``name``, whose matrix is ``weight``."""
+def unpack(builder: Builder, weight: Blocks, name: str, shape: list[int], half: bool) -> ir.Value:
+    """Unpack the constant ``name``, of this shape, whose matrix is ``weight``."""
     (rows, columns), (r, c), (grid_rows, grid_cols) = weight.shape, weight.block, weight.grid
-    shape = list(graph.constants[name].dims)
     gaps, values = pack(weight)
-    nodes: list[NodeProto] = []
 
-    def constant(array: list[int]) -> str:
-        return graph.add("topkast.ints." + ".".join(map(str, array)), np.array(array, np.int64))
+    def ints(*array: int) -> ir.Value:
+        return builder.constant("topkast.ints." + ".".join(map(str, array)), np.array(array, np.int64))
 
-    def node(kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        out = out or f"{name}.unpack.{len(nodes)}"
-        nodes.append(helper.make_node(kind, list(inputs), [out], out, **attributes))
-        return out
-
-    wide = node("Cast", graph.add(f"{name}.gaps", gaps), to=TensorProto.INT64)
-    axis = graph.add("topkast.axis", np.array(0, np.int64))
-    place = node("Unsqueeze", node("CumSum", wide, axis), constant([1]))
-    empty = node("ConstantOfShape", constant([grid_rows * grid_cols, r * c]))
-    units = node("ScatterND", empty, place, graph.add_floats(f"{name}.values", values, half))
+    wide = builder.node("Cast", builder.constant(f"{name}.gaps", gaps), to=ir.DataType.INT64)
+    axis = builder.constant("topkast.axis", np.array(0, np.int64))
+    place = builder.node("Unsqueeze", builder.node("CumSum", wide, axis), ints(1))
+    empty = builder.node("ConstantOfShape", ints(grid_rows * grid_cols, r * c))
+    units = builder.node("ScatterND", empty, place, builder.floats(f"{name}.values", values, half))
     if r * c > 1:
-        grid = node("Reshape", units, constant([grid_rows, grid_cols, r, c]))
-        units = node("Transpose", grid, perm=[0, 2, 1, 3])
+        grid = builder.node("Reshape", units, ints(grid_rows, grid_cols, r, c))
+        units = builder.node("Transpose", grid, perm=[0, 2, 1, 3])
     if (rows, columns) != (grid_rows * r, grid_cols * c):
-        matrix = node("Reshape", units, constant([grid_rows * r, grid_cols * c]))
-        units = node("Slice", matrix, constant([0, 0]), constant([rows, columns]))
-    node("Reshape", units, constant(shape), out=name)
-    graph.compute(name, nodes)
+        matrix = builder.node("Reshape", units, ints(grid_rows * r, grid_cols * c))
+        units = builder.node("Slice", matrix, ints(0, 0), ints(rows, columns))
+    return builder.node("Reshape", units, ints(*shape))
 
 
 def cost(weight: Weight) -> int:
@@ -77,7 +67,8 @@ def cost(weight: Weight) -> int:
 
 def write(weight: Weight) -> tuple[Block, int]:
     """Let nodes unpack the constant."""
-    lower(weight.graph, weight.name, weight.as_it_lies, weight.half)
+    builder, shape = Builder(weight.graph, f"{weight.name}.unpack"), list(weight.array.shape)
+    builder.compute(weight.value, unpack(builder, weight.as_it_lies, weight.name, shape, weight.half))
     return weight.as_it_lies.block, cost(weight)
 
 

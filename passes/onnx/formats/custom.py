@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, parser
+import onnx_ir as ir
+from onnx import parser
 
 from topkast.passes.onnx.blocks import Block, Blocks
 from topkast.passes.onnx.constant_products import Product
-from topkast.passes.onnx.graph import Graph
+from topkast.passes.onnx.graph import Builder
 
 from . import custom_speed
-from .activations import activation
 from .record import Format
 from .weight import Weight
 
@@ -140,11 +140,12 @@ def function(kind: str) -> onnx.FunctionProto:
     )
 
 
-def register(model: onnx.ModelProto) -> None:
+def register(model: ir.Model) -> None:
     """Let ``model`` hold the functions that its nodes need."""
-    kinds = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    model.functions.extend(function(kind) for kind in sorted(kinds))
-    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    for kind in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
+        made = ir.serde.deserialize_function(function(kind))
+        model.functions[made.identifier()] = made
+    model.opset_imports[DOMAIN] = 1
 
 
 def suits(weight: Weight) -> str | None:
@@ -171,30 +172,25 @@ def write(weight: Weight) -> tuple[Block, int]:
 
 
 def lower(
-    graph: Graph, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None = None
-) -> list[NodeProto]:
-    """The node that computes ``product`` from ``weight``, and the activation that follows it; the weight's constants
-    are named after ``label``. The activation's nodes are taken out of ``graph``."""
+    builder: Builder, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None = None
+) -> None:
+    """One node computes ``product`` from ``weight``."""
     (rows, columns), dtype = weight.shape, np.uint16 if weight.grid[1] <= 2**16 else np.int32
     values = weight.values.reshape(-1).astype(np.float16 if half else np.float32)
     inputs = [
         product.x,
-        graph.add(f"{label}.values", values),
-        graph.add(f"{label}.row_ptr", weight.row_ptr),
-        graph.add(f"{label}.cols", weight.cols.astype(dtype)),
+        builder.constant(f"{label}.values", values),
+        builder.constant(f"{label}.row_ptr", weight.row_ptr),
+        builder.constant(f"{label}.cols", weight.cols.astype(dtype)),
         # The function cannot ask whether a bias was given.
-        product.bias or graph.add(f"{DOMAIN}.no_bias.{rows}", np.zeros(rows, np.float32)),
+        product.bias or builder.constant(f"{DOMAIN}.no_bias.{rows}", np.zeros(rows, np.float32)),
     ]
     shape: dict[str, Any] = {"rows": rows, "columns": columns, "block": list(weight.block)}
     kind = "SparseMatMul"
     if product.conv is not None:
         kind, shape = "SparseConv", shape | product.conv.attributes
-    found = activation(graph, product.y)
-    y, name = product.y, f"{label}.product.{product.y}"
-    if found is not None:
-        kind, y = kind + found.kind, found.y
-        graph.remove(found.nodes)
-    return [helper.make_node(kind, inputs, [y], name, domain=DOMAIN, **shape)]
+    y = builder.op(kind, inputs, shape, domain=DOMAIN, name=f"{label}.product.{product.y.name}")
+    builder.replace(product.nodes, y)
 
 
 FORMAT = Format(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from topkast.passes.onnx.graph import sizes_of
+
 from .measured import LEAST_WORK, MANY_ROWS, limit
 from .weight import Weight
 
@@ -33,7 +35,7 @@ def slower_convolution(weight: Weight) -> str | None:
     """Why our kernels are not expected to be faster than the dense convolution, None if they were measured to be."""
     (r, c), (rows, columns) = weight.matrix.block, weight.matrix.shape
     # Dimensions of the results in the examples. The smallest counts; a size that the file does not say counts as one.
-    y = [weight.graph.dims(product.y, weight.sizes) for product in weight.products]
+    y = [sizes_of(product.y, weight.sizes) for product in weight.products]
     positions = min(math.prod(size or 1 for size in (dims or [])) // rows for dims in y)
     if c > 1:
         return f"blocks of {r} x {c}: convolutions were measured with blocks of one column"

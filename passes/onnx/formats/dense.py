@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from topkast.passes.onnx.graph import Builder
+
 from .record import Format
 from .weight import Weight
 
@@ -9,8 +11,8 @@ from .weight import Weight
 def write(weight: Weight) -> tuple[None, int]:
     """Leave the constant as it lies; with ``weight.half``, as float16 that a node widens."""
     if weight.half:
-        weight.graph.compute(weight.name, [])
-        weight.graph.add_floats(weight.name, weight.array, True)
+        builder = Builder(weight.graph, weight.name)
+        builder.compute(weight.value, builder.floats(weight.name, weight.array, True))
     return None, weight.dense_bytes
 
 

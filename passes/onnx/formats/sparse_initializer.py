@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-from onnx import TensorProto, helper, numpy_helper
-
 from topkast.passes.onnx.blocks import Block
+from topkast.passes.onnx.graph import SPARSE, Builder
 
 from .record import Format
 from .weight import Weight
@@ -18,23 +16,14 @@ def cost(weight: Weight) -> int:
 
 def write(weight: Weight) -> tuple[Block, int]:
     """Make the constant sparse; with ``weight.half``, as float16 that a node widens."""
-    graph, name, bytes = weight.graph, weight.name, cost(weight)
-    places = np.flatnonzero(weight.array)
-    values = weight.array.reshape(-1)[places]
-    stored = name
+    stored = weight.value
     if weight.half:
-        stored, values = f"{name}.half", values.astype(np.float16)
-        graph.compute(name, [helper.make_node("Cast", [stored], [name], stored, to=TensorProto.FLOAT)])
-    else:
-        graph.compute(name, [])
-    graph.sparse.append(
-        helper.make_sparse_tensor(
-            numpy_helper.from_array(values, stored),
-            numpy_helper.from_array(places.astype(np.int64), f"{name}.places"),
-            weight.array.shape,
-        )
-    )
-    return (1, 1), bytes
+        builder = Builder(weight.graph, weight.name)
+        wide = builder.floats(weight.name, weight.array, True)
+        builder.compute(weight.value, wide)
+        stored = weight.graph.initializers[f"{weight.name}.half"]
+    stored.meta[SPARSE] = True
+    return (1, 1), cost(weight)
 
 
 FORMAT = Format(

@@ -7,22 +7,21 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
-from onnx import NodeProto
+import onnx_ir as ir
 
 from topkast.passes.onnx.blocks import MAX_BLOCK, Array, Block, Blocks, digest, fitting
 from topkast.passes.onnx.constant_products import Convolution, Product
-from topkast.passes.onnx.graph import Graph
+from topkast.passes.onnx.graph import Builder, array_of, rows_of
 
-# (graph, product, matrix, label of its constants, whether as float16, rows of x) -> the nodes that compute the product
-Lower = Callable[[Graph, Product, Blocks, str, bool, int | None], list[NodeProto]]
+# (new nodes, product to replace by them, matrix, label of its constants, whether as float16, rows of x)
+Lower = Callable[[Builder, Product, Blocks, str, bool, int | None], None]
 
 
 class Weight:
     """One float32 constant.
 
     Args:
-        graph: holds it.
-        name: in the graph.
+        value: in the graph.
         products: those that read it.
         half: whether to store it as float16, if all its values are such.
         blocks: (rows, columns) of the blocks the model was trained with.
@@ -32,20 +31,22 @@ class Weight:
 
     def __init__(
         self,
-        graph: Graph,
-        name: str,
+        value: ir.Value,
         products: list[Product],
         half: bool,
         blocks: Iterable[Block],
         names: Mapping[str, str],
         sizes: Mapping[str, int],
     ) -> None:
-        self.graph, self.name, self.products, self.sizes = graph, name, products, sizes
-        self.array: Array = graph.array(name)
+        assert value.graph is not None and value.name is not None
+        self.value, self.name, self.graph, self.products, self.sizes = value, value.name, value.graph, products, sizes
+        self.array = array_of(value)
         self.nonzeros = int(np.count_nonzero(self.array))
         self.half = half and bool((self.array.astype(np.float16).astype(np.float32) == self.array).all())
         self._blocks = blocks
-        self.label = names.get(digest(self._matrix(products[0].transposed)), name) if products else name
+        self.label = self.name
+        if products:
+            self.label = names.get(digest(self._matrix(products[0].transposed)), self.name)
 
     @property
     def dense_bytes(self) -> int:
@@ -85,8 +86,8 @@ class Weight:
 
     def other_use(self) -> str | None:
         """Why products alone cannot replace all uses of the weight, None if they can."""
-        users = self.graph.users.get(self.name, [])
-        others = sorted({user.op_type for user in users} - {"MatMul", "Gemm", "Conv"})
+        users = self.value.uses()
+        others = sorted({user.node.op_type for user in users} - {"MatMul", "Gemm", "Conv"})
         if not users:
             return "no node uses it"
         if others or len(self.products) < len(users):
@@ -95,15 +96,16 @@ class Weight:
 
     def replace_products(self, lower: Lower) -> tuple[Block, int]:
         """Compute each product by the nodes of ``lower``; (unit, bytes of the constants they added)."""
-        before = self.graph.added_bytes()
+        added = 0
         for product in self.products:
             label = self.label if product.transposed == self.products[0].transposed else f"{self.label}.T"
-            matrix, rows = self.matrices[product.transposed], self._rows_of(product)
-            self.graph.replace(product.nodes, lower(self.graph, product, matrix, label, self.half, rows))
-        return self.matrix.block, self.graph.added_bytes() - before
+            builder = Builder(self.graph, f"{label}.{product.y.name}")
+            lower(builder, product, self.matrices[product.transposed], label, self.half, self._rows_of(product))
+            added += builder.added_bytes
+        return self.matrix.block, added
 
     def _rows_of(self, product: Product) -> int | None:
-        return self.graph.rows(product.x, self.sizes)
+        return rows_of(product.x, self.sizes)
 
     def _matrix(self, transposed: bool) -> Array:
         """[out, in], the weight of a convolution too."""

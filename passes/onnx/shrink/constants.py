@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
-from onnx import NodeProto, helper
 
 from topkast.passes.onnx.blocks import Array
+from topkast.passes.onnx.graph import array_of
 
 from .unit_rules import ELEMENTWISE
 from .units import At, Linear, Units
@@ -28,7 +28,7 @@ ZERO_AT_BORDERS = {"AveragePool", "Pad", "Resize"}
 
 # What ONNX Runtime and numpy both have.
 PLAIN = {
-    getattr(onnx.TensorProto, kind)
+    ir.DataType[kind]
     for kind in ("BOOL", "DOUBLE", "FLOAT", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32")
 }
 
@@ -48,27 +48,26 @@ class Known:
     numbers: Array
 
 
-def known_constants(units: Units) -> tuple[dict[str, Known], dict[int, Array]]:
+def known_constants(units: Units) -> tuple[dict[ir.Value, Known], dict[ir.Node, Array]]:
     """(what is constant, by value; for each linear node what its constant inputs [cols] add up from, NaN elsewhere)."""
-    found: dict[str, Known] = {}
-    foldable: dict[int, Array] = {}
-    linears = {linear.at.index: linear for linear in units.linears}
-    for index, node in enumerate(units.graph.nodes):
-        at = At(units.graph, index, node)
-        if index in linears:
-            numbers = foldable[index] = _folded(units, linears[index], found)
-            known = _emitted(units, linears[index], numbers)
+    found: dict[ir.Value, Known] = {}
+    foldable: dict[ir.Node, Array] = {}
+    linears = {linear.at.node: linear for linear in units.linears}
+    for node in units.model.graph:
+        if node in linears:
+            numbers = foldable[node] = _folded(units, linears[node], found)
+            known = _emitted(units, linears[node], numbers)
             if known is not None:
-                found[node.output[0]] = known
-        elif any(name in found for name in node.input) and node.domain in ("", "ai.onnx"):
-            found |= _followed(units, at, found)
+                found[node.outputs[0]] = known
+        elif any(value in found for value in node.inputs) and node.domain == "":
+            found |= _followed(units, At(node), found)
     return found, foldable
 
 
-def _folded(units: Units, linear: Linear, found: Mapping[str, Known]) -> Array:
-    x = found.get(linear.at.node.input[0])
+def _folded(units: Units, linear: Linear, found: Mapping[ir.Value, Known]) -> Array:
+    x = found.get(linear.at.input(0))
     numbers = np.full(len(linear.cols), np.nan)
-    rank = len(units.axes[linear.at.node.output[0]])
+    rank = len(units.axes[linear.at.y])
     if x is not None and x.axis == linear.axis - rank:
         usable = x.mask & (linear.even | (x.numbers == 0)) & np.isfinite(x.numbers)
         numbers[usable] = x.numbers[usable]
@@ -83,15 +82,15 @@ def _emitted(units: Units, linear: Linear, numbers: Array) -> Known | None:
     emitted = linear.times(np.nan_to_num(numbers))
     at = linear.at
     if linear.bias is not None and at.has(linear.bias):
-        emitted = emitted + at.graph.array(at.node.input[linear.bias])
-    return Known(linear.axis - len(units.axes[at.node.output[0]]), mask, emitted.astype(linear.weight.dtype))
+        emitted = emitted + array_of(at.input(linear.bias))
+    return Known(linear.axis - len(units.axes[at.y]), mask, emitted.astype(linear.weight.dtype))
 
 
-def _followed(units: Units, at: At, found: Mapping[str, Known]) -> dict[str, Known]:
-    kind, name = at.node.op_type, at.node.output[0]
+def _followed(units: Units, at: At, found: Mapping[ir.Value, Known]) -> dict[ir.Value, Known]:
+    kind = at.node.op_type
     known: Known | None = None
     training = (kind == "Dropout" and at.has(2)) or at.given.get("training_mode")
-    if training or any(output not in units.axes for output in at.node.output if output):
+    if training or any(output not in units.axes for output in at.node.outputs if output.name):
         return {}
     if kind in ELEMENTWISE:
         known = _elementwise(units, at, found)
@@ -99,13 +98,13 @@ def _followed(units: Units, at: At, found: Mapping[str, Known]) -> dict[str, Kno
         known = _batch_norm(units, at, found)
     elif kind == "Concat":
         known = _concat(units, at, found)
-    elif kind in MOVES | ZERO_AT_BORDERS and at.node.input[0] in found:
-        x = found[at.node.input[0]]
-        if kind in ZERO_AT_BORDERS and not (kind == "Pad" and at.given.get("mode", b"constant") != b"constant"):
+    elif kind in MOVES | ZERO_AT_BORDERS and at.input(0) in found:
+        x = found[at.input(0)]
+        if kind in ZERO_AT_BORDERS and not (kind == "Pad" and at.given.get("mode", "constant") != "constant"):
             x = Known(x.axis, x.mask & (x.numbers == 0) & _pads_with_zero(at), x.numbers)
-        moved = {output: _moved(units, at.node.input[0], x, output) for output in at.node.output if output}
+        moved = {output: _moved(units, at.input(0), x, output) for output in at.node.outputs if output.name}
         return {output: known for output, known in moved.items() if known is not None and known.mask.any()}
-    return {} if known is None or not known.mask.any() else {name: known}
+    return {} if known is None or not known.mask.any() else {at.y: known}
 
 
 def _pads_with_zero(at: At) -> bool:
@@ -113,9 +112,9 @@ def _pads_with_zero(at: At) -> bool:
     return value is not None and not value.any() and not at.given.get("extrapolation_value")
 
 
-def _moved(units: Units, name: str, x: Known, output: str) -> Known | None:
+def _moved(units: Units, value: ir.Value, x: Known, output: ir.Value) -> Known | None:
     """The same constants under the same labels, along the one axis of ``output`` that has them."""
-    axes = units.axes[name]
+    axes = units.axes[value]
     labels = axes[x.axis]
     others = [other for axis, other in enumerate(axes) if axis != x.axis % len(axes) and other is not None]
     if labels is None or any(np.isin(other, labels).any() for other in others):
@@ -138,50 +137,50 @@ def _moved(units: Units, name: str, x: Known, output: str) -> Known | None:
     return Known(matching[0], mask, np.array([n if n is not None else 0 for n in numbers], x.numbers.dtype))
 
 
-def _concat(units: Units, at: At, found: Mapping[str, Known]) -> Known | None:
-    rank = len(units.axes[at.node.output[0]])
+def _concat(units: Units, at: At, found: Mapping[ir.Value, Known]) -> Known | None:
+    rank = len(units.axes[at.y])
     axis = at.given["axis"] % rank - rank
-    operands = [units.of(at.operand(i)) for i in range(len(at.node.input))]
+    operands = [units.of(at.operand(i)) for i in range(len(at.node.inputs))]
     sizes = [None if axes is None else axes[axis] for axes in operands]
     if any(labels is None for labels in sizes):
         return None
-    dtype = next(found[name].numbers.dtype for name in at.node.input if name in found)
+    dtype = next(found[value].numbers.dtype for value in at.inputs if value in found)
     masks, numbers = [], []
-    for name, labels in zip(at.node.input, sizes, strict=True):
+    for value, labels in zip(at.inputs, sizes, strict=True):
         assert labels is not None
-        x = found.get(name)
+        x = found.get(value)
         alike = x is not None and x.axis == axis
         masks.append(x.mask if x is not None and alike else np.zeros(len(labels), bool))
         numbers.append(x.numbers if x is not None and alike else np.zeros(len(labels), dtype))
     return Known(axis, np.concatenate(masks), np.concatenate(numbers))
 
 
-def _batch_norm(units: Units, at: At, found: Mapping[str, Known]) -> Known | None:
-    x = found.get(at.node.input[0])
+def _batch_norm(units: Units, at: At, found: Mapping[ir.Value, Known]) -> Known | None:
+    x = found.get(at.input(0))
     vectors = [at.constant(i) for i in range(1, 5)]
-    rank = len(units.axes[at.node.output[0]])
+    rank = len(units.axes[at.y])
     if x is None or x.axis != 1 - rank or any(vector is None for vector in vectors):
         return None
     columns = [vector[x.mask] for vector in vectors if vector is not None]
     return _spread(x, x.mask, _evaluate(units, at, [x.numbers[x.mask][None], *columns]).reshape(-1))
 
 
-def _elementwise(units: Units, at: At, found: Mapping[str, Known]) -> Known | None:
+def _elementwise(units: Units, at: At, found: Mapping[ir.Value, Known]) -> Known | None:
     """Where all operands are constant; and a product with a constant zero."""
     if at.node.op_type == "Cast" and at.given["to"] not in PLAIN:
         return None
-    axes = {found[name].axis for name in at.node.input if name in found}
+    axes = {found[value].axis for value in at.inputs if value in found}
     if len(axes) != 1:
         return None
     (axis,) = axes
-    labels = units.axes[at.node.output[0]][axis]
+    labels = units.axes[at.y][axis]
     if labels is None:
         return None
-    operands = [_operand(units, at, i, axis, found) for i in range(len(at.node.input)) if at.has(i)]
+    operands = [_operand(units, at, i, axis, found) for i in range(len(at.node.inputs)) if at.has(i)]
     mask = np.ones(len(labels), bool)
     for known in operands:
         mask &= known.mask
-    first = next(found[name] for name in at.node.input if name in found)
+    first = next(found[value] for value in at.inputs if value in found)
     zero = np.zeros(len(labels), bool)
     if at.node.op_type == "Mul":
         for known in operands:
@@ -193,11 +192,11 @@ def _elementwise(units: Units, at: At, found: Mapping[str, Known]) -> Known | No
     return Known(axis, known.mask | zero, np.where(zero, 0, known.numbers).astype(known.numbers.dtype))
 
 
-def _operand(units: Units, at: At, i: int, axis: int, found: Mapping[str, Known]) -> Known:
+def _operand(units: Units, at: At, i: int, axis: int, found: Mapping[ir.Value, Known]) -> Known:
     """Input ``i`` along ``axis`` of the output; a scalar where all of it is one number."""
-    name = at.node.input[i]
-    if name in found and len(found[name].mask) > 1:
-        return found[name]
+    known = found.get(at.input(i))
+    if known is not None and len(known.mask) > 1:
+        return known
     array = at.constant(i)
     if array is None:
         return Known(axis, np.zeros((), bool), np.zeros((), np.float32))
@@ -218,20 +217,15 @@ def _spread(like: Known, mask: Array, numbers: Array) -> Known:
 
 def _evaluate(units: Units, at: At, arrays: Sequence[Array]) -> Array:
     """The node's result on these operands."""
-    node = NodeProto()
-    node.CopyFrom(at.node)
-    feeds = dict(zip((f"x{i}" for i in range(len(arrays))), map(np.asarray, arrays), strict=True))
-    names = iter(feeds)
-    node.input[:] = [next(names) if name else "" for name in node.input]
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in feeds.items()
-    ]
-    output = onnx.ValueInfoProto(name=node.output[0])
-    graph = helper.make_graph([node], "units", inputs, [output])
-    model = helper.make_model(
-        graph, opset_imports=units.graph.model.opset_import, ir_version=units.graph.model.ir_version
-    )
+    feeds = {f"x{i}": np.asarray(array) for i, array in enumerate(arrays)}
+    inputs = [ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape) for name, array in feeds.items()]
+    given = iter(inputs)
+    operands = [None if value is None else next(given) for value in at.node.inputs]
+    count = len(at.node.outputs)
+    node = ir.Node("", at.node.op_type, operands, at.node.attributes.values(), num_outputs=count)
+    opsets = dict(units.model.opset_imports)
+    graph = ir.Graph(inputs, node.outputs[:1], nodes=[node], opset_imports=opsets, name="units")
+    model = ir.to_proto(ir.Model(graph, ir_version=units.model.ir_version))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from onnx import TensorProto
+import onnx_ir as ir
 
 from topkast.passes.onnx.blocks import Array
+from topkast.passes.onnx.graph import constant
 
 from .units import At, Axes, Linear, Units
 
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 def _weight(at: At, ranks: range) -> bool:
-    tensor = at.graph.constants.get(at.node.input[1])
-    return tensor is not None and tensor.data_type in FLOATS and len(tensor.dims) in ranks
+    tensor = constant(at.input(1))
+    return tensor is not None and tensor.dtype in FLOATS and tensor.shape.rank() in ranks
 
 
 def _matmul(units: Units, at: At) -> str | None:
@@ -26,7 +27,7 @@ def _matmul(units: Units, at: At) -> str | None:
     if not _weight(at, range(2, 3)):
         for labels in (a[-1], b[-2]):
             units.need(labels, "MatMul sums over it with what is computed or no matrix")
-        units.give(at.node.output[0], [*units.broadcast([a[:-2], b[:-2]]), a[-2], b[-1]])
+        units.give(at.y, [*units.broadcast([a[:-2], b[:-2]]), a[-2], b[-1]])
         return None
     return _product(units, at, a, b[::-1], None, lambda array: array.T[..., None])
 
@@ -56,7 +57,7 @@ def _product(
     if bias is not None and at.has(bias):
         _tie_bias(units, at, rows, bias)
     units.linears.append(Linear(at, rows, cols, len(x) - 1, as_matrix, bias, True))
-    units.give(at.node.output[0], [*x[:-1], rows])
+    units.give(at.y, [*x[:-1], rows])
     return None
 
 
@@ -71,7 +72,7 @@ def _conv(units: Units, at: At) -> str | None:
     if not _weight(at, range(3, 6)) or (at.has(2) and at.constant(2) is None):
         return f"the weight or the bias of {kind} is computed"
     x, weight = (units.of(at.operand(i)) or [] for i in (0, 1))
-    groups, size = at.given.get("group", 1), len(at.graph.array(at.node.input[1]).shape)
+    groups, size = at.given.get("group", 1), len(weight)
     first, second = weight[:2]
     if x[1] is None or first is None or second is None:
         return f"the channels of {kind} are not known"
@@ -94,9 +95,9 @@ def _conv(units: Units, at: At) -> str | None:
             units.tie_groups(np.concatenate([inputs, outputs]), len(inputs) + len(outputs))
     if at.has(2):
         _tie_bias(units, at, rows, 2)
-    padded = any(at.given.get("pads", ())) or at.given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    padded = any(at.given.get("pads", ())) or at.given.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     units.linears.append(Linear(at, rows, cols, 1, as_matrix, 2, not padded and not transposed))
-    units.give(at.node.output[0], [x[0], rows, *[None] * (size - 2)])
+    units.give(at.y, [x[0], rows, *[None] * (size - 2)])
     return None
 
 

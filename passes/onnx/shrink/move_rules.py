@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from topkast.passes.onnx.blocks import Array
-from topkast.passes.onnx.graph import Graph
+from topkast.passes.onnx.graph import constant, shape_of
 
 from .units import At, Axes, Units
 
@@ -15,7 +16,7 @@ SPLIT = "Reshape splits it, or joins it with an axis of no fixed size"
 
 def _transpose(units: Units, at: At) -> str | None:
     (x,) = units.inputs(at)
-    units.give(at.node.output[0], [x[axis] for axis in at.given.get("perm", range(len(x))[::-1])])
+    units.give(at.y, [x[axis] for axis in at.given.get("perm", range(len(x))[::-1])])
     return None
 
 
@@ -26,7 +27,7 @@ def _squeeze(units: Units, at: At) -> str | None:
     gone = {axis % len(x) for axis in axes}
     for axis in gone:
         units.need(x[axis], "Squeeze takes it away")
-    units.give(at.node.output[0], [labels for axis, labels in enumerate(x) if axis not in gone])
+    units.give(at.y, [labels for axis, labels in enumerate(x) if axis not in gone])
     return None
 
 
@@ -36,7 +37,7 @@ def _unsqueeze(units: Units, at: At) -> str | None:
         return "the axes of Unsqueeze are not constant"
     rank, rest = len(x) + len(axes), iter(x)
     made = {axis % rank for axis in axes}
-    units.give(at.node.output[0], [None if axis in made else next(rest) for axis in range(rank)])
+    units.give(at.y, [None if axis in made else next(rest) for axis in range(rank)])
     return None
 
 
@@ -52,7 +53,7 @@ def _concat(units: Units, at: At) -> str | None:
         joined = np.concatenate([labels for labels in along if labels is not None])
     out = units.broadcast([[*axes[:axis], None, *axes[axis + 1 :]] for axes in operands])
     out[axis] = joined
-    units.give(at.node.output[0], out)
+    units.give(at.y, out)
     return None
 
 
@@ -63,11 +64,11 @@ def _split(units: Units, at: At) -> str | None:
     if labels is None or (at.has(1) and sizes is None):
         return "Split is not by constant sizes"
     if sizes is None:
-        count = len(at.node.output)
-        part = -(-len(labels) // count)
-        sizes = [part] * (count - 1) + [len(labels) - part * (count - 1)]
-    for name, own in zip(at.node.output, np.split(labels, np.cumsum(sizes)[:-1]), strict=True):
-        units.give(name, [*x[:axis], own, *x[axis + 1 :]])
+        count = len(at.node.outputs)
+        size = -(-len(labels) // count)
+        sizes = [size] * (count - 1) + [len(labels) - size * (count - 1)]
+    for part, own in zip(at.node.outputs, np.split(labels, np.cumsum(sizes)[:-1]), strict=True):
+        units.give(part, [*x[:axis], own, *x[axis + 1 :]])
     return None
 
 
@@ -81,7 +82,7 @@ def _slice(units: Units, at: At) -> str | None:
     for start, end, axis in zip(starts, ends, axes, strict=True):
         labels = x[axis % len(x)]
         out[axis % len(x)] = None if labels is None else labels[start:end]
-    units.give(at.node.output[0], out)
+    units.give(at.y, out)
     return None
 
 
@@ -90,7 +91,7 @@ def _gather(units: Units, at: At) -> str | None:
     x, indices = units.inputs(at)
     axis = at.given.get("axis", 0) % len(x)
     units.need(x[axis], "Gather picks from it")
-    units.give(at.node.output[0], [*x[:axis], *indices, *x[axis + 1 :]])
+    units.give(at.y, [*x[:axis], *indices, *x[axis + 1 :]])
     return None
 
 
@@ -98,7 +99,7 @@ def _shape(units: Units, at: At) -> str | None:
     (x,) = units.inputs(at)
     for labels in x[slice(at.given.get("start", 0), at.given.get("end", len(x)))]:
         units.need(labels, "its size is read by Shape")
-    units.give(at.node.output[0], [None])
+    units.give(at.y, [None])
     return None
 
 
@@ -106,7 +107,7 @@ def _flatten(units: Units, at: At) -> str | None:
     (x,) = units.inputs(at)
     axis = at.given.get("axis", 1)
     axis = axis + len(x) if axis < 0 else axis
-    units.give(at.node.output[0], [merge(units, part) for part in (x[:axis], x[axis:])], FLATTENED)
+    units.give(at.y, [merge(units, part) for part in (x[:axis], x[axis:])], FLATTENED)
     return None
 
 
@@ -131,9 +132,7 @@ def merge(units: Units, axes: Axes) -> Array | None:
 
 
 def _reshape(units: Units, at: At) -> str | None:
-    (x, *_), before, after = units.inputs(at), at.graph.shape(at.node.input[0]), at.graph.shape(at.node.output[0])
-    if at.node.input[0] in at.graph.constants:
-        before = list(at.graph.constants[at.node.input[0]].dims)
+    (x, *_), before, after = units.inputs(at), shape_of(at.input(0)), shape_of(at.y)
     if before is None or after is None:
         return "the shapes at Reshape are not known"
     first = last = 0
@@ -143,7 +142,7 @@ def _reshape(units: Units, at: At) -> str | None:
     while last < known - first and before[-1 - last] == after[-1 - last] != 0:
         last += 1
     middle, made = x[first : len(x) - last], after[first : len(after) - last]
-    entries = entries_of(at.graph, at.node.input[1])
+    entries = entries_of(at.input(1))
     handed = [*range(first), *range(len(after) - last, len(after))]
     joins = len(made) == 1 and isinstance(made[0], int) and made[0] > 1
     if joins:
@@ -158,19 +157,20 @@ def _reshape(units: Units, at: At) -> str | None:
     else:
         for labels in middle:
             units.need(labels, SPLIT)
-    units.give(at.node.output[0], [*x[:first], *joined, *x[len(x) - last :]], FLATTENED if joins else SPLIT)
+    units.give(at.y, [*x[:first], *joined, *x[len(x) - last :]], FLATTENED if joins else SPLIT)
     return None
 
 
-def entries_of(graph: Graph, name: str) -> list[int | None] | None:
+def entries_of(value: ir.Value | None) -> list[int | None] | None:
     """What a shape is made of: numbers where they are constants, else None; None where their count is not known."""
-    if name in graph.constants:
-        return [int(size) for size in graph.array(name).reshape(-1)]
-    node = next((node for node in graph.nodes if name in node.output), None)
+    tensor = constant(value)
+    if value is None or tensor is not None:
+        return None if tensor is None else [int(size) for size in tensor.numpy().reshape(-1)]
+    node = value.producer()
     if node is not None and node.op_type == "Concat":
-        parts = [entries_of(graph, part) for part in node.input]
+        parts = [entries_of(part) for part in node.inputs]
         return None if None in parts else [size for part in parts for size in part or ()]
-    dims = graph.shape(name)
+    dims = shape_of(value)
     return [None] * dims[0] if dims and isinstance(dims[0], int) and dims[0] else None
 
 

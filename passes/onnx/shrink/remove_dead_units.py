@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from topkast.passes.onnx.blocks import MAX_BLOCK, Array, Block, digest, fitting
-from topkast.passes.onnx.graph import Graph
 from topkast.passes.onnx.metadata import Shrunk
 
 from .constants import Known, known_constants
@@ -24,7 +23,7 @@ from .units import Linear, Units
 
 
 def shrink(
-    model: onnx.ModelProto, blocks: Iterable[Block] = ((1, 1),), names: Mapping[str, str] | None = None
+    model: ir.Model, blocks: Iterable[Block] = ((1, 1),), names: Mapping[str, str] | None = None
 ) -> tuple[list[Shrunk], dict[str, str]]:
     """Change ``model``, which holds its weights itself, in place; where nothing goes, it stays as it is.
 
@@ -36,9 +35,9 @@ def shrink(
     Returns:
         (what was done at each weight that has dead units, ``names`` with the digests of the weights as they are cut).
     """
-    graph, blocks, known_names = Graph(model), set(blocks), dict(names or {})
+    blocks, known_names = set(blocks), dict(names or {})
     whole = (lambda matrix: fitting(matrix, blocks, MAX_BLOCK).block) if blocks - {(1, 1)} else None
-    units = read_units(graph, whole)
+    units = read_units(model, whole)
     known, foldable = known_constants(units)
     parts = units.parts()
     reasons = _needed(units, parts, known, foldable)
@@ -46,19 +45,21 @@ def shrink(
     found = []
     for linear in units.linears:
         matrix = _matrix(linear)
-        name = known_names.get(digest(matrix), linear.at.node.input[1])
+        name = known_names.get(digest(matrix), str(linear.at.input(1).name))
         stays = keep[linear.rows], keep[linear.cols]
         if not (stays[0].all() and stays[1].all()) and digest(matrix) in known_names:
             smaller = linear.as_matrix(linear.weight)[np.ix_(*stays)].reshape(int(stays[0].sum()), -1)
             known_names[digest(smaller)] = name
             known_names.setdefault(digest(smaller.T), f"{name}.T")
-        found.append(_result(linear, name, parts, reasons, known, foldable[linear.at.index]))
+        found.append(_result(linear, name, parts, reasons, known, foldable[linear.at.node]))
     if not keep.all():
         cut(units, keep, foldable)
     return [one for one in found if one.dead_rows or one.dead_columns or one.rows or one.columns], known_names
 
 
-def _needed(units: Units, parts: Array, known: Mapping[str, Known], foldable: Mapping[int, Array]) -> dict[int, str]:
+def _needed(
+    units: Units, parts: Array, known: Mapping[ir.Value, Known], foldable: Mapping[ir.Node, Array]
+) -> dict[int, str]:
     """Why each part must stay that must."""
     reasons = dict[int, str]()
     needed = np.zeros(units.count, bool)
@@ -77,9 +78,9 @@ def _needed(units: Units, parts: Array, known: Mapping[str, Known], foldable: Ma
     while grows:
         grows = False
         for linear in reversed(units.linears):
-            at, constant = linear.at, ~np.isnan(foldable[linear.at.index])
+            at, constant = linear.at, ~np.isnan(foldable[linear.at.node])
             reads = linear.nonzero[needed[parts[linear.rows]]].any(axis=0) & ~constant
-            x, weight = known.get(at.node.input[0]), at.node.input[1]
+            x, weight = known.get(at.input(0)), at.input(1).name
             uneven = x.mask if x is not None and not linear.even and len(x.mask) == len(reads) else constant
             grows |= mark(linear.cols[reads & uneven], f"it is constant, but not at the border that {weight} sees")
             grows |= mark(linear.cols[reads], f"{weight} reads it, or units that go with it")
@@ -99,9 +100,9 @@ def _matrix(linear: Linear) -> Array:
 
 
 def _result(
-    linear: Linear, name: str, parts: Array, reasons: Mapping[int, str], known: Mapping[str, Known], numbers: Array
+    linear: Linear, name: str, parts: Array, reasons: Mapping[int, str], known: Mapping[ir.Value, Known], numbers: Array
 ) -> Shrunk:
-    y = known.get(linear.at.node.output[0])
+    y = known.get(linear.at.y)
     dead = [
         y.mask if y is not None else np.zeros(len(linear.rows), bool),
         ~np.isnan(numbers) | ~linear.nonzero.any(axis=0),

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import onnx_ir as ir
+
 from topkast.passes.onnx.blocks import Array, Block
-from topkast.passes.onnx.graph import Graph, graphs
+from topkast.passes.onnx.graph import constant, shape_of
 
 from .linear_rules import LINEAR
 from .move_rules import MOVES
@@ -31,31 +33,30 @@ OVER_SPACE = {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "P
 STEERED = REDUCTIONS | OVER_SPACE | {"Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"}
 
 
-def read_units(graph: Graph, block_of: Callable[[Array], Block] | None) -> Units:
+def read_units(model: ir.Model, block_of: Callable[[Array], Block] | None) -> Units:
     """Walk the graph.
 
     Args:
-        graph: the model's main graph.
+        model: its main graph is walked.
         block_of: the blocks that a weight [rows, columns] will be stored in: none is to be cut. None: any may be.
     """
-    units = Units(graph)
-    for value in graph.model.graph.input:
-        if (dims := graph.shape(value.name)) is not None:
-            units.give(value.name, [None] * len(dims), "it is an input")
-    for index, node in enumerate(graph.nodes):
-        at = At(graph, index, node)
-        standard = node.domain in ("", "ai.onnx")
-        rule = RULES.get(node.op_type) if standard else None
+    units = Units(model)
+    for value in model.graph.inputs:
+        if (dims := shape_of(value)) is not None:
+            units.give(value, [None] * len(dims), "it is an input")
+    for node in model.graph:
+        at = At(node)
+        rule = RULES.get(node.op_type) if node.domain == "" else None
         why: str | None = f"{node.op_type} reads all of it"
-        if rule is not None and all(units.of(at.operand(i)) is not None for i in range(len(node.input)) if at.has(i)):
+        if rule is not None and all(units.of(at.operand(i)) is not None for i in range(len(node.inputs)) if at.has(i)):
             why = rule(units, at)
-            for i in range(1, len(node.input) if node.op_type in STEERED else 0):
+            for i in range(1, len(node.inputs) if node.op_type in STEERED else 0):
                 if at.has(i):
                     units.need_all(at.operand(i), f"{node.op_type} is steered by it")
         if rule is None or why is not None:
             _opaque(units, at, why or f"the shapes at {node.op_type} are not known")
-    for name in graph.outputs:
-        units.need_all(name, "it is an output")
+    for value in model.graph.outputs:
+        units.need_all(value, "it is an output")
     for linear in units.linears:
         if (
             block_of is not None and linear.at.given.get("group", 1) == 1
@@ -68,43 +69,44 @@ def read_units(graph: Graph, block_of: Callable[[Array], Block] | None) -> Units
 
 
 def _opaque(units: Units, at: At, why: str) -> None:
-    for i in range(len(at.node.input)):
+    for i in range(len(at.node.inputs)):
         if at.has(i):
             units.need_all(at.operand(i), why)
-    for attribute in at.node.attribute:
-        for inner in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
-            for held in graphs(inner):
-                for name in {*(name for node in held.node for name in node.input), *(v.name for v in held.output)}:
-                    if name in units.axes or name in units.graph.constants:
-                        units.need_all(name, why)
-    for name in filter(None, at.node.output):
-        dims = units.graph.shape(name)
-        if dims is not None:
-            units.give(name, [None] * len(dims), f"it comes from {at.node.op_type}")
+    for inner in at.node.attributes.values():
+        held = [inner.as_graph()] if inner.type == ir.AttributeType.GRAPH else []
+        held += inner.as_graphs() if inner.type == ir.AttributeType.GRAPHS else []
+        for graph in held:
+            read = {value for node in graph.all_nodes() for value in node.inputs} | {*graph.outputs}
+            for value in read:
+                if value is not None and (value in units.axes or constant(value) is not None):
+                    units.need_all(value, why)
+    for value in at.node.outputs:
+        if value.name and (dims := shape_of(value)) is not None:
+            units.give(value, [None] * len(dims), f"it comes from {at.node.op_type}")
 
 
 def _elementwise(units: Units, at: At) -> str | None:
-    if len(at.node.output) > 1 or (at.node.op_type == "Dropout" and at.has(2)):
+    if len(at.node.outputs) > 1 or (at.node.op_type == "Dropout" and at.has(2)):
         return f"{at.node.op_type} may be in training mode"
-    units.give(at.node.output[0], units.broadcast(units.inputs(at)))
+    units.give(at.y, units.broadcast(units.inputs(at)))
     return None
 
 
 def _over_axes(units: Units, at: At) -> str | None:
     """Softmax, LayerNormalization: elementwise but for axes that are read whole."""
-    if sum(map(bool, at.node.output)) > 1:
+    if sum(bool(output.name) for output in at.node.outputs) > 1:
         return f"{at.node.op_type} has several outputs"
     x, *rest = units.inputs(at)
     axis = at.given.get("axis", -1) % len(x)
     for labels in x[axis : axis + 1] if at.node.op_type.endswith("Softmax") else x[axis:]:
         units.need(labels, f"{at.node.op_type} reads all of it")
-    units.give(at.node.output[0], units.broadcast([x, *rest]))
+    units.give(at.y, units.broadcast([x, *rest]))
     return None
 
 
 def _per_channel(units: Units, at: At) -> str | None:
     """BatchNormalization in inference and InstanceNormalization: vectors for axis 1, each channel by itself."""
-    if sum(map(bool, at.node.output)) > 1 or at.given.get("training_mode"):
+    if sum(bool(output.name) for output in at.node.outputs) > 1 or at.given.get("training_mode"):
         return f"{at.node.op_type} is in training mode"
     x, *vectors = units.inputs(at)
     if len(x) < 2 or x[1] is None:
@@ -115,19 +117,19 @@ def _per_channel(units: Units, at: At) -> str | None:
     if at.node.op_type == "InstanceNormalization":
         for labels in x[2:]:
             units.need(labels, "InstanceNormalization reads all of it")
-    units.give(at.node.output[0], x)
+    units.give(at.y, x)
     return None
 
 
 def _over_space(units: Units, at: At) -> str | None:
     """Pooling, Resize by constant factors, Pad: channels are handed on."""
     kind, (x, *_) = at.node.op_type, units.inputs(at)
-    if sum(map(bool, at.node.output)) > 1:
+    if sum(bool(output.name) for output in at.node.outputs) > 1:
         return f"{kind} has several outputs"
     kept = [0, 1]
     if kind == "Resize":
         scales = at.constant(2)
-        crops = at.given.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+        crops = at.given.get("coordinate_transformation_mode") == "tf_crop_and_resize"
         if at.has(3) or scales is None or "axes" in at.given or crops:
             return "Resize is not by constant factors of every axis"
         kept = [axis for axis, scale in enumerate(scales.reshape(-1)) if scale == 1]
@@ -139,7 +141,7 @@ def _over_space(units: Units, at: At) -> str | None:
     for axis, labels in enumerate(x):
         if axis not in kept:
             units.need(labels, f"{kind} reads all of it")
-    units.give(at.node.output[0], [labels if axis in kept else None for axis, labels in enumerate(x)])
+    units.give(at.y, [labels if axis in kept else None for axis, labels in enumerate(x)])
     return None
 
 
@@ -154,7 +156,7 @@ def _reduce(units: Units, at: At) -> str | None:
         units.need(x[axis], f"{at.node.op_type} reads all of it")
     keep = at.given.get("keepdims", 1)
     stay = [None if axis in gone else labels for axis, labels in enumerate(x) if keep or axis not in gone]
-    units.give(at.node.output[0], stay)
+    units.give(at.y, stay)
     return None
 
 

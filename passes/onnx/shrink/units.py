@@ -14,37 +14,50 @@ from typing import Any
 
 import networkx
 import numpy as np
-from onnx import NodeProto, helper
+import onnx_ir as ir
 
 from topkast.passes.onnx.blocks import Array
-from topkast.passes.onnx.graph import Graph
+from topkast.passes.onnx.graph import array_of, constant, shape_of
 
 Axes = list[Array | None]  # labels, int64 [size], axis by axis; None where the size is not fixed
-Operand = str | tuple[str, int, int]  # a value, or a small constant in one place: (name, node, input)
+Use = tuple[ir.Node, int]  # one input of a node
+Operand = ir.Value | Use  # a value, or a small constant in one place
 
 
 @dataclass(frozen=True)
 class At:
-    """A node of the graph, the ``index``-th."""
+    """A node of the graph, and its parts as numbers."""
 
-    graph: Graph
-    index: int
-    node: NodeProto
+    node: ir.Node
 
     @cached_property
     def given(self) -> dict[str, Any]:
         """The attributes."""
-        return {attribute.name: helper.get_attribute_value(attribute) for attribute in self.node.attribute}
+        return {attribute.name: attribute.value for attribute in self.node.attributes.values()}
+
+    @property
+    def y(self) -> ir.Value:
+        """The first output."""
+        return self.node.outputs[0]
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """The inputs that the node has."""
+        return [value for value in self.node.inputs if value is not None]
+
+    def input(self, i: int) -> ir.Value:
+        """Input ``i``, which the node has."""
+        value = self.node.inputs[i]
+        assert value is not None
+        return value
 
     def has(self, i: int) -> bool:
-        return len(self.node.input) > i and bool(self.node.input[i])
+        return len(self.node.inputs) > i and self.node.inputs[i] is not None
 
     def constant(self, i: int) -> Array | None:
         """Input ``i``, where it is a constant."""
-        return self.graph.array(self.node.input[i]) if self.has(i) and self._fixed(i) else None
-
-    def _fixed(self, i: int) -> bool:
-        return self.node.input[i] in self.graph.constants
+        tensor = constant(self.node.inputs[i]) if self.has(i) else None
+        return None if tensor is None else tensor.numpy()
 
     def ints(self, i: int) -> list[int] | None:
         """A constant input of integers as a list."""
@@ -53,10 +66,10 @@ class At:
 
     def operand(self, i: int) -> Operand:
         """Input ``i``. Nodes may share vectors because these are equal, which ties no units: each use has its own."""
-        name = self.node.input[i]
-        if self._fixed(i) and sum(size != 1 for size in self.graph.constants[name].dims) < 2:
-            return name, self.index, i
-        return name
+        value = self.input(i)
+        tensor = constant(value)
+        small = tensor is not None and sum(size != 1 for size in tensor.shape.numpy()) < 2
+        return (self.node, i) if small else value
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class Linear:
 
     @property
     def weight(self) -> Array:
-        return self.at.graph.array(self.at.node.input[1])
+        return array_of(self.at.input(1))
 
     def times(self, constants: Array) -> Array:
         """What constants [cols] add to each row, float64."""
@@ -98,8 +111,8 @@ class Linear:
 class Units:
     """Labels, ties, what is needed, and the linear operators met, in the graph's order."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
         self.ties = networkx.Graph()
         self.needed: dict[int, str] = {}  # label -> why it must stay
         self.axes: dict[Operand, Axes] = {}
@@ -117,21 +130,20 @@ class Units:
     def of(self, operand: Operand) -> Axes | None:
         """The axes of a constant or of a value that has been labelled; None where its shape is not known."""
         if operand not in self.axes:
-            name = operand if isinstance(operand, str) else operand[0]
-            if name in self.graph.constants:
-                self.axes[operand] = [self.fresh(size) for size in self.graph.constants[name].dims]
-            else:
+            tensor = constant(operand if isinstance(operand, ir.Value) else operand[0].inputs[operand[1]])
+            if tensor is None:
                 return None
+            self.axes[operand] = [self.fresh(size) for size in tensor.shape.numpy()]
         return self.axes[operand]
 
     def inputs(self, at: At) -> list[Axes]:
         """The axes of each input that a node has; all of them are known."""
-        return [self.of(at.operand(i)) or [] for i in range(len(at.node.input)) if at.has(i)]
+        return [self.of(at.operand(i)) or [] for i in range(len(at.node.inputs)) if at.has(i)]
 
-    def give(self, name: str, axes: Sequence[Array | None], why: str = "its axis is of no known units") -> None:
+    def give(self, value: ir.Value, axes: Sequence[Array | None], why: str = "its axis is of no known units") -> None:
         """Label a value; an axis without labels whose size the file gives gets some of its own, which stay."""
-        sizes = self.graph.shape(name) or [0] * len(axes)
-        self.axes[name] = [
+        sizes = shape_of(value) or [0] * len(axes)
+        self.axes[value] = [
             self._unknown(size, why) if labels is None else labels for labels, size in zip(axes, sizes, strict=True)
         ]
 

@@ -15,9 +15,10 @@ from torch.export import Dim
 
 import topkast
 from topkast.compiler.export import parity
-from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.convert import Wanted
 from topkast.tests.passes.onnx.test_onnx_zoo import feeds, trials
 from topkast.tests.support.models.exported import ZOO
+from topkast.tests.support.protobuf import convert
 from topkast.tests.support.stated import assert_stated
 
 OUTPUTS: dict[str, dict[str, list[Any]]] = {

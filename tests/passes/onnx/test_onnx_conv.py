@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from topkast.passes.onnx.blocks import encode
-from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.convert import Wanted
 from topkast.passes.onnx.formats import custom
 from topkast.runtime import native
 from topkast.tests.runtime.native.test_native import within
 from topkast.tests.support.models.product_files import dense_file, parts, session, sparse_matrix
+from topkast.tests.support.protobuf import convert
 from topkast.tests.support.stated import assert_stated, assert_valid
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")

@@ -22,11 +22,12 @@ from topkast.compiler.cli.inspect_file import main
 from topkast.compiler.export import parity
 from topkast.passes.onnx import metadata, writer
 from topkast.passes.onnx.blocks import MAX_BLOCK, encode, fitting
-from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.convert import Wanted
 from topkast.passes.onnx.formats import AUTO, FORMATS, block, compact
 from topkast.runtime import native
 from topkast.tests.runtime.onnx.test_onnx_library import check
 from topkast.tests.support.models.product_files import dense_file, run, session, sparse_matrix
+from topkast.tests.support.protobuf import convert
 from topkast.tests.support.stated import assert_stated, assert_valid
 from topkast.tests.support.truth.builders import CASES
 

@@ -16,10 +16,10 @@ from torch import nn
 import topkast
 from topkast.compiler.cli.inspect_file import main
 from topkast.passes.onnx import metadata, writer
-from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.convert import Wanted
 from topkast.passes.onnx.metadata import Shrunk
-from topkast.passes.onnx.shrink.remove_dead_units import shrink
 from topkast.tests.support.models.nets import Net, assert_same
+from topkast.tests.support.protobuf import convert, rewrite_nothing, shrink
 from topkast.tests.support.stated import assert_stated
 from topkast.tests.support.truth.budget import assert_budget
 from topkast.tests.support.truth.builders import CASES
@@ -32,6 +32,7 @@ def dims(model: onnx.ModelProto) -> dict[str, list[int]]:
 def check(net: Net, *outputs: str, where: str = "", blocks: Any = ((1, 1),)) -> tuple[onnx.ModelProto, list[Shrunk]]:
     """Shrink; what is left computes the same, is a fixed point, and is the same file if nothing went."""
     model = net.model(*outputs)
+    rewrite_nothing(model)
     before = model.SerializeToString()
     found, _ = shrink(model, blocks)
     once = model.SerializeToString()

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.compiler.export import parity
-from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.convert import Wanted
 from topkast.runtime import native
 from topkast.tests.support.models.exported import ZOO, Exported, first
 from topkast.tests.support.models.product_files import session
+from topkast.tests.support.protobuf import convert
 from topkast.tests.support.stated import assert_stated
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")

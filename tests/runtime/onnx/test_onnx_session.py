@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.convert import Wanted
 from topkast.runtime import native
 from topkast.runtime.onnx import providers
 from topkast.tests.runtime.onnx.test_onnx_library import check
 from topkast.tests.support.models.product_files import dense_file, sparse_file, sparse_matrix
+from topkast.tests.support.protobuf import convert
 from topkast.tools.common.places import ROOT
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from rich.table import Table
 
 import topkast
 from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.writer import save
 from topkast.tools.bench.layer import block_name
 from topkast.tools.common.pairs import add_timing, geomean, show, spread
 from topkast.tools.common.results import CONSOLE, progress
@@ -111,8 +113,9 @@ def files(folder: Path, layer: Layer, unit: tuple[int, int], sparsity: float) ->
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     paths = folder / "dense.onnx", folder / "sparse.onnx"
     onnx.save(model, paths[0])
-    convert(model, Wanted("custom", blocks=[unit]))
-    onnx.save(model, paths[1])
+    read = ir.load(paths[0])
+    convert(read, Wanted("custom", blocks=[unit]))
+    save(read, paths[1])
     return paths
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from topkast.passes.onnx.convert import Wanted, convert
+from topkast.passes.onnx.writer import save
 from topkast.tools.bench.layer import block_name
 
 
@@ -32,10 +34,10 @@ def layer_files(
     """Write both. The blocks of the format "block" are balanced, as it wants them; others are spread at random."""
     matrix = random_matrix(shape, block, sparsity, balanced=format == "block")
     dense_path, sparse_path = (folder / f"{kind}-{format}-{block_name(block)}.onnx" for kind in ("dense", "sparse"))
-    dense = layer(matrix)
-    onnx.save(dense, dense_path)
-    (site,) = convert(dense, Wanted(format, blocks=[block], sizes={"m": 32}))
-    onnx.save(dense, sparse_path)
+    onnx.save(layer(matrix), dense_path)
+    model = ir.load(dense_path)
+    (site,) = convert(model, Wanted(format, blocks=[block], sizes={"m": 32}))
+    save(model, sparse_path)
     return LayerFile(dense_path, sparse_path, shape, block, sparsity, format, site.format)
 
 
