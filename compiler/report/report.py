@@ -17,7 +17,7 @@ WIDTH = 100  # columns of text that is printed to no terminal
 
 
 class Report(Facts):
-    """The facts of :func:`report`.
+    """The facts of :func:`topkast.report`.
 
     - ``print`` shows the most important facts on one screen: at most 15 lines if there are 80 columns or more. Layers
       that are equal are one line, and ``*`` stands for the numbers in their names.
