@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import topkast
+from topkast.compiler.checkpoint.validate import check_sites
 from topkast.tests.support.truth.builders import CASES
 
 RESUME = """
@@ -234,3 +235,11 @@ def test_plain_state_dicts_resume_bit_for_bit(steps: int) -> None:
         thing.load_state_dict(state)
     train("mlp", made[1], optimizers[1], steps, 12)
     assert same(state_of(made[1], optimizers[1]), state_of(made[0], optimizers[0]))
+
+
+@pytest.mark.parametrize("field", ["shape", "perm", "lead", "block", "n_fwd", "n_bwd"])
+def test_a_site_that_differs_in_one_field_is_refused(field: str) -> None:
+    site = {"shape": [8, 8], "perm": [0, 1], "lead": 1, "block": [1, 1], "n_fwd": 6, "n_bwd": 12}
+    check_sites(Path("file"), {"w": site}, {"w": dict(site)})
+    with pytest.raises(topkast.CheckpointError, match=f"w: {field} 7 in the file"):
+        check_sites(Path("file"), {"w": site}, {"w": {**site, field: 7}})

@@ -169,6 +169,17 @@ def test_globs_and_sizes():
         choose(model, 3)
 
 
+def test_a_weight_of_exactly_min_size_is_sparse():
+    assert list(choose(nn.Sequential(nn.Linear(8, 2)), min_size=16).sparse) == ["0.weight"]
+    assert list(choose(nn.Sequential(nn.Linear(8, 2)), min_size=17).sparse) == []
+
+
+@pytest.mark.parametrize("inputs", [None, IMAGES])
+def test_only_one_convolution_of_a_chain_is_the_first(inputs):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    assert list(choose(model, inputs).sparse) == ["2.weight", "4.weight"]
+
+
 def test_ties():
     model = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)})
     model["b"].weight = model["a"].weight

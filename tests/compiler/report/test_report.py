@@ -55,6 +55,22 @@ def test_counts_are_those_of_the_masks(options: dict[str, Any]) -> None:
     assert used["sparse"] == sum(used[key] for key in ("values", "gradient", "optimizer", "index", "reservoir"))
 
 
+def test_churn_is_the_share_of_each_set_that_is_new() -> None:
+    model, _ = _trained("tied", steps=2)
+    before = topkast.masks(model)
+    case = CASES["tied"]
+    (inputs, target), *_ = case.batches(1)
+    case.loss(model(*inputs), target).backward()  # the forward refreshes
+    after, shares = topkast.masks(model), []
+    for row in topkast.report(model).sites:
+        pairs = zip(before[row["name"]], after[row["name"]], strict=True)
+        expected = [int((new & ~old).sum()) / int(new.sum()) for old, new in pairs]
+        shares += expected
+        (entry,) = row["churn"]
+        assert [entry["new_a"], entry["new_b"]] == expected
+    assert any(0 < share < 0.5 for share in shares), "the share that stayed must be another number"
+
+
 def test_flops_follow_the_paper() -> None:
     model, _ = _trained("gpt2", balanced=False)  # exactly the densities asked for
     flops = topkast.report(model).totals["flops"]

@@ -121,6 +121,7 @@ def test_autocast_casts_values_not_the_dense_weight():
         (lambda x, w, b: x[:, :6] @ w[:6], "cut into pieces"),
         (lambda x, w, b: x @ torch.cat([w, torch.ones(12, 2)], 1), "cut into pieces or joined: used by cat"),
         (lambda x, w, b: x @ w.view(4, 2, 3, 4).transpose(1, 2).reshape(8, 12).t(), "are mixed"),
+        (lambda x, w, b: x[:, :8] @ w.view(4, 2, 3, 4).transpose(1, 2).reshape(8, 12), "are mixed"),
     ],
 )
 def test_near_misses_are_left_alone_and_explained(use, why):
@@ -133,6 +134,13 @@ def test_near_misses_are_left_alone_and_explained(use, why):
     out.sum().backward()
     reasons = [reason for site in sites(model).values() for (_, _, reason) in site.ran]
     assert any(why in reason for reason in reasons), reasons
+
+
+def test_the_backward_keeps_no_dense_weight():
+    torch.manual_seed(0)
+    model = convert(Holder((8, 12), lambda x, w, b: x @ w.t() + w.sin().sum()), x := rows(5, 12), include="w")
+    saved = model(x).grad_fn.saved_tensors
+    assert saved and all(tensor.numel() < 8 * 12 for tensor in saved if tensor.is_floating_point())
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

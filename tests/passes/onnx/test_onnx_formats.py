@@ -306,6 +306,22 @@ def test_the_file_says_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["inspect", str(result.path)]) == 0
     said = capsys.readouterr().out
     assert linear.name in said and "custom" in said and f"{result.bytes:,} bytes" in said
+    whole = result.bytes + sum(site.dense_bytes - site.bytes for site in result.sites)
+    assert f"{result.bytes / whole:.0%} of the {whole:,} of a dense file" in said
+
+
+@pytest.mark.parametrize("attributes", [{"alpha": 2.0}, {"beta": 2.0}, {"transA": 1}, {}])
+def test_a_product_that_is_scaled_or_turned_stays(attributes: dict[str, Any]) -> None:
+    """Only Gemm as PyTorch exports it is x Wᵀ + bias."""
+    matrix, bias = sparse_matrix(32, 32, (4, 1), 0.1), np.linspace(-1, 1, 32, dtype=np.float32)
+    model = dense_file(matrix, bias, (32,))
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("Gemm", ["x", "w", "b"], ["y"], **attributes))
+    before, x = model.SerializeToString(), np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    convert(model, Wanted("custom", False, [(4, 1)]))
+    assert [node.op_type for node in model.graph.node] == ["Gemm" if attributes else "SparseMatMul"]
+    made, expected = session(model), onnxruntime.InferenceSession(before).run(None, {"x": x})[0]
+    np.testing.assert_allclose(made.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_inspect_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
