@@ -1,8 +1,9 @@
 """Plant errors in a copy of the tree, one after the other, and run the tests that must see them.
 
-`planted.toml` lists the errors: a file, the text to replace, the new text, the tests, and `long = true` if only tests that
-are marked `long` see the error. An error in C++ is built into the library of the copy. Each test that failed must pass in the copy without errors; otherwise the test has not seen the
-error. An error that no test sees makes the exit code 1. The tree itself is not changed.
+`planted.toml` lists the errors: a file, the text to replace, the new text, the tests, and `long = true` if only tests
+that are marked `long` see the error. An error in C++ is built into the library of the copy. Each test that failed must
+pass in the copy without errors; otherwise the test has not seen the error. An error that no test sees makes the exit
+code 1. The tree itself is not changed.
 """
 
 from __future__ import annotations
