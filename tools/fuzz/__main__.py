@@ -1,8 +1,9 @@
 """Plant errors in a copy of the tree, one after the other, and run the tests that must see them.
 
-`planted.toml` lists the errors: a file, the text to replace, the new text, and the tests. An error in C++ is built into
-the library of the copy. Each test that failed must pass in the copy without errors; otherwise the test has not seen the
-error. An error that no test sees makes the exit code 1. The tree itself is not changed.
+`planted.toml` lists the errors: a file, the text to replace, the new text, the tests, and `long = true` if only tests
+that are marked `long` see the error. An error in C++ is built into the library of the copy. Each test that failed must
+pass in the copy without errors; otherwise the test has not seen the error. An error that no test sees makes the exit
+code 1. The tree itself is not changed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--errors", type=Path, default=Path(__file__).with_name("planted.toml"), help="the list")
     parser.add_argument("--only", default="", metavar="TEXT", help="only errors in files whose name contains this")
-    parser.add_argument("--long", action="store_true", help="run the long tests too")
     parser.add_argument("--out", type=Path, default=RESULTS / "planted.json", help="the JSON file")
     return parser.parse_args(argv)
 
@@ -68,7 +68,7 @@ def build(root: Path) -> None:
     subprocess.run(["c++", *options, *include, *map(str, native.glob("*/*.cpp")), "-o", str(library)], check=True)
 
 
-def planted(root: Path, error: dict[str, Any], long: bool) -> dict[str, Any]:
+def planted(root: Path, error: dict[str, Any]) -> dict[str, Any]:
     """Whether the tests see one error."""
     path = root / error["file"]
     text = path.read_text(encoding="utf-8")
@@ -80,7 +80,7 @@ def planted(root: Path, error: dict[str, Any], long: bool) -> dict[str, Any]:
     try:
         if path.suffix in BUILT:
             build(root)
-        found = failed(root, error["tests"], long, "-x")
+        found = failed(root, error["tests"], error.get("long", False), "-x")
     finally:
         path.write_text(text, encoding="utf-8")
         for library, content in libraries.items():
@@ -88,10 +88,10 @@ def planted(root: Path, error: dict[str, Any], long: bool) -> dict[str, Any]:
     return {**error, "seen": bool(found), "by": "".join(found), "seconds": round(time.monotonic() - start)}
 
 
-def check_clean(root: Path, found: list[dict[str, Any]], long: bool) -> None:
+def check_clean(root: Path, found: list[dict[str, Any]]) -> None:
     """Count an error as not seen if the test that failed fails without the error too."""
     tests = sorted({error["by"] for error in found if error["seen"]})
-    wrong = failed(root, tests, long) if tests else []
+    wrong = failed(root, tests, True) if tests else []
     for error in found:
         if error["seen"] and error["by"] in wrong:
             error.update(seen=False, by=f"{error['by']} fails without the error too")
@@ -106,9 +106,9 @@ def main(argv: list[str] | None = None) -> int:
         root = copied(Path(folder))
         task = bar.add_task("errors", total=len(errors))
         for error in errors:
-            found.append(planted(root, error, args.long))
+            found.append(planted(root, error))
             bar.advance(task)
-        check_clean(root, found, args.long)
+        check_clean(root, found)
     table = Table("file", "seen", "by")
     for one in found:
         table.add_row(one["file"], str(one["seen"]), one["by"])
