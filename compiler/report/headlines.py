@@ -77,7 +77,10 @@ def _refresh(report: Facts) -> str:
     churn = report.totals["churn"]
     if churn is None:
         return "none: A and B stay as they are" if coming is None else f"none yet, next at step {coming}"
-    then = "no other will come" if coming is None else f"next at {coming}"
+    if coming is None:
+        then = "no other will come"
+    else:
+        then = "the next is due now" if coming <= report.totals["step"] else f"next at {coming}"
     return f"last at step {last}, {then}; churn: {churn['new_a']:.1%} of A, {churn['new_b']:.1%} of B"
 
 

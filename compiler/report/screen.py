@@ -82,7 +82,7 @@ def _warnings(warnings: list[str], some: int, console: Console, width: int) -> T
 def _layers(layers: list[Layers], some: int, width: int) -> Group:
     """The first ``some`` groups of layers, and a line about all that is not shown."""
     shown, hidden = layers[:some], layers[some:]
-    more = "every layer, and what was measured: .details()"
+    more = "every layer, and all measurements: print(topkast.report(model).details())"
     if hidden:
         number = plural(sum(len(group.rows) for group in hidden), "layer")
         more = f"{plural(len(hidden), 'more group')} ({number}): .details() shows every layer"

@@ -91,7 +91,7 @@ def test_fresh_weights_start_with_the_norm_of_their_largest_tenth(options: dict[
     plain = topkast.sparsify(copy.deepcopy(dense), initial=None, **{"fwd": 0.8, **options})
     assert all(map(torch.equal, topkast.masks(model)["weight"], topkast.masks(plain)["weight"]))
     assert f"initial='auto': 1 weights that look as they were drawn were multiplied by {factor:.2f}" in str(
-        topkast.report(model)
+        topkast.report(model).details()
     )
 
 
