@@ -41,7 +41,7 @@ def test_ten_steps_after_entering(name: str, monkeypatch: pytest.MonkeyPatch) ->
             return theta.detach()
         return torch.full_like(theta, numbers[entry]) if entry in numbers else known(optimizer, group, entry, theta)
 
-    monkeypatch.setattr("oracle.begin", begin)
+    monkeypatch.setattr("topkast.tests.support.truth.oracle.begin", begin)
     further = ways.SUMS if name in ("prodigy", "lamb") else {}  # a sum's order is nobody's promise
     make = partial(pytorch_optimizer.load_optimizer(name), **settings)
     trio = Trio(CASES["mlp"], SPARSE, make, further=dict(further))
