@@ -1,7 +1,7 @@
 """Directives for the pages in docs/ whose content is made while the pages are built.
 
 ``{options}`` is the table of the options, ``{formats}`` the table of the export formats. ``{results} NAME`` is a table
-of stored results, see ``results.py``. ``{graph} NAME`` is a listing of a small model that is trained and exported for
+of stored results, see ``stored_tables.py``. ``{graph} NAME`` is a listing of a small model that is trained and exported for
 the page, see ``graphs.py``.
 """
 
@@ -14,7 +14,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from . import graphs, results, tables
+from . import graphs, record_tables, stored_tables
 
 
 def _made_by(parts: Mapping[str, Callable[[], str]], kind: str = "") -> type[SphinxDirective]:
@@ -44,8 +44,8 @@ def _made_by(parts: Mapping[str, Callable[[], str]], kind: str = "") -> type[Sph
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this once."""
-    app.add_directive("options", _made_by({"": tables.options}, "stacked"))
-    app.add_directive("formats", _made_by({"": tables.formats}, "stacked"))
-    app.add_directive("results", _made_by(results.TABLES))
+    app.add_directive("options", _made_by({"": record_tables.options}, "stacked"))
+    app.add_directive("formats", _made_by({"": record_tables.formats}, "stacked"))
+    app.add_directive("results", _made_by(stored_tables.TABLES))
     app.add_directive("graph", _made_by(graphs.PARTS))
     return {"parallel_read_safe": True}

@@ -71,7 +71,7 @@ def train(grid: list[Point], args: argparse.Namespace, console: Console) -> int:
 def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
     """The tables or the picture of one grid."""
     # What draws and counts needs packages that training does not.
-    from topkast.tools.study.shown.figures import rows
+    from topkast.tools.study.shown.estimates import rows
     from topkast.tools.study.shown.grid_tables import sheets
 
     found = rows(grid, read(args.results), read_times(args.times))
@@ -88,7 +88,7 @@ def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
 
 def report(args: argparse.Namespace, console: Console) -> None:
     """Every table and picture that is kept in the repository."""
-    from topkast.tools.study.shown.figures import compared, rows
+    from topkast.tools.study.shown.estimates import compared, rows
     from topkast.tools.study.shown.plot import plot
     from topkast.tools.study.shown.whole_report import tables
 

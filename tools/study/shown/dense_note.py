@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .figures import Row
+from .estimates import Row
 
 SPLIT = (
     "With split rates (matrices at 2e-3, the rest at 16e-3; a trial on the study's own code, three seeds, not in the "

@@ -12,7 +12,7 @@ from rich.table import Table
 from topkast.tools.study.tasks import task_of
 
 from .dense_note import caption
-from .figures import Row, estimate
+from .estimates import Row, estimate
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from topkast.tools.study.run_fields import StudyError
 from topkast.tools.study.store import read
 from topkast.tools.study.times import read_times
 
-from .figures import Row, rows
+from .estimates import Row, rows
 from .grid_tables import Sheet
 from .whole_report import summary
 

@@ -17,7 +17,7 @@ from topkast.tools.common.figures import BLUE, FAINT, GREY, SMALL, VERMILLION, f
 from topkast.tools.study.tasks import task_of
 
 from .dense_note import ALIKE
-from .figures import Row, estimate
+from .estimates import Row, estimate
 from .plot_rates import draw_rates
 
 COSTS = {"flops": ("FLOPs", 1.0), "time": ("time, s", 1.0), "bytes": ("state, MB", 1e6)}  # title, unit

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from topkast.tools.common.figures import COLOURS, frame, svg
 
-from .figures import Row, estimate
+from .estimates import Row, estimate
 
 MARKERS = "osD^v<>P"
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from topkast.tools.study.run_fields import StudyError
-from topkast.tools.study.shown.figures import estimate
+from topkast.tools.study.shown.estimates import estimate
 from topkast.tools.study.shown.grid_tables import Sheet
 
 HEAD = """## topology

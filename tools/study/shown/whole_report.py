@@ -12,7 +12,7 @@ from topkast.tools.study.tasks import task_of
 from topkast.tools.study.times import Times
 
 from .dense_note import caption
-from .figures import Row, compared, estimate, rows
+from .estimates import Row, compared, estimate, rows
 from .grid_tables import Sheet, sheets
 from .topology import topology
 

@@ -9,7 +9,7 @@ import pytest
 
 from topkast.tools.bench.tables import read
 from topkast.tools.common.places import DOCS
-from topkast.tools.docs.results import DYNAMICS, TABLES
+from topkast.tools.docs.stored_tables import DYNAMICS, TABLES
 from topkast.tools.study.shown.page_tables import churn
 
 

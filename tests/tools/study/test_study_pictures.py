@@ -13,7 +13,7 @@ from topkast.compiler.topology.dynamics import Moved
 from topkast.tools.common.figures import matplotlib_of
 from topkast.tools.study import __main__ as study
 from topkast.tools.study.grid import read_grid
-from topkast.tools.study.shown.figures import Row, compared, rows
+from topkast.tools.study.shown.estimates import Row, compared, rows
 from topkast.tools.study.shown.plot import lines_of, plot
 from topkast.tools.study.shown.plot_dynamics import plot_bars, plot_layers
 from topkast.tools.study.store import read

@@ -16,7 +16,7 @@ from topkast.tools.study.grid import Point
 from topkast.tools.study.models import width_for
 from topkast.tools.study.references import layers_of
 from topkast.tools.study.run_fields import Run, StudyError, canonical
-from topkast.tools.study.shown.figures import rows
+from topkast.tools.study.shown.estimates import rows
 from topkast.tools.study.store import read
 from topkast.tools.study.tasks import TASKS
 from topkast.tools.study.times import Times

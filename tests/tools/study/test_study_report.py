@@ -14,7 +14,7 @@ from topkast.tools.study.grid import Point, read_grid
 from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.shown import page_tables
 from topkast.tools.study.shown.dense_note import caption
-from topkast.tools.study.shown.figures import Row, compared, estimate, rows
+from topkast.tools.study.shown.estimates import Row, compared, estimate, rows
 from topkast.tools.study.shown.grid_tables import sheets
 from topkast.tools.study.shown.topology import WAYS, topology
 from topkast.tools.study.shown.whole_report import about, summary, tables

@@ -9,7 +9,7 @@ import re
 import topkast
 from topkast.passes.onnx.formats import FORMATS
 from topkast.tools.common.places import DOCS
-from topkast.tools.docs import tables
+from topkast.tools.docs import record_tables as tables
 
 
 def test_the_options_are_the_arguments_of_compile() -> None:
