@@ -1,4 +1,4 @@
-"""Make a function's signature, its docstring and the table of options from the records of the function's options."""
+"""Make a function's signature and its docstring from the records of the function's options."""
 
 from __future__ import annotations
 
@@ -42,12 +42,3 @@ def with_options(records: Sequence[Option], rest: str = "") -> Callable[[F], F]:
 def _entry(one: Option) -> str:
     text = f"{one.name}: {one.says} {one.more}".rstrip()
     return textwrap.fill(text, 116, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
-
-
-def table(records: Sequence[Option]) -> str:
-    """The options as a table in Markdown: name, default, meaning."""
-    lines = ["| argument | default | meaning |", "| --- | --- | --- |"]
-    for one in records:
-        default = repr(one.default).replace("'", '"')
-        lines.append(f"| `{one.name}` | `{default}` | {one.says.replace('``', '`')} |")
-    return "\n".join(lines)

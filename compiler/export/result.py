@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from topkast.compiler.report.groups import by_kind, grouped, label
+from topkast.compiler.report.groups import by_kind, grouped, label, with_counts
 from topkast.compiler.report.numbers import plural
 from topkast.compiler.report.plain_text import labelled, to_text
 
 if TYPE_CHECKING:
     from topkast.passes.onnx.metadata import Shrunk, SiteResult
 
-WIDTH = 100  # columns of text that is printed to no terminal
 NAMES = 4  # groups of weights that lost dead units
 REASONS = 2  # for each format, and for dead units that stayed
 DENSE = "dense"
-PARITY = "not verified"
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class ExportResult:
         return labelled(self._sentences())
 
     def __str__(self) -> str:
-        return to_text(self, WIDTH)
+        return to_text(self)
 
     def _sentences(self) -> Iterator[tuple[str, str]]:
         """(label, sentence) about the file, and about all that the export changed."""
@@ -70,12 +68,12 @@ class ExportResult:
         yield "file", str(self.path)
         yield "size", f"{self.bytes:,} bytes" + (f", {of_dense}" if of_dense else "")
         yield "format", f"{self.format}, {self.precision}, opset {self.opset}"
-        yield "parity", PARITY if self.max_error is None else f"max error {self.max_error:.2e} in ONNX Runtime"
+        yield "parity", "not verified" if self.max_error is None else f"max error {self.max_error:.2e} in ONNX Runtime"
         yield "inputs", _shapes(self.inputs)
         yield "outputs", _shapes(self.outputs)
         for format in sorted({site.format for site in self.sites}, key=lambda format: format == DENSE):
             whys = Counter(site.why for site in self.sites if site.format == format)
-            yield format, _reasons(whys, "weight")
+            yield format, with_counts(by_kind(whys), REASONS, "weight")
         yield from dead_units(self.shrunk)
         for note in self.notes:
             yield "note", note
@@ -98,15 +96,7 @@ def dead_units(shrunk: list[Shrunk]) -> Iterator[tuple[str, str]]:
             number, _, said = text.partition(" ")
             kept[said.partition(": ")[2]] += int(number)
     if kept:
-        yield "not removed", _reasons(kept, "dead unit")
-
-
-def _reasons(counts: Mapping[str, int], noun: str) -> str:
-    """The most frequent reasons, each with its count."""
-    found = by_kind(counts)
-    rest = sum(number for number, _ in found[REASONS:])
-    parts = [f"{plural(number, noun)} ({why})" for number, why in found[:REASONS]]
-    return ", ".join(parts + [f"{plural(rest, noun)} (other reasons)"] * (rest > 0))
+        yield "not removed", with_counts(by_kind(kept), REASONS, "dead unit")
 
 
 def _shapes(named: dict[str, list[int | str]]) -> str:

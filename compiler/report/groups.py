@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from .numbers import plural
+
 NUMBER = re.compile(r"\d+")
 FEW = 4  # names that are listed
 
@@ -51,6 +53,19 @@ def by_kind(counts: Mapping[str, int]) -> list[tuple[int, str]]:
     found = [(sum(counts[text] for text in texts), texts) for texts in kinds.values()]
     found.sort(key=lambda one: -one[0])
     return [(total, texts[0] if len(texts) == 1 else f"such as: {texts[0]}") for total, texts in found]
+
+
+def with_counts(found: list[tuple[int, str]], shown: int, noun: str = "") -> str:
+    """The first reasons of :func:`by_kind` in one line, each with its count, and the count of all others.
+
+    Args:
+        found: (count, reason).
+        shown: how many reasons are named.
+        noun: what is counted; "" for the number alone.
+    """
+    rest = sum(number for number, _ in found[shown:])
+    parts = [*found[:shown], *([(rest, "other reasons")] if rest else [])]
+    return ", ".join(f"{plural(number, noun) if noun else number} ({why})" for number, why in parts)
 
 
 @dataclass(frozen=True)

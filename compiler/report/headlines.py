@@ -7,7 +7,7 @@ from math import prod
 from textwrap import shorten
 
 from .facts import Facts
-from .groups import NUMBER, by_kind, grouped, label, layer
+from .groups import NUMBER, by_kind, grouped, label, layer, with_counts
 from .numbers import count, plural, share, size
 
 LINE = 70  # characters that the reasons why parameters stayed dense may take
@@ -93,9 +93,7 @@ def _dense(report: Facts) -> dict[str, str]:
     """The number of dense parameters, and the most frequent reasons, in one line."""
     found, text = reasons(report), ""
     for shown in range(len(found), 0, -1):
-        rest = sum(number for number, _ in found[shown:])
-        parts = [f"{number} ({why})" for number, why in found[:shown]] + [f"{rest} (other reasons)"] * (rest > 0)
-        text = f"{plural(len(report.dense), 'parameter')}: {', '.join(parts)}"
+        text = f"{plural(len(report.dense), 'parameter')}: {with_counts(found, shown)}"
         if len(text) <= LINE:
             break
     return {"dense": shorten(text, 2 * LINE, placeholder=" …")} if text else {}

@@ -55,7 +55,7 @@ def _render(report: Facts, whole: bool) -> str:
 
 
 def _costs(report: Facts) -> dict[str, float]:
-    """What training costs, as shares of dense training; only shares that are known."""
+    """The costs of training, as shares of dense training; only shares that are known."""
     flops, sizes = report.totals["flops"], report.totals["bytes"]
     pairs = {
         "state in memory, sparse layers": (sizes["sites"]["sparse"], sizes["sites"]["dense"]),

@@ -23,8 +23,8 @@ def labelled(sentences: Iterable[tuple[str, str]]) -> Table:
     return grid
 
 
-def to_text(shown: Any, width: int) -> str:
-    """What a console would print, without colours and without blanks at the ends of lines.
+def to_text(shown: Any, width: int = 100) -> str:
+    """The text that a console would print, without colours and without blanks at the ends of lines.
 
     Args:
         shown: an object that rich can print.

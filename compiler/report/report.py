@@ -13,8 +13,6 @@ from .plain_text import to_text
 from .screen import screen
 from .table import Details
 
-WIDTH = 100  # columns of text that is printed to no terminal
-
 
 class Report(Facts):
     """The facts of :func:`topkast.report`.
@@ -48,7 +46,7 @@ class Report(Facts):
         yield screen(self, console, options)
 
     def __str__(self) -> str:
-        return to_text(self, WIDTH)
+        return to_text(self)
 
     __repr__ = __str__
 

@@ -110,7 +110,7 @@ def _ran(row: dict[str, Any]) -> str:
 
 
 def _measurements(report: Facts) -> Table:
-    """What was measured for the choice of the kernels, and the layers of the measured shapes."""
+    """The measurements for the choice of the kernels, and the layers of the measured shapes."""
     table = Table(title="measured on this machine, for weights like these", title_justify="left")
     table.add_column("measurement", overflow="fold")
     table.add_column("layers", overflow="fold")

@@ -188,21 +188,7 @@ def _fake_result(operand: Tensor, n: int, taken: int, given: int) -> Tensor:
 
 
 def _fake_spmm(
-    x,
-    values,
-    row_ptr,
-    row_fwd,
-    cols,
-    key,
-    shape,
-    perm,
-    lead,
-    block,
-    n_fwd,
-    bias=None,
-    impl="reference",
-    widths=(),
-    act="",
+    x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, bias=None, impl="", widths=(), act=""
 ):
     rows = _geometry(shape, perm, lead, block).rows
     if any(widths):

@@ -93,7 +93,7 @@ def test_bars_stand_beside_dense(tmp_path: Path) -> None:
 
 
 def demo_summary(steps: int, **given: Any) -> dict[str, Any]:
-    """What the demo would write of a run with the settings of the stored runs, unless said otherwise."""
+    """The summary that the demo would write of a run with the settings of the stored runs, unless said otherwise."""
     stored = json.loads(STORED.read_text())["arguments"] | {"block": (1, 1), "lr": 0.001, "steps": steps, "text": None}
     losses = {"dense": 4.0, "sparse": 4.5}
     models = {

@@ -5,13 +5,13 @@ python -m topkast.tools.bench.picture
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from topkast.tools.common.figures import BYTES, TIME, Bar, draw_bars, frame, svg
-from topkast.tools.common.places import RESULTS, ROOT
+from topkast.tools.common.places import ROOT
+from topkast.tools.common.results import read
 
 PICTURE = ROOT / "docs" / "_static" / "against-dense.svg"
 BLOCK, THREADS = [16, 1], 2  # the fastest kind of block; all cores of the machine that measured
@@ -19,19 +19,14 @@ NAMES = {"gpt2": "GPT-2, width 512", "bert": "BERT-base's shape", "vit": "ViT-B/
 RESERVOIRS = {"device": "{} M weights", "disk": "{} M, reservoir on disk"}
 
 
-def read(name: str) -> dict[str, Any]:
-    """What a benchmark wrote."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def steps(found: dict[str, Any]) -> list[Bar]:
-    """Of `bench step`: the time of whole training steps, each with its share of a refresh."""
+    """The time of whole training steps, each with its share of a refresh, from `bench step`."""
     rows = [row for row in found["rows"] if row["block"] == BLOCK and row["threads"] == THREADS]
     return [_timed(NAMES[row["model"]], row["ratio with refresh"], row["bound of the model"]) for row in rows]
 
 
 def memory(found: dict[str, Any]) -> list[Bar]:
-    """Of `bench model`: the peak while steps run, and, as the line's end, the peak of a refresh."""
+    """The peak of memory while steps run, and, as the line's end, the peak of a refresh, from `bench model`."""
     dense, millions, bars = found["ways"]["dense"]["peak of steps"], round(found["parameters"] / 1e6), []
     for way, label in RESERVOIRS.items():
         step, refresh = (found["ways"][way][f"peak of {what}"] / dense for what in ("steps", "refresh"))
@@ -41,13 +36,13 @@ def memory(found: dict[str, Any]) -> list[Bar]:
 
 
 def files(found: Sequence[dict[str, Any]]) -> list[Bar]:
-    """Of `bench onnx`, one record a model: the bytes of the file."""
+    """The bytes of the files, from `bench onnx`, one record for each model."""
     ratios = {row["model"]: row["bytes"]["sparse"] / row["bytes"]["dense"] for row in map(_exported, found)}
     return [Bar(NAMES[model], ratio, ratio, ratio, BYTES) for model, ratio in ratios.items()]
 
 
 def latencies(found: Sequence[dict[str, Any]]) -> list[Bar]:
-    """Of `bench onnx`: the time of one input in ONNX Runtime, with topkast's kernels."""
+    """The time of one input in ONNX Runtime, with topkast's kernels, from `bench onnx`."""
     return [_timed(NAMES[row["model"]], row["latency"]) for row in map(_exported, found)]
 
 
@@ -61,7 +56,7 @@ def _timed(label: str, ratio: dict[str, float], bound: float | None = None) -> B
 
 
 def caption(found: Sequence[dict[str, Any]]) -> str:
-    """What the lines mean, the settings, the machine and the dates of the records; the settings are those of `step`."""
+    """The meaning of the lines, the settings, the machine and the dates; the settings are those of `step`."""
     machine, given = found[0]["machine"], found[0]["arguments"]
     dates = sorted({one["machine"]["date"][:10] for one in found})
     return (

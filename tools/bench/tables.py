@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from topkast.tools.common.markdown import table
 from topkast.tools.common.pairs import geomean, show
-from topkast.tools.common.places import RESULTS
+from topkast.tools.common.results import read
 
 from .layer import block_name
 
 MEANT = (1, 32, 256)  # rows of x whose mean is shown; the worst cell is that of all rows
 
 Found = dict[str, Any]
-
-
-def read(name: str, folder: Path = RESULTS) -> Found:
-    """What a benchmark wrote: machine, arguments and figures."""
-    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def kernels() -> str:
@@ -36,9 +29,12 @@ def kernels() -> str:
             figures = [f"{one['ratios']['step']['median']:.2f}" for one in row]
             lines.append([f"{fwd} / {bwd}", f"{row[0]['bounds']['step']:.3f}", *figures])
         heads = ["forward / backward sparsity", "bound", *map(block_name, blocks)]
-        parts += [f"{_threads(threads).capitalize()}:", _table(heads, lines)]
+        parts += [f"{_threads(threads).capitalize()}:", table(heads, lines, numbers=True)]
     peers = [[row["name"], f"{row['ratio']['median']:.2f}"] for row in found["peers"] if row["threads"] == 1]
-    parts += ["The step of one layer at 0.9/0.8, one thread, in the same run:", _table(["what", "time"], peers)]
+    parts += [
+        "The step of one layer at 0.9/0.8, one thread, in the same run:",
+        table(["what", "time"], peers, numbers=True),
+    ]
     return _joined(*parts, source(found, f"bench kernels --repeats {found['arguments']['repeats']}"))
 
 
@@ -68,7 +64,7 @@ def steps() -> str:
         options += ["--block", *(block_name(tuple(block)) for block in given["block"])]
         sources.append(source(found, " ".join(options) + (" --model resnet50" if name != "step" else "")))
     heads = ["model and batch", "block", "threads", "bound", "sparse / dense", "refreshes", "first step: sparse, dense"]
-    return _joined(_table(heads, lines), *sources)
+    return _joined(table(heads, lines, numbers=True), *sources)
 
 
 def memory() -> str:
@@ -81,7 +77,7 @@ def memory() -> str:
         sizes = [f"{row[what] / 1e6:,.0f} MB" for what in ("settled", "counted", "peak of steps")]
         lines.append([says, share, *sizes])
     heads = ["training", "memory, share of dense", "memory", "counted from the tensors", "peak of the steps"]
-    return _joined(_table(heads, lines), source(found, "bench model"))
+    return _joined(table(heads, lines, numbers=True), source(found, "bench model"))
 
 
 def large() -> str:
@@ -96,7 +92,7 @@ def large() -> str:
         ["time of a step", f"{found['seconds of a step']:.1f} s"],
         ["time of a refresh", f"{found['seconds of a refresh']:.0f} s"],
     ]
-    return _joined(_table(["", "measured"], lines), source(found, "bench large"))
+    return _joined(table(["", "measured"], lines, numbers=True), source(found, "bench large"))
 
 
 def onnx_layers() -> str:
@@ -116,7 +112,7 @@ def onnx_layers() -> str:
             lines.append([str(sparsity), *cells])
         parts += [
             f"{_threads(threads).capitalize()}:",
-            _table(["sparsity", *(f"{format} {block_name(block)}" for format, block in kinds)], lines),
+            table(["sparsity", *(f"{format} {block_name(block)}" for format, block in kinds)], lines, numbers=True),
         ]
     return _joined(*parts, source(found, "bench onnx --tables layer"))
 
@@ -141,7 +137,7 @@ def onnx_models() -> str:
                 ]
             )
     heads = ["model and input", "format, block", "latency: one, two threads", "file", "memory", "load"]
-    return _joined(_table(heads, lines), source(files[0], "bench onnx --tables model"))
+    return _joined(table(heads, lines, numbers=True), source(files[0], "bench onnx --tables model"))
 
 
 def source(found: Found, command: str) -> str:
@@ -153,11 +149,6 @@ def source(found: Found, command: str) -> str:
         + (f", ONNX Runtime {found['onnxruntime']}" if "onnxruntime" in found else "")
         + "."
     )
-
-
-def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *lines))
 
 
 def _joined(*parts: str) -> str:

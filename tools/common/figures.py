@@ -23,7 +23,7 @@ BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
 INK, GREY, FAINT = "#222222", "#6B6B6B", "#D9D9D9"  # text and dense; second thoughts; lines that only guide the eye
 TIME, BYTES = BLUE, ORANGE
-# Of things that have no colour of their own; the first four differ in brightness too.
+# For things that have no colour of their own; the first four differ in brightness too.
 COLOURS = (BLUE, VERMILLION, INK, SKY, ORANGE, PURPLE, GREEN, GREY)
 WIDTH = 7.5  # inches, 720 pixels of a page: about a column of a README
 SMALL = 8.0  # points, of captions and of the labels of marks

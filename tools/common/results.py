@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import topkast
 from topkast.runtime import native
+from topkast.tools.common.places import RESULTS
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 140)  # a pipe would be taken for 80 columns
 
@@ -43,6 +45,11 @@ def write(path: Path, facts: dict[str, object], arguments: dict[str, object], fo
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": facts, "arguments": plain, **found}, indent=1) + "\n")
     CONSOLE.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The content of the file of this name: machine, arguments and figures."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def progress() -> Progress:

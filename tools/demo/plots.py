@@ -114,7 +114,7 @@ def plot_churn(path: Path, summary: Summary, runs: Path = RUNS) -> None:
 
 
 def _settings(found: Summary) -> list[str]:
-    """What churn depends on; files hold blocks as a list or as the text of a tuple."""
+    """The settings that churn depends on; files hold blocks as a list or as the text of a tuple."""
     return [str(found["arguments"][name]).strip("[]()") for name in SETTINGS]
 
 

@@ -1,8 +1,8 @@
 """Directives for the pages in docs/ whose content is made while the pages are built.
 
-``{options}`` is the table of the options, ``{formats}`` the table of the export formats. ``{results} NAME`` is a table
-of stored results, see ``stored_tables.py``. ``{graph} NAME`` is a listing of a small model that is trained and exported for
-the page, see ``graphs.py``.
+``{options}`` is the table of the options, ``{formats}`` the table of the export formats, see ``record_tables.py``.
+``{results} NAME`` is a table of stored results, see ``stored_tables.py``. ``{graph} NAME`` is a listing of a small
+model that is trained and exported for the page, see ``graphs.py``.
 """
 
 from __future__ import annotations

@@ -5,19 +5,25 @@ from __future__ import annotations
 import re
 
 from topkast.compiler.compile import ARGUMENTS
-from topkast.compiler.describe import table
 from topkast.passes.onnx.formats import FORMATS
+from topkast.tools.common import markdown
 
 
 def options() -> str:
     """The options of ``topkast.compile``: name, default, meaning."""
-    return table(ARGUMENTS)
+    lines = []
+    for option in ARGUMENTS:
+        default = repr(option.default).replace("'", '"')
+        lines.append([f"`{option.name}`", f"`{default}`", _plain(option.says)])
+    return markdown.table(["argument", "default", "meaning"], lines)
 
 
 def formats() -> str:
     """The formats of ``topkast.export``: name, and how the format stores a sparse weight."""
-    lines = ["| format | how sparse weights are stored |", "| --- | --- |"]
-    for name, format in FORMATS.items():
-        # Roles and double backticks are for docstrings; in Markdown a name stands between single backticks.
-        lines.append(f'| `"{name}"` | {re.sub(r":[a-z]+:(?=`)", "", format.sentence).replace("``", "`")} |')
-    return "\n".join(lines)
+    lines = [[f'`"{name}"`', _plain(format.sentence)] for name, format in FORMATS.items()]
+    return markdown.table(["format", "how sparse weights are stored"], lines)
+
+
+def _plain(sentence: str) -> str:
+    """Roles and double backticks are for docstrings; in Markdown a name stands between single backticks."""
+    return re.sub(r":[a-z]+:(?=`)", "", sentence).replace("``", "`")

@@ -6,6 +6,8 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
+from topkast.tools.common import markdown
+
 from .kernel_sample import BLOCKS, name
 
 Record = dict[str, Any]
@@ -31,13 +33,13 @@ def table(records: list[Record], wider: str) -> str:
     found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         found[record["kernel"]].append(record)
-    rows = [HEADINGS, ("---",) * len(HEADINGS)]
+    rows = []
     for kernel in sorted(found, reverse=True):  # native, then first
         for block in map(name, BLOCKS):
             if part := [record for record in found[kernel] if record.get("block") == block]:
                 rows.append(_row(kernel, block, part, wider))
         rows.append(_row(kernel, "all", found[kernel], wider))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown.table(HEADINGS, rows)
 
 
 def _row(kernel: str, block: str, records: list[Record], wider: str) -> tuple[str, ...]:

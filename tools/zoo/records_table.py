@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from topkast.tools.common import markdown
 from topkast.tools.common.results import CONSOLE
 
 from . import kernel_table as _zoo_kernel_table
@@ -50,9 +51,9 @@ def table(records: list[Record]) -> str:
     suites: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         suites[record["suite"]].append(record)
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *(_row(name, suites[name]) for name in suites)]
+    rows = [_row(name, suites[name]) for name in suites]
     rows += [_row("all", records)] if len(suites) > 1 else []
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown.table(HEADINGS, rows)
 
 
 def _row(name: str, records: list[Record]) -> tuple[str, ...]:

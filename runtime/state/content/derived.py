@@ -1,4 +1,4 @@
-"""What follows from a site's fields: its place, its index, its sets, all of θ, the state that a method sees."""
+"""A site's place, index, sets, all of its θ, and the state that a method sees: all follow from the site's fields."""
 
 from __future__ import annotations
 

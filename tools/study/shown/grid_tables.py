@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from topkast.tools.common import markdown
 from topkast.tools.study.tasks import task_of
 
 from .dense_note import caption
@@ -35,10 +36,8 @@ class Sheet:
 
     def markdown(self) -> str:
         """For a file, with an empty line at either end of the title."""
-        rule = ["---", *["---:"] * (len(self.headings) - 1)]
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.headings, rule, *self.lines)]
         title, note = ([f"**{self.title}**", ""] if self.title else []), (["", self.note] if self.note else [])
-        return "\n".join(title + lines + note) + "\n"
+        return "\n".join([*title, markdown.table(self.headings, self.lines, numbers=True), *note]) + "\n"
 
 
 def sheets(found: Sequence[Row], against: str) -> list[Sheet]:
