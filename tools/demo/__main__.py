@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
 
     turnover = train(args, text, sides, console)
     summary = summarise(args, text, sides, turnover)
-    console.print(topkast.report(sides[1].model).details())
+    console.print(topkast.report(sides[1].model))
     console.print(table(summary))
     console.print(footnote(summary), markup=False, highlight=False, soft_wrap=True)
 

@@ -92,7 +92,7 @@ def footnote(summary: dict) -> str:
     """What the table's numbers are and are not."""
     return (
         f"step time: {summary['timed pairs']} pairs on the same batches; ratio as median [quartiles].\n"
-        "Which kernel ran each product, and what was measured for the choice, is in the report above.\n"
+        "The report above is a summary; print(topkast.report(model).details()) shows all that was measured.\n"
         "memory: tensors kept between steps; activations and the kernels' transient dense weight are not in it."
     )
 
