@@ -134,9 +134,20 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             logging.root.manager.disable = level
 
 
-def _stand_in(model: nn.Module) -> nn.Module:
-    """A copy that shares the parameters: the copy needs no memory, and a parameter's identity still gives its name."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+def _stand_in(model: nn.Module, names: dict[int, str]) -> tuple[nn.Module, dict[int, str]]:
+    """A copy whose parameters use the memory of the model's, and `names` with the copy's parameters added.
+
+    The copy has parameters of its own, because a trace leaves garbage that holds the autograd nodes of its parameters
+    until Python collects it. A node keeps the shape it began with. So if the model's own parameters were traced, a
+    later change of a shape through ``.data``, as in transformers' ``resize_token_embeddings``, failed in the backward.
+    """
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        memo[id(p)] = p
+        if type(p) is nn.Parameter:
+            memo[id(p)] = nn.Parameter(p.detach(), p.requires_grad)
+            memo[id(p)].__dict__.update(p.__dict__)
+    return copy.deepcopy(model, memo), names | {id(memo[key]): name for key, name in names.items()}
 
 
 def _as_on_cpu(model: nn.Module, *inputs: Any) -> tuple[Any, ...]:
@@ -160,7 +171,7 @@ def _as_on_cpu(model: nn.Module, *inputs: Any) -> tuple[Any, ...]:
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
     with _quiet(model):
-        stand_in = _stand_in(model)
+        stand_in, names = _stand_in(model, names)
         program = torch.export.export(stand_in, args, kwargs, strict=False)
     parameters = dict(stand_in.named_parameters(remove_duplicate=False))
     inputs = program.graph_signature.inputs_to_parameters
@@ -192,6 +203,7 @@ def forget(but: set[int]) -> None:
 
 def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
     graphs: list[Traced] = []
+    stand_in, names = _stand_in(model, names)
 
     def collect(module: fx.GraphModule, _: list[torch.Tensor]) -> Any:
         params = {}
@@ -208,7 +220,7 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     counted = copy.deepcopy(counters)
     try:
         with _quiet(model), torch._dynamo.config.patch(allow_rnn=True):
-            torch.compile(_stand_in(model), backend=collect, dynamic=False)(*args, **kwargs)
+            torch.compile(stand_in, backend=collect, dynamic=False)(*args, **kwargs)
     finally:
         # Code that was compiled here belongs to the collecting backend. In Dynamo's cache this code would count as
         # recompilations and graph breaks of the user's own forward.
@@ -257,7 +269,7 @@ def _symbolic(model: nn.Module, names: dict[int, str]) -> Capture:
         graph, how = model.graph, "the model's own graph"
     else:
         with _quiet(model):
-            root = _stand_in(model)
+            root, names = _stand_in(model, names)
             # Optional arguments keep their defaults, because forwards branch on flags and None.
             arguments = inspect.signature(root.forward).parameters.values()
             fixed = {a.name: a.default for a in arguments if a.default is not a.empty}

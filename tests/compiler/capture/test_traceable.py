@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.backends import mha
 
 import topkast
+from topkast.compiler.capture.trace import capture
 from topkast.compiler.capture.traceable import in_the_open
 from topkast.tests.support.truth.builders import Case
 from topkast.tests.support.truth.lockstep import Trio, plain, sgd
@@ -99,3 +100,23 @@ def test_breaks_met_while_weights_are_chosen_are_not_counted() -> None:
     model = topkast.sparsify(Broken(), min_size=1, example_inputs=(torch.ones(2, 6),))
     assert topkast.report(model).how == "Dynamo with example_inputs"
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_trace_leaves_the_parameters_free_to_change_their_shape(fails: bool) -> None:
+    """A trace leaves garbage, here in plain sight; the garbage must not hold autograd nodes of the real parameters."""
+    kept = []
+
+    class Keeps(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kept.append(super().forward(x))
+            if fails and len(kept) < 3:
+                raise ValueError("cannot be traced")
+            return kept[-1]
+
+    layer = Keeps(6, 4, bias=False)
+    capture(layer, torch.randn(2, 6))
+    assert kept
+    layer.weight.data = torch.randn(5, 6)
+    layer(torch.randn(2, 6)).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.shape == (5, 6)
