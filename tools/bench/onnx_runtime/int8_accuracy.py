@@ -1,4 +1,4 @@
-"""Quality after int8: models trained dense and sparse, each exported as float32 and as int8, scored on held-out data."""
+"""Quality after int8: models trained dense and sparse, exported as float32 and int8, scored on held-out data."""
 
 from __future__ import annotations
 
