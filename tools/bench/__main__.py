@@ -9,8 +9,7 @@
     convs    ResNet-50's convolutions in ONNX Runtime, node by node
 
 All but those in ONNX Runtime take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample that shows that
-everything
-runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the README's picture from the files.
+everything runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the README's picture.
 """
 
 from __future__ import annotations
