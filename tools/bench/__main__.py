@@ -8,7 +8,7 @@
     int8     sparse and int8 together: whole models, and the quality after int8
     convs    ResNet-50's convolutions in ONNX Runtime, node by node
 
-All but those in ONNX Runtime take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample that shows that
+All but those in ONNX Runtime take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample to show that
 everything runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the README's picture.
 """
 
