@@ -2,16 +2,25 @@
 
 static constexpr int FEW = 4;  // rows of activations, at most
 
-// Rows of blocks in vectors of four words, or of all that a register has.
-struct Four {
-    typedef int32_t I __attribute__((vector_size(16)));
-    typedef float V __attribute__((vector_size(16)));
-    static constexpr int SIZE = 4;
-};
+template <class T>
+static inline T taken(const void* from) {
+    T found;
+    __builtin_memcpy(&found, from, sizeof found);
+    return found;
+}
+
+// The rows of a block as vectors: whole ones, or four words each.
 struct Whole {
     typedef int32_t I __attribute__((vector_size(4 * LANES)));
     typedef float V __attribute__((vector_size(4 * LANES)));
     static constexpr int SIZE = LANES;
+    static I weights(const Int8Matrix& w, int64_t at) { return widened(w.packed + at * GROUP); }
+};
+struct Four {
+    typedef int32_t I __attribute__((vector_size(16)));
+    typedef float V __attribute__((vector_size(16)));
+    static constexpr int SIZE = 4;
+    static I weights(const Int8Matrix& w, int64_t at) { return taken<I>(w.words + at); }
 };
 
 struct FewSamples {
@@ -21,13 +30,6 @@ struct FewSamples {
     int32_t z[FEW];
 };
 
-template <class T>
-static inline T taken(const void* from) {
-    T found;
-    __builtin_memcpy(&found, from, sizeof found);
-    return found;
-}
-
 // RV vectors of a unit's rows, from `row` on, times M samples; out [M][RANGE].
 template <class N, int M, int RV>
 static inline void few_vectors(const Int8Matrix& w, int64_t unit, int row, const FewSamples& in, const float* bias, float* out) {
@@ -36,7 +38,10 @@ static inline void few_vectors(const Int8Matrix& w, int64_t unit, int row, const
     constexpr int U = M * RV < 4 ? 4 / (M * RV) : 1;  // sums side by side, so that additions need not wait for one another
     Words acc[U][M][RV] = {};
     const auto step = [&](int64_t group, int u) __attribute__((always_inline)) {
-        const int32_t *cols = w.cols + group * GROUP, *words = w.words + group * w.r + row;
+        const int32_t* const cols = w.cols + group * GROUP;
+        Words weights[RV];
+#pragma GCC unroll 4
+        for (int v = 0; v < RV; ++v) weights[v] = N::weights(w, group * w.r + row + v * N::SIZE);
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {
             const int32_t* const x = in.words + m * in.pitch;
@@ -45,7 +50,7 @@ static inline void few_vectors(const Int8Matrix& w, int64_t unit, int row, const
             for (int g = 1; g < GROUP; ++g) word |= static_cast<uint32_t>(x[cols[g]]) << (g * BITS % 32);
 #pragma GCC unroll 4
             for (int v = 0; v < RV; ++v)
-                acc[u][m][v] = dot(acc[u][m][v], Words{} + static_cast<int32_t>(word), taken<Words>(words + v * N::SIZE));
+                acc[u][m][v] = dot(acc[u][m][v], Words{} + static_cast<int32_t>(word), weights[v]);
         }
     };
     int64_t group = w.starts[unit];
@@ -67,7 +72,7 @@ static inline void few_vectors(const Int8Matrix& w, int64_t unit, int row, const
         }
 }
 
-template <int M>
+template <class N, int M>
 static void few_units(const tk_parallel* p, const Int8Matrix& w, const FewSamples& in, int64_t m, const float* bias, int32_t act,
                       const tk_view& y) {
     const int64_t step = ceil_div(w.units, 8 * p->threads);
@@ -77,9 +82,8 @@ static void few_units(const tk_parallel* p, const Int8Matrix& w, const FewSample
             const int64_t n0 = unit * w.r, height = w.rows - n0 < w.r ? w.rows - n0 : w.r;
             if (bias) __builtin_memcpy(added, bias + n0, sizeof(float) * static_cast<size_t>(height));
             int row = 0;
-            for (; row + 2 * LANES <= w.r; row += 2 * LANES) few_vectors<Whole, M, 2>(w, unit, row, in, added, out);
-            for (; row + LANES <= w.r; row += LANES) few_vectors<Whole, M, 1>(w, unit, row, in, added, out);
-            for (; row < w.r; row += 4) few_vectors<Four, M, 1>(w, unit, row, in, added, out);
+            for (; row + 2 * N::SIZE <= w.r; row += 2 * N::SIZE) few_vectors<N, M, 2>(w, unit, row, in, added, out);
+            for (; row < w.r; row += N::SIZE) few_vectors<N, M, 1>(w, unit, row, in, added, out);
             for (int64_t i = 0; i < m; ++i) {
                 activate(act, out + i * RANGE, ceil_div(w.r, LANES) * LANES);
                 for (int64_t n = 0; n < height; ++n) y.data[i * y.stride_m + (n0 + n) * y.stride_n] = out[i * RANGE + n];
@@ -106,16 +110,16 @@ static void few_quantised(const tk_view& x, int64_t m, float* row, int32_t* word
     z = scale.z[0];
 }
 
+template <class N>
 static void few(const tk_parallel* p, const Int8Matrix& w, const tk_view& x, const float* bias, int32_t act, const tk_view& y,
                 float* work) {
     FewSamples in{};
     in.pitch = ceil_div(w.columns, LANES) * LANES;
-    float* const row = work;
     int32_t* const words = reinterpret_cast<int32_t*>(work + in.pitch);
     in.words = words;
-    for (int64_t m = 0; m < x.m; ++m) few_quantised(x, m, row, words + m * in.pitch, in.s[m], in.z[m]);
-    if (x.m == 3) __builtin_memcpy(words + 3 * in.pitch, words, sizeof(int32_t) * static_cast<size_t>(in.pitch));  // read, not used
-    if (x.m == 1) few_units<1>(p, w, in, x.m, bias, act, y);
-    else if (x.m == 2) few_units<2>(p, w, in, x.m, bias, act, y);
-    else few_units<4>(p, w, in, x.m, bias, act, y);
+    for (int64_t m = 0; m < x.m; ++m) few_quantised(x, m, work, words + m * in.pitch, in.s[m], in.z[m]);
+    if (x.m == 1) return few_units<N, 1>(p, w, in, 1, bias, act, y);
+    if (x.m == 2) return few_units<N, 2>(p, w, in, 2, bias, act, y);
+    for (int64_t n = 0; x.m == 3 && n < in.pitch; ++n) words[3 * in.pitch + n] = 0;
+    few_units<N, FEW>(p, w, in, x.m, bias, act, y);
 }

@@ -24,7 +24,8 @@ struct Int8Matrix {
     int32_t r;                     // rows of a block
     const int64_t* starts;         // [units + 1], in groups
     const int32_t* cols;           // [groups][group]
-    const int32_t* words;          // [groups][r]
+    const int32_t* words;          // [groups][r]; null if r is a multiple of the kernels' lanes, for which there are instead
+    const int8_t* packed;          // [groups][r][group]
     const int32_t* sums;           // [units * r]: of a row's weights
     const float* scale;            // [units * r]
 };
@@ -44,12 +45,13 @@ private:
     const Int8Kernels& kernels_;
     std::vector<int64_t> starts_;
     std::vector<int32_t> cols_, words_, sums_;
+    std::vector<int8_t> packed_;
     std::vector<float> scale_;
     Int8Matrix matrix_;
 };
 
 struct Int8Kernels {
-    int group;                                           // columns in a word
+    int lanes, group;                                    // words in a vector; columns in a word
     int64_t (*workspace)(const Int8Matrix&, int64_t m);  // floats of scratch for m rows of activations
     // y = act(x W^T + bias), x and y in rows of any strides; bias may be null.
     void (*product)(const tk_parallel*, const Int8Matrix&, const tk_view& x, const float* bias, int32_t act,

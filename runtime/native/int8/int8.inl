@@ -1,9 +1,9 @@
-// The kernels of int8 on one instruction set. The file that includes this one gives LANES, GROUP, what FOUR and EACH are
-// below, and the tiles: WIDE vectors of samples beside 4 rows of the weight or more, and WIDE_FEW beside fewer.
+// The kernels of int8 on one instruction set. The file that includes this one gives LANES, GROUP, the tiles, and
 //
+//   dot(sum, x, w)     sum plus the products of x's and w's parts, word by word; of LANES words, or of 4
+//   widened(p)         LANES words of weights from GROUP bytes each
 //   interleave(v)      GROUP registers, each the line of one column, to GROUP vectors of words, a sample in each word
 //   narrow(v)          GROUP vectors of whole numbers to the register of a line, so that interleave gives them in order
-//   dot(sum, x, w)     sum plus the products of x's and w's parts, word by word; of LANES words, or of 4
 
 static constexpr int BITS = 32 / GROUP;
 
@@ -27,8 +27,9 @@ static int64_t workspace(const Int8Matrix& w, int64_t m) {
 
 static void product(const tk_parallel* p, const Int8Matrix& w, const tk_view& x, const float* bias, int32_t act,
                     const tk_view& y, float* work) {
-    if (x.m <= FEW && w.r % 4 == 0) few(p, w, x, bias, act, y, work);
+    if (x.m <= FEW && w.r % LANES == 0) few<Whole>(p, w, x, bias, act, y, work);
+    else if (x.m <= FEW && w.r % 4 == 0) few<Four>(p, w, x, bias, act, y, work);
     else tiles(p, w, x, bias, act, y, work);
 }
 
-const Int8Kernels int8 = {GROUP, workspace, product};
+const Int8Kernels int8 = {LANES, GROUP, workspace, product};

@@ -72,6 +72,8 @@ static inline void unit_rows(const Int8Matrix& w, int64_t unit, int row, const S
     }
 }
 
+#include "in_lanes.inl"
+
 template <int T>
 struct Tiles {
     static constexpr int64_t W = T * LANES;
@@ -147,14 +149,23 @@ struct Tiles {
         return Scale(range);
     }
 
-    void compute(int64_t tile, int64_t range, int64_t units, const float* bias, int32_t act, const tk_view& y) const {
+    // Units first .. end of y.
+    void compute(int64_t tile, int64_t first, int64_t end, const float* bias, int32_t act, const tk_view& y) const {
         alignas(64) float own[RANGE * W];
         const Samples in{lines + tile * columns * LINE<T>, z + tile * W, s + tile * W};
-        const int64_t first = range * units, end = first + units < w.units ? first + units : w.units;
-        for (int64_t unit = first; unit < end; ++unit)
-            unit_rows<T, T == 1 ? 2 * ROWS : ROWS>(w, unit, 0, in, bias, own + (unit - first) * w.r * W);
-        activate(act, own, (end - first) * w.r * W);
-        unpack(own, tile * W, W, first * w.r, end * w.r, y);
+        const int64_t n0 = first * w.r, n1 = end * w.r;
+        if (w.r % LANES == 0) {
+            Gathered<T> gathered;
+            for (int64_t unit = first; unit < end; ++unit)
+                lanes_unit<T>(w, unit, in, bias, gathered, own + unit * w.r - n0, n1 - n0);
+            activate(act, own, (n1 - n0) * W);
+            copy_lanes(own, tile * W, W, n0, n1, y);
+        } else {
+            for (int64_t unit = first; unit < end; ++unit)
+                unit_rows<T, T == 1 ? 2 * ROWS : ROWS>(w, unit, 0, in, bias, own + (unit * w.r - n0) * W);
+            activate(act, own, (n1 - n0) * W);
+            unpack(own, tile * W, W, n0, n1, y);
+        }
     }
 };
 
@@ -163,17 +174,21 @@ static void run_tiles(const tk_parallel* p, const Int8Matrix& w, const tk_view& 
                       const tk_view& y, float* work) {
     const Tiles<T> tiles(w, x, work);
     const int64_t units = RANGE / w.r, ranges = ceil_div(w.units, units);
+    const auto compute = [&](int64_t tile, int64_t range) {
+        const int64_t first = range * units;
+        tiles.compute(tile, first, first + units < w.units ? first + units : w.units, bias, act, y);
+    };
     if (tiles.count >= 4 * p->threads) {  // one task does all for its tile, while that is in the cache
         parallel(p, tiles.count, [&](int64_t tile) {
             for (int64_t part = 0; part < tiles.parts; ++part) tiles.gather(tile, part);
             for (int64_t part = 0; part < tiles.parts; ++part) tiles.quantise(tile, part);
-            for (int64_t range = 0; range < ranges; ++range) tiles.compute(tile, range, units, bias, act, y);
+            for (int64_t range = 0; range < ranges; ++range) compute(tile, range);
         });
     } else {
         const int64_t parts = tiles.parts;
         parallel(p, tiles.count * parts, [&](int64_t task) { tiles.gather(task / parts, task % parts); });
         parallel(p, tiles.count * parts, [&](int64_t task) { tiles.quantise(task / parts, task % parts); });
-        parallel(p, tiles.count * ranges, [&](int64_t task) { tiles.compute(task / ranges, task % ranges, units, bias, act, y); });
+        parallel(p, tiles.count * ranges, [&](int64_t task) { compute(task / ranges, task % ranges); });
     }
 }
 

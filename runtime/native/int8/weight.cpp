@@ -22,6 +22,7 @@ static constexpr int64_t MOST = INT32_MAX / (255 * 128);  // entries of a row wh
 
 Int8Weight::Int8Weight(const tk_matrix& index, const int8_t* values, const float* scale) : kernels_(int8_kernels()) {
     const int64_t units = (index.rows + index.r - 1) / index.r, r = index.r, c = index.c, group = kernels_.group;
+    const bool packed = r % kernels_.lanes == 0;
     const uint32_t bits = 32 / static_cast<uint32_t>(group), mask = ~uint32_t{0} >> (32 - bits);
     starts_.push_back(0);
     sums_.resize(units * r);
@@ -34,15 +35,19 @@ Int8Weight::Int8Weight(const tk_matrix& index, const int8_t* values, const float
                 const int64_t part = entries % group;
                 if (part == 0) {
                     cols_.resize(cols_.size() + group);
-                    words_.resize(words_.size() + r);
+                    packed ? packed_.resize(packed_.size() + r * group) : words_.resize(words_.size() + r);
                 }
                 cols_[cols_.size() - group + part] = static_cast<int32_t>(first + j);
                 for (int64_t q = 0; q < r; ++q) {
                     const int32_t value = values[(s * r + q) * c + j];
+                    sums_[unit * r + q] += value;
+                    if (packed) {
+                        packed_[packed_.size() - (r - q) * group + part] = static_cast<int8_t>(value);
+                        continue;
+                    }
                     int32_t& word = words_[words_.size() - r + q];
                     const uint32_t placed = (static_cast<uint32_t>(value) & mask) << (part * bits);
                     word = static_cast<int32_t>(static_cast<uint32_t>(word) | placed);
-                    sums_[unit * r + q] += value;
                 }
             }
         }
@@ -53,5 +58,6 @@ Int8Weight::Int8Weight(const tk_matrix& index, const int8_t* values, const float
     }
     scale_.assign(scale, scale + index.rows);
     scale_.resize(units * r);
-    matrix_ = {index.rows, index.columns, units, index.r, starts_.data(), cols_.data(), words_.data(), sums_.data(), scale_.data()};
+    matrix_ = {index.rows, index.columns, units, index.r, starts_.data(), cols_.data(), words_.data(), packed_.data(),
+               sums_.data(), scale_.data()};
 }
