@@ -87,9 +87,13 @@ def _given(*more: Any) -> tuple[Any, ...]:
 
 
 def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:
-    """Give the dense gradient to the site's method, if the method grows by the gradient."""
+    """Refuse the gradient of a site that cannot be trained. Give the dense gradient to the site's method, if the method
+    grows by the gradient."""
     site = find(key)
-    if site is not None and site.grows_by_gradient:
+    if site is None:
+        return
+    site.check_trainable("a gradient")
+    if site.grows_by_gradient:
         site.see_gradient(rows())
 
 
