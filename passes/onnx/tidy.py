@@ -13,8 +13,9 @@ def tidy(model: ir.Model, prefix: str, axes: Mapping[str, Mapping[int, str]]) ->
     """Change ``model`` in place.
 
     Stack traces and source paths, which the exporter notes at every node (most of a small file), are dropped; weights
-    lose the wrapper's prefix; values inside make way for the names of inputs and outputs; dynamic dimensions get the names they were asked for. Up to opset 20 the file's own
-    version is that of ONNX Runtime 1.17, which has all that is left in it.
+    lose the wrapper's prefix; values inside make way for the names of inputs and outputs; dynamic dimensions get the
+    names they were asked for. Up to opset 20 the file's own version is that of ONNX Runtime 1.17, which has all that is
+    left in it.
 
     Args:
         model: as exported.
