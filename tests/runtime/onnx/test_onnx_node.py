@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-import topkast.onnx
+import topkast
 from topkast.tests.runtime.onnx.test_onnx_library import check
 from topkast.tests.support.models.product_files import sparse_file, sparse_matrix
 from topkast.tools.common.places import ROOT
@@ -50,12 +52,22 @@ def test_from_node(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     file.write_bytes(sparse_file(matrix, (4, 1), bias).SerializeToString())
     x = (np.float32(0.01) * np.arange(90, dtype=np.float32)).reshape(3, 30)
+    done = run(file, str(topkast.onnx.library_path()))
+    assert done.returncode == 0, done.stderr
+    y = np.array(done.stdout.split(), np.float32).reshape(3, 20)
+    assert np.array_equal(y, topkast.onnx.session(file).run(None, {"x": x})[0])
+    check(y, x, matrix, bias, "from Node.js")
+    failed = run(file, str(tmp_path / "none.so"))
+    assert failed.returncode != 0 and "none.so" in failed.stderr
+    failed = run(file, "-")
+    assert failed.returncode != 0 and "not a registered function" in failed.stderr, "this file needs the library"
+
+    model = topkast.sparsify(nn.Sequential(nn.Linear(30, 20)), min_size=1, include="*", block=(4, 1))
+    names = {"input_names": ["x"], "output_names": ["y"]}
+    topkast.export(model, file, (torch.from_numpy(x),), format="custom", **names)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(x)).numpy()
     for library in (str(topkast.onnx.library_path()), "-"):
         done = run(file, library)
         assert done.returncode == 0, done.stderr
-        y = np.array(done.stdout.split(), np.float32).reshape(3, 20)
-        check(y, x, matrix, bias, f"from Node.js, library {library}")
-        if library != "-":
-            assert np.array_equal(y, topkast.onnx.session(file).run(None, {"x": x})[0])
-    failed = run(file, str(tmp_path / "none.so"))
-    assert failed.returncode != 0 and "none.so" in failed.stderr
+        np.testing.assert_allclose(np.array(done.stdout.split(), np.float32).reshape(3, 20), wanted, atol=1e-6)
