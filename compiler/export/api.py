@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
 from .flatten import Flat, Inputs, without_cache
+from .names import file_names
 from .program import first_line, trace
 from .result import ExportResult
 from .weights import known_weights, round_to_half
@@ -31,6 +33,8 @@ def export(
     example_inputs: Any,
     *,
     format: str = "auto",
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
     precision: str = "fp32",
     verify: bool = True,
@@ -68,6 +72,8 @@ def export(
             - "sparse_initializer": ONNX's own sparse constants, for other tools; runs at dense speed.
 
             If a format does not suit a weight, the weight stays dense and the result gives the reason.
+        input_names, output_names: the names in the file, in order. None: the names of ``forward``'s arguments, and the
+            names in the model's output; a single tensor is called "output".
         dynamic_shapes: the axes that may have any size: a dict by argument name, or a tuple or list by position, with
             the structure of the inputs. Each tensor has a dict {axis: name} or a tuple with an entry for each axis.
 
@@ -91,7 +97,8 @@ def export(
         Facts about the file: its path and size, the largest error, and how each weight is stored. ``print`` shows them.
 
     Raises:
-        ConfigError: the format, precision or opset is unknown, or a weight is too large for float16.
+        ConfigError: the format, precision or opset is unknown, the names do not fit the model, or a weight is too large
+            for float16.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
             names an axis that the model's code fixes.
@@ -126,11 +133,12 @@ def export(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's own steps
         try:
-            output_names = list(flat.named(*inputs.tensors))
+            outputs = list(flat.named(*inputs.tensors))
         except Exception as error:
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
-        if not output_names:
+        if not outputs:
             raise ExportError("the model returns no tensor")
+        inputs.names, outputs = file_names(inputs.names, outputs, input_names, output_names, notes)
         program, tensors, sizes = trace(flat, inputs, dynamic_shapes, notes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -143,7 +151,7 @@ def export(
                     for axis, name in dims.items()
                 ]
                 wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
-                written, found, shrunk = write(program, inputs.names, output_names, opset, named, "model.", wanted)
+                written, found, shrunk = write(program, inputs.names, outputs, opset, named, "model.", wanted)
                 save(written, file)
             except Exception as error:
                 raise ExportError(
