@@ -16,6 +16,7 @@ from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
+from .cache import CachedInputs
 from .flatten import Flat, Inputs, without_cache
 from .program import first_line, trace
 from .result import ExportResult
@@ -32,6 +33,7 @@ def export(
     *,
     format: str = "auto",
     dynamic_shapes: Any = None,
+    use_cache: bool = False,
     precision: str = "fp32",
     verify: bool = True,
     opset: int = 18,
@@ -112,6 +114,8 @@ def export(
         raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
     if opset not in OPSETS:
         raise ConfigError(f"opset={opset!r}: must be an integer from {OPSETS[0]} to {OPSETS[-1]}")
+    if use_cache and dynamic_shapes is not None:
+        raise ConfigError("dynamic_shapes: must be None with use_cache=True, which names all axes that vary")
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"path: the folder {path.parent} does not exist")
@@ -120,7 +124,8 @@ def export(
         round_to_half(plain, model)
     names, blocks = known_weights(plain, model)
     without_cache(plain)
-    inputs = Inputs(plain, example_inputs)
+    cached = CachedInputs(plain, example_inputs) if use_cache else None
+    inputs = cached or Inputs(plain, example_inputs)
     flat, notes = Flat(plain, inputs), list[str]()
     dense_bytes = sum(t.numel() * t.element_size() for t in [*plain.parameters(), *plain.buffers()])
     with torch.no_grad(), warnings.catch_warnings():
@@ -131,7 +136,10 @@ def export(
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
         if not output_names:
             raise ExportError("the model returns no tensor")
-        program, tensors, sizes = trace(flat, inputs, dynamic_shapes, notes)
+        shapes = cached.dynamic_shapes if cached else dynamic_shapes
+        program, tensors, sizes = trace(flat, inputs, shapes, notes)
+        if cached:
+            cached.finish(sizes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             file = folder / path.name
@@ -142,7 +150,7 @@ def export(
                     for t, dims in zip(tensors, sizes.names, strict=True)
                     for axis, name in dims.items()
                 ]
-                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
+                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims) | (cached.usual if cached else {}))
                 written, found, shrunk = write(program, inputs.names, output_names, opset, named, "model.", wanted)
                 save(written, file)
             except Exception as error:
