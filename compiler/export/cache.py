@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from topkast.runtime.errors import ExportError
 
 from .flatten import Inputs, Slot, flatten_outputs
+from .program import first_line
 from .sizes import Sizes
 
 ARGUMENTS = ("cache", "past_key_values")  # the cache's argument and output, in new and old versions of transformers
@@ -29,12 +30,13 @@ SAME = 1e-3  # of the largest logit; a cache that is wrong changes logits by far
 class CachedInputs(Inputs):
     """Example inputs of a decoder, split into tokens that are in the cache and tokens that are new.
 
-    The model runs once on the first tokens, so the example's keys and values are the model's own.
+    The model runs on the first tokens, so the example's keys and values are the model's own. Layers with a sliding
+    window get a cache of all tokens, because the model's mask hides those outside the window.
 
     Args:
         model: a decoder of transformers, such as ``GPT2LMHeadModel``.
-        example_inputs: ``input_ids`` [batch, length], and if wanted ``attention_mask`` and ``position_ids`` of the same
-            shape. Fewer than two sequences or five tokens are repeated.
+        example_inputs: ``input_ids`` [sequences, tokens], and if wanted ``attention_mask`` and ``position_ids`` of the
+            same shape. A single sequence, and fewer than five tokens, are repeated.
 
     Raises:
         ExportError: the model keeps no key-value cache, or a cache of another kind, or the inputs are others.
@@ -45,29 +47,33 @@ class CachedInputs(Inputs):
         argument = next((name for name in ARGUMENTS if name in parameters), None)
         if argument is None or "input_ids" not in parameters:
             raise _refused(f"forward of {type(model).__name__} takes {', '.join(map(repr, parameters))}")
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise _refused(f"{type(model).__name__} has an encoder and a decoder")
         super().__init__(model, example_inputs)
-        self._argument, batch = argument, self._given()["input_ids"].shape[0]
-        tokens = _prepared(self._given(), [name for name in TAKEN if name in parameters])
+        given = self._given()
+        tokens = _prepared(given, [name for name in TAKEN if name in parameters])
         past = tokens["input_ids"].shape[1] // 2 + 1
         first = {name: tensor[:, :past] for name, tensor in tokens.items()}
         rest = {name: tensor if name == "attention_mask" else tensor[:, past:] for name, tensor in tokens.items()}
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about arguments that have no effect
+            warnings.simplefilter("ignore")  # warnings of the model about its arguments
             try:
-                found = getattr(model(**first, use_cache=True), argument, None)
+                own = getattr(model(**first, use_cache=True), argument, None)
             except Exception as error:
-                raise ExportError(f"example_inputs: the model does not run on them: {error}") from error
-            pairs = _keys_and_values(model, found)
-            self._kind = type(found)
-            named = {f"past_key_values.{i}.{part}": t for i, pair in enumerate(pairs) for part, t in pair.items()}
+                raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
+            self._argument, self._kind = argument, _kind(model, own)
+            cache = self._kind()
+            model(**first, **{argument: cache}, use_cache=True)
+            layers = {f"past_key_values.{i}": layer for i, layer in enumerate(cache.layers)}
+            pairs = [{f"{name}.key": layer.keys, f"{name}.value": layer.values} for name, layer in layers.items()]
             # Copies, because torch.export fails for tensors that are parts of others.
-            self.names, self.tensors = [*rest, *named], [t.clone() for t in (*rest.values(), *named.values())]
+            named = {name: t.clone() for part in (rest, *pairs) for name, t in part.items()}
+            self.names, self.tensors = list(named), list(named.values())
             self._new = len(rest)
             self._check(model, tokens, past)
-        new = rest["input_ids"].shape[1]
-        self._sizes = {BATCH: tokens["input_ids"].shape[0], NEW: new, PAST: past}
+        self._sizes = {BATCH: len(rest["input_ids"]), NEW: rest["input_ids"].shape[1], PAST: past}
         # Most runs of the file compute one token of each sequence.
-        self.usual = {BATCH: batch, NEW: 1}
+        self.usual = {BATCH: len(given["input_ids"]), NEW: 1}
 
     def call(self, model: Any, tensors: Any) -> Any:
         """Call ``model`` with a cache of these keys and values; its tensors and the grown cache, by name."""
@@ -163,19 +169,19 @@ def _prepared(given: dict[str, Tensor], taken: list[str]) -> dict[str, Tensor]:
     return {name: every[name] for name in taken}
 
 
-def _keys_and_values(model: nn.Module, cache: Any) -> list[dict[str, Tensor]]:
-    """The key and the value [batch, heads, tokens, size] of each layer of a cache that is kept as plain tensors."""
+def _kind(model: nn.Module, cache: Any) -> Any:
+    """The class of a cache that keeps keys and values as plain tensors."""
     if type(cache).__name__ != "DynamicCache" or not hasattr(cache, "layers"):
         raise _refused(f"{type(model).__name__} returned {'none' if cache is None else f'a {type(cache).__name__}'}")
     kinds = dict.fromkeys(type(layer).__name__ for layer in cache.layers)
     if set(kinds) - set(LAYERS):
-        raise _refused(f"the cache of {type(model).__name__} has layers {', '.join(kinds)}")
-    return [{"key": layer.keys, "value": layer.values} for layer in cache.layers]
+        raise _refused(f"the cache of {type(model).__name__} has layers of the kind {', '.join(kinds)}")
+    return type(cache)
 
 
 def _refused(found: str) -> ExportError:
     return ExportError(
-        f"use_cache=True: {found}. Allowed is a decoder of transformers 4.54 or later, such as GPT2LMHeadModel or "
-        f"LlamaForCausalLM, that takes 'input_ids' and 'cache' (or 'past_key_values') and returns a DynamicCache with "
-        "layers of keys and values; leave use_cache out to export the model without its cache"
+        f"use_cache=True: {found}. The model must be a decoder of transformers (4.54 or later), such as GPT2LMHeadModel "
+        "or LlamaForCausalLM: it takes 'input_ids' and 'cache' (or 'past_key_values'), and returns a DynamicCache with "
+        "layers of keys and values. Leave use_cache out to export the model without its cache"
     )
