@@ -17,6 +17,7 @@ from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
+from .cache import CachedInputs
 from .flatten import Flat, Inputs, without_cache
 from .names import file_names
 from .program import first_line, trace
@@ -36,6 +37,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
+    use_cache: bool = False,
     precision: str = "fp32",
     verify: bool = True,
     opset: int = 18,
@@ -119,6 +121,8 @@ def export(
         raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
     if opset not in OPSETS:
         raise ConfigError(f"opset={opset!r}: must be an integer from {OPSETS[0]} to {OPSETS[-1]}")
+    if use_cache and dynamic_shapes is not None:
+        raise ConfigError("dynamic_shapes: must be None with use_cache=True, which names all axes that vary")
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"path: the folder {path.parent} does not exist")
@@ -127,7 +131,8 @@ def export(
         round_to_half(plain, model)
     names, blocks = known_weights(plain, model)
     without_cache(plain)
-    inputs = Inputs(plain, example_inputs)
+    cached = CachedInputs(plain, example_inputs) if use_cache else None
+    inputs = cached or Inputs(plain, example_inputs)
     flat, notes = Flat(plain, inputs), list[str]()
     dense_bytes = sum(t.numel() * t.element_size() for t in [*plain.parameters(), *plain.buffers()])
     with torch.no_grad(), warnings.catch_warnings():
@@ -138,20 +143,24 @@ def export(
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
         if not outputs:
             raise ExportError("the model returns no tensor")
-        inputs.names, outputs = file_names(inputs.names, outputs, input_names, output_names, notes)
-        program, tensors, sizes = trace(flat, inputs, dynamic_shapes, notes)
+        in_file, outputs = file_names(inputs.names, outputs, input_names, output_names, notes)
+        shapes = cached.dynamic_shapes if cached else dynamic_shapes
+        program, tensors, sizes = trace(flat, inputs, shapes, notes)
+        if cached:
+            cached.finish(sizes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             file = folder / path.name
             try:
-                named = dict(zip(inputs.names, sizes.names, strict=True))
+                named = dict(zip(in_file, sizes.names, strict=True))
                 dims = [
                     (name, t.shape[axis])
                     for t, dims in zip(tensors, sizes.names, strict=True)
                     for axis, name in dims.items()
                 ]
-                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
-                written, found, shrunk = write(program, inputs.names, outputs, opset, named, "model.", wanted)
+                usual = cached.usual if cached else {}
+                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims) | usual)
+                written, found, shrunk = write(program, in_file, outputs, opset, named, "model.", wanted)
                 save(written, file)
             except Exception as error:
                 raise ExportError(
@@ -164,7 +173,7 @@ def export(
             library = native_library.path() if sparse_nodes else None
             if sparse_nodes and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials)
+            checked = compare(flat, file, in_file, tensors, dynamic_shapes is None, verify, library, sizes.trials)
             annotate(file, format, precision, found, shrunk, checked.max_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file
