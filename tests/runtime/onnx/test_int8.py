@@ -1,4 +1,4 @@
-"""topkast.SparseMatMulInt8 and SparseConvInt8: the bits of the reference on every instruction set, and hostile files."""
+"""topkast.SparseMatMulInt8 and SparseConvInt8: the bits of the reference on each instruction set, and hostile files."""
 
 from __future__ import annotations
 
