@@ -1,4 +1,4 @@
-"""The arithmetic of a product with a weight of int8, in plain PyTorch: what the native kernels must equal bit by bit."""
+"""The arithmetic of a product with a weight of int8, in plain PyTorch; the native kernels must give the same bits."""
 
 from __future__ import annotations
 
