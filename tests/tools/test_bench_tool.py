@@ -182,6 +182,22 @@ def test_onnx(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "whole models" in capsys.readouterr().out
 
 
+@pytest.mark.long
+def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    size = ["--threads", "1", "--repeats", "2", "--kind", "custom-4x1", "--precision", "fp32", "fp16"]
+    rows = run(tmp_path, "tokens", *size, "--vocabulary", "64", "--prompt", "5", "--new", "6")["rows"]
+    assert [(row["format"], row["precision"], row["threads"]) for row in rows] == [
+        ("custom", "fp32", 1),
+        ("custom", "fp16", 1),
+    ]
+    for row in rows:
+        assert row["bytes"]["sparse"] < row["bytes"]["dense"]
+        assert row["first token"]["seconds"]["dense"] > 0 and row["next token"]["ratio"]["median"] > 0
+        assert row["tokens a second"]["sparse"]["low"] > 0 and 0 <= row["equal tokens"] <= 1
+    assert rows[0]["equal tokens"] == 1
+    assert "generation with a cache" in capsys.readouterr().out
+
+
 def test_peak_is_seen_though_it_passes() -> None:
     before = _bench_memory.settled()
     with _bench_memory.Peak() as peak:

@@ -6,9 +6,11 @@
     large    a model that dense training does not fit
     onnx     exported files in ONNX Runtime: latency, size, load time
     convs    ResNet-50's convolutions in ONNX Runtime, node by node
+    tokens   tokens a second of a GPT-2 with its key-value cache in ONNX Runtime
 
-All but onnx take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample that shows that everything
-runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the README's picture from the files.
+All but onnx, convs and tokens take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample that shows
+that everything runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the README's picture from
+the files.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ MODULES = {
     "large": "large",
     "onnx": "onnx_runtime.onnx",
     "convs": "onnx_runtime.onnx_convs",
+    "tokens": "onnx_runtime.onnx_tokens",
 }
 
 
