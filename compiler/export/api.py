@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from topkast.runtime.state.model import find
 
 from .cache import CachedInputs
 from .flatten import Flat, Inputs, without_cache
+from .names import file_names
 from .program import first_line, trace
 from .result import ExportResult
 from .weights import known_weights, round_to_half
@@ -32,6 +34,8 @@ def export(
     example_inputs: Any,
     *,
     format: str = "auto",
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
     use_cache: bool = False,
     precision: str = "fp32",
@@ -70,6 +74,8 @@ def export(
             - "sparse_initializer": ONNX's own sparse constants, for other tools; runs at dense speed.
 
             If a format does not suit a weight, the weight stays dense and the result gives the reason.
+        input_names, output_names: the names in the file, in order. None: the names of ``forward``'s arguments, and the
+            names in the model's output; a single tensor is called "output".
         dynamic_shapes: the axes that may have any size: a dict by argument name, or a tuple or list by position, with
             the structure of the inputs. Each tensor has a dict {axis: name} or a tuple with an entry for each axis.
 
@@ -102,8 +108,8 @@ def export(
         Facts about the file: its path and size, the largest error, and how each weight is stored. ``print`` shows them.
 
     Raises:
-        ConfigError: the format, precision or opset is unknown, or a weight is too large for float16. Also if
-            ``dynamic_shapes`` is given with ``use_cache``.
+        ConfigError: the format, precision or opset is unknown, the names do not fit the model, or a weight is too large
+            for float16. Also if ``dynamic_shapes`` is given with ``use_cache``.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
             names an axis that the model's code fixes. With ``use_cache`` also if the model has no key-value cache, or a
@@ -142,11 +148,12 @@ def export(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's own steps
         try:
-            output_names = list(flat.named(*inputs.tensors))
+            outputs = list(flat.named(*inputs.tensors))
         except Exception as error:
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
-        if not output_names:
+        if not outputs:
             raise ExportError("the model returns no tensor")
+        in_file, outputs = file_names(inputs.names, outputs, input_names, output_names, notes)
         shapes = cached.dynamic_shapes if cached else dynamic_shapes
         program, tensors, sizes = trace(flat, inputs, shapes, notes)
         if cached:
@@ -155,7 +162,7 @@ def export(
         try:
             file = folder / path.name
             try:
-                named = dict(zip(inputs.names, sizes.names, strict=True))
+                named = dict(zip(in_file, sizes.names, strict=True))
                 dims = [
                     (name, t.shape[axis])
                     for t, dims in zip(tensors, sizes.names, strict=True)
@@ -163,7 +170,7 @@ def export(
                 ]
                 usual = cached.usual if cached else {}
                 wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims) | usual)
-                written, found, shrunk = write(program, inputs.names, output_names, opset, named, "model.", wanted)
+                written, found, shrunk = write(program, in_file, outputs, opset, named, "model.", wanted)
                 save(written, file)
             except Exception as error:
                 raise ExportError(
@@ -176,7 +183,7 @@ def export(
             library = native_library.path() if sparse_nodes else None
             if sparse_nodes and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials)
+            checked = compare(flat, file, in_file, tensors, dynamic_shapes is None, verify, library, sizes.trials)
             annotate(file, format, precision, found, shrunk, checked.max_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file

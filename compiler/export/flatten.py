@@ -33,7 +33,7 @@ class Inputs:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
-        args, kwargs = _arguments(example_inputs)
+        args, kwargs = arguments(example_inputs)
         try:
             self._signature = inspect.signature(model.forward)
             bound = self._signature.bind(*args, **kwargs).arguments
@@ -78,7 +78,8 @@ def _named(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, 
     return named
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(positional arguments, keywords) of a tuple or list, a dict, or one tensor; ExportError for another value."""
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):

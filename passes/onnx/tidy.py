@@ -13,8 +13,9 @@ def tidy(model: ir.Model, prefix: str, axes: Mapping[str, Mapping[int, str]]) ->
     """Change ``model`` in place.
 
     Stack traces and source paths, which the exporter notes at every node (most of a small file), are dropped; weights
-    lose the wrapper's prefix; dynamic dimensions get the names they were asked for. Up to opset 20 the file's own
-    version is that of ONNX Runtime 1.17, which has all that is left in it.
+    lose the wrapper's prefix; values inside make way for the names of inputs and outputs; dynamic dimensions get the
+    names they were asked for. Up to opset 20 the file's own version is that of ONNX Runtime 1.17, which has all that is
+    left in it.
 
     Args:
         model: as exported.
@@ -24,6 +25,7 @@ def tidy(model: ir.Model, prefix: str, axes: Mapping[str, Mapping[int, str]]) ->
     graphs = list(model.graphs())
     values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
     values += [value for graph in graphs for node in graph for value in node.outputs]
+    _make_way(model, values)
     taken = {value.name for value in values}
     for graph in graphs:
         weights = list(graph.initializers.values())
@@ -43,6 +45,21 @@ def tidy(model: ir.Model, prefix: str, axes: Mapping[str, Mapping[int, str]]) ->
     if max(model.opset_imports.values()) <= 20:
         model.ir_version = min(model.ir_version, 9)
     ClearMetadataAndDocStringPass()(model)
+
+
+def _make_way(model: ir.Model, values: list[ir.Value]) -> None:
+    """Give other names to values inside that have the name of an input or an output of the file."""
+    ports = {id(value): value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    taken = {value.name for value in values}
+    inside = [value for value in values if id(value) not in ports and value.name in ports.values()]
+    names = []
+    for value in inside:
+        name = f"{value.name}_inside"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names.append(name)
+    ir.convenience.rename_values(inside, names)
 
 
 def _named(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | ir.SymbolicDim | str:

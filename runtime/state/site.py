@@ -50,6 +50,7 @@ class Site(Derived, nn.Module):
     row_fwd: Tensor
     cols: Tensor
     ever: Tensor  # bits: which units were ever in A
+    for_inference = False  # whether the site holds A only, see inference_site.py
 
     def __init__(
         self,
@@ -62,6 +63,17 @@ class Site(Derived, nn.Module):
         family: Family | None = None,
     ):
         super().__init__()
+        self._define(name, geometry, n_fwd, n_bwd, rule, family)
+        theta = parameter.detach()
+        sets = first_sets(self.method, self.set_state(), theta)
+        ever = torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device)
+        outside = self.place.allocate(values_outside(geometry, n_fwd, n_bwd, rule), theta)
+        self._hold(sets.index, with_bits(ever, sets.fwd), outside)
+        self._values = theta.new_empty(n_bwd * geometry.unit)
+        store(theta, self._values, self.reservoir, self.index, geometry)
+
+    def _define(self, name: str, geometry: Geometry, n_fwd: int, n_bwd: int, rule: Rule, family: Family | None) -> None:
+        """Set every field that is no tensor, as before the first step."""
         self.name, self.geometry, self.rule = name, geometry, rule
         self.n_fwd, self.n_bwd = n_fwd, n_bwd
         self.method = METHODS[rule.method]()
@@ -70,15 +82,6 @@ class Site(Derived, nn.Module):
         self.family = family or Family()
         self.watch: Any = None  # for a compiled model: checks whether its steps run compiled
         self._start()
-        theta = parameter.detach()
-        sets = first_sets(self.method, self.set_state(), theta)
-        for field, tensor in zip(Index._fields, sets.index, strict=True):
-            self.register_buffer(field, tensor)
-        ever = torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device)
-        self.register_buffer("ever", with_bits(ever, sets.fwd))
-        self._hold(self.place.allocate(values_outside(geometry, n_fwd, n_bwd, rule), theta))
-        self._values = theta.new_empty(n_bwd * geometry.unit)
-        store(theta, self._values, self.reservoir, self.index, geometry)
 
     @torch.no_grad()
     def adopt(self, owner: nn.Module, attribute: str) -> None:
@@ -88,9 +91,13 @@ class Site(Derived, nn.Module):
         self.bind(owner)
         self.original.grad = None
         self.original.set_(self._values.view(self.value_shape))  # type: ignore[call-overload]
+        del self._values
+        self._settle()
+
+    def _settle(self) -> None:
+        """Regard the tensors that the site holds now as its own, and let graphs and optimizers find the site."""
         self.remember_index()
         self.accept()
-        del self._values
         register(self)
 
     def _start(self) -> None:
@@ -113,7 +120,10 @@ class Site(Derived, nn.Module):
         self.owner = None
         self.noted: Note | None = None
 
-    def _hold(self, reservoir: Tensor) -> None:
+    def _hold(self, index: Index, ever: Tensor, reservoir: Tensor) -> None:
+        for field, tensor in zip(Index._fields, index, strict=True):
+            self.register_buffer(field, tensor)
+        self.register_buffer("ever", ever)
         # A reservoir that moves with `.to` is a buffer. It is saved by hand, so that all places have the same format.
         if self.place.follows_model:
             self.register_buffer("reservoir", reservoir, persistent=False)
@@ -139,6 +149,13 @@ class Site(Derived, nn.Module):
         self.check_whole()
         self.unshare()  # the caller is about to write
         return Parts(self.values, self.reservoir, self.index, self.ever, *kept_tensors(self.original, self.optimizers))
+
+    def check_trainable(self, wanted: str) -> None:
+        """Raise ModelError if the site holds A only: see :mod:`topkast.runtime.state.inference_site`.
+
+        Args:
+            wanted: what the caller is about to do or to read, for the message.
+        """
 
     def check_whole(self) -> None:
         """Raise ModelError if a change of the site failed in the middle, or if other code has changed its sets."""

@@ -20,6 +20,7 @@ from topkast.tools.bench import memory as _bench_memory
 from topkast.tools.bench.layer import PRODUCTS, random_layer
 from topkast.tools.bench.peers import masked_dense, masks, mkl_csr, sparselab_step
 from topkast.tools.common.pairs import bound, geomean, geomean_spread, measure, spread
+from topkast.tools.common.rotation import measure_rounds, ratios
 
 
 class FakeTime:
@@ -89,6 +90,15 @@ def test_bound_and_geometric_means() -> None:
     assert geomean([0.5, 2.0, 1.0]) == pytest.approx(1.0)
     spreads = [spread([0.5, 0.5, 0.5]), spread([2.0, 2.0, 2.0])]
     assert geomean_spread(spreads) == pytest.approx({"low": 1.0, "median": 1.0, "high": 1.0})
+
+
+def test_rounds_begin_with_each_side_in_turn() -> None:
+    clock = FakeTime()
+    sides = {name: clock.work(name, lambda i, cost=cost: cost) for name, cost in (("a", 1.0), ("b", 2.0), ("c", 4.0))}
+    times = measure_rounds(sides, repeats=3, warmup=1, clock=clock)
+    assert clock.order == "abc" + "bca" + "cab" + "abc"
+    assert times == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [4.0] * 3}
+    assert {name: found["median"] for name, found in ratios(times, "b").items()} == {"a": 0.5, "b": 1.0, "c": 2.0}
 
 
 @pytest.mark.parametrize("block", [(1, 1), (16, 1), (16, 16)])
