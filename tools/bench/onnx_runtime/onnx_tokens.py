@@ -1,7 +1,7 @@
-"""Tokens a second of a decoder with a key-value cache in ONNX Runtime: a sparse file beside the dense one in float32.
+"""Tokens a second of a decoder with a key-value cache in ONNX Runtime: sparse files beside dense ones, in one loop.
 
-A GPT-2 of random weights continues one prompt greedily. The time of a new token is that of a whole run without that of
-its first token, which the prompt gives.
+A GPT-2 of random weights continues one prompt greedily. The time of a new token is that of a whole run without the time
+of its first token, which the prompt gives.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import topkast
 from topkast.compiler.export.api import PRECISIONS
-from topkast.tools.bench.layer import block_name
 from topkast.tools.common.arguments import positive
 from topkast.tools.common.onnx_sessions import session
-from topkast.tools.common.pairs import Pairs, add_timing, measure, show, spread
+from topkast.tools.common.pairs import add_timing, show, spread
 from topkast.tools.common.results import CONSOLE
+from topkast.tools.common.rotation import measure_rounds, ratios
 from topkast.tools.examples.generate import Decoder
 
+from .dense_int8 import quantise_dynamically
 from .onnx import KINDS
 
+BASE, DENSE_INT8 = "dense fp32", "dense int8, dynamic"
 GPT2_WORDS = 50257
 
 
@@ -43,84 +45,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     layers, width = (2, 64) if args.quick else (12, 768)
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.kind:
-            format, block = KINDS[kind]
-            model = decoder(layers, width, args.vocabulary, args.sparsity, block, balanced=format == "block")
             CONSOLE.print(f"exporting {kind}", highlight=False)
-            dense = exported(model, Path(folder) / "dense.onnx", "dense", "fp32")
-            for precision in args.precision:
-                sparse = exported(model, Path(folder) / "sparse.onnx", format, precision)
-                for threads in args.threads:
-                    rows.append(
-                        {
-                            "says": f"GPT-2, {layers} layers of {width}, {args.vocabulary:,} tokens",
-                            "format": format,
-                            "block": block,
-                            "precision": precision,
-                            "threads": threads,
-                            "bytes": {"dense": dense.stat().st_size, "sparse": sparse.stat().st_size},
-                            **generation(dense, sparse, threads, args),
-                        }
-                    )
+            files = export_all(kind, Path(folder), layers, width, args)
+            for threads in args.threads:
+                says = f"GPT-2, {layers} layers of {width}, {args.vocabulary:,} tokens"
+                rows.append({"says": says, "kind": kind, "threads": threads, "sides": generation(files, threads, args)})
     CONSOLE.print(tokens_table(rows))
     return {"onnxruntime": onnxruntime.__version__, "rows": rows}
 
 
-def decoder(
-    layers: int, width: int, vocabulary: int, sparsity: float, block: tuple[int, int], balanced: bool
-) -> torch.nn.Module:
-    """A GPT-2 whose layers are sparse. The embedding, which the head is tied to, stays dense."""
+def export_all(kind: str, folder: Path, layers: int, width: int, args: argparse.Namespace) -> dict[str, Path]:
+    """The files of one model by side. The embedding, which the head is tied to, stays dense."""
     torch.manual_seed(0)
+    format, block = KINDS[kind]
+    heads = width // 64
     config = GPT2Config(
-        vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=width // 64, bos_token_id=0, eos_token_id=0
+        vocab_size=args.vocabulary, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0
     )
-    return topkast.sparsify(GPT2LMHeadModel(config).eval(), sparsity, sparsity, block=block, balanced=balanced)
+    model = GPT2LMHeadModel(config).eval()
+    topkast.sparsify(model, args.sparsity, args.sparsity, block=block, balanced=format == "block")
+
+    def export(side: str, format: str, precision: str) -> Path:
+        # The tokens of all files are compared below.
+        example, path = torch.zeros(1, 8, dtype=torch.long), folder / f"{kind} {side}.onnx"
+        given: dict[str, Any] = {"format": format, "precision": precision}
+        return topkast.export(model, path, (example,), use_cache=True, verify=False, **given).path
+
+    files = {BASE: export(BASE, "dense", "fp32")}
+    files[DENSE_INT8] = quantise_dynamically(files[BASE], folder / f"{kind} {DENSE_INT8}.onnx")
+    return files | {side: export(side, format, side.removeprefix("sparse ")) for side in _sparse(args.precision)}
 
 
-def exported(model: torch.nn.Module, path: Path, format: str, precision: str) -> Path:
-    # Generation itself compares the files: the tokens of both are stored.
-    example = torch.zeros(1, 8, dtype=torch.long)
-    topkast.export(model, path, (example,), format=format, precision=precision, use_cache=True, verify=False)
-    return path
+def _sparse(precisions: list[str]) -> list[str]:
+    return [f"sparse {precision}" for precision in precisions]
 
 
-def generation(dense: Path, sparse: Path, threads: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Both files continue one prompt in turn: times of the first token and of the others, and whether they agree."""
+def generation(files: dict[str, Path], threads: int, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """All files continue one prompt, in rounds: times of the first token and of the others, and how many tokens are
+    those of the dense file in float32."""
     library = topkast.onnx.library_path()
-    decoders = [Decoder(session(path, threads, library)) for path in (dense, sparse)]
     prompt = np.random.default_rng(0).integers(args.vocabulary, size=args.prompt).tolist()
-    texts = [one.generate([prompt], args.new) for one in decoders]
-    sides = [[partial(one.generate, [prompt], count) for count in (1, args.new)] for one in decoders]
-    pairs = measure(*sides, args.repeats)
-    each = Pairs(
-        *([[(whole - first) / (args.new - 1)] for first, whole in side] for side in (pairs.dense, pairs.sparse))
-    )
+    decoders = {side: Decoder(session(path, threads, library)) for side, path in files.items()}
+    first = measure_rounds({s: partial(d.generate, [prompt], 1) for s, d in decoders.items()}, args.repeats)
+    whole = measure_rounds({s: partial(d.generate, [prompt], args.new) for s, d in decoders.items()}, args.repeats)
+    start = {side: spread(times)["median"] for side, times in first.items()}
+    later = {side: [(t - start[side]) / (args.new - 1) for t in times] for side, times in whole.items()}
+    texts = {side: one.generate([prompt], args.new) for side, one in decoders.items()}
+    first_ratios, later_ratios = ratios(first, BASE), ratios(later, BASE)
     return {
-        "first token": {"ratio": pairs.ratio(0), "seconds": pairs.seconds(0)},
-        "next token": {"ratio": each.ratio(), "seconds": each.seconds()},
-        "tokens a second": {
-            name: spread(1 / seconds for (seconds,) in side)
-            for name, side in (("dense", each.dense), ("sparse", each.sparse))
-        },
-        "equal tokens": float((texts[0] == texts[1]).mean()),
+        side: {
+            "first token": {"seconds": start[side], "ratio": first_ratios[side]},
+            "next token": {"seconds": spread(later[side])["median"], "ratio": later_ratios[side]},
+            "tokens a second": spread(1 / seconds for seconds in later[side]),
+            "bytes": path.stat().st_size,
+            "equal tokens": float((texts[side] == texts[BASE]).mean()),
+        }
+        for side, path in files.items()
     }
 
 
 def tokens_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="generation with a cache, batch 1: tokens a second, and sparse / dense time")
-    for head in ("format", "threads", "dense", "sparse", "a new token", "the prompt", "file", "equal tokens"):
-        table.add_column(head, justify="left" if head == "format" else "right")
+    table = Table(title="generation with a cache, batch 1: tokens a second, and time / dense fp32, median [quartiles]")
+    for head in ("blocks", "side", "threads", "tokens a second", "a new token", "the prompt", "file", "equal tokens"):
+        table.add_column(head, justify="left" if head in ("blocks", "side") else "right")
     for row in rows:
-        table.add_row(
-            f"{row['format']} {block_name(row['block'])} {row['precision']}",
-            str(row["threads"]),
-            *(f"{row['tokens a second'][side]['median']:.1f}" for side in ("dense", "sparse")),
-            show(row["next token"]["ratio"]),
-            show(row["first token"]["ratio"]),
-            f"{row['bytes']['sparse'] / row['bytes']['dense']:.2f}",
-            f"{row['equal tokens']:.0%}",
-        )
+        base = row["sides"][BASE]["bytes"]
+        for side, one in row["sides"].items():
+            table.add_row(
+                row["kind"],
+                side,
+                str(row["threads"]),
+                f"{one['tokens a second']['median']:.1f}",
+                show(one["next token"]["ratio"]),
+                show(one["first token"]["ratio"]),
+                f"{one['bytes'] / base:.2f}",
+                f"{one['equal tokens']:.0%}",
+            )
     return table
