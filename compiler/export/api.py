@@ -89,6 +89,15 @@ def export(
             If an example has size 1 in a dynamic axis, the trace uses twice the size. None (the default): the first
             dimension of the first input is a batch of any size, and so is the first dimension of every input with the
             same size there. If the model's code does not allow this, sizes are fixed and a note says so.
+        use_cache: True for a decoder of transformers that generates text: the file takes its key-value cache and
+            returns the grown cache, under optimum's names. Inputs are ``input_ids`` [batch_size, sequence_length],
+            ``attention_mask`` [batch_size, past_sequence_length + sequence_length], ``position_ids`` like ``input_ids``
+            if the model takes them, and for each layer i ``past_key_values.{i}.key`` and ``past_key_values.{i}.value``
+            [batch_size, heads, past_sequence_length, size]. Outputs are the model's own, such as ``logits``, and
+            ``present.{i}.key`` and ``present.{i}.value``. All these sizes may vary, and a past of 0 tokens is allowed,
+            so one file runs the prompt and each new token. ``example_inputs`` are ``input_ids``, and if wanted
+            ``attention_mask`` and ``position_ids`` of the same shape; ``dynamic_shapes`` must be None. "auto" chooses
+            formats for one new token of each example sequence. False (the default): no cache is read or returned.
         precision: the precision of the sparse weights' values in the file: "fp32" or "fp16". With "fp16" the values are
             rounded to float16, which halves the file, and converted to float32 when the file is loaded. Products are
             computed in float32, and are compared with the products of the rounded model.
@@ -100,10 +109,11 @@ def export(
 
     Raises:
         ConfigError: the format, precision or opset is unknown, the names do not fit the model, or a weight is too large
-            for float16.
+            for float16. Also if ``dynamic_shapes`` is given with ``use_cache``.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
-            names an axis that the model's code fixes.
+            names an axis that the model's code fixes. With ``use_cache`` also if the model has no key-value cache, or a
+            cache of another kind (states instead of keys and values, or an encoder beside the decoder).
         ModelError: the model was not converted.
     """
     # The import of ONNX and its runtime is slow, and training needs neither.

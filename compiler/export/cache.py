@@ -94,8 +94,9 @@ class CachedInputs(Inputs):
     @property
     def dynamic_shapes(self) -> dict[str, dict[int, str]]:
         """The axes that vary: sequences, new tokens and tokens in the cache."""
-        axes = {"attention_mask": {0: BATCH, 1: "total"}}
-        return {name: axes.get(name, {0: BATCH, 1: NEW} if name in TAKEN else {0: BATCH, 2: PAST}) for name in self.names}
+        tokens, total, kept = {0: BATCH, 1: NEW}, {0: BATCH, 1: "total"}, {0: BATCH, 2: PAST}
+        axes = dict.fromkeys(TAKEN, tokens) | {"attention_mask": total}
+        return {name: axes.get(name, kept) for name in self.names}
 
     def finish(self, sizes: Sizes) -> None:
         """Name the mask's second axis as a sum, and try the sizes at which a cache can go wrong: no token in it, one
@@ -181,7 +182,7 @@ def _kind(model: nn.Module, cache: Any) -> Any:
 
 def _refused(found: str) -> ExportError:
     return ExportError(
-        f"use_cache=True: {found}. The model must be a decoder of transformers (4.54 or later), such as GPT2LMHeadModel "
-        "or LlamaForCausalLM: it takes 'input_ids' and 'cache' (or 'past_key_values'), and returns a DynamicCache with "
-        "layers of keys and values. Leave use_cache out to export the model without its cache"
+        f"use_cache=True: {found}. The model must be a decoder of transformers (4.54 or later), such as "
+        "GPT2LMHeadModel or LlamaForCausalLM: it takes 'input_ids' and 'cache' (or 'past_key_values'), and returns a "
+        "DynamicCache with layers of keys and values. Leave use_cache out to export the model without its cache"
     )

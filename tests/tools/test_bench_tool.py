@@ -194,6 +194,19 @@ def test_onnx(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "whole models" in capsys.readouterr().out
 
 
+@pytest.mark.long
+def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    size = ["--threads", "1", "--repeats", "2", "--kind", "custom-4x1", "--precision", "fp32", "fp16"]
+    (row,) = run(tmp_path, "tokens", *size, "--vocabulary", "64", "--prompt", "5", "--new", "6")["rows"]
+    sides = row["sides"]
+    assert list(sides) == ["dense fp32", "dense int8, dynamic", "sparse fp32", "sparse fp16"]
+    assert sides["sparse fp16"]["bytes"] < sides["sparse fp32"]["bytes"] < sides["dense fp32"]["bytes"]
+    assert sides["dense fp32"]["next token"]["ratio"]["median"] == sides["sparse fp32"]["equal tokens"] == 1
+    for side in sides.values():
+        assert side["first token"]["seconds"] > 0 and side["tokens a second"]["median"] > 0
+    assert "generation with a cache" in capsys.readouterr().out
+
+
 def test_peak_is_seen_though_it_passes() -> None:
     before = _bench_memory.settled()
     with _bench_memory.Peak() as peak:

@@ -38,18 +38,12 @@ class Decoder:
     """A decoder in a file that takes and returns its key-value cache.
 
     Args:
-        path: the file.
-        library: the path of topkast's library, for files of the format "custom"; None for ONNX Runtime alone.
-        threads: of ONNX Runtime; 0 lets it choose.
+        session: a session of the file. Files of the format "custom" need topkast's library for their speed.
     """
 
-    def __init__(self, path: str, library: str | None = None, threads: int = 0) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        if library is not None:
-            options.register_custom_ops_library(library)
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.inputs = {value.name: value.shape for value in self.session.get_inputs()}
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self.inputs = {value.name: value for value in session.get_inputs()}
         self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
         self.outputs = ["logits", *(name.replace("past_key_values", "present") for name in self.past)]
 
@@ -79,7 +73,9 @@ class Decoder:
                 if name in self.inputs  # some models count positions by the mask
             }
             # The cache stays in ONNX Runtime's own values and is not copied.
-            logits, *cache = self.session.run_with_ort_values(self.outputs, feeds | dict(zip(self.past, cache)))
+            logits, *cache = self.session.run_with_ort_values(
+                self.outputs, feeds | dict(zip(self.past, cache, strict=True))
+            )
             chosen = choose(logits.numpy()[:, -1])
             if end is not None and found:
                 chosen = np.where(found[-1] == end, end, chosen)
@@ -92,15 +88,19 @@ class Decoder:
 
     def _empty(self, name: str, sequences: int) -> onnxruntime.OrtValue:
         """A cache of no token."""
-        _, heads, _, size = self.inputs[name]
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((sequences, heads, 0, size), np.float32))
+        _, heads, _, size = self.inputs[name].shape
+        dtype = np.float16 if self.inputs[name].type == "tensor(float16)" else np.float32
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((sequences, heads, 0, size), dtype))
 
 
-def show(path: str, library: str | None, prompts: list[str], new_tokens: int) -> None:
-    """Print what follows each prompt, whose tokens are its characters. This runs in a process without torch."""
-    decoder = Decoder(path, library)
+def show(path: str, library: str, prompts: list[str], new_tokens: int) -> None:
+    """Print the text that follows each prompt. Its tokens are its bytes. This runs in a process without torch."""
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library)
+    decoder = Decoder(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
     for name, choose in (("greedy", greedy), ("the 3 likeliest", top_k(3))):
-        for prompt, tokens in zip(prompts, decoder.generate([list(p.encode()) for p in prompts], new_tokens, choose)):
+        found = decoder.generate([list(prompt.encode()) for prompt in prompts], new_tokens, choose)
+        for prompt, tokens in zip(prompts, found, strict=True):
             print(f"{name}: {prompt}|{bytes(tokens.tolist()).decode()}")
     assert not {"torch", "transformers", "topkast"} & set(sys.modules)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +37,9 @@ from transformers import (
 
 import topkast
 from topkast.compiler.export import parity
-from topkast.tools.common.places import ROOT
+from topkast.tools.examples.generate import Decoder, greedy, top_k
 
 WORDS, NEW = 41, 12
-EXAMPLE = runpy.run_path(str(ROOT / "tools" / "examples" / "generate.py"))
-Decoder, greedy, top_k = EXAMPLE["Decoder"], EXAMPLE["greedy"], EXAMPLE["top_k"]
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,8 @@ def test_a_file_generates_what_the_model_generates(name: str, format: str, tmp_p
     prompts = [[7, 3, 11, 5, 2, 29, 17, 1], [13], [4, 4, 19, 23, 8]]
     expected = generated(plain, prompts)
     assert len(np.unique(expected)) > 5 and len(np.unique(expected, axis=0)) == len(prompts)
-    for library in (None, str(topkast.onnx.library_path())):
-        decoder = Decoder(str(path), library, threads=1)
+    for session in (onnxruntime.InferenceSession(path), topkast.onnx.session(path)):
+        decoder = Decoder(session)
         assert np.array_equal(decoder.generate(prompts, NEW), expected)
         assert np.array_equal(decoder.generate(prompts[:1], NEW), expected[:1])
     _assert_chunks_give_the_same(path, plain)
