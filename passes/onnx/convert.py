@@ -19,6 +19,7 @@ from .formats.record import Format
 from .formats.weight import Weight
 from .graph import array_of, constant
 from .metadata import SiteResult
+from .split_conv_bias import split_conv_bias
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 FULL = 0.999  # a weight with fewer zeros than this leaves has none to speak of
@@ -64,6 +65,7 @@ def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
     library = any(FORMATS[site.format].needs_library for site in sites)
     if library:
         fuse_activations(model)
+    split_conv_bias(model)
     ir.passes.Sequential(TopologicalSortPass(), RemoveUnusedNodesPass())(model)
     if library:
         custom.register(model)
