@@ -179,6 +179,10 @@ def export(
                     "a translation of it"
                 ) from error
             del written
+            if any(site.format == "sparse_initializer" for site in found):
+                notes.append(
+                    "onnxruntime.quantization cannot read ONNX's sparse constants; quantise a file of another format"
+                )
             sparse_nodes = any(FORMATS[site.format].needs_library for site in found)
             library = native_library.path() if sparse_nodes else None
             if sparse_nodes and library is None:

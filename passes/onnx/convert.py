@@ -9,16 +9,18 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from topkast.passes.onnx.blocks import Block
+from topkast.passes.onnx.blocks import MAX_BLOCK, Array, Block, fitting
 
 from .constant_products import Product, products
-from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, dense
+from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, custom_speed, dense
 from .formats.choose_format import choose_format
 from .formats.fuse_activations import fuse_activations
 from .formats.record import Format
 from .formats.weight import Weight
 from .graph import array_of, constant
 from .metadata import SiteResult
+from .spell_recurrent import Pays, spell_recurrent
+from .split_conv_bias import split_conv_bias
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 FULL = 0.999  # a weight with fewer zeros than this leaves has none to speak of
@@ -46,6 +48,7 @@ class Wanted:
 def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
     """Change ``model``, which holds its weights itself, in place; how each of its weights is stored."""
     sites = list[SiteResult]()
+    names = {**spell_recurrent(model, _recurrence_pays(wanted)), **wanted.names}
     by_weight: dict[ir.Value, list[Product]] = {}
     for product in products(model.graph):
         by_weight.setdefault(product.weight, []).append(product)
@@ -54,7 +57,7 @@ def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
         if tensor is None or tensor.shape.rank() < 2 or tensor.dtype not in FLOATS:
             continue
         if tensor.dtype == ir.DataType.FLOAT:
-            given = by_weight.get(value, []), wanted.half, wanted.blocks, wanted.names, wanted.sizes
+            given = by_weight.get(value, []), wanted.half, wanted.blocks, names, wanted.sizes
             sites.append(_store(Weight(value, *given), wanted.format))
         else:
             array = array_of(value)
@@ -64,10 +67,26 @@ def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
     library = any(FORMATS[site.format].needs_library for site in sites)
     if library:
         fuse_activations(model)
+    split_conv_bias(model)
     ir.passes.Sequential(TopologicalSortPass(), RemoveUnusedNodesPass())(model)
     if library:
         custom.register(model)
     return sites
+
+
+def _recurrence_pays(wanted: Wanted) -> Pays:
+    """Whether to write a recurrent node as products: if products of the format "custom" are asked for or are faster."""
+
+    def pays(matrix: Array, batch: int | str) -> bool:
+        if np.count_nonzero(matrix) >= FULL * matrix.size or wanted.format not in (AUTO, custom.FORMAT.name):
+            return False
+        rows = batch if isinstance(batch, int) else wanted.sizes.get(batch, 1)
+        return (
+            wanted.format != AUTO
+            or custom_speed.slower_recurrence(fitting(matrix, wanted.blocks, MAX_BLOCK), rows) is None
+        )
+
+    return pays
 
 
 def _store(weight: Weight, wanted: str) -> SiteResult:

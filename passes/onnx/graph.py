@@ -93,7 +93,9 @@ class Builder(ir.tape.Tape):
 
     def replace(self, old: Sequence[ir.Node], y: ir.Value) -> None:
         """Put the new nodes in the place of ``old``; ``y`` is the result of its last node from now on."""
-        ir.convenience.replace_nodes_and_values(self.graph, old[-1], old, self.nodes, old[-1].outputs, [y])
+        graph = old[-1].graph  # perhaps an inner graph; constants are in the outer one
+        assert graph is not None
+        ir.convenience.replace_nodes_and_values(graph, old[-1], old, self.nodes, old[-1].outputs, [y])
 
     def compute(self, value: ir.Value, y: ir.Value) -> None:
         """Let the new nodes, which need constants only, give the constant ``value``, which is ``y`` from now on."""

@@ -142,7 +142,7 @@ def function(kind: str) -> onnx.FunctionProto:
 
 def register(model: ir.Model) -> None:
     """Let ``model`` hold the functions that its nodes need."""
-    for kind in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
+    for kind in sorted({node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}):
         made = ir.serde.deserialize_function(function(kind))
         model.functions[made.identifier()] = made
     model.opset_imports[DOMAIN] = 1

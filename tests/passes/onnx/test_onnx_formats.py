@@ -105,13 +105,13 @@ def test_models(name: str, format: str, precision: str, unit: tuple[int, int], t
     sites = [site for site in result.sites if site.density < 0.5]
     assert sites and all(site.why for site in result.sites)
     assert (result.path.stat().st_size, result.bytes) == (result.bytes, result.path.stat().st_size)
-    products = {"cnn", "mlp", "encoder", "attention", "tied", "functional", "gpt2"}
+    products = {"cnn", "mlp", "encoder", "attention", "tied", "functional", "gpt2", "lstm"}
     if format == "custom":
         ours = {kind for kind in kinds(result.path) if kind.startswith("Sparse")}
         assert bool(ours) == (name != "experts")
         assert any(kind.startswith("SparseConv") for kind in ours) == (name == "cnn")
         wanted = {"custom"} if name in products else {"dense"} if name == "experts" else {"custom", "dense"}
-        assert {site.format for site in sites} == wanted, "an LSTM's weights stay dense, its head does not"
+        assert {site.format for site in sites} == wanted
     if format in ("compact", "sparse_initializer"):
         assert any(site.format == format for site in sites)
         assert all(site.bytes < site.dense_bytes for site in sites)
