@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
 from .flatten import Flat, Inputs, without_cache
+from .int8_options import KEPT, read_int8_options
 from .program import first_line, trace
 from .result import ExportResult
 from .weights import known_weights, round_to_half
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 OPSETS = range(18, 24)
 
 
@@ -33,6 +36,8 @@ def export(
     format: str = "auto",
     dynamic_shapes: Any = None,
     precision: str = "fp32",
+    keep_float: Any = None,
+    calibration: Iterable[Any] | None = None,
     verify: bool = True,
     opset: int = 18,
 ) -> ExportResult:
@@ -81,9 +86,17 @@ def export(
             If an example has size 1 in a dynamic axis, the trace uses twice the size. None (the default): the first
             dimension of the first input is a batch of any size, and so is the first dimension of every input with the
             same size there. If the model's code does not allow this, sizes are fixed and a note says so.
-        precision: the precision of the sparse weights' values in the file: "fp32" or "fp16". With "fp16" the values are
-            rounded to float16, which halves the file, and converted to float32 when the file is loaded. Products are
-            computed in float32, and are compared with the products of the rounded model.
+        precision: the precision of the sparse weights' values in the file.
+
+            - "fp32": as the model has them.
+            - "fp16": the values are rounded to float16, which halves the file, and converted to float32 when the file
+              is loaded. Products are computed in float32, and are compared with the products of the rounded model.
+            - "int8": the values are rounded to int8 with a scale for each output. The formats "custom" (convolutions:
+              of 1 x 1 only) and "block" quantise x at each run and multiply integers; the other formats unpack the
+              weights to float32 when the file is loaded. Weights that were never sparse stay in float32. ``verify``
+              then has three parts: the same file in float32 is compared with PyTorch; each integer product is compared
+              with integer arithmetic in PyTorch, bit for bit; and the result says how much int8 changes the outputs.
+        keep_float: with "int8", a list of globs of parameter names: these weights stay in float32.
         verify: whether to run the file and compare the results.
         opset: the version of the standard operators, 18 to 23.
 
@@ -98,10 +111,11 @@ def export(
         ModelError: the model was not converted.
     """
     # The import of ONNX and its runtime is slow, and training needs neither.
-    from topkast.passes.onnx.convert import Wanted
+    from topkast.passes.onnx.convert import Wanted, convert
     from topkast.passes.onnx.formats import AUTO, FORMATS
-    from topkast.passes.onnx.writer import annotate, save, write
+    from topkast.passes.onnx.writer import annotate, remove, save, write
 
+    from .integers import check_integers, distance
     from .parity import compare
 
     find(model)
@@ -118,6 +132,7 @@ def export(
     plain = densify(model).cpu().eval()
     if precision == "fp16":
         round_to_half(plain, model)
+    int8 = read_int8_options(plain, model, precision, keep_float, calibration)
     names, blocks = known_weights(plain, model)
     without_cache(plain)
     inputs = Inputs(plain, example_inputs)
@@ -142,9 +157,13 @@ def export(
                     for t, dims in zip(tensors, sizes.names, strict=True)
                     for axis, name in dims.items()
                 ]
-                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
-                written, found, shrunk = write(program, inputs.names, output_names, opset, named, "model.", wanted)
+                wanted = Wanted(format, precision, blocks, names, dict(dims), [(glob, KEPT) for glob in int8.patterns])
+                dense, wanted, shrunk = write(program, inputs.names, output_names, opset, named, "model.", wanted)
+                written = dense.clone()
+                found, integers = convert(written, wanted)
                 save(written, file)
+            except ConfigError:
+                raise
             except Exception as error:
                 raise ExportError(
                     f"torch.onnx.export could not write the model at opset {opset}: {first_line(error)}; replace the "
@@ -156,8 +175,22 @@ def export(
             library = native_library.path() if sparse_nodes else None
             if sparse_nodes and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials)
-            annotate(file, format, precision, found, shrunk, checked.max_error)
+            feeds = dict(zip(inputs.names, tensors, strict=True))
+            outputs = flat.named(*tensors)
+            parity, lossy = file, precision == "int8" and verify
+            if lossy:  # a file with int8 differs from PyTorch, so a file with the same weights in float32 is compared
+                parity = folder / f"float.{path.name}"
+                convert(dense, dataclasses.replace(wanted, precision="fp32"))
+                save(dense, parity)
+            checked = compare(
+                flat, parity, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials
+            )
+            int8_error = None
+            if lossy:
+                remove(parity)
+                check_integers(file, integers, feeds, library)
+                int8_error = distance(file, feeds, outputs)
+            annotate(file, format, precision, found, shrunk, checked.max_error, int8_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file
                 os.replace(part, path.parent / part.name)
@@ -176,4 +209,5 @@ def export(
         found,
         shrunk,
         notes + checked.notes,
+        int8_error,
     )

@@ -41,6 +41,10 @@ class ExportResult:
         sites: how each weight of two dimensions or more is stored, and why.
         shrunk: for each weight with dead units, the removed units or the reason why they stayed.
         notes: further facts that the user should know.
+        int8_error: with precision "int8", the change of the file's outputs by int8: the root mean square of the
+            difference from the float32 model on the example inputs, as a share of that of the output; the largest of
+            all outputs. None for other precisions, or if not verified. ``max_error`` is then that of the same file in
+            float32, and every int8 product was equal to integer arithmetic in PyTorch, bit for bit.
     """
 
     path: Path
@@ -55,6 +59,7 @@ class ExportResult:
     sites: list[SiteResult]
     shrunk: list[Shrunk]
     notes: list[str]
+    int8_error: float | None = None
 
     def __rich__(self) -> Table:
         return labelled(self._sentences())
@@ -68,7 +73,9 @@ class ExportResult:
         yield "file", str(self.path)
         yield "size", f"{self.bytes:,} bytes" + (f", {of_dense}" if of_dense else "")
         yield "format", f"{self.format}, {self.precision}, opset {self.opset}"
-        yield "parity", "not verified" if self.max_error is None else f"max error {self.max_error:.2e} in ONNX Runtime"
+        yield "parity", self._parity()
+        if self.int8_error is not None:
+            yield "int8", f"products exact to the bit; outputs change by {self.int8_error:.2%} (root mean square)"
         yield "inputs", _shapes(self.inputs)
         yield "outputs", _shapes(self.outputs)
         for format in sorted({site.format for site in self.sites}, key=lambda format: format == DENSE):
@@ -77,6 +84,12 @@ class ExportResult:
         yield from dead_units(self.shrunk)
         for note in self.notes:
             yield "note", note
+
+    def _parity(self) -> str:
+        if self.max_error is None:
+            return "not verified"
+        same = "" if self.int8_error is None else ", of the same file in float32"
+        return f"max error {self.max_error:.2e} in ONNX Runtime{same}"
 
 
 def dead_units(shrunk: list[Shrunk]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,7 @@ from .formats.fuse_activations import fuse_activations
 from .formats.record import Format
 from .formats.weight import Weight
 from .graph import array_of, constant
+from .integers import Integers
 from .metadata import SiteResult
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -30,22 +32,31 @@ class Wanted:
 
     Args:
         format: a name in :data:`topkast.passes.onnx.formats.FORMATS`, or "auto".
-        half: whether sparse weights are stored as float16; their values must be such.
+        precision: of the values of sparse weights: "fp32", "fp16" (if they are such values), or "int8".
         blocks: (rows, columns) of the blocks the model was trained with.
         names: what to call a weight, by :func:`topkast.passes.onnx.blocks.digest` of its [out, in] matrix.
         sizes: dynamic dimensions in the examples, by name.
+        keep_float: (pattern of names, why) of the weights that stay in float32 with "int8".
     """
 
     format: str
-    half: bool = False
+    precision: str = "fp32"
     blocks: Iterable[Block] = ((1, 1),)
     names: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    keep_float: Sequence[tuple[str, str]] = ()
 
 
-def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
-    """Change ``model``, which holds its weights itself, in place; how each of its weights is stored."""
-    sites = list[SiteResult]()
+def convert(model: ir.Model, wanted: Wanted) -> tuple[list[SiteResult], Integers]:
+    """Change ``model``, which holds its weights itself, in place.
+
+    Returns:
+        (how each of its weights is stored, what is in int8).
+
+    Raises:
+        ConfigError: int8 does not suit a weight, see :func:`topkast.passes.onnx.quantise.quantise`.
+    """
+    sites, integers = list[SiteResult](), Integers([], [])
     by_weight: dict[ir.Value, list[Product]] = {}
     for product in products(model.graph):
         by_weight.setdefault(product.weight, []).append(product)
@@ -54,8 +65,11 @@ def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
         if tensor is None or tensor.shape.rank() < 2 or tensor.dtype not in FLOATS:
             continue
         if tensor.dtype == ir.DataType.FLOAT:
-            given = by_weight.get(value, []), wanted.half, wanted.blocks, wanted.names, wanted.sizes
-            sites.append(_store(Weight(value, *given), wanted.format))
+            given = by_weight.get(value, []), wanted.precision, wanted.blocks, wanted.names, wanted.sizes
+            weight, site = _store(Weight(value, *given), wanted)
+            sites.append(site)
+            integers.products.extend(weight.integers.products)
+            integers.weights.extend(weight.integers.weights)
         else:
             array = array_of(value)
             density, size = np.count_nonzero(array) / max(1, array.size), array.nbytes
@@ -67,16 +81,35 @@ def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
     ir.passes.Sequential(TopologicalSortPass(), RemoveUnusedNodesPass())(model)
     if library:
         custom.register(model)
-    return sites
+    return sites, integers
 
 
-def _store(weight: Weight, wanted: str) -> SiteResult:
-    """Store ``weight`` in the format of this name, or dense if that does not suit it."""
-    format, why = _format(weight, wanted)
+def _store(weight: Weight, wanted: Wanted) -> tuple[Weight, SiteResult]:
+    """Store ``weight`` in the wanted format, or dense if that does not suit it; (the weight as it was stored, how)."""
+    in_float = _keeps_float(weight, wanted.keep_float) if weight.precision == "int8" else None
+    if in_float is not None:
+        weight = weight.in_float()
+    format, why = _format(weight, wanted.format)
+    if weight.precision == "int8" and (in_float := format.keeps_float(weight)) is not None:
+        weight = weight.in_float()
+        format, why = _format(weight, wanted.format)
     unit, size = format.write(weight)
     array = weight.array
     density = weight.nonzeros / max(1, array.size)
-    return SiteResult(weight.label, format.name, why, weight.shape, unit, density, size, array.nbytes)
+    if in_float:
+        why = f"{why}; it stays in float32: {in_float}"
+    site = SiteResult(weight.label, format.name, why, weight.shape, unit, density, size, array.nbytes, weight.precision)
+    return weight, site
+
+
+def _keeps_float(weight: Weight, patterns: Sequence[tuple[str, str]]) -> str | None:
+    """Why a weight that stays in float32 with "int8"; "" if the format's reason is enough; None if it does not."""
+    if weight.nonzeros >= FULL * weight.array.size:
+        return ""
+    for pattern, why in patterns:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (weight.label, weight.name)):
+            return why
+    return None if weight.products else "no product reads it as its weight"
 
 
 def _format(weight: Weight, wanted: str) -> tuple[Format, str]:
