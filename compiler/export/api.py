@@ -18,6 +18,7 @@ from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
+from .axes import all_axes
 from .flatten import Flat, Inputs, without_cache
 from .int8_options import KEPT, read_int8_options
 from .program import first_line, trace
@@ -96,7 +97,13 @@ def export(
               weights to float32 when the file is loaded. Weights that were never sparse stay in float32. ``verify``
               then has three parts: the same file in float32 is compared with PyTorch; each integer product is compared
               with integer arithmetic in PyTorch, bit for bit; and the result says how much int8 changes the outputs.
-        keep_float: with "int8", a list of globs of parameter names: these weights stay in float32.
+        keep_float: with "int8", the weights that stay in float32: a list of globs of parameter names, or a number. A
+            number is the largest change that int8 may cause on the batches of ``calibration``: 0.01 is 1 % of the loss,
+            or of the outputs if the model gives no loss. The weights that change the outputs most, each measured alone,
+            then stay in float32, as few as needed. None (the default): all become int8.
+        calibration: with "int8", an iterable of inputs, each like ``example_inputs``; a batch of a transformers model
+            may hold labels too. The result then says how much int8 changes the model's loss (if its output has
+            ``.loss``) or its outputs, beside ONNX Runtime's own int8 of the dense model.
         verify: whether to run the file and compare the results.
         opset: the version of the standard operators, 18 to 23.
 
@@ -104,7 +111,8 @@ def export(
         Facts about the file: its path and size, the largest error, and how each weight is stored. ``print`` shows them.
 
     Raises:
-        ConfigError: the format, precision or opset is unknown, or a weight is too large for float16.
+        ConfigError: the format, precision or opset is unknown; a weight is too large for float16; int8 would lose too
+            much of a weight, or a weight holds NaN or infinities; keep_float or calibration is not as described.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
             names an axis that the model's code fixes.
@@ -115,6 +123,7 @@ def export(
     from topkast.passes.onnx.formats import AUTO, FORMATS
     from topkast.passes.onnx.writer import annotate, remove, save, write
 
+    from .calibrate import Batches, calibrate
     from .integers import check_integers, distance
     from .parity import compare
 
@@ -136,7 +145,7 @@ def export(
     names, blocks = known_weights(plain, model)
     without_cache(plain)
     inputs = Inputs(plain, example_inputs)
-    flat, notes = Flat(plain, inputs), list[str]()
+    flat, notes, calibrated = Flat(plain, inputs), list[str](), None
     dense_bytes = sum(t.numel() * t.element_size() for t in [*plain.parameters(), *plain.buffers()])
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's own steps
@@ -146,11 +155,15 @@ def export(
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
         if not output_names:
             raise ExportError("the model returns no tensor")
+        batches = None if int8.batches is None else Batches(plain, int8.batches)
         program, tensors, sizes = trace(flat, inputs, dynamic_shapes, notes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             file = folder / path.name
-            try:
+
+            def dense_model(
+                program: Any, inputs: Inputs, tensors: list[Any], sizes: Any, outputs: list[str]
+            ) -> tuple[Any, Wanted, Any]:
                 named = dict(zip(inputs.names, sizes.names, strict=True))
                 dims = [
                     (name, t.shape[axis])
@@ -158,11 +171,22 @@ def export(
                     for axis, name in dims.items()
                 ]
                 wanted = Wanted(format, precision, blocks, names, dict(dims), [(glob, KEPT) for glob in int8.patterns])
-                dense, wanted, shrunk = write(program, inputs.names, output_names, opset, named, "model.", wanted)
+                return write(program, inputs.names, outputs, opset, named, "model.", wanted)
+
+            try:
+                dense, wanted, shrunk = dense_model(program, inputs, tensors, sizes, output_names)
+                if batches is not None:
+                    measured = dense, wanted
+                    if batches.inputs[0].names != inputs.names:  # they hold labels
+                        first = batches.inputs[0]
+                        traced = trace(Flat(plain, first), first, all_axes(first), [])
+                        measured = dense_model(traced[0], first, *traced[1:], list(batches.outputs[0]))[:2]
+                    calibrated, kept = calibrate(batches, *measured, int8.budget, folder)
+                    wanted = dataclasses.replace(wanted, keep_float=kept.keep_float)
                 written = dense.clone()
                 found, integers = convert(written, wanted)
                 save(written, file)
-            except ConfigError:
+            except (ConfigError, ExportError):
                 raise
             except Exception as error:
                 raise ExportError(
@@ -210,4 +234,5 @@ def export(
         shrunk,
         notes + checked.notes,
         int8_error,
+        calibrated,
     )

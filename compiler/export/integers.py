@@ -14,7 +14,7 @@ from topkast.passes.onnx.show_integers import show_integers
 from topkast.passes.onnx.writer import remove, save_proto
 from topkast.runtime.errors import ExportError
 from topkast.runtime.onnx.session import Session
-from topkast.runtime.reference.int8 import matmul_per_row, matmul_per_tensor
+from topkast.runtime.reference.int8 import spmm_int8, spmm_int8_of_tensor
 
 
 def check_integers(file: Path, integers: Integers, inputs: Mapping[str, Tensor], library: Path | None) -> None:
@@ -53,12 +53,10 @@ def expected(product: IntegerProduct, x: Tensor) -> Tensor:
     """What the product gives for x, by integer arithmetic in PyTorch."""
     weight, scale = torch.tensor(product.matrix.values), torch.tensor(product.matrix.scale)
     bias = None if product.bias is None else torch.tensor(product.bias)
-    compute = matmul_per_tensor if product.values is None else matmul_per_row
-    return (
-        compute(x.movedim(1, -1), weight, scale, bias).movedim(-1, 1)
-        if product.conv
-        else compute(x, weight, scale, bias)
-    )
+    rows = x.movedim(1, -1) if product.conv else x
+    compute = spmm_int8_of_tensor if product.values is None else spmm_int8
+    y = compute(rows.reshape(-1, rows.shape[-1]), weight, scale, bias).reshape(*rows.shape[:-1], -1)
+    return y.movedim(-1, 1) if product.conv else y
 
 
 def _compare(name: str, given: Tensor, wanted: Tensor, how: str) -> None:

@@ -15,6 +15,7 @@ from topkast.compiler.report.numbers import plural
 from topkast.compiler.report.plain_text import labelled, to_text
 
 if TYPE_CHECKING:
+    from topkast.compiler.export.calibrate import Calibration
     from topkast.passes.onnx.metadata import Shrunk, SiteResult
 
 NAMES = 4  # groups of weights that lost dead units
@@ -45,6 +46,7 @@ class ExportResult:
             difference from the float32 model on the example inputs, as a share of that of the output; the largest of
             all outputs. None for other precisions, or if not verified. ``max_error`` is then that of the same file in
             float32, and every int8 product was equal to integer arithmetic in PyTorch, bit for bit.
+        calibration: what int8 changes on the batches of ``calibration``; None without such batches.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class ExportResult:
     shrunk: list[Shrunk]
     notes: list[str]
     int8_error: float | None = None
+    calibration: Calibration | None = None
 
     def __rich__(self) -> Table:
         return labelled(self._sentences())
@@ -76,6 +79,8 @@ class ExportResult:
         yield "parity", self._parity()
         if self.int8_error is not None:
             yield "int8", f"products exact to the bit; outputs change by {self.int8_error:.2%} (root mean square)"
+        if self.calibration is not None:
+            yield "calibration", _changes(self.calibration)
         yield "inputs", _shapes(self.inputs)
         yield "outputs", _shapes(self.outputs)
         for format in sorted({site.format for site in self.sites}, key=lambda format: format == DENSE):
@@ -90,6 +95,15 @@ class ExportResult:
             return "not verified"
         same = "" if self.int8_error is None else ", of the same file in float32"
         return f"max error {self.max_error:.2e} in ONNX Runtime{same}"
+
+
+def _changes(measured: Calibration) -> str:
+    """What int8 changes, beside ONNX Runtime's int8 of the dense model."""
+    dense = "failed" if measured.dense_int8 is None else f"{measured.dense_int8:+.2%}"
+    what = f"loss {measured.loss:.4g}: " if measured.loss is not None else "outputs: "
+    batches = f"{measured.batches:,} batch" + "es" * (measured.batches != 1)
+    kept = f"; {plural(len(measured.kept), 'weight')} in float32 for the budget" if measured.kept else ""
+    return f"{what}{measured.int8:+.2%} by this file, {dense} by dense int8 of ONNX Runtime ({batches}){kept}"
 
 
 def dead_units(shrunk: list[Shrunk]) -> Iterator[tuple[str, str]]:

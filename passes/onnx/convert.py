@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -106,8 +107,10 @@ def _keeps_float(weight: Weight, patterns: Sequence[tuple[str, str]]) -> str | N
     """Why a weight that stays in float32 with "int8"; "" if the format's reason is enough; None if it does not."""
     if weight.nonzeros >= FULL * weight.array.size:
         return ""
+    # The matrix of a parameter may be turned or one of a stack: the parameter's name and ".T", or the number and ".T".
+    parameter = re.sub(r"(\.\d+)?(\.T)?$", "", weight.label)
     for pattern, why in patterns:
-        if any(fnmatch.fnmatchcase(name, pattern) for name in (weight.label, weight.name)):
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (weight.label, weight.name, parameter)):
             return why
     return None if weight.products else "no product reads it as its weight"
 

@@ -1,49 +1,65 @@
-"""The specification of products with int8 weights: exact integers, and float32 operations that are rounded one by one.
-
-x is quantised to unsigned 8 bits with a scale s and a zero point z: x is about s * (q - z). The sums of q * w are exact
-integers of at most 32 bits; here float64 holds them, which is exact up to 2^53.
-"""
+"""The arithmetic of a product with a weight of int8, in plain PyTorch: the native kernels must equal it bit by bit."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-STEPS = 255
 
-
-def matmul_per_row(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What ``topkast.SparseMatMulInt8`` computes: each row of x has a scale of its own.
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of whole numbers from 0 to 255, with a scale and a zero point for each row.
 
     Args:
-        x: float32 [..., columns]. A row that holds NaN or an infinity, or whose range is not finite, gives NaN.
-        weight: int8 [rows, columns].
-        scale: float32 [rows], of the weight's rows.
-        bias: float32 [rows], or None.
+        x: float32 [M, columns].
 
     Returns:
-        float32 [..., rows].
+        The numbers (int32 [M, columns]), the scales (float32 [M, 1]) and the zero points (int32 [M, 1]). The scale of a
+        row is NaN if the row holds a NaN or an infinity, or if its range is not finite. The numbers then mean nothing.
     """
-    none = x.new_zeros(())
-    low, high = torch.minimum(x.amin(-1, keepdim=True), none), torch.maximum(x.amax(-1, keepdim=True), none)
-    bad = ~(x.isfinite().all(-1, keepdim=True) & (high - low).isfinite())
-    y = _product(x.masked_fill(bad, 0), low.masked_fill(bad, 0), high.masked_fill(bad, 0), weight, scale, bias)
-    return y.masked_fill(bad, torch.nan)
+    zero = x.new_zeros(x.shape[0], 1)
+    extended = torch.cat([x, zero], dim=1)
+    low, high = extended.amin(dim=1, keepdim=True), extended.amax(dim=1, keepdim=True)
+    span = high - low
+    scale = span / torch.full_like(span, 255)
+    scale = torch.where(scale == 0, 1, scale)
+    scale = torch.where(span.isfinite(), scale, torch.nan)
+    point = (-low / scale).round().nan_to_num().clamp(0, 255).int()
+    numbers = ((x / scale).round().nan_to_num().int() + point).clamp(0, 255)
+    return numbers, scale, point
 
 
-def matmul_per_tensor(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What standard operators compute: ONNX's DynamicQuantizeLinear gives all of x one scale. Arguments as above; x is
-    finite."""
-    none = x.new_zeros(())
-    low, high = torch.minimum(x.amin(), none), torch.maximum(x.amax(), none)
-    return _product(x, low, high, weight, scale, bias)
+def spmm_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ (scale * weight).T + bias`` with ``x`` quantised row by row.
+
+    The sums are exact. Each float32 operation is rounded by itself; no product is fused with an addition.
+
+    Args:
+        x: float32 [M, columns].
+        weight: int8 [rows, columns].
+        scale: float32 [rows].
+        bias: float32 [rows]; None adds nothing.
+
+    Returns:
+        float32 [M, rows].
+    """
+    numbers, row_scale, point = quantise_rows(x)
+    wide = weight.double()  # exact: a sum of int8 products is far below 2^53
+    sums = (numbers.double() @ wide.t() - point.double() * wide.sum(dim=1)).to(torch.int32)
+    y = sums.float() * (row_scale * scale)
+    return y if bias is None else y + bias
 
 
-def _product(x: Tensor, low: Tensor, high: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    step = (high - low) / STEPS
-    step = torch.where(step == 0, torch.ones_like(step), step)
-    zero = (-low / step).round().clamp(0, STEPS)
-    q = ((x / step).round() + zero).clamp(0, STEPS)
-    sums = (q.double() - zero.double()) @ weight.double().t()
+def spmm_int8_of_tensor(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`spmm_int8` with one scale and one zero point for all of ``x``, as ONNX's DynamicQuantizeLinear gives them.
+
+    This is what a file computes by standard operators. ``x`` is finite.
+    """
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    span = high - low
+    step = span / torch.full_like(span, 255)
+    step = torch.where(step == 0, 1, step)
+    point = (-low / step).round().clamp(0, 255)
+    numbers = ((x / step).round() + point).clamp(0, 255)
+    sums = (numbers.double() - point.double()) @ weight.double().t()
     y = sums.float() * (step * scale)
     return y if bias is None else y + bias

@@ -64,7 +64,7 @@ def test_one_product(format: str, unit: tuple[int, int], biased: bool, lead: tup
     ((site,), integers) = convert(model, Wanted(format, "int8", [unit]))
     products = site.format in ("block", "custom")
     assert site.precision == "int8" and (len(integers.products), len(integers.weights)) == (products, not products)
-    x = torch.randn([5, 2][: len(lead)] + [160], generator=torch.Generator().manual_seed(0))
+    x = torch.randn(*[5, 2][: len(lead)], 160, generator=torch.Generator().manual_seed(0))
     assert_stated(model, {"x": x.numpy()}, f"{format} {unit}")
     stored = sum(numpy_helper.to_array(t).nbytes for t in model.graph.initializer)
     assert site.format != format or stored < matrix.nbytes * (0.3 if format == "dense" else 0.26)
@@ -252,7 +252,7 @@ def test_a_wrong_bit_is_found(format: str, tmp_path: Path) -> None:
 
 
 def test_sums_beyond_what_float32_holds() -> None:
-    """The integers are exact, and are rounded once; here they are computed in numpy, by the formulas of the operator."""
+    """The integers are exact, and are rounded once. Here numpy computes them by the formulas of the operator."""
     matrix = np.random.default_rng(1).uniform(0.9, 1, (4, 6001)).astype(np.float32)
     matrix[:, ::7] = 0
     model = dense_file(matrix, None)
