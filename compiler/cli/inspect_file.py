@@ -58,7 +58,18 @@ def read(path: Path) -> tuple[dict[str, Any], int]:
 def table(record: dict[str, Any]) -> Table:
     """One row for each weight."""
     found = Table(title=f"topkast {record['version']}, format {record['format']}, {record['precision']}")
-    for head in ("weight", "shape", "stored", "precision", "block", "density", "bytes", "of dense", "why"):
+    for head in (
+        "weight",
+        "shape",
+        "stored",
+        "precision",
+        "block",
+        "density",
+        "bytes",
+        "of dense",
+        "time of dense",
+        "why",
+    ):
         found.add_column(head, justify="right" if head in ("density", "bytes", "of dense") else "left", overflow="fold")
     found.columns[0].min_width = longest_name(record["sites"])
     for site in record["sites"]:
@@ -71,6 +82,7 @@ def table(record: dict[str, Any]) -> Table:
             f"{site['density']:.1%}",
             f"{site['bytes']:,}",
             f"{site['bytes'] / max(1, site['dense_bytes']):.0%}",
+            ", ".join(f"{name} {share:.2f}" for name, share in site.get("times", {}).items()),
             site["why"],
         )
     return found

@@ -35,6 +35,7 @@ def export(
     example_inputs: Any,
     *,
     format: str = "auto",
+    library: bool = True,
     dynamic_shapes: Any = None,
     precision: str = "fp32",
     keep_float: Any = None,
@@ -62,8 +63,9 @@ def export(
             tensor. Values that are no tensors become part of the graph. Outputs that are no tensors are left out.
         format: how sparse weights are stored.
 
-            - "auto": for each weight the fastest format among those that were never slower than dense in measurements,
-              for inputs of about the examples' size. If no format is faster than dense, the smallest format.
+            - "auto": for each weight the fastest format for inputs of about the examples' size. The formats that were
+              faster than dense in earlier measurements are timed here, each distinct product once in a process; the
+              result holds the times. If no format is faster than dense, the smallest format.
             - "custom": products as nodes ``topkast.SparseMatMul``, which topkast's kernels run in a session of
               :func:`topkast.onnx.session`. ONNX Runtime 1.17 and later also load the file without topkast and run the
               model at dense speed.
@@ -74,6 +76,8 @@ def export(
             - "sparse_initializer": ONNX's own sparse constants, for other tools; runs at dense speed.
 
             If a format does not suit a weight, the weight stays dense and the result gives the reason.
+        library: False: the file may hold only what ONNX Runtime runs fast without topkast's library, so "auto" does not
+            choose "custom".
         dynamic_shapes: the axes that may have any size: a dict by argument name, or a tuple or list by position, with
             the structure of the inputs. Each tensor has a dict {axis: name} or a tuple with an entry for each axis.
 
@@ -111,8 +115,9 @@ def export(
         Facts about the file: its path and size, the largest error, and how each weight is stored. ``print`` shows them.
 
     Raises:
-        ConfigError: the format, precision or opset is unknown; a weight is too large for float16; int8 would lose too
-            much of a weight, or a weight holds NaN or infinities; keep_float or calibration is not as described.
+        ConfigError: the format, precision or opset is unknown; ``format="custom"`` with ``library=False``; a weight is
+            too large for float16; int8 would lose too much of a weight, or a weight holds NaN or infinities; keep_float
+            or calibration is not as described.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
             names an axis that the model's code fixes.
@@ -121,6 +126,7 @@ def export(
     # The import of ONNX and its runtime is slow, and training needs neither.
     from topkast.passes.onnx.convert import Wanted, convert
     from topkast.passes.onnx.formats import AUTO, FORMATS
+    from topkast.passes.onnx.time_formats import in_float, time_formats
     from topkast.passes.onnx.writer import annotate, remove, save, write
 
     from .calibrate import Batches, calibrate
@@ -133,6 +139,8 @@ def export(
         raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, formats))}")
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
+    if not isinstance(library, bool) or (format == "custom" and not library):
+        raise ConfigError(f'library={library!r}: must be True or False, and format="custom" needs True')
     if opset not in OPSETS:
         raise ConfigError(f"opset={opset!r}: must be an integer from {OPSETS[0]} to {OPSETS[-1]}")
     path = Path(path)
@@ -171,6 +179,8 @@ def export(
                     for axis, name in dims.items()
                 ]
                 wanted = Wanted(format, precision, blocks, names, dict(dims), [(glob, KEPT) for glob in int8.patterns])
+                timed = format == AUTO and (not library or native_library.path() is not None)
+                wanted = dataclasses.replace(wanted, library=library, timer=time_formats if timed else None)
                 return write(program, inputs.names, outputs, opset, named, "model.", wanted)
 
             try:
@@ -196,23 +206,23 @@ def export(
                 ) from error
             del written
             sparse_nodes = any(FORMATS[site.format].needs_library for site in found)
-            library = native_library.path() if sparse_nodes else None
-            if sparse_nodes and library is None:
+            kernels = native_library.path() if sparse_nodes else None
+            if sparse_nodes and kernels is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
             feeds = dict(zip(inputs.names, tensors, strict=True))
             outputs = flat.named(*tensors)
             parity, lossy = file, precision == "int8" and verify
             if lossy:  # a file with int8 differs from PyTorch, so a file with the same weights in float32 is compared
                 parity = folder / f"float.{path.name}"
-                convert(dense, dataclasses.replace(wanted, precision="fp32"))
+                convert(dense, in_float(wanted, found))
                 save(dense, parity)
             checked = compare(
-                flat, parity, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials
+                flat, parity, inputs.names, tensors, dynamic_shapes is None, verify, kernels, sizes.trials
             )
             int8_error = None
             if lossy:
                 remove(parity)
-                check_integers(file, integers, feeds, library)
+                check_integers(file, integers, feeds, kernels)
                 int8_error = distance(file, feeds, outputs)
             annotate(file, format, precision, found, shrunk, checked.max_error, int8_error)
             size = sum(part.stat().st_size for part in folder.iterdir())

@@ -99,8 +99,8 @@ class Batches:
                 given = session.run(feeds if switches is None else feeds | {SWITCHES: switches})
             except Exception as error:
                 raise ConfigError(
-                    f"calibration: the exported file does not run on batch {i}; give batches of the examples' sizes, or "
-                    f"name the axes that vary in dynamic_shapes ({first_line(error)})"
+                    f"calibration: the exported file does not run on batch {i}; give batches of the examples' sizes, "
+                    f"or name the axes that vary in dynamic_shapes ({first_line(error)})"
                 ) from error
             change.add(wanted, given)
             if self.has_loss:

@@ -86,6 +86,9 @@ class ExportResult:
         for format in sorted({site.format for site in self.sites}, key=lambda format: format == DENSE):
             whys = Counter(site.why for site in self.sites if site.format == format)
             yield format, with_counts(by_kind(whys), REASONS, "weight")
+        times = _times(self.sites)
+        if times:
+            yield "timed here", times
         yield from dead_units(self.shrunk)
         for note in self.notes:
             yield "note", note
@@ -95,6 +98,16 @@ class ExportResult:
             return "not verified"
         same = "" if self.int8_error is None else ", of the same file in float32"
         return f"max error {self.max_error:.2e} in ONNX Runtime{same}"
+
+
+def _times(sites: list[SiteResult]) -> str:
+    """The times that decided between formats, beside the dense products' times."""
+    found = dict[str, list[float]]()
+    for site in sites:
+        for name, share in site.times.items():
+            found.setdefault(name, []).append(share)
+    ranges = (f"{name} {min(times):.2f} to {max(times):.2f}" for name, times in found.items())
+    return f"{', '.join(ranges)} of the dense products' time" if found else ""
 
 
 def _changes(measured: Calibration) -> str:

@@ -15,7 +15,7 @@ from topkast.passes.onnx.blocks import Block
 
 from .constant_products import Product, products
 from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, dense
-from .formats.choose_format import choose_format
+from .formats.choose_format import Timer, choose_format
 from .formats.fuse_activations import fuse_activations
 from .formats.record import Format
 from .formats.weight import Weight
@@ -37,6 +37,8 @@ class Wanted:
         blocks: (rows, columns) of the blocks the model was trained with.
         names: what to call a weight, by :func:`topkast.passes.onnx.blocks.digest` of its [out, in] matrix.
         sizes: dynamic dimensions in the examples, by name.
+        library: whether a format may need topkast's library.
+        timer: times the formats from which "auto" chooses; None: the limits of earlier measurements decide.
         keep_float: (pattern of names, why) of the weights that stay in float32 with "int8".
     """
 
@@ -46,6 +48,8 @@ class Wanted:
     names: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     keep_float: Sequence[tuple[str, str]] = ()
+    library: bool = True
+    timer: Timer | None = None
 
 
 def convert(model: ir.Model, wanted: Wanted) -> tuple[list[SiteResult], Integers]:
@@ -90,16 +94,18 @@ def _store(weight: Weight, wanted: Wanted) -> tuple[Weight, SiteResult]:
     in_float = _keeps_float(weight, wanted.keep_float) if weight.precision == "int8" else None
     if in_float is not None:
         weight = weight.in_float()
-    format, why = _format(weight, wanted.format)
+    format, why = _format(weight, wanted)
     if weight.precision == "int8" and (in_float := format.keeps_float(weight)) is not None:
         weight = weight.in_float()
-        format, why = _format(weight, wanted.format)
+        format, why = _format(weight, wanted)
     unit, size = format.write(weight)
     array = weight.array
     density = weight.nonzeros / max(1, array.size)
     if in_float:
         why = f"{why}; it stays in float32: {in_float}"
-    site = SiteResult(weight.label, format.name, why, weight.shape, unit, density, size, array.nbytes, weight.precision)
+    site = SiteResult(
+        weight.label, format.name, why, weight.shape, unit, density, size, array.nbytes, weight.precision, weight.times
+    )
     return weight, site
 
 
@@ -115,14 +121,15 @@ def _keeps_float(weight: Weight, patterns: Sequence[tuple[str, str]]) -> str | N
     return None if weight.products else "no product reads it as its weight"
 
 
-def _format(weight: Weight, wanted: str) -> tuple[Format, str]:
+def _format(weight: Weight, wanted: Wanted) -> tuple[Format, str]:
     """(format, why)."""
     if weight.nonzeros >= FULL * weight.array.size:  # an empty one too
         return dense.FORMAT, "it has no zeros"
-    if wanted == AUTO:
-        format, why = choose_format(weight, FASTEST_FIRST, SMALLEST)
+    if wanted.format == AUTO:
+        allowed = [format for format in FASTEST_FIRST if wanted.library or not format.needs_library]
+        format, why = choose_format(weight, allowed, SMALLEST, wanted.timer)
     else:
-        format, why = FORMATS[wanted], "as asked"
+        format, why = FORMATS[wanted.format], "as asked"
     refused = format.suits(weight)
     if refused is not None:
         return dense.FORMAT, refused

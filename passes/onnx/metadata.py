@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class SiteResult:
         bytes: of its constants in the file.
         dense_bytes: of the weight in float32.
         precision: of its values in the file: "fp32", "fp16" or "int8".
+        times: format -> time of a product with the weight, divided by the dense product's; those that were timed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SiteResult:
     bytes: int
     dense_bytes: int
     precision: str = "fp32"
+    times: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Weight:
         if precision == "fp16" and not (self.array.astype(np.float16).astype(np.float32) == self.array).all():
             precision = "fp32"
         self.precision, self.dtype = precision, STORED[precision]
+        self.times = dict[str, float]()  # format -> its share of the dense time, if it was timed
         self.integers = Integers([], [])  # what was stored in int8
         self._blocks, self._names = blocks, names
         self.label = self.name

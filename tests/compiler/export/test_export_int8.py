@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -26,7 +27,7 @@ SIZES = (64, 96, 96, 64)
 
 def mlp(block: tuple[int, int] = (4, 1), fwd: float = 0.5) -> nn.Module:
     torch.manual_seed(0)
-    layers = [part for i, o in zip(SIZES, SIZES[1:], strict=False) for part in (nn.Linear(i, o), nn.ReLU())]
+    layers = [part for i, o in itertools.pairwise(SIZES) for part in (nn.Linear(i, o), nn.ReLU())]
     return topkast.sparsify(nn.Sequential(*layers[:-1]), fwd=fwd, block=block, min_size=1, balanced=True)
 
 
@@ -45,7 +46,7 @@ def test_a_whole_file_equals_integer_arithmetic_in_pytorch(format: str, block: t
     product = spmm_int8 if format == "custom" else spmm_int8_of_tensor
     y = torch.randn(7, 64)
     x = y.clone()
-    for i, layer in enumerate(part for part in topkast.densify(model) if isinstance(part, nn.Linear)):
+    for i, layer in enumerate(part for part in topkast.densify(model).children() if isinstance(part, nn.Linear)):
         weight = quantise(layer.weight.detach().numpy(), "w")
         y = product(y, torch.tensor(weight.values), torch.tensor(weight.scale), layer.bias.detach())
         y = y.relu() if i < 2 else y
@@ -61,7 +62,7 @@ def test_files_that_unpack(tmp_path: Path) -> None:
     model, x = mlp(), torch.randn(7, 64)
     plain = topkast.densify(model)
     with torch.no_grad():
-        for layer in plain:
+        for layer in plain.children():
             if isinstance(layer, nn.Linear):
                 weight = quantise(layer.weight.numpy(), "w")
                 layer.weight.copy_(torch.tensor(weight.values * weight.scale[:, None]))
@@ -103,7 +104,7 @@ def test_opsets(format: str, opset: int, tmp_path: Path) -> None:
 def tiny_gpt2() -> nn.Module:
     torch.manual_seed(0)
     sizes = {"n_embd": 64, "n_layer": 1, "n_head": 2, "vocab_size": 99, "n_positions": 16}
-    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, loss_type="ForCausalLMLoss")
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
     return topkast.sparsify(GPT2LMHeadModel(config), fwd=0.5, block=(4, 1), min_size=64)
 
 
