@@ -47,3 +47,19 @@ def spmm_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = No
     sums = (numbers.double() @ wide.t() - point.double() * wide.sum(dim=1)).to(torch.int32)
     y = sums.float() * (row_scale * scale)
     return y if bias is None else y + bias
+
+
+def spmm_int8_of_tensor(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`spmm_int8` with one scale and one zero point for all of ``x``, as ONNX's DynamicQuantizeLinear gives them.
+
+    This is what a file computes by standard operators. ``x`` is finite.
+    """
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    span = high - low
+    step = span / torch.full_like(span, 255)
+    step = torch.where(step == 0, 1, step)
+    point = (-low / step).round().clamp(0, 255)
+    numbers = ((x / step).round() + point).clamp(0, 255)
+    sums = (numbers.double() - point.double()) @ weight.double().t()
+    y = sums.float() * (step * scale)
+    return y if bias is None else y + bias
