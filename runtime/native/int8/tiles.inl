@@ -149,7 +149,8 @@ static void run_tiles(const tk_parallel* p, const Int8Matrix& w, const tk_view& 
         const int64_t parts = tiles.parts;
         parallel(p, tiles.count * parts, [&](int64_t task) { tiles.gather(task / parts, task % parts); });
         parallel(p, tiles.count * parts, [&](int64_t task) { tiles.quantise(task / parts, task % parts); });
-        parallel(p, tiles.count * ranges, [&](int64_t task) { compute(task / ranges, task % ranges); });
+        // A range's weights serve all tiles one after the other, while they are in the cache.
+        parallel(p, tiles.count * ranges, [&](int64_t task) { compute(task % tiles.count, task / tiles.count); });
     }
 }
 
