@@ -47,9 +47,9 @@ def show_integers(model: onnx.ModelProto, integers: Integers) -> tuple[list[tupl
 
 
 def _without_activation(node: onnx.NodeProto, y: str) -> onnx.NodeProto:
-    twin = onnx.NodeProto()
-    twin.CopyFrom(node)
-    twin.op_type, twin.name = base_of(node.op_type), y
-    del twin.output[:]
-    twin.output.append(y)
-    return twin
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    plain.op_type, plain.name = base_of(node.op_type), y
+    del plain.output[:]
+    plain.output.append(y)
+    return plain
