@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
+from .axes import all_axes
 from .cache import CachedInputs
 from .flatten import Flat, Inputs, without_cache
+from .int8_options import KEPT, read_int8_options
 from .names import file_names
 from .program import first_line, trace
 from .result import ExportResult
 from .weights import known_weights, round_to_half
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 OPSETS = range(18, 24)
 
 
@@ -34,11 +37,14 @@ def export(
     example_inputs: Any,
     *,
     format: str = "auto",
+    library: bool = True,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
     use_cache: bool = False,
     precision: str = "fp32",
+    keep_float: Any = None,
+    calibration: Iterable[Any] | None = None,
     verify: bool = True,
     opset: int = 18,
 ) -> ExportResult:
@@ -62,8 +68,9 @@ def export(
             tensor. Values that are no tensors become part of the graph. Outputs that are no tensors are left out.
         format: how sparse weights are stored.
 
-            - "auto": for each weight the fastest format among those that were never slower than dense in measurements,
-              for inputs of about the examples' size. If no format is faster than dense, the smallest format.
+            - "auto": for each weight the fastest format for inputs of about the examples' size. The formats that were
+              faster than dense in earlier measurements are timed here, each distinct product once in a process; the
+              result holds the times. If no format is faster than dense, the smallest format.
             - "custom": products as nodes ``topkast.SparseMatMul``, which topkast's kernels run in a session of
               :func:`topkast.onnx.session`. ONNX Runtime 1.17 and later also load the file without topkast and run the
               model at dense speed.
@@ -74,6 +81,8 @@ def export(
             - "sparse_initializer": ONNX's own sparse constants, for other tools; runs at dense speed.
 
             If a format does not suit a weight, the weight stays dense and the result gives the reason.
+        library: False: the file may hold only what ONNX Runtime runs fast without topkast's library, so "auto" does not
+            choose "custom".
         input_names, output_names: the names in the file, in order. None: the names of ``forward``'s arguments, and the
             names in the model's output; a single tensor is called "output".
         dynamic_shapes: the axes that may have any size: a dict by argument name, or a tuple or list by position, with
@@ -98,9 +107,23 @@ def export(
             so one file runs the prompt and each new token. ``example_inputs`` are ``input_ids``, and if wanted
             ``attention_mask`` and ``position_ids`` of the same shape; ``dynamic_shapes`` must be None. "auto" chooses
             formats for one new token of each example sequence. False (the default): no cache is read or returned.
-        precision: the precision of the sparse weights' values in the file: "fp32" or "fp16". With "fp16" the values are
-            rounded to float16, which halves the file, and converted to float32 when the file is loaded. Products are
-            computed in float32, and are compared with the products of the rounded model.
+        precision: the precision of the sparse weights' values in the file.
+
+            - "fp32": as the model has them.
+            - "fp16": the values are rounded to float16, which halves the file, and converted to float32 when the file
+              is loaded. Products are computed in float32, and are compared with the products of the rounded model.
+            - "int8": the values are rounded to int8 with a scale for each output. The formats "custom" (convolutions:
+              of 1 x 1 only) and "block" quantise x at each run and multiply integers; the other formats unpack the
+              weights to float32 when the file is loaded. Weights that were never sparse stay in float32. ``verify``
+              then has three parts: the same file in float32 is compared with PyTorch; each integer product is compared
+              with integer arithmetic in PyTorch, bit for bit; and the result says how much int8 changes the outputs.
+        keep_float: with "int8", the weights that stay in float32: a list of globs of parameter names, or a number. A
+            number is the largest change that int8 may cause on the batches of ``calibration``: 0.01 is 1 % of the loss,
+            or of the outputs if the model gives no loss. The weights that change the outputs most, each measured alone,
+            then stay in float32, as few as needed. None (the default): all become int8.
+        calibration: with "int8", an iterable of inputs, each like ``example_inputs``; a batch of a transformers model
+            may hold labels too. The result then says how much int8 changes the model's loss (if its output has
+            ``.loss``) or its outputs, beside ONNX Runtime's own int8 of the dense model.
         verify: whether to run the file and compare the results.
         opset: the version of the standard operators, 18 to 23.
 
@@ -108,8 +131,10 @@ def export(
         Facts about the file: its path and size, the largest error, and how each weight is stored. ``print`` shows them.
 
     Raises:
-        ConfigError: the format, precision or opset is unknown, the names do not fit the model, or a weight is too large
-            for float16. Also if ``dynamic_shapes`` is given with ``use_cache``.
+        ConfigError: the format, precision or opset is unknown; ``format="custom"`` with ``library=False``; the names do
+            not fit the model; ``dynamic_shapes`` is given with ``use_cache``; a weight is too large for float16; int8
+            would lose too much of a weight, or a weight holds NaN or infinities; keep_float or calibration is not as
+            described.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
             names an axis that the model's code fixes. With ``use_cache`` also if the model has no key-value cache, or a
@@ -117,10 +142,13 @@ def export(
         ModelError: the model was not converted.
     """
     # The import of ONNX and its runtime is slow, and training needs neither.
-    from topkast.passes.onnx.convert import Wanted
+    from topkast.passes.onnx.convert import Wanted, convert
     from topkast.passes.onnx.formats import AUTO, FORMATS
-    from topkast.passes.onnx.writer import annotate, save, write
+    from topkast.passes.onnx.time_formats import in_float, time_formats
+    from topkast.passes.onnx.writer import annotate, remove, save, write
 
+    from .calibrate import Batches, calibrate
+    from .integers import check_integers, distance
     from .parity import compare
 
     find(model)
@@ -129,6 +157,8 @@ def export(
         raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, formats))}")
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
+    if not isinstance(library, bool) or (format == "custom" and not library):
+        raise ConfigError(f'library={library!r}: must be True or False, and format="custom" needs True')
     if opset not in OPSETS:
         raise ConfigError(f"opset={opset!r}: must be an integer from {OPSETS[0]} to {OPSETS[-1]}")
     if use_cache and dynamic_shapes is not None:
@@ -139,11 +169,12 @@ def export(
     plain = densify(model).cpu().eval()
     if precision == "fp16":
         round_to_half(plain, model)
+    int8 = read_int8_options(plain, model, precision, keep_float, calibration)
     names, blocks = known_weights(plain, model)
     without_cache(plain)
     cached = CachedInputs(plain, example_inputs) if use_cache else None
     inputs = cached or Inputs(plain, example_inputs)
-    flat, notes = Flat(plain, inputs), list[str]()
+    flat, notes, calibrated = Flat(plain, inputs), list[str](), None
     dense_bytes = sum(t.numel() * t.element_size() for t in [*plain.parameters(), *plain.buffers()])
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's own steps
@@ -153,25 +184,47 @@ def export(
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
         if not outputs:
             raise ExportError("the model returns no tensor")
-        in_file, outputs = file_names(inputs.names, outputs, input_names, output_names, notes)
+        in_file, output_names = file_names(inputs.names, outputs, input_names, output_names, notes)
         shapes = cached.dynamic_shapes if cached else dynamic_shapes
+        batches = None if int8.batches is None else Batches(plain, int8.batches)
         program, tensors, sizes = trace(flat, inputs, shapes, notes)
         if cached:
             cached.finish(sizes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             file = folder / path.name
-            try:
-                named = dict(zip(in_file, sizes.names, strict=True))
+
+            def dense_model(
+                program: Any, names_in: list[str], tensors: list[Any], sizes: Any, outputs: list[str]
+            ) -> tuple[Any, Wanted, Any]:
+                named = dict(zip(names_in, sizes.names, strict=True))
                 dims = [
                     (name, t.shape[axis])
                     for t, dims in zip(tensors, sizes.names, strict=True)
                     for axis, name in dims.items()
                 ]
                 usual = cached.usual if cached else {}
-                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims) | usual)
-                written, found, shrunk = write(program, in_file, outputs, opset, named, "model.", wanted)
+                patterns = [(glob, KEPT) for glob in int8.patterns]
+                wanted = Wanted(format, precision, blocks, names, dict(dims) | usual, patterns)
+                timed = format == AUTO and (not library or native_library.path() is not None)
+                wanted = dataclasses.replace(wanted, library=library, timer=time_formats if timed else None)
+                return write(program, names_in, outputs, opset, named, "model.", wanted)
+
+            try:
+                dense, wanted, shrunk = dense_model(program, in_file, tensors, sizes, output_names)
+                if batches is not None:
+                    measured = dense, wanted
+                    first = batches.inputs[0]
+                    if first.names != in_file:  # they hold labels
+                        traced = trace(Flat(plain, first), first, all_axes(first), [])
+                        measured = dense_model(traced[0], first.names, *traced[1:], list(batches.outputs[0]))[:2]
+                    calibrated, kept = calibrate(batches, *measured, int8.budget, folder)
+                    wanted = dataclasses.replace(wanted, keep_float=kept.keep_float)
+                written = dense.clone()
+                found, integers = convert(written, wanted)
                 save(written, file)
+            except (ConfigError, ExportError):
+                raise
             except Exception as error:
                 raise ExportError(
                     f"torch.onnx.export could not write the model at opset {opset}: {first_line(error)}; replace the "
@@ -179,12 +232,28 @@ def export(
                     "a translation of it"
                 ) from error
             del written
+            if any(site.format == "sparse_initializer" for site in found):
+                notes.append(
+                    "onnxruntime.quantization cannot read ONNX's sparse constants; quantise a file of another format"
+                )
             sparse_nodes = any(FORMATS[site.format].needs_library for site in found)
-            library = native_library.path() if sparse_nodes else None
-            if sparse_nodes and library is None:
+            kernels = native_library.path() if sparse_nodes else None
+            if sparse_nodes and kernels is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            checked = compare(flat, file, in_file, tensors, dynamic_shapes is None, verify, library, sizes.trials)
-            annotate(file, format, precision, found, shrunk, checked.max_error)
+            feeds = dict(zip(in_file, tensors, strict=True))
+            results = flat.named(*tensors)
+            parity, lossy = file, precision == "int8" and verify
+            if lossy:  # a file with int8 differs from PyTorch, so a file with the same weights in float32 is compared
+                parity = folder / f"float.{path.name}"
+                convert(dense, in_float(wanted, found))
+                save(dense, parity)
+            checked = compare(flat, parity, in_file, tensors, dynamic_shapes is None, verify, kernels, sizes.trials)
+            int8_error = None
+            if lossy:
+                remove(parity)
+                check_integers(file, integers, feeds, kernels)
+                int8_error = distance(file, feeds, dict(zip(output_names, results.values(), strict=True)))
+            annotate(file, format, precision, found, shrunk, checked.max_error, int8_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file
                 os.replace(part, path.parent / part.name)
@@ -203,4 +272,6 @@ def export(
         found,
         shrunk,
         notes + checked.notes,
+        int8_error,
+        calibrated,
     )

@@ -40,6 +40,15 @@ class Axis:
     high: int | None = None
 
 
+def all_axes(inputs: Inputs) -> dict[str, Any]:
+    """``dynamic_shapes`` that lets every axis vary that the model's code does not fix."""
+    return {
+        name: dict.fromkeys(range(tensor.dim()), Dim.AUTO)
+        for name, tensor in zip(inputs.names, inputs.tensors, strict=True)
+        if tensor.dim()
+    }
+
+
 def read(inputs: Inputs, dynamic_shapes: Any) -> list[dict[int, Axis]]:
     """For each tensor of ``inputs``, the axes that may vary.
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a product with a weight of int8, in plain PyTorch: what the native kernels must equal bit by bit."""
+"""The arithmetic of a product with a weight of int8, in plain PyTorch; the native kernels must give the same bits."""
 
 from __future__ import annotations
 
@@ -46,4 +46,20 @@ def spmm_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = No
     wide = weight.double()  # exact: a sum of int8 products is far below 2^53
     sums = (numbers.double() @ wide.t() - point.double() * wide.sum(dim=1)).to(torch.int32)
     y = sums.float() * (row_scale * scale)
+    return y if bias is None else y + bias
+
+
+def spmm_int8_of_tensor(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`spmm_int8` with one scale and one zero point for all of ``x``, as ONNX's DynamicQuantizeLinear gives them.
+
+    This is what a file computes by standard operators. ``x`` is finite.
+    """
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    span = high - low
+    step = span / torch.full_like(span, 255)
+    step = torch.where(step == 0, 1, step)
+    point = (-low / step).round().clamp(0, 255)
+    numbers = ((x / step).round() + point).clamp(0, 255)
+    sums = (numbers.double() - point.double()) @ weight.double().t()
+    y = sums.float() * (step * scale)
     return y if bias is None else y + bias

@@ -45,12 +45,12 @@ static inline void few_vectors(const Int8Matrix& w, int64_t unit, int row, const
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {
             const int32_t* const x = in.words + m * in.pitch;
-            uint32_t word = static_cast<uint32_t>(x[cols[0]]);
+            int32_t word = x[cols[0]];
 #pragma GCC unroll 4
-            for (int g = 1; g < GROUP; ++g) word |= static_cast<uint32_t>(x[cols[g]]) << (g * BITS % 32);
+            for (int g = 1; g < GROUP; ++g) word |= static_cast<int32_t>(static_cast<uint32_t>(x[cols[g]]) << (g * BITS % 32));
 #pragma GCC unroll 4
             for (int v = 0; v < RV; ++v)
-                acc[u][m][v] = dot(acc[u][m][v], Words{} + static_cast<int32_t>(word), weights[v]);
+                acc[u][m][v] = dot(acc[u][m][v], Words{} + word, weights[v]);
         }
     };
     int64_t group = w.starts[unit];
@@ -77,16 +77,23 @@ static void few_units(const tk_parallel* p, const Int8Matrix& w, const FewSample
                       const tk_view& y) {
     const int64_t step = ceil_div(w.units, 8 * p->threads);
     parallel(p, ceil_div(w.units, step), [&](int64_t task) {
-        alignas(64) float out[M * RANGE] = {}, added[RANGE] = {};
+        alignas(64) float out[M * RANGE] = {}, rest[RANGE] = {};
         for (int64_t unit = task * step; unit < w.units && unit < (task + 1) * step; ++unit) {
             const int64_t n0 = unit * w.r, height = w.rows - n0 < w.r ? w.rows - n0 : w.r;
-            if (bias) __builtin_memcpy(added, bias + n0, sizeof(float) * static_cast<size_t>(height));
+            const float* added = bias ? bias + n0 : rest;
+            if (bias && height < w.r) {  // the bias ends with the matrix, not with the block
+                __builtin_memcpy(rest, added, sizeof(float) * static_cast<size_t>(height));
+                added = rest;
+            }
             int row = 0;
             for (; row + 2 * N::SIZE <= w.r; row += 2 * N::SIZE) few_vectors<N, M, 2>(w, unit, row, in, added, out);
             for (; row < w.r; row += N::SIZE) few_vectors<N, M, 1>(w, unit, row, in, added, out);
             for (int64_t i = 0; i < m; ++i) {
                 activate(act, out + i * RANGE, ceil_div(w.r, LANES) * LANES);
-                for (int64_t n = 0; n < height; ++n) y.data[i * y.stride_m + (n0 + n) * y.stride_n] = out[i * RANGE + n];
+                float* const to = y.data + i * y.stride_m + n0 * y.stride_n;
+                int64_t n = 0;
+                for (; y.stride_n == 1 && n + 4 <= height; n += 4) __builtin_memcpy(to + n, out + i * RANGE + n, 16);
+                for (; n < height; ++n) to[n * y.stride_n] = out[i * RANGE + n];
             }
         }
     });
@@ -97,7 +104,10 @@ static int64_t few_workspace(const Int8Matrix& w) { return (FEW + 1) * (w.column
 // Row m of x as words, and its scale.
 static void few_quantised(const tk_view& x, int64_t m, float* row, int32_t* words, float& s, int32_t& z) {
     const int64_t whole = ceil_div(x.n, LANES) * LANES;
-    for (int64_t n = 0; n < whole; ++n) row[n] = n < x.n ? x.data[m * x.stride_m + n * x.stride_n] : 0.0f;
+    const float* const from = x.data + m * x.stride_m;
+    if (x.stride_n == 1) __builtin_memcpy(row, from, sizeof(float) * static_cast<size_t>(x.n));
+    else for (int64_t n = 0; n < x.n; ++n) row[n] = from[n * x.stride_n];
+    for (int64_t n = x.n; n < whole; ++n) row[n] = 0.0f;
     Range range, all;
     for (int64_t n = 0; n < whole; n += LANES) range.add(load(row + n));
     for (int lane = 0; lane < LANES; ++lane) {
@@ -120,6 +130,6 @@ static void few(const tk_parallel* p, const Int8Matrix& w, const tk_view& x, con
     for (int64_t m = 0; m < x.m; ++m) few_quantised(x, m, work, words + m * in.pitch, in.s[m], in.z[m]);
     if (x.m == 1) return few_units<N, 1>(p, w, in, 1, bias, act, y);
     if (x.m == 2) return few_units<N, 2>(p, w, in, 2, bias, act, y);
-    for (int64_t n = 0; x.m == 3 && n < in.pitch; ++n) words[3 * in.pitch + n] = 0;
+    for (int64_t n = 0; x.m == 3 && n < in.pitch; ++n) words[3 * in.pitch + n] = 0;  // read, and then left out
     few_units<N, FEW>(p, w, in, x.m, bias, act, y);
 }

@@ -28,7 +28,7 @@ static int64_t workspace(const Int8Matrix& w, int64_t m) {
 static void product(const tk_parallel* p, const Int8Matrix& w, const tk_view& x, const float* bias, int32_t act,
                     const tk_view& y, float* work) {
     if (x.m <= FEW && w.r % LANES == 0) few<Whole>(p, w, x, bias, act, y, work);
-    else if (x.m <= FEW && w.r % 4 == 0) few<Four>(p, w, x, bias, act, y, work);
+    else if (x.m <= FEW / 2 && w.r % 4 == 0) few<Four>(p, w, x, bias, act, y, work);
     else tiles(p, w, x, bias, act, y, work);
 }
 

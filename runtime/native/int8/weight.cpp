@@ -1,22 +1,10 @@
-// A weight of int8 on its way to the form that the kernels read, and the choice of the kernels.
+// A weight of int8 on its way to the form that the kernels read.
 #include <stdexcept>
 #include <string>
 
 #include "int8.h"
 
 using namespace topkast;
-
-const Int8Kernels& topkast::int8_kernels() {
-#ifdef __x86_64__
-    __builtin_cpu_init();
-    static const bool vnni = __builtin_cpu_supports("avx512vnni");
-    switch (tk_isa()) {
-        case 2: return vnni ? vnni::int8 : avx512::int8;
-        case 1: return avx2::int8;
-    }
-#endif
-    return portable::int8;
-}
 
 static constexpr int64_t MOST = INT32_MAX / (255 * 128);  // entries of a row whose sum cannot leave int32
 

@@ -36,7 +36,7 @@ def layer_files(
     dense_path, sparse_path = (folder / f"{kind}-{format}-{block_name(block)}.onnx" for kind in ("dense", "sparse"))
     onnx.save(layer(matrix), dense_path)
     model = ir.load(dense_path)
-    (site,) = convert(model, Wanted(format, blocks=[block], sizes={"m": 32}))
+    ((site,), _) = convert(model, Wanted(format, blocks=[block], sizes={"m": 32}))
     save(model, sparse_path)
     return LayerFile(dense_path, sparse_path, shape, block, sparsity, format, site.format)
 
