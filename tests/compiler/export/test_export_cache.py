@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -220,3 +220,24 @@ def test_dynamic_shapes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(topkast.ConfigError, match="dynamic_shapes: must be None with use_cache=True"):
         topkast.export(sparse, tmp_path / "decoder.onnx", (IDS,), dynamic_shapes=shapes, use_cache=True)
     assert not list(tmp_path.iterdir())
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(*self.layer(x).chunk(3, dim=-1), attn_mask=mask)
+
+
+def test_queries_that_a_boolean_mask_keeps_from_all_keys_are_given_zeros(tmp_path: Path) -> None:
+    """Padding on the left gives such queries; torch.onnx alone would give them the mean of all values."""
+    model = topkast.sparsify(Attention(), 0.5, min_size=1)
+    x, mask = torch.randn(2, 1, 5, 8), torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    mask[1, 0, :, 0] = False
+    result = topkast.export(model, tmp_path / "m.onnx", {"x": x, "mask": mask}, format="dense")
+    (y,) = onnxruntime.InferenceSession(result.path).run(None, {"x": x.numpy(), "mask": mask.numpy()})
+    assert not y[1, 0, 0].any() and y[1, 0, 1].any() and y[0, 0, 0].any()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(y), model(x, mask))
