@@ -17,6 +17,7 @@ from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
+from .cache import CachedInputs
 from .flatten import Flat, Inputs, without_cache
 from .names import file_names
 from .program import first_line, trace
@@ -36,6 +37,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
+    use_cache: bool = False,
     precision: str = "fp32",
     verify: bool = True,
     opset: int = 18,
@@ -87,6 +89,15 @@ def export(
             If an example has size 1 in a dynamic axis, the trace uses twice the size. None (the default): the first
             dimension of the first input is a batch of any size, and so is the first dimension of every input with the
             same size there. If the model's code does not allow this, sizes are fixed and a note says so.
+        use_cache: True for a decoder of transformers that generates text: the file takes its key-value cache and
+            returns the grown cache, under optimum's names. Inputs are ``input_ids`` [batch_size, sequence_length],
+            ``attention_mask`` [batch_size, past_sequence_length + sequence_length], ``position_ids`` like ``input_ids``
+            if the model takes them, and for each layer i ``past_key_values.{i}.key`` and ``past_key_values.{i}.value``
+            [batch_size, heads, past_sequence_length, size]. Outputs are the model's own, such as ``logits``, and
+            ``present.{i}.key`` and ``present.{i}.value``. All these sizes may vary, and a past of 0 tokens is allowed,
+            so one file runs the prompt and each new token. ``example_inputs`` are ``input_ids``, and if wanted
+            ``attention_mask`` and ``position_ids`` of the same shape; ``dynamic_shapes`` must be None. "auto" chooses
+            formats for one new token of each example sequence. False (the default): no cache is read or returned.
         precision: the precision of the sparse weights' values in the file: "fp32" or "fp16". With "fp16" the values are
             rounded to float16, which halves the file, and converted to float32 when the file is loaded. Products are
             computed in float32, and are compared with the products of the rounded model.
@@ -98,10 +109,11 @@ def export(
 
     Raises:
         ConfigError: the format, precision or opset is unknown, the names do not fit the model, or a weight is too large
-            for float16.
+            for float16. Also if ``dynamic_shapes`` is given with ``use_cache``.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
-            names an axis that the model's code fixes.
+            names an axis that the model's code fixes. With ``use_cache`` also if the model has no key-value cache, or a
+            cache of another kind (states instead of keys and values, or an encoder beside the decoder).
         ModelError: the model was not converted.
     """
     # The import of ONNX and its runtime is slow, and training needs neither.
@@ -119,6 +131,8 @@ def export(
         raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
     if opset not in OPSETS:
         raise ConfigError(f"opset={opset!r}: must be an integer from {OPSETS[0]} to {OPSETS[-1]}")
+    if use_cache and dynamic_shapes is not None:
+        raise ConfigError("dynamic_shapes: must be None with use_cache=True, which names all axes that vary")
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"path: the folder {path.parent} does not exist")
@@ -127,7 +141,8 @@ def export(
         round_to_half(plain, model)
     names, blocks = known_weights(plain, model)
     without_cache(plain)
-    inputs = Inputs(plain, example_inputs)
+    cached = CachedInputs(plain, example_inputs) if use_cache else None
+    inputs = cached or Inputs(plain, example_inputs)
     flat, notes = Flat(plain, inputs), list[str]()
     dense_bytes = sum(t.numel() * t.element_size() for t in [*plain.parameters(), *plain.buffers()])
     with torch.no_grad(), warnings.catch_warnings():
@@ -138,20 +153,24 @@ def export(
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
         if not outputs:
             raise ExportError("the model returns no tensor")
-        inputs.names, outputs = file_names(inputs.names, outputs, input_names, output_names, notes)
-        program, tensors, sizes = trace(flat, inputs, dynamic_shapes, notes)
+        in_file, outputs = file_names(inputs.names, outputs, input_names, output_names, notes)
+        shapes = cached.dynamic_shapes if cached else dynamic_shapes
+        program, tensors, sizes = trace(flat, inputs, shapes, notes)
+        if cached:
+            cached.finish(sizes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             file = folder / path.name
             try:
-                named = dict(zip(inputs.names, sizes.names, strict=True))
+                named = dict(zip(in_file, sizes.names, strict=True))
                 dims = [
                     (name, t.shape[axis])
                     for t, dims in zip(tensors, sizes.names, strict=True)
                     for axis, name in dims.items()
                 ]
-                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims))
-                written, found, shrunk = write(program, inputs.names, outputs, opset, named, "model.", wanted)
+                usual = cached.usual if cached else {}
+                wanted = Wanted(format, precision == "fp16", blocks, names, dict(dims) | usual)
+                written, found, shrunk = write(program, in_file, outputs, opset, named, "model.", wanted)
                 save(written, file)
             except Exception as error:
                 raise ExportError(
@@ -168,7 +187,7 @@ def export(
             library = native_library.path() if sparse_nodes else None
             if sparse_nodes and library is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            checked = compare(flat, file, inputs.names, tensors, dynamic_shapes is None, verify, library, sizes.trials)
+            checked = compare(flat, file, in_file, tensors, dynamic_shapes is None, verify, library, sizes.trials)
             annotate(file, format, precision, found, shrunk, checked.max_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file

@@ -142,7 +142,8 @@ class Flat(nn.Module):
 
 
 def without_cache(model: nn.Module) -> None:
-    """Configure a transformers model not to return its key-value cache, because the cache is no tensor."""
+    """Configure a transformers model not to return its key-value cache, because the cache is no tensor. The module
+    ``cache`` exports a decoder with its cache."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", None):

@@ -68,4 +68,7 @@ def _named(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | ir.Symb
         return dim
     if dim.value.isdecimal():  # a size that was to vary, and that the model's code fixes
         return int(dim.value)
-    return names.get(dim.value) or re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim.value)
+    named = names.get(dim.value) or re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim.value)
+    terms = named.split(" + ")
+    # torch orders the terms of a sum by its own names of the symbols, which say nothing here.
+    return " + ".join(sorted(terms)) if all(term.isidentifier() for term in terms) else named

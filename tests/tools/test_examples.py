@@ -24,6 +24,7 @@ SHOWN = {
     "ema": "difference of the average from a dense one",
     "frozen": "sparse for inference only",
     "functional": "an ensemble of 4",
+    "generate": "generated without torch",
     "hf_trainer": "ends in the same bits",
     "lightning_trainer": "validation of the average",
     "schedule": "lr 0.0000",

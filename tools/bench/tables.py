@@ -140,6 +140,31 @@ def onnx_models() -> str:
     return _joined(table(heads, lines, numbers=True), source(files[0], "bench onnx --tables model"))
 
 
+def tokens() -> str:
+    """Generation with a key-value cache in ONNX Runtime."""
+    found = read("tokens")
+    lines = [
+        [
+            row["says"],
+            row["kind"],
+            side,
+            _threads(row["threads"]),
+            f"{one['tokens a second']['median']:.1f}",
+            show(one["next token"]["ratio"]),
+            show(one["first token"]["ratio"]),
+            f"{one['bytes'] / row['sides']['dense fp32']['bytes']:.2f}",
+        ]
+        for row in found["rows"]
+        for side, one in row["sides"].items()
+    ]
+    heads = ["model", "blocks", "file", "threads", "tokens a second", "a new token", "the prompt", "size"]
+    given = found["arguments"]
+    return _joined(
+        table(heads, lines, numbers=True),
+        source(found, f"bench tokens --repeats {given['repeats']} --kind {' '.join(given['kind'])}"),
+    )
+
+
 def source(found: Found, command: str) -> str:
     """The line below a table: command, machine and date of its figures."""
     machine = found["machine"]

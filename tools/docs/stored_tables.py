@@ -32,4 +32,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-large": bench.large,
     "bench-onnx-layers": bench.onnx_layers,
     "bench-onnx-models": bench.onnx_models,
+    "bench-tokens": bench.tokens,
 }
