@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -65,8 +66,8 @@ def _directions(node: ir.Node) -> list[Direction] | None:
     inputs = [*node.inputs, *[None] * (8 - len(node.inputs))]
     plain = not {"activations", "clip"} & set(given) and inputs[4] is None and inputs[7] is None
     if node.op_type == "GRU":
-        plain = plain and given.get_int("linear_before_reset", 0) == 1
-    if not plain or given.get_int("input_forget", 0) or given.get_int("layout", 0):
+        plain = plain and given.get_int("linear_before_reset", None) == 1
+    if not plain or any(given.get_int(name, 0) for name in ("input_forget", "layout")):
         return None
     read = [_evaluated(value) for value in inputs[1:4]]
     if read[0] is None or read[1] is None or (inputs[3] is not None and read[2] is None):
@@ -98,9 +99,9 @@ def _evaluated(value: ir.Value | None) -> tuple[Array, list[str]] | None:
     known = [one for one in read if one is not None]
     if len(known) < len(read):
         return None
-    feeds = {one.name: array for one, (array, _) in zip(node.inputs, known, strict=True) if one is not None}
-    (found,) = ReferenceEvaluator(ir.to_proto(node)).run(None, feeds)
-    return found, list(dict.fromkeys(name for _, names in known for name in names))
+    feeds = {str(one.name): array for one, (array, _) in zip(node.inputs, known, strict=True) if one is not None}
+    found: Any = ReferenceEvaluator(ir.to_proto(node)).run(None, feeds)
+    return found[0], list(dict.fromkeys(name for _, names in known for name in names))
 
 
 class _Spelling:
@@ -108,7 +109,8 @@ class _Spelling:
 
     def __init__(self, graph: ir.Graph, node: ir.Node, batch: int | str) -> None:
         self.graph, self.node, self.batch = graph, node, batch
-        self.kind, (self.x, *_) = node.op_type, node.inputs
+        assert node.inputs[0] is not None
+        self.kind, self.x = node.op_type, node.inputs[0]
         self.label = str(node.name or node.outputs[0].name)
         self.outer = Builder(graph, self.label)
 
@@ -117,7 +119,7 @@ class _Spelling:
         node = self.outer.node
         parts = [self._direction(i, direction) for i, direction in enumerate(directions)]
         zero, one = (self.outer.constant(f"topkast.ints.{axis}", np.array([axis])) for axis in (0, 1))
-        made = []
+        made: list[ir.Value] = []
         for values in zip(*parts, strict=True):  # Y, Y_h and for an LSTM Y_c
             axis = 0 if made else 1
             raised = [node("Unsqueeze", value, zero if made else one) for value in values]

@@ -43,7 +43,8 @@ def made(block: tuple[int, int]) -> nn.Module:
 
 def named(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return tuple({v.name: v.shape for v in side} for side in (session.get_inputs(), session.get_outputs()))
+    inputs, outputs = ({v.name: v.shape for v in side} for side in (session.get_inputs(), session.get_outputs()))
+    return inputs, outputs
 
 
 @pytest.mark.parametrize("format", [AUTO, *FORMATS])
