@@ -103,8 +103,7 @@ def generated(plain: nn.Module, prompts: list[list[int]]) -> np.ndarray:
     "name, format",
     [
         ("gpt2", "custom"),
-        ("llama", "block"),
-        pytest.param("gpt2", "block", marks=LONG),
+        *(pytest.param(name, "block", marks=LONG) for name in ("gpt2", "llama")),
         pytest.param("llama", "custom", marks=LONG),
         *(pytest.param(name, "custom", marks=LONG) for name in FAMILIES if name not in ("gpt2", "llama")),
     ],

@@ -57,6 +57,7 @@ def test_a_whole_file_equals_integer_arithmetic_in_pytorch(format: str, block: t
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"] and result.bytes == result.path.stat().st_size
 
 
+@pytest.mark.long
 def test_files_that_unpack(tmp_path: Path) -> None:
     """Products are in float32, so the outputs are those of the model with rounded weights."""
     model, x = mlp(), torch.randn(7, 64)
@@ -92,6 +93,7 @@ def test_the_file_says_its_precision(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert any("keep_float names it" in site.why for site in result.sites if site.name == "2.weight")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format, opset", [("custom", 23), ("block", 20), ("compact", 19)])
 def test_opsets(format: str, opset: int, tmp_path: Path) -> None:
     model = mlp((16, 16) if format == "block" else (4, 1))

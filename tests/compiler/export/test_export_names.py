@@ -47,7 +47,10 @@ def named(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return inputs, outputs
 
 
-@pytest.mark.parametrize("format", [AUTO, *FORMATS])
+@pytest.mark.parametrize(
+    "format",
+    [AUTO, "custom", *(pytest.param(name, marks=pytest.mark.long) for name in FORMATS if name != "custom")],
+)
 def test_every_format_keeps_names(format: str, tmp_path: Path) -> None:
     model = made((16, 16) if format == "block" else (4, 1))
     result = topkast.export(model, tmp_path / "own.onnx", EXAMPLES, format=format, dynamic_shapes=AXES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -67,9 +68,14 @@ def operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-@pytest.mark.parametrize("before", ["as it is", "quant_pre_process"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("format", ACCEPTED)
+CASES = list(itertools.product(ACCEPTED, ["fp32", "fp16"], ["as it is", "quant_pre_process"]))
+QUICK = [("custom", "fp32", "as it is"), ("block", "fp16", "quant_pre_process")]
+
+
+@pytest.mark.parametrize(
+    "format, precision, before",
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in CASES],
+)
 def test_the_quantised_file_runs_and_is_close(format: str, precision: str, before: str, tmp_path: Path) -> None:
     source, given, quantised = (tmp_path / name for name in ("model.onnx", "given.onnx", "int8.onnx"))
     y = exported(source, format, precision)
