@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,11 @@ from topkast.runtime.state.model import find
 from .axes import all_axes
 from .cache import CachedInputs
 from .flatten import Flat, Inputs, without_cache
-from .int8_options import KEPT, read_int8_options
+from .int8.int8_options import read_int8_options
 from .names import file_names
 from .program import first_line, trace
 from .result import ExportResult
 from .weights import known_weights, round_to_half
-
-PRECISIONS = ("fp32", "fp16", "int8")
-OPSETS = range(18, 24)
 
 
 def export(
@@ -143,29 +141,19 @@ def export(
     """
     # The import of ONNX and its runtime is slow, and training needs neither.
     from topkast.passes.onnx.convert import Wanted, convert
-    from topkast.passes.onnx.formats import AUTO, FORMATS
-    from topkast.passes.onnx.time_formats import in_float, time_formats
-    from topkast.passes.onnx.writer import annotate, remove, save, write
+    from topkast.passes.onnx.formats import FORMATS
+    from topkast.passes.onnx.writer import annotate, save
 
-    from .calibrate import Batches, calibrate
-    from .integers import check_integers, distance
+    from .check_arguments import check_arguments
+    from .dense_models import Models
+    from .int8.batches import Batches
+    from .int8.calibrate import calibrate
+    from .int8.check_integers import check_integers, distance, in_float32
     from .parity import compare
 
     find(model)
-    formats = (AUTO, *FORMATS)
-    if format not in formats:
-        raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, formats))}")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
-    if not isinstance(library, bool) or (format == "custom" and not library):
-        raise ConfigError(f'library={library!r}: must be True or False, and format="custom" needs True')
-    if opset not in OPSETS:
-        raise ConfigError(f"opset={opset!r}: must be an integer from {OPSETS[0]} to {OPSETS[-1]}")
-    if use_cache and dynamic_shapes is not None:
-        raise ConfigError("dynamic_shapes: must be None with use_cache=True, which names all axes that vary")
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ExportError(f"path: the folder {path.parent} does not exist")
+    check_arguments(path, format, precision, library, opset, use_cache, dynamic_shapes)
     plain = densify(model).cpu().eval()
     if precision == "fp16":
         round_to_half(plain, model)
@@ -179,48 +167,32 @@ def export(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's own steps
         try:
-            outputs = list(flat.named(*inputs.tensors))
+            results = flat.named(*inputs.tensors)
         except Exception as error:
             raise ExportError(f"example_inputs: the model does not run on them: {first_line(error)}") from error
-        if not outputs:
+        if not results:
             raise ExportError("the model returns no tensor")
-        in_file, output_names = file_names(inputs.names, outputs, input_names, output_names, notes)
-        shapes = cached.dynamic_shapes if cached else dynamic_shapes
+        in_file, out_of_file = file_names(inputs.names, list(results), input_names, output_names, notes)
         batches = None if int8.batches is None else Batches(plain, int8.batches)
-        program, tensors, sizes = trace(flat, inputs, shapes, notes)
+        program, tensors, sizes = trace(flat, inputs, cached.dynamic_shapes if cached else dynamic_shapes, notes)
         if cached:
             cached.finish(sizes)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             file = folder / path.name
-
-            def dense_model(
-                program: Any, names_in: list[str], tensors: list[Any], sizes: Any, outputs: list[str]
-            ) -> tuple[Any, Wanted, Any]:
-                named = dict(zip(names_in, sizes.names, strict=True))
-                dims = [
-                    (name, t.shape[axis])
-                    for t, dims in zip(tensors, sizes.names, strict=True)
-                    for axis, name in dims.items()
-                ]
-                usual = cached.usual if cached else {}
-                patterns = [(glob, KEPT) for glob in int8.patterns]
-                wanted = Wanted(format, precision, blocks, names, dict(dims) | usual, patterns)
-                timed = format == AUTO and (not library or native_library.path() is not None)
-                wanted = dataclasses.replace(wanted, library=library, timer=time_formats if timed else None)
-                return write(program, names_in, outputs, opset, named, "model.", wanted)
-
+            wanted = Wanted(format, precision, blocks, names, keep_float=int8.patterns, library=library)
+            models = Models(wanted, cached.usual if cached else {}, opset)
             try:
-                dense, wanted, shrunk = dense_model(program, in_file, tensors, sizes, output_names)
+                dense = models.dense(program, in_file, tensors, sizes, out_of_file)
+                wanted = dense.wanted
                 if batches is not None:
-                    measured = dense, wanted
-                    first = batches.inputs[0]
-                    if first.names != in_file:  # they hold labels
+                    measured, first = dense, batches.inputs[0]
+                    if first.names != in_file:  # they hold labels, or have names of their own
                         traced = trace(Flat(plain, first), first, all_axes(first), [])
-                        measured = dense_model(traced[0], first.names, *traced[1:], list(batches.outputs[0]))[:2]
-                    calibrated, kept = calibrate(batches, *measured, int8.budget, folder)
-                    wanted = dataclasses.replace(wanted, keep_float=kept.keep_float)
-                written = dense.clone()
+                        measured = models.dense(traced[0], first.names, *traced[1:], list(batches.outputs[0]))
+                    calibrated, chosen = calibrate(batches, measured.model, measured.wanted, int8.budget, folder)
+                    wanted = dataclasses.replace(wanted, keep_float=chosen)
+                written = dense.model.clone()
                 found, integers = convert(written, wanted)
                 save(written, file)
             except (ConfigError, ExportError):
@@ -240,20 +212,17 @@ def export(
             kernels = native_library.path() if sparse_nodes else None
             if sparse_nodes and kernels is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            feeds = dict(zip(in_file, tensors, strict=True))
-            results = flat.named(*tensors)
-            parity, lossy = file, precision == "int8" and verify
-            if lossy:  # a file with int8 differs from PyTorch, so a file with the same weights in float32 is compared
-                parity = folder / f"float.{path.name}"
-                convert(dense, in_float(wanted, found))
-                save(dense, parity)
-            checked = compare(flat, parity, in_file, tensors, dynamic_shapes is None, verify, kernels, sizes.trials)
-            int8_error = None
+            int8_error, lossy = None, precision == "int8" and verify
             if lossy:
-                remove(parity)
+                feeds = dict(zip(in_file, tensors, strict=True))
                 check_integers(file, integers, feeds, kernels)
-                int8_error = distance(file, feeds, dict(zip(output_names, results.values(), strict=True)))
-            annotate(file, format, precision, found, shrunk, checked.max_error, int8_error)
+                int8_error = distance(file, feeds, flat.named(*tensors))
+            # A file with int8 differs from PyTorch, so a file with the same weights in float32 is compared.
+            with in_float32(file, dense.model, wanted, found) if lossy else nullcontext(file) as compared:
+                checked = compare(
+                    flat, compared, in_file, tensors, dynamic_shapes is None, verify, kernels, sizes.trials
+                )
+            annotate(file, format, precision, found, dense.shrunk, checked.max_error, int8_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file
                 os.replace(part, path.parent / part.name)
@@ -270,7 +239,7 @@ def export(
         checked.inputs,
         checked.outputs,
         found,
-        shrunk,
+        dense.shrunk,
         notes + checked.notes,
         int8_error,
         calibrated,

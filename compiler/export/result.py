@@ -15,7 +15,7 @@ from topkast.compiler.report.numbers import plural
 from topkast.compiler.report.plain_text import labelled, to_text
 
 if TYPE_CHECKING:
-    from topkast.compiler.export.calibrate import Calibration
+    from topkast.compiler.export.int8.calibrate import Calibration
     from topkast.passes.onnx.metadata import Shrunk, SiteResult
 
 NAMES = 4  # groups of weights that lost dead units

@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from topkast.compiler.export.integers import check_integers, expected
+from topkast.compiler.export.int8.check_integers import check_integers, expected
 from topkast.passes.onnx import convert as conversion
 from topkast.passes.onnx.convert import Wanted
 from topkast.passes.onnx.formats import FORMATS, custom

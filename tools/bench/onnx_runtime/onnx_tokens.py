@@ -19,7 +19,7 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import topkast
-from topkast.compiler.export.api import PRECISIONS
+from topkast.compiler.export.check_arguments import PRECISIONS
 from topkast.tools.common.arguments import positive
 from topkast.tools.common.onnx_sessions import session
 from topkast.tools.common.pairs import add_timing, show, spread

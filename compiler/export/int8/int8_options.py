@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from topkast.compiler.export.weights import sparse_weights
 from topkast.runtime.errors import ConfigError
-
-from .weights import sparse_weights
 
 KEPT = "keep_float names it"
 
@@ -22,12 +21,12 @@ class Int8Options:
     """The arguments, checked.
 
     Args:
-        patterns: globs of the names of weights that stay in float32.
+        patterns: globs of the names of weights that stay in float32, each with the reason.
         budget: the largest allowed change, as a share; None: there is no limit.
         batches: inputs to measure with; None: nothing is measured.
     """
 
-    patterns: list[str] = field(default_factory=list)
+    patterns: list[tuple[str, str]] = field(default_factory=list)
     budget: float | None = None
     batches: list[Any] | None = None
 
@@ -62,7 +61,7 @@ def read_int8_options(plain: nn.Module, model: Any, precision: str, keep_float: 
             raise ConfigError(
                 f"precision='int8': {name} holds NaN or infinities; keep_float={name!r} keeps it in float"
             )
-    return Int8Options(patterns, budget, batches)
+    return Int8Options([(glob, KEPT) for glob in patterns], budget, batches)
 
 
 def _keep_float(value: Any) -> tuple[list[str], float | None]:

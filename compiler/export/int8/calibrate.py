@@ -5,29 +5,21 @@ from __future__ import annotations
 import contextlib
 import glob
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor, nn
 
 from topkast.passes.onnx.convert import Wanted, convert
-from topkast.passes.onnx.switch_integers import SWITCHES, switch_integers
+from topkast.passes.onnx.switch_integers import switch_integers
 from topkast.passes.onnx.writer import remove, save_proto, serialize
-from topkast.runtime.errors import ConfigError
 from topkast.runtime.onnx.session import Session
 
-from .flatten import Flat, Inputs
-from .integers import Change
-from .program import first_line
-
-LOSS = "loss"  # the output of transformers models that counts alone, if a batch gives it
+from .batches import Batches
 
 
 @dataclass(frozen=True)
@@ -56,63 +48,9 @@ class Calibration:
     kept: list[str] = field(default_factory=list)
 
 
-class Batches:
-    """The batches as named tensors.
-
-    Args:
-        plain: the model; its signature gives the names.
-        batches: each like ``example_inputs``.
-
-    Raises:
-        ConfigError: a batch does not fit the model, or the batches have different arguments.
-    """
-
-    def __init__(self, plain: nn.Module, batches: Sequence[Any]) -> None:
-        self.inputs = list[Inputs]()
-        self.outputs = list[dict[str, Tensor]]()
-        for i, batch in enumerate(batches):
-            try:
-                inputs = Inputs(plain, batch)
-                self.outputs.append(Flat(plain, inputs).named(*inputs.tensors))
-            except Exception as error:
-                raise ConfigError(f"calibration: the model does not run on batch {i}: {first_line(error)}") from error
-            self.inputs.append(inputs)
-            if inputs.names != self.inputs[0].names or list(self.outputs[i]) != list(self.outputs[0]):
-                raise ConfigError(f"calibration: batch {i} has other arguments or outputs than batch 0")
-
-    @property
-    def has_loss(self) -> bool:
-        """Whether the model gives a loss for them."""
-        return LOSS in self.outputs[0] and self.outputs[0][LOSS].numel() == 1
-
-    @property
-    def loss(self) -> float | None:
-        """The mean loss of the float32 model."""
-        return math.fsum(float(y[LOSS]) for y in self.outputs) / len(self.outputs) if self.has_loss else None
-
-    def change(self, session: Session, switches: Tensor | None = None) -> tuple[float, float]:
-        """(the change of the loss, or of the outputs if there is none; the change of the outputs) by a file."""
-        change, loss = Change(), 0.0
-        for i, (inputs, wanted) in enumerate(zip(self.inputs, self.outputs, strict=True)):
-            feeds = dict(zip(inputs.names, inputs.tensors, strict=True))
-            try:
-                given = session.run(feeds if switches is None else feeds | {SWITCHES: switches})
-            except Exception as error:
-                raise ConfigError(
-                    f"calibration: the exported file does not run on batch {i}; give batches of the examples' sizes, "
-                    f"or name the axes that vary in dynamic_shapes ({first_line(error)})"
-                ) from error
-            change.add(wanted, given)
-            if self.has_loss:
-                loss += float(given[list(wanted).index(LOSS)]) / len(self.inputs)
-        if self.loss is None:
-            return change.largest(), change.largest()
-        return (loss - self.loss) / abs(self.loss or 1.0), change.largest(without=LOSS)
-
-
 def calibrate(
     batches: Batches, dense: ir.Model, wanted: Wanted, budget: float | None, folder: Path
-) -> tuple[Calibration, Wanted]:
+) -> tuple[Calibration, list[tuple[str, str]]]:
     """Measure, and choose what stays in float32.
 
     With a budget every weight is measured alone. The weights that change the outputs most stay in float32, as few of
@@ -126,7 +64,7 @@ def calibrate(
         folder: for files, which are removed.
 
     Returns:
-        (what was measured, ``wanted`` with the weights that stay in float32).
+        (what was measured, globs of the weights that stay in float32, each with the reason).
     """
     sites, _ = convert(dense.clone(), wanted)
     names = list(dict.fromkeys(site.name for site in sites if site.precision == "int8"))
@@ -161,7 +99,7 @@ def calibrate(
         costs,
         kept,
     )
-    return result, replace(wanted, keep_float=[*wanted.keep_float, *patterns])
+    return result, [*wanted.keep_float, *patterns]
 
 
 def _dense_int8(batches: Batches, dense: ir.Model, folder: Path) -> float | None:

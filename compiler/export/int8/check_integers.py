@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from topkast.passes.onnx.convert import Wanted, convert
 from topkast.passes.onnx.integers import IntegerProduct, Integers
+from topkast.passes.onnx.metadata import SiteResult
 from topkast.passes.onnx.show_integers import show_integers
-from topkast.passes.onnx.writer import remove, save_proto
+from topkast.passes.onnx.time_formats import in_float
+from topkast.passes.onnx.writer import remove, save, save_proto
 from topkast.runtime.errors import ExportError
 from topkast.runtime.onnx.session import Session
 from topkast.runtime.reference.int8 import spmm_int8, spmm_int8_of_tensor
@@ -67,6 +72,25 @@ def _compare(name: str, given: Tensor, wanted: Tensor, how: str) -> None:
             f"{name}: ONNX Runtime{how} does not compute the int8 product as integer arithmetic in PyTorch does "
             f"(shapes {list(given.shape)} and {list(wanted.shape)})"
         )
+
+
+@contextlib.contextmanager
+def in_float32(file: Path, dense: ir.Model, wanted: Wanted, sites: Sequence[SiteResult]) -> Iterator[Path]:
+    """The path of a file with the same weights in float32, each in the same format; the file is removed afterwards.
+
+    Args:
+        file: the path of the file with int8; the other file stands beside it.
+        dense: the model with dense weights, which is changed.
+        wanted: how the weights of ``file`` are stored.
+        sites: what became of them.
+    """
+    other = file.with_name(f"float.{file.name}")
+    try:
+        convert(dense, in_float(wanted, sites))
+        save(dense, other)
+        yield other
+    finally:
+        remove(other)
 
 
 def distance(file: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> float:
