@@ -24,8 +24,8 @@ from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 
 from .format1 import in_order, upgrade, upgrade_optimizer
-from .inference import load_for_inference
 from .pack import pack, read, unpack, write
+from .read_forward_sets import load_for_inference
 from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors
 
 FORMAT = "topkast"

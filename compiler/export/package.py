@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from topkast.compiler.capture.traceable import in_the_open
-from topkast.compiler.convert.inference import ForwardSet, use_forward_sets
+from topkast.compiler.convert.use_forward_sets import ForwardSet, use_forward_sets
 from topkast.compiler.densify import densify
 from topkast.passes.aten import JointPass, PassLog
 from topkast.runtime.errors import ExportError

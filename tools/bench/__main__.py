@@ -32,7 +32,7 @@ MODULES = {
     "model": "memory",
     "large": "large",
     "onnx": "onnx_runtime.onnx",
-    "int8": "onnx_runtime.int8",
+    "int8": "onnx_runtime.int8_tables",
     "convs": "onnx_runtime.onnx_convs",
     "tokens": "onnx_runtime.onnx_tokens",
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from topkast.compiler.config import Config
 from topkast.compiler.convert.check import check_model
-from topkast.compiler.convert.inference import ForwardSet, owners_of, use_forward_sets
+from topkast.compiler.convert.use_forward_sets import ForwardSet, owners_of, use_forward_sets
 from topkast.runtime.layout import Geometry, Index, check_index, forward_part
 from topkast.runtime.methods import METHODS
 from topkast.runtime.state.find_sites import joined
