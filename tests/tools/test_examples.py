@@ -14,7 +14,7 @@ from topkast.tools.common.places import ROOT
 
 FILES = sorted((ROOT / "tools" / "examples").glob("*.py"))
 # name -> the package it needs
-OUTSIDE = {"ddp": "torch", "hf_trainer": "accelerate", "lightning_trainer": "lightning"}
+OUTSIDE = {"ddp": "torch", "generate": "transformers", "hf_trainer": "accelerate", "lightning_trainer": "lightning"}
 SHOWN = {
     "accumulation": "the same sets: True",
     "amp": "skipped, no weight moved",

@@ -53,16 +53,23 @@ def runs(path: Path, *inputs: torch.Tensor) -> list[list[np.ndarray]]:
     return [session.run(None, feeds) for session in (plain, topkast.onnx.session(path))]
 
 
-@pytest.mark.parametrize("states", [False, True])
+CASES: list[tuple[Any, dict[str, Any], tuple[int, int]]] = [
+    (nn.LSTM, {}, (4, 1)),
+    (nn.LSTM, {"bidirectional": True, "num_layers": 2, "batch_first": True}, (1, 1)),
+    (nn.LSTM, {"bias": False}, (16, 1)),
+    (nn.GRU, {}, (4, 1)),
+    (nn.GRU, {"bidirectional": True, "num_layers": 2}, (16, 1)),
+    (nn.GRU, {"bias": False, "batch_first": True}, (1, 1)),
+]
+QUICK = [(1, True), (3, False)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "options", "block"),
+    ("kind", "options", "block", "states"),
     [
-        (nn.LSTM, {}, (4, 1)),
-        (nn.LSTM, {"bidirectional": True, "num_layers": 2, "batch_first": True}, (1, 1)),
-        (nn.LSTM, {"bias": False}, (16, 1)),
-        (nn.GRU, {}, (4, 1)),
-        (nn.GRU, {"bidirectional": True, "num_layers": 2}, (16, 1)),
-        (nn.GRU, {"bias": False, "batch_first": True}, (1, 1)),
+        pytest.param(*case, states, marks=() if (i, states) in QUICK else pytest.mark.long)
+        for i, case in enumerate(CASES)
+        for states in (False, True)
     ],
 )
 def test_the_weights_are_sparse_and_the_results_those_of_pytorch(
@@ -105,8 +112,8 @@ def test_other_batches(tmp_path: Path) -> None:
     [
         ("auto", 64, 0.9, 0),
         ("auto", 512, 0.9, 1),
-        ("auto", 512, 0.5, 0),
-        ("compact", 512, 0.9, 0),
+        pytest.param("auto", 512, 0.5, 0, marks=pytest.mark.long),
+        pytest.param("compact", 512, 0.9, 0, marks=pytest.mark.long),
         ("custom", 64, 0.5, 1),
     ],
 )
