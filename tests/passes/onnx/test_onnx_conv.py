@@ -64,6 +64,7 @@ def check_conv(matrix: np.ndarray, bias: np.ndarray, x: Tensor, y: Tensor, act: 
     within(y, [plain(order, torch.float32) for order in orders], plain(orders[0], torch.float64), where)
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=120, derandomize=True)
 @given(st.data())
 def test_fuzz(data: st.DataObject) -> None:

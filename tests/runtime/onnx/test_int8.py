@@ -134,6 +134,7 @@ def rows_of_x(draw: Any, m: int, columns: int) -> np.ndarray:
         return x.astype(np.float32)
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(st.data())
 def test_fuzz(data: st.DataObject) -> None:
@@ -346,6 +347,7 @@ def test_a_scale_may_be_anything() -> None:
             check(y, x, random_weight(20, 30, (2, 3), 0.4), given, f"{value}")
 
 
+@pytest.mark.long
 def test_damaged_files_never_crash() -> None:
     """Some bytes changed, or the end cut off. What still loads is run."""
     whole = node_file("SparseMatMulInt8", GOOD, **SHAPE).SerializeToString()
