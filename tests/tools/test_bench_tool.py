@@ -186,8 +186,9 @@ def test_onnx(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     found = run(tmp_path, "onnx", *size)
     assert {(cell["format"], cell["written as"]) for cell in found["layer"]} >= {("custom", "custom")}
     assert all(cell["speed"]["median"] > 0 for cell in found["layer"])
-    assert {tuple(cell["block"]) for cell in found["int8"]} == {(16, 1), (32, 32), (4, 1), (1, 1)}
-    assert all(cell["int8 of dense int8"]["median"] > 0 and len(cell["seconds"]) == 4 for cell in found["int8"])
+    kinds = {"library 16x1, int8", "stock 64x64, fp32", "dense int8"}
+    assert found["int8"] and all(kinds <= set(cell["of dense int8"]) for cell in found["int8"])
+    assert all(cell["of dense int8"]["dense int8"]["median"] == 1 for cell in found["int8"])
     (row,) = found["model"]
     assert row["memory"]["sparse"]["resident"] > 0 and row["memory"]["dense"]["held"] > 0
     assert row["bytes"]["sparse"] < row["bytes"]["dense"] and row["max error"] < 1e-3

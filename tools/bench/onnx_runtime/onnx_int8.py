@@ -1,7 +1,7 @@
-"""One linear layer in ONNX Runtime, in float32 and in int8, dense and sparse: the four files of one weight, in turn.
+"""One linear layer in ONNX Runtime, float32 and int8, dense and sparse: all files in one loop.
 
-Dense int8 is what ``quantize_dynamic`` makes of the dense file, with a scale for each output. Our operators run in a
-session with topkast's library.
+Dense int8 is what ``quantize_dynamic`` makes of the dense file, with a scale for each output. "library" files run with
+topkast's kernels, "stock" files with standard operators alone.
 """
 
 from __future__ import annotations
@@ -12,79 +12,64 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from rich.table import Table
 
 import topkast
-from topkast.passes.onnx.blocks import encode
-from topkast.passes.onnx.formats.custom import DOMAIN
 from topkast.tools.bench.layer import block_name
 from topkast.tools.common.onnx_sessions import runner, session
-from topkast.tools.common.pairs import Pairs, Spread, measure, show, spread
+from topkast.tools.common.pairs import show, spread
 from topkast.tools.common.results import progress
+from topkast.tools.common.rotation import measure_rounds, ratios
 
-from .onnx_files import layer, layer_files
+from .dense_int8 import quantise_dynamically
+from .onnx_files import layer_files
 
 SHAPE, SPARSITY = (4096, 1024), 0.9  # [out, in] of the weight
-BLOCKS = [(16, 1), (32, 32), (4, 1), (1, 1)]
-SIDES = (("dense float32", "dense int8"), ("sparse float32", "sparse int8"))
+KINDS = {
+    **{f"library {block_name(block)}": ("custom", block) for block in [(16, 1), (4, 1), (1, 1), (32, 32)]},
+    **{f"stock {block_name(block)}": ("block", block) for block in [(32, 32), (64, 64)]},
+}
+FP32, INT8 = "dense fp32", "dense int8"
 
 
-def int8_files(folder: Path, shape: tuple[int, int], block: tuple[int, int]) -> dict[str, Path]:
-    """The files, by kind."""
-    both = layer_files(folder, shape, block, SPARSITY, "custom")
-    dense, sparse = (folder / f"{side}-int8-{block_name(block)}.onnx" for side in ("dense", "sparse"))
-    quantize_dynamic(both.dense, dense, weight_type=QuantType.QInt8, per_channel=True)
-    (matrix,) = (numpy_helper.to_array(t) for t in onnx.load(both.dense).graph.initializer if t.name == "w")
-    onnx.save(int8_layer(matrix, block), sparse)
-    return {
-        "dense float32": both.dense,
-        "dense int8": dense,
-        "sparse float32": both.sparse,
-        "sparse int8": sparse,
-    }
-
-
-def int8_layer(matrix: np.ndarray, block: tuple[int, int]) -> onnx.ModelProto:
-    """One node ``topkast.SparseMatMulInt8``; the largest weight of a row becomes 127."""
-    scale = np.maximum(abs(matrix).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
-    found = encode(np.rint(matrix / scale[:, None]).astype(np.float32), block)
-    tensors = {
-        "values": found.values.reshape(-1).astype(np.int8),
-        "row_ptr": found.row_ptr,
-        "cols": found.cols.astype(np.uint16),
-        "scale": scale,
-        "bias": np.ones(len(matrix), np.float32),
-    }
-    model = layer(matrix)
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
-    rows, columns = matrix.shape
-    shape: dict[str, Any] = {"rows": rows, "columns": columns, "block": list(block)}
-    model.graph.node.append(helper.make_node("SparseMatMulInt8", ["x", *tensors], ["y"], domain=DOMAIN, **shape))
-    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    return model
+def int8_files(folder: Path, quick: bool) -> dict[str, Path]:
+    """The files, by kind and precision. The dense weight of all is of the first kind's size, not of its zeros."""
+    shape, files = (128, 192) if quick else SHAPE, dict[str, Path]()
+    for kind, (format, block) in KINDS.items():
+        for precision in ("fp32", "int8"):
+            both = layer_files(folder, shape, block, SPARSITY, format, precision)
+            assert both.written == format
+            files[f"{kind}, {precision}"] = both.sparse
+            files.setdefault(FP32, both.dense)
+    files[INT8] = quantise_dynamically(files[FP32], folder / "dense-int8.onnx")
+    return files
 
 
 def measure_int8(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A cell for every block, number of threads and rows of x."""
-    cells, shape = [], (64, 96) if args.quick else SHAPE
+    """A cell for every number of threads and rows of x."""
+    cells, files = [], int8_files(folder, args.quick)
+    columns = 192 if args.quick else SHAPE[1]
     with progress() as bar:
-        task = bar.add_task("int8", total=len(BLOCKS))
-        for block in BLOCKS:
-            files = int8_files(folder, shape, block)
-            for threads in args.threads:
-                made = {kind: session(path, threads, topkast.onnx.library_path()) for kind, path in files.items()}
-                for m in args.rows:
-                    x = np.random.default_rng(0).standard_normal((m, shape[1])).astype(np.float32)
-                    # Few rows are short work: one run says little, so each turn has some of them.
-                    count = max(1, 8 // m)
-                    dense, sparse = ([repeated(runner(made[kind], {"x": x}), count) for kind in side] for side in SIDES)
-                    cells.append({"shape": shape, "sparsity": SPARSITY, "block": block, "m": m, "threads": threads})
-                    cells[-1] |= figures(measure(dense, sparse, args.repeats), count)
-            bar.advance(task)
+        task = bar.add_task("int8", total=len(args.threads) * len(args.rows))
+        for threads in args.threads:
+            made = {kind: session(path, threads, topkast.onnx.library_path()) for kind, path in files.items()}
+            for m in args.rows:
+                x = np.random.default_rng(0).standard_normal((m, columns)).astype(np.float32)
+                # Few rows are short work: one run says little, so each turn has some of them.
+                count = max(1, 8 // m)
+                sides = {kind: repeated(runner(one, {"x": x}), count) for kind, one in made.items()}
+                times = measure_rounds(sides, args.repeats)
+                cells.append(
+                    {
+                        "m": m,
+                        "threads": threads,
+                        "sparsity": SPARSITY,
+                        "of dense fp32": ratios(times, FP32),
+                        "of dense int8": ratios(times, INT8),
+                        "seconds": {kind: spread(own)["median"] / count for kind, own in times.items()},
+                    }
+                )
+                bar.advance(task)
     return cells
 
 
@@ -92,30 +77,13 @@ def repeated(run: Callable[[], object], count: int) -> Callable[[], object]:
     return lambda: [run() for _ in range(count)]
 
 
-def figures(pairs: Pairs, count: int) -> dict[str, Any]:
-    """The ratios of the four files' times, and their median seconds; each turn had ``count`` runs."""
-    turns = {
-        kind: [turn[i] for turn in getattr(pairs, kind.split()[0])] for side in SIDES for i, kind in enumerate(side)
-    }
-
-    def ratio(kind: str, to: str) -> Spread:
-        return spread(time / base for time, base in zip(turns[kind], turns[to], strict=True))
-
-    return {
-        "int8 of dense int8": ratio("sparse int8", "dense int8"),
-        "int8 of dense float32": ratio("sparse int8", "dense float32"),
-        "float32 of dense float32": ratio("sparse float32", "dense float32"),
-        "seconds": {kind: spread(times)["median"] / count for kind, times in turns.items()},
-    }
-
-
 def int8_table(cells: list[dict[str, Any]], threads: int) -> Table:
-    shares = ("int8 of dense int8", "int8 of dense float32", "float32 of dense float32")
-    table = Table(title=f"a layer in int8, {threads} threads: sparse / dense time, median [quartiles]")
-    for head in ("block", "M", *shares, "dense int8, us"):
-        table.add_column(head, justify="right")
-    for cell in cells:
-        if cell["threads"] == threads:
-            us = f"{cell['seconds']['dense int8'] * 1e6:.0f}"
-            table.add_row(block_name(cell["block"]), str(cell["m"]), *(show(cell[share]) for share in shares), us)
+    mine = [cell for cell in cells if cell["threads"] == threads]
+    table = Table(title=f"a layer, {threads} threads: time / dense fp32; time / dense int8, median [quartiles]")
+    table.add_column("file")
+    for cell in mine:
+        table.add_column(f"M = {cell['m']}", justify="right")
+    for kind in mine[0]["of dense fp32"] if mine else ():
+        shares = (f"{show(cell['of dense fp32'][kind])}; {show(cell['of dense int8'][kind])}" for cell in mine)
+        table.add_row(kind, *shares)
     return table
