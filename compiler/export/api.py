@@ -19,8 +19,8 @@ from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
-from .axes import all_axes
 from .cache import CachedInputs
+from .dimensions.axes import all_axes
 from .flatten import Flat, Inputs, without_cache
 from .int8.int8_options import read_int8_options
 from .names import file_names

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from topkast.runtime.errors import ExportError
 
+from .dimensions.sizes import Sizes
 from .flatten import Inputs, Slot, flatten_outputs
 from .program import first_line
-from .sizes import Sizes
 
 ARGUMENTS = ("cache", "past_key_values")  # the cache's argument and output, in new and old versions of transformers
 TAKEN = ("input_ids", "attention_mask", "position_ids")

@@ -16,7 +16,7 @@ from topkast.passes.onnx.time_formats import time_formats
 from topkast.passes.onnx.writer import write
 from topkast.runtime.kernels import native_library
 
-from .sizes import Sizes
+from .dimensions.sizes import Sizes
 
 
 @dataclass(frozen=True)

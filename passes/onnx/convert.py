@@ -22,7 +22,7 @@ from .formats.weight import Weight
 from .graph import array_of, constant
 from .integers import Integers
 from .metadata import SiteResult
-from .spell_recurrent import Pays, spell_recurrent
+from .prepare.spell_recurrent import Pays, spell_recurrent
 from .split_conv_bias import split_conv_bias
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}

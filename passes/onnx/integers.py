@@ -1,4 +1,4 @@
-"""What a file computes or unpacks from int8, for the check that it does so to the last bit."""
+"""The record of a file's int8 products and weights; the check of their bits reads the record."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ from . import metadata
 from .check_file import check
 from .convert import Wanted
 from .graph import SPARSE, array_of
-from .grouped_products import translations, unstack
 from .metadata import Shrunk, SiteResult
-from .tidy import tidy
+from .prepare.grouped_products import translations, unstack
+from .prepare.tidy import tidy
 
 INLINE_LIMIT = 2_000_000_000  # protobuf holds less than 2 GiB: beyond this the weights go to a file beside
 

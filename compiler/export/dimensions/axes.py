@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from topkast.compiler.export.flatten import Inputs, Slot
 from topkast.runtime.errors import ExportError
-
-from .flatten import Inputs, Slot
 
 KINDS = (
     "a name, torch.export.Dim(name), Dim.AUTO, Dim.DYNAMIC, Dim.STATIC, None, or the size in the example as an integer"

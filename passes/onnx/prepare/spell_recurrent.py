@@ -18,8 +18,8 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from .blocks import Array, digest
-from .graph import Builder, array_of, constant, shape_of
+from topkast.passes.onnx.blocks import Array, digest
+from topkast.passes.onnx.graph import Builder, array_of, constant, shape_of
 
 # (recurrent matrix [gates * hidden, hidden], dimension of the batch) -> whether to write the node as products
 Pays = Callable[[Array, int | str], bool]
