@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.errors import ModelError, RefreshError
-from topkast.runtime.kernels.theta import assemble, store
-from topkast.runtime.layout import Geometry, Index, index_masks
+from topkast.runtime.kernels.theta import store
+from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.methods import METHODS
 from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
@@ -50,7 +50,6 @@ class Site(Derived, nn.Module):
     row_fwd: Tensor
     cols: Tensor
     ever: Tensor  # bits: which units were ever in A
-    for_inference = False  # whether the site holds A only, see inference_site.py
 
     def __init__(
         self,
@@ -130,32 +129,11 @@ class Site(Derived, nn.Module):
         else:
             self.reservoir = reservoir
 
-    def theta(self) -> Tensor:
-        """All of θ, dense, detached, on the reservoir's device: assembled from B's values and the reservoir."""
-        self.check_whole()
-        return assemble(self.values.to(self.home), self.reservoir, self.index.to(self.home), self.geometry)
-
-    def sets(self) -> tuple[Tensor, Tensor]:
-        """(A, B) as dense bool tensors of the weight's shape."""
-        self.check_whole()
-        fwd, bwd = (
-            self.geometry.from_blocks(mask[:, None].expand(-1, self.geometry.unit))
-            for mask in index_masks(self.index, self.geometry)
-        )
-        return fwd, bwd
-
     def parts(self) -> Parts:
         """The current tensors that a refresh changes."""
         self.check_whole()
         self.unshare()  # the caller is about to write
         return Parts(self.values, self.reservoir, self.index, self.ever, *kept_tensors(self.original, self.optimizers))
-
-    def check_trainable(self, wanted: str) -> None:
-        """Raise ModelError if the site holds A only: see :mod:`topkast.runtime.state.inference_site`.
-
-        Args:
-            wanted: what the caller is about to do or to read, for the message.
-        """
 
     def check_whole(self) -> None:
         """Raise ModelError if a change of the site failed in the middle, or if other code has changed its sets."""
@@ -295,11 +273,6 @@ class Site(Derived, nn.Module):
     def set_pending(self, pending: Pending | None) -> None:
         """Set the sets that a thread is choosing or has chosen."""
         self.pending = pending
-
-    def wait(self) -> None:
-        """Wait until no thread reads the reservoir."""
-        if self.pending is not None:
-            self.pending.wait()
 
     def drop_pending(self) -> None:
         """Drop the sets that a thread is choosing, because θ is about to change."""

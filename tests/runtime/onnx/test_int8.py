@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import hypothesis.strategies as st
@@ -18,6 +17,8 @@ from topkast.passes.onnx.blocks import encode
 from topkast.runtime import native
 from topkast.runtime.reference.int8 import spmm_int8
 from topkast.tests.runtime.native.test_native import AVAILABLE, BLOCKS
+from topkast.tests.support.at_once import wrong_at_once
+from topkast.tests.support.damaged import run_damaged
 from topkast.tests.support.models.product_files import session, sparse_matrix
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
@@ -251,19 +252,11 @@ def test_a_weight_that_is_no_constant() -> None:
 def test_threads_and_calls_at_once_change_nothing() -> None:
     weight = random_weight(300, 600, (4, 1), 0.2)
     given = parts(weight, (4, 1))
-    made, wrong = session(product_file(weight, (4, 1), given), 2), list[int]()
+    made = session(product_file(weight, (4, 1), given), 2)
     inputs = [np.random.default_rng(i).standard_normal((1 + 40 * i, 600)).astype(np.float32) for i in range(4)]
     truths = [expected(x, weight, given).numpy() for x in inputs]
 
-    def work(i: int) -> None:
-        wrong.extend(i for _ in range(20) if not np.array_equal(made.run(None, {"x": inputs[i]})[0], truths[i]))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not wrong_at_once(4, 20, lambda i: np.array_equal(made.run(None, {"x": inputs[i]})[0], truths[i]))
 
 
 GOOD = parts(random_weight(20, 30, (2, 3), 0.4), (2, 3))
@@ -351,18 +344,5 @@ def test_a_scale_may_be_anything() -> None:
 def test_damaged_files_never_crash() -> None:
     """Some bytes changed, or the end cut off. What still loads is run."""
     whole = node_file("SparseMatMulInt8", GOOD, **SHAPE).SerializeToString()
-    rng = np.random.default_rng(0)
-    taken = refused = 0
-    for i in range(400):
-        damaged = bytearray(whole)
-        if i % 4 == 0:
-            del damaged[rng.integers(len(damaged)) :]
-        for at in rng.integers(len(damaged), size=rng.integers(1, 4)) if damaged else ():
-            damaged[at] = rng.integers(256)
-        try:
-            session(bytes(damaged)).run(None, {"x": np.ones((2, 30), np.float32)})
-            taken += 1
-        except Exception as error:
-            assert "onnxruntime" in type(error).__module__ or isinstance(error, ValueError)
-            refused += 1
+    taken, refused = run_damaged(whole, lambda file: session(file).run(None, {"x": np.ones((2, 30), np.float32)}))
     assert taken and refused
