@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -26,6 +24,7 @@ from .int8.int8_options import read_int8_options
 from .names import file_names
 from .program import first_line, trace
 from .result import ExportResult
+from .unfinished import folder_beside
 from .weights import known_weights, round_to_half
 
 
@@ -177,8 +176,7 @@ def export(
         program, tensors, sizes = trace(flat, inputs, cached.dynamic_shapes if cached else dynamic_shapes, notes)
         if cached:
             cached.finish(sizes)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
+        with folder_beside(path) as folder:
             file = folder / path.name
             wanted = Wanted(format, precision, blocks, names, keep_float=int8.patterns, library=library)
             models = Models(wanted, cached.usual if cached else {}, opset)
@@ -226,8 +224,6 @@ def export(
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file
                 os.replace(part, path.parent / part.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     return ExportResult(
         path,
         format,

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from topkast.passes.onnx.formats import AUTO, FORMATS
-from topkast.runtime.errors import ConfigError, ExportError
+from topkast.runtime.errors import ConfigError
+
+from .unfinished import check_folder
 
 PRECISIONS = ("fp32", "fp16", "int8")
 OPSETS = range(18, 24)
@@ -29,5 +31,4 @@ def check_arguments(
         raise ConfigError(f"use_cache={use_cache!r}: must be True or False")
     if use_cache and dynamic_shapes is not None:
         raise ConfigError("dynamic_shapes: must be None with use_cache=True, which names all axes that vary")
-    if not path.parent.is_dir():
-        raise ExportError(f"path: the folder {path.parent} does not exist")
+    check_folder(path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from topkast.runtime.state.model import find, owned, sites
 
 from .flatten import arguments, flatten_outputs
 from .program import first_line
+from .unfinished import check_folder, folder_beside
 
 SUFFIX = ".pt2"
 ROUNDINGS = 100  # by which a compiled graph, which sums in another order, may differ from the model
@@ -58,12 +57,10 @@ def package(model: Any, path: str | os.PathLike[str], example_inputs: Any, *, dy
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ExportError(f"path: {path.name!r} must end in {SUFFIX}; topkast.export writes ONNX files")
-    if not path.parent.is_dir():
-        raise ExportError(f"path: the folder {path.parent} does not exist")
+    check_folder(path)
     args, kwargs = arguments(example_inputs)
     twin = _forward_only(model)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with folder_beside(path) as folder:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about the steps of torch's exporter and compiler
             wanted = flatten_outputs(twin(*args, **kwargs))
@@ -71,8 +68,6 @@ def package(model: Any, path: str | os.PathLike[str], example_inputs: Any, *, dy
             given = flatten_outputs(torch._inductor.aoti_load_package(str(file))(*args, **kwargs))
         _compare(given, wanted)
         os.replace(file, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return path
 
 
