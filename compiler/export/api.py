@@ -114,13 +114,16 @@ def export(
               weights to float32 when the file is loaded. Weights that were never sparse stay in float32. ``verify``
               then has three parts: the same file in float32 is compared with PyTorch; each integer product is compared
               with integer arithmetic in PyTorch, bit for bit; and the result says how much int8 changes the outputs.
-        keep_float: with "int8", the weights that stay in float32: a list of globs of parameter names, or a number. A
-            number is the largest change that int8 may cause on the batches of ``calibration``: 0.01 is 1 % of the loss,
-            or of the outputs if the model gives no loss. The weights that change the outputs most, each measured alone,
-            then stay in float32, as few as needed. None (the default): all become int8.
-        calibration: with "int8", an iterable of inputs, each like ``example_inputs``; a batch of a transformers model
-            may hold labels too. The result then says how much int8 changes the model's loss (if its output has
-            ``.loss``) or its outputs, beside ONNX Runtime's own int8 of the dense model.
+            - "auto": for each weight "int8" if that is measured here to be faster than every format in float32,
+              otherwise "fp32". Only with ``format="auto"``. The result holds the times of both.
+        keep_float: with "int8" or "auto", the weights that stay in float32: a list of globs of parameter names, or a
+            number. A number is the largest change that int8 may cause on the batches of ``calibration``: 0.01 is 1 % of
+            the loss, or of the outputs if the model gives no loss. The weights that change the outputs most, each
+            measured alone, then stay in float32, as few as needed. None (the default): no weight stays for its name
+            or for a budget.
+        calibration: with "int8" or "auto", an iterable of inputs, each like ``example_inputs``; a batch of a
+            transformers model may hold labels too. The result then says how much int8 changes the model's loss (if its
+            output has ``.loss``) or its outputs, beside ONNX Runtime's own int8 of the dense model.
         verify: whether to run the file and compare the results.
         opset: the version of the standard operators, 18 to 23.
 
@@ -128,10 +131,10 @@ def export(
         Facts about the file: its path and size, the largest error, and how each weight is stored. ``print`` shows them.
 
     Raises:
-        ConfigError: the format, precision or opset is unknown; ``format="custom"`` with ``library=False``; the names do
-            not fit the model; ``dynamic_shapes`` is given with ``use_cache``; a weight is too large for float16; int8
-            would lose too much of a weight, or a weight holds NaN or infinities; keep_float or calibration is not as
-            described.
+        ConfigError: the format, precision or opset is unknown; ``format="custom"`` with ``library=False``;
+            ``precision="auto"`` with a format other than "auto"; the names do not fit the model; ``dynamic_shapes`` is
+            given with ``use_cache``; a weight is too large for float16; int8 would lose too much of weights, or they
+            hold NaN or infinities (the message names all of them); keep_float or calibration is not as described.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
             names an axis that the model's code fixes. With ``use_cache`` also if the model has no key-value cache, or a
@@ -210,7 +213,7 @@ def export(
             kernels = native_library.path() if sparse_nodes else None
             if sparse_nodes and kernels is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            int8_error, lossy = None, precision == "int8" and verify
+            int8_error, lossy = None, verify and any(site.precision == "int8" for site in found)
             if lossy:
                 feeds = dict(zip(in_file, tensors, strict=True))
                 check_integers(file, integers, feeds, kernels)

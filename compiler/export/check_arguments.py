@@ -10,7 +10,7 @@ from topkast.runtime.errors import ConfigError
 
 from .unfinished import check_folder
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = (AUTO, "fp32", "fp16", "int8")
 OPSETS = range(18, 24)
 
 
@@ -23,6 +23,8 @@ def check_arguments(
         raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, formats))}")
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
+    if precision == AUTO and format != AUTO:
+        raise ConfigError(f'precision="auto": is for format="auto", the format is {format!r}')
     if not isinstance(library, bool) or (format == "custom" and not library):
         raise ConfigError(f'library={library!r}: must be True or False, and format="custom" needs True')
     if opset not in OPSETS:

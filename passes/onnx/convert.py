@@ -12,10 +12,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from topkast.passes.onnx.blocks import MAX_BLOCK, Array, Block, fitting
+from topkast.runtime.errors import ConfigError
 
 from .constant_products import Product, products
 from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, custom_speed, dense
-from .formats.choose_format import Timer, choose_format
+from .formats.choose_format import NOISE, Timer, choose_format
 from .formats.fuse_activations import fuse_activations
 from .formats.record import Format
 from .formats.weight import Weight
@@ -35,7 +36,8 @@ class Wanted:
 
     Args:
         format: a name in :data:`topkast.passes.onnx.formats.FORMATS`, or "auto".
-        precision: of the values of sparse weights: "fp32", "fp16" (if they are such values), or "int8".
+        precision: of the values of sparse weights: "fp32", "fp16" (if they are such values), "int8", or "auto": for
+            each weight "int8" if that was timed to be faster, otherwise "fp32".
         blocks: (rows, columns) of the blocks the model was trained with.
         names: what to call a weight, by :func:`topkast.passes.onnx.blocks.digest` of its [out, in] matrix.
         sizes: dynamic dimensions in the examples, by name.
@@ -63,7 +65,7 @@ def convert(model: ir.Model, wanted: Wanted) -> tuple[list[SiteResult], Integers
     Raises:
         ConfigError: int8 does not suit a weight, see :func:`topkast.passes.onnx.quantise.quantise`.
     """
-    sites, integers = list[SiteResult](), Integers([], [])
+    sites, integers, refused = list[SiteResult](), Integers([], []), list[str]()
     names = {**spell_recurrent(model, _recurrence_pays(wanted)), **wanted.names}
     by_weight: dict[ir.Value, list[Product]] = {}
     for product in products(model.graph):
@@ -73,8 +75,13 @@ def convert(model: ir.Model, wanted: Wanted) -> tuple[list[SiteResult], Integers
         if tensor is None or tensor.shape.rank() < 2 or tensor.dtype not in FLOATS:
             continue
         if tensor.dtype == ir.DataType.FLOAT:
-            given = by_weight.get(value, []), wanted.precision, wanted.blocks, names, wanted.sizes
-            weight, site = _store(Weight(value, *given), wanted)
+            precision = "int8" if wanted.precision == AUTO else wanted.precision
+            given = by_weight.get(value, []), precision, wanted.blocks, names, wanted.sizes
+            try:
+                weight, site = _store(Weight(value, *given), wanted)
+            except ConfigError as error:
+                refused.append(str(error))
+                continue
             sites.append(site)
             integers.products.extend(weight.integers.products)
             integers.weights.extend(weight.integers.weights)
@@ -83,6 +90,8 @@ def convert(model: ir.Model, wanted: Wanted) -> tuple[list[SiteResult], Integers
             density, size = np.count_nonzero(array) / max(1, array.size), array.nbytes
             why = f"it is {array.dtype}; only float32 is stored another way"
             sites.append(SiteResult(str(value.name), "dense", why, array.shape, None, density, size, size))
+    if refused:  # all at once, so that a user needs one more call and not one for each weight
+        raise ConfigError("\n".join(refused))
     library = any(FORMATS[site.format].needs_library for site in sites)
     if library:
         fuse_activations(model)
@@ -114,6 +123,9 @@ def _store(weight: Weight, wanted: Wanted) -> tuple[Weight, SiteResult]:
     in_float = _keeps_float(weight, wanted.keep_float) if weight.precision == "int8" else None
     if in_float is not None:
         weight = weight.in_float()
+    times = dict[str, float]()
+    if weight.precision == "int8" and wanted.precision == AUTO:
+        weight, in_float, times = _faster(weight, wanted)
     format, why = _format(weight, wanted)
     if weight.precision == "int8" and (in_float := format.keeps_float(weight)) is not None:
         weight = weight.in_float()
@@ -124,9 +136,31 @@ def _store(weight: Weight, wanted: Wanted) -> tuple[Weight, SiteResult]:
     if in_float:
         why = f"{why}; it stays in float32: {in_float}"
     site = SiteResult(
-        weight.label, format.name, why, weight.shape, unit, density, size, array.nbytes, weight.precision, weight.times
-    )
+        weight.label, format.name, why, weight.shape, unit, density, size, array.nbytes, weight.precision,
+        times or weight.times,
+    )  # fmt: skip
     return weight, site
+
+
+def _faster(weight: Weight, wanted: Wanted) -> tuple[Weight, str | None, dict[str, float]]:
+    """Choose between int8 and float32 by the times of both.
+
+    Returns:
+        (the weight in the precision, why not in int8 or None, "<format>, <precision>" -> share of the dense time).
+    """
+    other = weight.in_float()
+    _format(other, wanted)
+    try:
+        format, _ = _format(weight, wanted)
+        why = format.keeps_float(weight)
+    except ConfigError as error:  # int8 would lose too much of the weight
+        why = str(error).removeprefix("precision='int8': ").partition("; keep_float")[0]
+    times = {f"{name}, {it.precision}": share for it in (other, weight) for name, share in it.times.items()}
+    if why is None and not weight.times:
+        why = "int8 was not timed"
+    if why is None and NOISE * min(weight.times.values()) >= min(1.0, *other.times.values()):
+        why = "int8 is no faster"
+    return (weight, None, times) if why is None else (other, why, times)
 
 
 def _keeps_float(weight: Weight, patterns: Sequence[tuple[str, str]]) -> str | None:

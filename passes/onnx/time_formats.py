@@ -93,9 +93,9 @@ def _one_product(weight: Weight, product: Product, x: list[int]) -> ir.Model:
 
 def in_float(wanted: Wanted, sites: Sequence[SiteResult]) -> Wanted:
     """``wanted`` with precision "fp32", and with the formats that "auto" chose for ``sites``."""
-    times = {site.name: site.times for site in sites}
+    chosen = {site.name: site.format for site in sites}
 
     def again(weight: Weight, formats: Sequence[Format]) -> dict[str, float]:
-        return {format.name: times.get(weight.label, {}).get(format.name, float("inf")) for format in formats}
+        return {format.name: 0.0 if format.name == chosen.get(weight.label) else 1.0 for format in formats}
 
     return replace(wanted, precision="fp32", timer=again if wanted.timer is not None else None)

@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from topkast.compiler.export.weights import sparse_weights
+from topkast.passes.onnx.formats import AUTO
 from topkast.runtime.errors import ConfigError
 
+WITH_INT8 = ("int8", AUTO)  # precisions that may give integers
 KEPT = "keep_float names it"
 
 
@@ -43,9 +45,11 @@ def read_int8_options(plain: nn.Module, model: Any, precision: str, keep_float: 
         ConfigError: an argument is of the wrong type or does not fit the others, or a weight holds NaN or infinities.
     """
     for name, value in (("keep_float", keep_float), ("calibration", calibration)):
-        if value is not None and precision != "int8":
-            raise ConfigError(f"{name}={_short(value)}: is for precision='int8', the precision is {precision!r}")
-    if precision != "int8":
+        if value is not None and precision not in WITH_INT8:
+            raise ConfigError(
+                f"{name}={_short(value)}: is for precision='int8' or 'auto', the precision is {precision!r}"
+            )
+    if precision not in WITH_INT8:
         return Int8Options()
     patterns, budget = _keep_float(keep_float)
     batches = _batches(calibration)
@@ -57,7 +61,7 @@ def read_int8_options(plain: nn.Module, model: Any, precision: str, keep_float: 
             raise ConfigError(f"keep_float={glob!r}: matches no sparse weight; these are {', '.join(weights)}")
     for name, weight in weights.items():
         kept = any(fnmatchcase(name, glob) for glob in patterns)
-        if not kept and not bool(weight.isfinite().all()):
+        if precision != AUTO and not kept and not bool(weight.isfinite().all()):
             raise ConfigError(
                 f"precision='int8': {name} holds NaN or infinities; keep_float={name!r} keeps it in float"
             )

@@ -5,7 +5,7 @@
 
 from . import block, compact, custom, dense, sparse_initializer
 
-AUTO = "auto"  # not a format: asks for the best format of each weight
+AUTO = "auto"  # neither a format nor a precision: asks for the best of each weight
 FORMATS = {
     format.name: format
     for format in (custom.FORMAT, block.FORMAT, compact.FORMAT, dense.FORMAT, sparse_initializer.FORMAT)
