@@ -10,7 +10,7 @@ from topkast.runtime.errors import ConfigError
 
 from .unfinished import check_folder
 
-PRECISIONS = (AUTO, "fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
 OPSETS = range(18, 24)
 
 
@@ -21,8 +21,9 @@ def check_arguments(
     formats = (AUTO, *FORMATS)
     if format not in formats:
         raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, formats))}")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
+    precisions = (AUTO, *PRECISIONS)
+    if precision not in precisions:
+        raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, precisions))}")
     if precision == AUTO and format != AUTO:
         raise ConfigError(f'precision="auto": is for format="auto", the format is {format!r}')
     if not isinstance(library, bool) or (format == "custom" and not library):
