@@ -104,16 +104,17 @@ def export(
             so one file runs the prompt and each new token. ``example_inputs`` are ``input_ids``, and if wanted
             ``attention_mask`` and ``position_ids`` of the same shape; ``dynamic_shapes`` must be None. "auto" chooses
             formats for one new token of each example sequence. False (the default): no cache is read or returned.
-        precision: the precision of the sparse weights' values in the file.
+        precision: the precision of the weights' values in the file.
 
             - "fp32": as the model has them.
-            - "fp16": the values are rounded to float16, which halves the file, and converted to float32 when the file
+            - "fp16": the sparse weights' values are rounded to float16, which halves the file, and converted to float32 when the file
               is loaded. Products are computed in float32, and are compared with the products of the rounded model.
             - "int8": the values are rounded to int8 with a scale for each output. The formats "custom" (convolutions:
-              of 1 x 1 only) and "block" quantise x at each run and multiply integers; the other formats unpack the
-              weights to float32 when the file is loaded. Weights that were never sparse stay in float32. ``verify``
-              then has three parts: the same file in float32 is compared with PyTorch; each integer product is compared
-              with integer arithmetic in PyTorch, bit for bit; and the result says how much int8 changes the outputs.
+              of 1 x 1 only), "block" and "dense" (no convolutions) quantise x at each run and multiply integers; the
+              other formats unpack the weights to float32 when the file is loaded. Linear layers that were never sparse,
+              such as the head of a decoder, become int8 in the format "dense". ``verify`` then has three parts: the
+              same file in float32 is compared with PyTorch; each integer product is compared with integer arithmetic
+              in PyTorch, bit for bit; and the result says how much int8 changes the outputs.
             - "auto": for each weight "int8" if that is measured here to be faster than every format in float32,
               otherwise "fp32". Only with ``format="auto"``. The result holds the times of both.
         keep_float: with "int8" or "auto", the weights that stay in float32: a list of globs of parameter names, or a

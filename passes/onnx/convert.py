@@ -19,7 +19,7 @@ from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, custom_spee
 from .formats.choose_format import NOISE, Timer, choose_format
 from .formats.fuse_activations import fuse_activations
 from .formats.record import Format
-from .formats.weight import Weight
+from .formats.weight import FULL, Weight
 from .graph import array_of, constant
 from .integers import Integers
 from .metadata import SiteResult
@@ -27,7 +27,6 @@ from .prepare.spell_recurrent import Pays, spell_recurrent
 from .split_conv_bias import split_conv_bias
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-FULL = 0.999  # a weight with fewer zeros than this leaves has none to speak of
 
 
 @dataclass(frozen=True)
@@ -150,37 +149,51 @@ def _faster(weight: Weight, wanted: Wanted) -> tuple[Weight, str | None, dict[st
     """
     other = weight.in_float()
     _format(other, wanted)
-    try:
+    why = _loses(weight)
+    if why is None:
         format, _ = _format(weight, wanted)
+        if weight.is_full and wanted.timer is not None:
+            weight.times = wanted.timer(weight, [dense.FORMAT])
         why = format.keeps_float(weight)
-    except ConfigError as error:  # int8 would lose too much of the weight
-        why = str(error).removeprefix("precision='int8': ").partition("; keep_float")[0]
     times = {f"{name}, {it.precision}": share for it in (other, weight) for name, share in it.times.items()}
     if why is None and not weight.times:
         why = "int8 was not timed"
-    if why is None and NOISE * min(weight.times.values()) >= min(1.0, *other.times.values()):
+    if why is None and NOISE * min(weight.times.values()) >= min([1.0, *other.times.values()]):
         why = "int8 is no faster"
     return (weight, None, times) if why is None else (other, why, times)
 
 
 def _keeps_float(weight: Weight, patterns: Sequence[tuple[str, str]]) -> str | None:
     """Why a weight that stays in float32 with "int8"; "" if the format's reason is enough; None if it does not."""
-    if weight.nonzeros >= FULL * weight.array.size:
+    if weight.is_full and not dense.multiplies_integers(weight):
         return ""
     # The matrix of a parameter may be turned or one of a stack: the parameter's name and ".T", or the number and ".T".
     parameter = re.sub(r"(\.\d+)?(\.T)?$", "", weight.label)
     for pattern, why in patterns:
         if any(fnmatch.fnmatchcase(name, pattern) for name in (weight.label, weight.name, parameter)):
             return why
+    if weight.is_full:  # nobody asked for int8 of this weight, so the export does not end
+        return _loses(weight)
     return None if weight.products else "no product reads it as its weight"
+
+
+def _loses(weight: Weight) -> str | None:
+    """Why int8 loses too much of the weight, None if it does not."""
+    try:
+        weight.quantised  # noqa: B018 (raises)
+    except ConfigError as error:
+        return str(error).removeprefix("precision='int8': ").partition("; keep_float")[0]
+    return None
 
 
 def _format(weight: Weight, wanted: Wanted) -> tuple[Format, str]:
     """(format, why)."""
-    if weight.nonzeros >= FULL * weight.array.size:  # an empty one too
+    if weight.is_full:
         return dense.FORMAT, "it has no zeros"
     if wanted.format == AUTO:
         allowed = [format for format in FASTEST_FIRST if wanted.library or not format.needs_library]
+        if dense.slower(weight) is not None:
+            allowed.remove(dense.FORMAT)  # so that the reason is one that helps
         format, why = choose_format(weight, allowed, SMALLEST, wanted.timer)
     else:
         format, why = FORMATS[wanted.format], "as asked"
