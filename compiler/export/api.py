@@ -107,8 +107,9 @@ def export(
         precision: the precision of the weights' values in the file.
 
             - "fp32": as the model has them.
-            - "fp16": the sparse weights' values are rounded to float16, which halves the file, and converted to float32 when the file
-              is loaded. Products are computed in float32, and are compared with the products of the rounded model.
+            - "fp16": the sparse weights' values are rounded to float16, which halves the file, and converted to float32
+              when the file is loaded. Products are computed in float32, and are compared with the products of the
+              rounded model.
             - "int8": the values are rounded to int8 with a scale for each output. The formats "custom" (convolutions:
               of 1 x 1 only), "block" and "dense" (no convolutions) quantise x at each run and multiply integers; the
               other formats unpack the weights to float32 when the file is loaded. Linear layers that were never sparse,
