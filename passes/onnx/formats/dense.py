@@ -32,7 +32,8 @@ def write(weight: Weight) -> tuple[None, int]:
 def multiplies_integers(weight: Weight) -> bool:
     """Whether products of the weight in int8 multiply integers, and do not unpack the weight. A weight without zeros
     may have other uses, such as an embedding that a head is tied to; these keep float32."""
-    return bool(weight.products) and weight.conv is None and (weight.is_full or weight.other_use() is None)
+    is_matrix = bool(weight.products) and weight.conv is None and weight.array.size > 0
+    return is_matrix and (weight.is_full or weight.other_use() is None)
 
 
 def integer_product(builder: Builder, product: Product, weight: Weight, label: str) -> ir.Value:
