@@ -1,4 +1,4 @@
-# The commands: setup, demo, test, test-all, lint, docs, sanitize. Each makes what it needs first, so any of them works from a fresh clone.
+# The commands: setup, demo, test, test-all, lint, docs, sanitize, wheels, zoo. Each makes what it needs first, so any of them works from a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes clean
+.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -70,5 +70,30 @@ VERSIONS := 1.17.3 1.20.1 gpu-1.31.1
 onnxruntimes: $(READY)
 	for version in $(VERSIONS); do $(BIN)/python -m topkast.tools.common.old_onnxruntime $$version || exit 1; done
 
+# A release, in dist: an sdist, and from the sdist one wheel for every Python on Linux.
+wheels: $(READY)
+	rm -rf build/wheels dist
+	$(BIN)/python -m build --outdir build/wheels
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheels/*.whl
+	cp build/wheels/*.tar.gz dist
+
+# Installs the wheel as a user does, in an environment of its own, and runs the README's lines there. It downloads torch.
+try-wheel: wheels
+	rm -rf build/try && $(PYTHON) -m venv build/try
+	build/try/bin/python -m pip install -q --no-input -c constraints.txt torch==2.13.0
+	build/try/bin/python -m pip install -q --no-input "$$(ls dist/*.whl)[onnx]"
+	$(BIN)/python -m topkast.tools.release build/try/bin/python
+
+# The models of other packages, in an environment of their own: torchvision runs only beside the torch that it was built
+# with, which need not be the torch of the tests. ARGS are those of `python -m topkast.tools.zoo`.
+ZOO := .venv-zoo
+$(ZOO)/.ready: pyproject.toml setup.py constraints-zoo.txt $(wildcard runtime/native/*/*)
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install -q --no-input -c constraints-zoo.txt torch torchvision
+	$(ZOO)/bin/python -m pip install -q --no-input -c constraints-zoo.txt -e ".[zoo]"
+	touch $@
+zoo: $(ZOO)/.ready
+	$(ZOO)/bin/python -m topkast.tools.zoo $(ARGS)
+
 clean:
-	rm -rf build *.egg-info runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info runtime/native/*.so runtime/native/*.dylib runtime/native/*.dll .pytest_cache .mypy_cache .ruff_cache .hypothesis

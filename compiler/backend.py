@@ -1,20 +1,18 @@
-"""The ``torch.compile`` backend: capture by Dynamo, our passes on the joint graph, then Inductor or plain ATen."""
+"""The ``torch.compile`` backend: capture by Dynamo, our passes on the joint graph, then Inductor or plain ATen.
+
+Dynamo and Inductor are imported inside functions, because their import takes longer than torch's own, and a program
+that only loads, reports or densifies a model needs neither.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import fx
-from torch._dynamo import trace_rules
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.backends.registry import register_backend
 
-from topkast import runtime
 from topkast.compiler.capture.cpp_compiler import lacks_compiler
 from topkast.compiler.capture.entry import Entries
 from topkast.compiler.capture.traceable import hides, in_the_open, within
@@ -26,7 +24,6 @@ from topkast.passes.aten import PassLog
 from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.eager_steps import Watch
 
 BACKEND = Option(
@@ -40,16 +37,6 @@ BACKEND = Option(
     "weights that the program calls from outside of the model's own call is compiled too. If a training step ran "
     "eagerly all the same, a warning says so once, and the report gives the reason.",
 )
-
-# Code that computes an operator must not be compiled itself if Dynamo runs a frame of the model in Python. Dynamo
-# traces only two rooms: modules read weights through sites, and hooks of optimizers can be part of compiled steps.
-for _path in sorted(Path(runtime.__path__[0]).iterdir()):
-    if _path.stem not in ("__init__", "__pycache__", "state", "training"):
-        trace_rules.add(f"topkast.runtime.{_path.stem}")
-for _file in ("guarded_weight", "content.index_check", "find_sites"):
-    trace_rules.add(f"topkast.runtime.state.{_file}")
-# A read of a weight outside a graph must not become a graph: each site would have its own graph, and none could fuse.
-torch._dynamo.eval_frame.skip_code(SiteModule.forward.__code__)
 
 
 @contextlib.contextmanager
@@ -70,17 +57,24 @@ def _inductor(
 ) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
+    from topkast.passes.aten.joint_pass import JointPass
+
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
-    patches = {**patches, **(options or {}), "joint_custom_pre_pass": passes.JointPass(log)}
+    patches = {**patches, **(options or {}), "joint_custom_pre_pass": JointPass(log)}
     with _traced_to_products(module):
         return compile_fx(module, inputs, config_patches=patches)
 
 
 def _plain(module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+    from functorch.compile import make_boxed_func
+
     return make_boxed_func(module.forward)
 
 
 def _aot_eager(module: fx.GraphModule, inputs: list[Any], log: PassLog) -> Any:
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+
     def split(joint: fx.GraphModule, inputs: Any, **rest: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
         passes.joint(joint.graph, log)
         joint.recompile()
@@ -121,7 +115,6 @@ def _behind_refresh(
         raise
 
 
-@register_backend(name="topkast")  # without an import of topkast, the entry point registers it
 def topkast_backend(
     module: fx.GraphModule,
     inputs: list[Any],
@@ -130,6 +123,8 @@ def topkast_backend(
     options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Backend "topkast" of ``torch.compile``, for a model that went through :func:`topkast.sparsify`.
+
+    The package's entry point makes the name known to ``torch.compile``.
 
     Args:
         module, inputs: the captured graph and its inputs, as Dynamo gives them.

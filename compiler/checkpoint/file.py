@@ -24,11 +24,12 @@ from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 
 from .format1 import in_order, upgrade, upgrade_optimizer
-from .pack import pack, read, unpack, write
+from .pack import names, pack, read, unpack, write
 from .read_forward_sets import load_for_inference
 from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors
 
 FORMAT = "topkast"
+SHOWN = ("fwd", "bwd")  # options that a summary shows even if they are the default
 VERSION = 2  # since version 2 a weight keeps its name; see topkast.runtime.state.saved
 
 
@@ -201,6 +202,36 @@ def describe(site: SiteModule) -> dict[str, Any]:
         # Without a seed in the config, torch's own seed of that process was used, so the file must hold that seed.
         "seed": site.rule.seed,
         "churn": site.churn[-20:],
+    }
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What the header of a file says, without reading a tensor.
+
+    Returns:
+        ``step``, ``topkast_version``, ``torch_version``, ``options`` (sparsities, and those that are not the default),
+        ``sites`` (name -> entry of :func:`describe`), ``optimizer`` (its class; None if the file holds none),
+        ``tensors`` (their number) and ``file_bytes``.
+
+    Raises:
+        CheckpointError: the file is damaged, has another format or a newer version.
+    """
+    header, _ = read(path, lambda name: False)
+    _check_format(path, header)
+    config, theirs = _parsed(path, header, "config"), _parsed(path, header, "sites")
+    optimizer = _parsed(path, header, "optimizer") if "optimizer" in header else {"class": None}
+    if not all(isinstance(part, dict) for part in (config, theirs, optimizer)):
+        raise CheckpointError(f"{path}: the header is broken")
+    default = json.loads(json.dumps(asdict(Config())))
+    return {
+        "step": header.get("step", "?"),
+        "topkast_version": header.get("topkast_version", "?"),
+        "torch_version": header.get("torch_version", "?"),
+        "options": {name: value for name, value in config.items() if name in SHOWN or value != default.get(name)},
+        "sites": theirs,
+        "optimizer": optimizer.get("class"),
+        "tensors": len(names(path)),
+        "file_bytes": path.stat().st_size,
     }
 
 

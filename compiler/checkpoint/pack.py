@@ -108,6 +108,12 @@ def read(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple
     return header, tensors
 
 
+def names(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file that :func:`read` has read before."""
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
 def _without_ties(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(each tensor once, name of each duplicate -> name under which the tensor is stored)."""
     kept: dict[str, Tensor] = {}

@@ -14,6 +14,7 @@ import torch
 
 from topkast.compiler.densify import densify
 from topkast.runtime.errors import ConfigError, ExportError
+from topkast.runtime.extras import need
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
@@ -141,8 +142,10 @@ def export(
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
             names an axis that the model's code fixes. With ``use_cache`` also if the model has no key-value cache, or a
             cache of another kind (states instead of keys and values, or an encoder beside the decoder).
+        MissingPackageError: the packages of the extra ``topkast[onnx]`` are not installed.
         ModelError: the model was not converted.
     """
+    need("onnx", "topkast.export")
     # The import of ONNX and its runtime is slow, and training needs neither.
     from topkast.passes.onnx.convert import Wanted, convert
     from topkast.passes.onnx.formats import FORMATS

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import topkast
-from topkast.compiler.cli.inspect_file import main
+from topkast.compiler.cli.main import main
 from topkast.passes.onnx.quantise import quantise
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.reference.int8 import spmm_int8, spmm_int8_of_tensor
