@@ -98,5 +98,5 @@ def step(model: torch.nn.Module, lr: float | None = None) -> None:
             )
         if lr is None and site.rule.exploration_decay != 0:
             warnings.warn("topkast.step without lr: exploration_decay is not applied", stacklevel=2)
-        advance(site, lr)
+    advance([(site, lr) for site in sites(model).values()])
     notice_eager_step(sites(model).values())

@@ -15,6 +15,8 @@ from topkast.runtime.state.change.copies import changes_of_copies
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.find_sites import SparseState, joined
 from topkast.runtime.state.model import find, owned, sites
+from topkast.runtime.state.sharding.dense import has_full_state, stored
+from topkast.runtime.state.sharding.gathered import gathered
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 
@@ -50,12 +52,15 @@ def _dense_keys(root: nn.Module, own: Mapping[str, Any]) -> list[str]:
     return [key for key in own if not key.startswith(ours)]
 
 
-def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") -> dict[str, Any]:
+def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward", full: bool = False) -> dict[str, Any]:
     """The state dict of the original, dense model: the same keys in the same order.
 
     Args:
         model: a model converted by topkast, or a wrapper of such a model.
         values: "forward" for W_A (zero outside A), "all" for all of θ.
+        full: only for a model that ``fully_shard`` has sharded; all ranks must call this function together. False: each
+            rank gets its part of every tensor, as a ``DTensor``. True: rank 0 gets whole tensors in host memory, and
+            the other ranks get an empty dict. Weights are gathered one after the other.
 
     Returns:
         Original key -> dense detached tensor. Sparse weights are new tensors; all keys of a tied weight share one
@@ -71,16 +76,23 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
     root, _ = find(model)
     found, keys = _with_keys(model)
     restore_snapshots(found.values())
-    # The reference implementation is called directly: a read by the operator would count as a read by the model.
-    dense = {
-        name: site.theta() if values == "all" else weight(site.values, site.index, site.geometry)
-        for name, site in found.items()
-    }
     own = root.state_dict()
-    state = OrderedDict((key, dense[keys[key]] if key in keys else own[key]) for key in _dense_keys(root, own))
+    dense = {name: stored(_dense(site, values), site.original, full) for name, site in found.items()}
+    others = {key: stored(value, value, full) for key, value in own.items() if key not in keys}
+    state = OrderedDict((key, dense[keys[key]] if key in keys else others[key]) for key in _dense_keys(root, own))
+    if full and not has_full_state():
+        state.clear()
     # A module needs its version from the metadata to read a state dict that it saved itself.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     return state
+
+
+def _dense(site: SiteModule, values: str) -> Tensor:
+    if values == "all":
+        return site.theta()
+    own, _, index = gathered(site)
+    # The reference implementation is called directly: a read by the operator would count as a read by the model.
+    return weight(own, index, site.geometry)
 
 
 def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:

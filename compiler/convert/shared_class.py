@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from topkast.runtime.errors import ModelError
+from topkast.runtime.state.content.shard import is_sharded
 from topkast.runtime.state.persist.state_dict import STATE
 
 _MADE = "_topkast_classes"  # on the class that was extended: attributes -> the class that is sparse in them
@@ -84,6 +85,8 @@ def _weight(name: str) -> property:
         values, sites = self._parameters[name], self._modules[STATE]._modules
         if name not in sites or values is None or values.size() == sites[name].geometry.shape:
             return values  # a dense tensor, put there by functional_call or by an assignment
+        if not torch.compiler.is_compiling() and is_sharded(values):
+            return values  # as fully_shard does between forwards; FSDP2 itself reads its parameter by this name
         return sites[name](values)
 
     def put(self: Any, value: Tensor) -> None:

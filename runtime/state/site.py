@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from topkast.runtime.errors import ModelError, RefreshError
 from topkast.runtime.kernels.theta import assemble, store
-from topkast.runtime.layout import Geometry, Index, index_masks
+from topkast.runtime.layout import Geometry, Index, column_type, index_masks
 from topkast.runtime.methods import METHODS
 from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
@@ -31,6 +31,9 @@ from topkast.runtime.state.content.index_check import WRITTEN, Note, checked, re
 from topkast.runtime.state.content.optimizer_state import kept_tensors
 from topkast.runtime.state.content.parts import HALF, Change, Copy, Parts, Snapshot
 from topkast.runtime.state.content.reservoirs import values_outside
+from topkast.runtime.state.content.shard import Shard, is_sharded, local, shard_of
+from topkast.runtime.state.content.shard_outside import own_outside
+from topkast.runtime.state.sharding.gathered import gathered
 
 
 class Site(Derived, nn.Module):
@@ -112,6 +115,8 @@ class Site(Derived, nn.Module):
         self._own: tuple[int, int] | None = None
         self.owner = None
         self.noted: Note | None = None
+        self._shard: Shard | None = None
+        self.compared = False  # whether the ranks of a sharded site were compared
 
     def _hold(self, reservoir: Tensor) -> None:
         # A reservoir that moves with `.to` is a buffer. It is saved by hand, so that all places have the same format.
@@ -120,17 +125,103 @@ class Site(Derived, nn.Module):
         else:
             self.reservoir = reservoir
 
+    def share_index(self) -> None:
+        """Make the columns of the index a frozen parameter, before :meth:`adopt`. Then ``fully_shard`` cuts and gathers
+        the columns together with the values. They are stored as bytes, because no backend sends 16-bit integers.
+
+        Raises:
+            ModelError: the weight has so few blocks that its values cannot be cut.
+        """
+        self.spread = True
+        rows = self.value_shape[0]
+        if self.n_bwd % rows:
+            raise ModelError(f"{self.name}: too small to be sharded; keep it dense with exclude={self.name!r}")
+        cols = self._buffers.pop("cols")
+        assert cols is not None
+        self.register_parameter("cols", nn.Parameter(cols.view(torch.uint8).view(rows, -1), requires_grad=False))
+
+    @property
+    def columns(self) -> Tensor:
+        """The columns of the whole index [slots]; see :meth:`share_index`.
+
+        Raises:
+            ModelError: each rank has a part of them.
+        """
+        cols: Tensor = self.cols
+        if cols.dtype != torch.uint8:
+            return cols
+        if not torch.compiler.is_compiling() and is_sharded(cols):
+            raise ModelError(f"{self.name}: sharded over several processes, and this needs the whole weight")
+        return cols.view(column_type(self.geometry.grid[1])).view(-1)
+
+    @property
+    def index_is_whole(self) -> bool:
+        """Whether this rank has all columns of the index, and not only those of its own slots."""
+        return self.cols.dtype != torch.uint8
+
+    @property
+    def own_columns(self) -> Tensor:
+        """The columns of the slots that this rank holds, with the same memory. Only for a sharded site."""
+        shard = self.shard
+        assert shard is not None
+        cols = shard.cols
+        if self.index_is_whole:
+            return cols[shard.span(shard.slots, shard.slots_of_chunk)]
+        return local(cols).view(column_type(self.geometry.grid[1])).view(-1)
+
+    @property
+    def shard(self) -> Shard | None:
+        """This rank's part, if ``fully_shard`` has cut the values; otherwise None."""
+        values = self.table.get(self.attribute)
+        if is_sharded(values) and (self._shard is None or values is not self._shard.values):
+            self._become_sharded(values)
+        return self._shard
+
+    @torch.no_grad()
+    def _become_sharded(self, values: Any) -> None:
+        shard = shard_of(self.name, values, self.cols, self.n_bwd)
+        if self._shard is None:
+            reservoir, self.ever = own_outside(self, shard)
+            self.reservoir = self.place.allocate(reservoir.numel(), reservoir).copy_(reservoir)
+        self._shard, self._own = shard, (id(values), id(shard.cols))
+        self.remember_index()
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether the values of a sharded site are gathered now, for a forward or a backward."""
+        return self.shard is not None and self.table.get(self.attribute) is not self._shard.values  # type: ignore[union-attr]
+
+    @property
+    def original(self) -> nn.Parameter:
+        """B's values as the module's parameter, of :attr:`value_shape`; of a sharded site the parameter that an
+        optimizer updates, also while the values are gathered."""
+        shard = self.shard
+        return self.table[self.attribute] if shard is None else shard.values  # type: ignore[return-value]
+
+    def stored(self) -> tuple[Tensor, Index]:
+        """The values [values] that this rank has, and their index in the grid of the whole weight."""
+        shard = self.shard
+        if shard is None:
+            return self.values, self.index
+        return local(shard.values).view(-1), shard.own_index(self.row_ptr, self.row_fwd, self.own_columns)
+
+    def count_compared(self) -> None:
+        """Record that the ranks of a sharded site were compared."""
+        self.compared = True
+
     def theta(self) -> Tensor:
-        """All of θ, dense, detached, on the reservoir's device: assembled from B's values and the reservoir."""
+        """All of θ, dense, detached, on the reservoir's device: assembled from B's values and the reservoir. Of a
+        sharded site all ranks call this together."""
         self.check_whole()
-        return assemble(self.values.to(self.home), self.reservoir, self.index.to(self.home), self.geometry)
+        values, reservoir, index = gathered(self)
+        return assemble(values.to(self.home), reservoir, index.to(self.home), self.geometry)
 
     def sets(self) -> tuple[Tensor, Tensor]:
-        """(A, B) as dense bool tensors of the weight's shape."""
+        """(A, B) as dense bool tensors of the weight's shape. Of a sharded site all ranks call this together."""
         self.check_whole()
         fwd, bwd = (
             self.geometry.from_blocks(mask[:, None].expand(-1, self.geometry.unit))
-            for mask in index_masks(self.index, self.geometry)
+            for mask in index_masks(gathered(self)[2], self.geometry)
         )
         return fwd, bwd
 
@@ -149,14 +240,19 @@ class Site(Derived, nn.Module):
 
     def _index_was_written(self) -> bool:
         try:
-            self.noted = checked(self.index, self.noted)
+            self.noted = checked(self._index_in_memory(), self.noted)
         except LookupError:
             return True
         return False
 
+    def _index_in_memory(self) -> Index:
+        # The tensor itself, not a view of another type: the check compares identities and versions.
+        return Index(self.row_ptr, self.row_fwd, local(self.cols if self._shard is None else self._shard.cols))
+
     def undisturbed(self) -> bool:
         """Whether the site has its own tensors. False if ``functional_call`` has put other tensors in their place."""
-        now = id(self.original), id(self.cols)
+        self.shard  # noqa: B018 (notices that fully_shard has replaced the tensors)
+        now = id(self.table.get(self.attribute)), id(self.cols)
         if self._own is None:  # a copy, used for the first time
             self._own = now
         return self._own == now
@@ -171,7 +267,7 @@ class Site(Derived, nn.Module):
 
     def remember_index(self) -> None:
         """Remember the current index as the site's own index."""
-        self.noted = remembered(self.index)
+        self.noted = remembered(self._index_in_memory())
 
     def mark_broken(self, why: str | None) -> None:
         """Mark the site as unusable, so that every use raises ModelError with this reason; None: as usable again."""

@@ -17,6 +17,7 @@ from topkast.runtime.state.change.commit import commit
 from topkast.runtime.state.change.relayout import with_new_sets
 from topkast.runtime.state.content.choose_sets import first_sets
 from topkast.runtime.state.content.parts import Change, Parts
+from topkast.runtime.state.content.shard import local
 
 from .guarded_weight import guard
 from .persist import portable, state_dict
@@ -40,7 +41,7 @@ class SiteModule(Site):
             if torch._C._is_tracing():
                 return as_constant(values, self.index, self.geometry)
             self.refresh_if_due()
-        g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
+        g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.columns, self.key)
         if compiling:
             return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block, self.n_fwd)
         return guard(Read.apply(*given, g, self.n_fwd), self)
@@ -120,7 +121,7 @@ class SiteModule(Site):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SiteModule:
         super()._apply(fn, recurse)
-        self.cast_reservoir(fn(self.original.detach().new_empty(0)))
+        self.cast_reservoir(fn(local(self.original.detach()).new_empty(0)))
         return self
 
     @contextmanager

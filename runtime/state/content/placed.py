@@ -16,6 +16,7 @@ class Placed:
     geometry: Any
     groups: Any
     n_bwd: int
+    spread: bool = False  # whether fully_shard will cut the values along their first dimension
 
     def bind(self, owner: nn.Module) -> None:
         """Set the module whose parameter holds B's values.
@@ -43,15 +44,26 @@ class Placed:
         """The same memory as a detached vector [values]."""
         return self.original.detach().view(-1)
 
+    def taken(self, stored: Tensor) -> Tensor:
+        """The numbers to work on, of a tensor with one number for each value."""
+        return stored
+
+    def put(self, stored: Tensor, new: Tensor) -> None:
+        """Store new numbers in a tensor that :meth:`taken` got."""
+        stored.copy_(new)
+
     @property
     def value_shape(self) -> tuple[int, int]:
-        """Shape of B's values: [block rows, values of a row], or [1, all values] if the rows differ in length.
+        """Shape of B's values: [block rows, values of a row], or [1, all values] if the rows differ in length. If the
+        values will be sharded and the rows differ in length: [blocks, values of a block].
 
         The shape is never the shape of the weight itself, so that a dense tensor in the place of the values is noticed.
         """
         values = self.n_bwd * self.geometry.unit
-        shape = (self.groups, values // self.groups)
-        others = (shape for shape in (shape, (1, values), (values, 1)) if shape != self.geometry.shape)
+        shape, slots = (self.groups, values // self.groups), (self.n_bwd, self.geometry.unit)
+        shapes = [slots if self.spread and self.groups == 1 else shape]
+        shapes += [slots] if self.spread else []
+        others = (shape for shape in (*shapes, (1, values), (values, 1)) if shape != self.geometry.shape)
         return next(others, shape)  # for a weight of one element no other shape exists
 
     @property
