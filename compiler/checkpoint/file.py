@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from topkast.compiler.config import Config
-from topkast.runtime.errors import CheckpointError
+from topkast.runtime.errors import CheckpointError, ModelError
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.model import Record, find, sites
 from topkast.runtime.state.site_module import SiteModule
@@ -49,6 +49,7 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     root, record = find(model)
     found = sites(model)
     restore_snapshots(found.values())
+    _refuse_shards(found, "topkast.save")
     tensors: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     for key, value in root.state_dict().items():
@@ -93,6 +94,7 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     path = Path(path)
     root, record = find(model)
     found = sites(model)
+    _refuse_shards(found, "topkast.load")
     header, tensors = read(path)
     _check_format(path, header)
     config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
@@ -131,6 +133,15 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
             _load_optimizer(optimizer, content, found)
 
     carry_out(found.values(), apply)
+
+
+def _refuse_shards(found: dict[str, SiteModule], what: str) -> None:
+    for site in found.values():
+        if site.shard is not None:
+            raise ModelError(
+                f"{site.name}: sharded over several processes, and {what} writes and reads whole weights; use "
+                "torch.distributed.checkpoint with get_state_dict and set_state_dict"
+            )
 
 
 def _own_version() -> str:

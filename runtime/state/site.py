@@ -151,8 +151,30 @@ class Site(Derived, nn.Module):
         if cols.dtype != torch.uint8:
             return cols
         if not torch.compiler.is_compiling() and is_sharded(cols):
-            raise ModelError(f"{self.name}: sharded over several processes, and this needs the whole weight")
+            self.refuse_shard()
         return cols.view(column_type(self.geometry.grid[1])).view(-1)
+
+    def refuse_shard(self, what: str = "this") -> None:
+        """Raise ModelError if the site is sharded. what: the name of the function that cannot work on a part."""
+        if self.shard is not None:
+            raise ModelError(
+                f"{self.name}: sharded over several processes, and {what} needs the whole weight; "
+                "topkast.dense_state_dict(model, values='all', full=True) gathers it on rank 0, and "
+                "topkast.load_dense_state_dict loads it into the same model without fully_shard"
+            )
+
+    @property
+    def values(self) -> Tensor:
+        """B's values as a detached vector [values], with the same memory."""
+        self.refuse_shard()
+        return super().values
+
+    @property
+    def index(self) -> Index:
+        """The index of the whole weight."""
+        if not torch.compiler.is_compiling():
+            self.refuse_shard()
+        return super().index
 
     @property
     def index_is_whole(self) -> bool:
@@ -172,6 +194,8 @@ class Site(Derived, nn.Module):
     @property
     def shard(self) -> Shard | None:
         """This rank's part, if ``fully_shard`` has cut the values; otherwise None."""
+        if "_table" not in self.__dict__:
+            return None  # no module holds the values yet
         values = self.table.get(self.attribute)
         if is_sharded(values) and (self._shard is None or values is not self._shard.values):
             self._become_sharded(values)
@@ -316,6 +340,10 @@ class Site(Derived, nn.Module):
             reservoir: the values outside B; they are copied, unless the reservoir is on the model's device.
         """
         self.table[self.attribute] = values
+        cols = tensors["cols"]
+        if not self.index_is_whole:
+            self._parameters["cols"] = nn.Parameter(cols, requires_grad=False)
+            tensors = {name: tensor for name, tensor in tensors.items() if name != "cols"}
         self._buffers.update(tensors)
         if self.place.follows_model:
             self._buffers["reservoir"] = reservoir

@@ -83,8 +83,10 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in sizes) for _ in range(STEPS)]
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0, ranks: int = 1) -> None:
-    for x, y in batches():
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0, ranks: int = 1, steps: slice = slice(None)
+) -> None:
+    for x, y in batches()[steps]:
         optimizer.zero_grad()
         F.mse_loss(model(x[rank::ranks]), y[rank::ranks]).backward()
         optimizer.step()
@@ -99,9 +101,13 @@ def sharded(run: Run) -> Net:
     """The model under FSDP2, as a user makes it."""
     mesh = mesh_of(run)
     model = build(run, **({"mesh": mesh} if run.mesh else {}))
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    said = [str(one.message) for one in caught if "topkast" in str(one.message)]
+    assert len(said) == (0 if run.mesh else 1) and all("without mesh" in text for text in said), said
     return model
 
 

@@ -16,6 +16,7 @@ from topkast.runtime.state.content.background import already_chosen
 from topkast.runtime.state.content.parts import Change, carry_out
 from topkast.runtime.state.site import Site
 
+from . import sharded_dict
 from .saved_index import as_plain, as_saved
 
 STATE = "sparse_state"  # submodule of a module with sparse weights: attribute -> site
@@ -25,7 +26,10 @@ DENSE = "topkast.load_dense_state_dict(model, state_dict) loads the state dict o
 def add(site: Site, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
     """Add to the buffers of a site: the reservoir, which is not always a buffer; the clock; the sets that a thread has
     chosen. The index tensors become :class:`SavedIndex`, unless ``keep_vars`` asks for the buffers themselves."""
-    destination[prefix + "reservoir"] = site.reservoir
+    if site.shard is None:
+        destination[prefix + "reservoir"] = site.reservoir
+    else:
+        destination.update({prefix + name: tensor for name, tensor in sharded_dict.outside(site).items()})
     destination[prefix + "clock"] = site.clock
     destination.update({prefix + name: tensor for name, tensor in site.pending_tensors().items()})
     if keep_vars:
@@ -81,6 +85,11 @@ def load(
         missing, errors: lists that the function adds to.
         assign: whether the site uses the given tensors themselves, with their device and dtype.
     """
+    if site.shard is not None:
+        names = ("values", *Index._fields, "ever", "reservoir", "clock")
+        key = {name: places[0] if name == "values" else places[1] + name for name in names}
+        sharded_dict.load(site, state, key, missing, errors)
+        return
     held = {name: getattr(site, name) for name in (*Index._fields, "ever", "reservoir")}
     mine = {"values": site.original, **held}
     own = {**mine, "clock": torch.empty(2)}
@@ -89,6 +98,8 @@ def load(
     key = {name: places[0] if name == "values" else places[1] + name for name in own}
     found: dict[str, Tensor] = {name: as_plain(state[key[name]]) for name in own if key[name] in state}
     missing += [key[name] for name in own if name not in found]
+    if "cols" in found:
+        found["cols"] = _as_columns(found["cols"], site.cols)
     for name, tensor in found.items():
         if tensor.shape != own[name].shape:
             hint = f"; {DENSE}" if tuple(tensor.shape) == site.geometry.shape else ""
@@ -97,7 +108,8 @@ def load(
     if len(found) < len(own):
         return
     for kind in ("", "prepared_") if chosen else ("",):
-        wrong = check_index(Index(*(found[kind + name] for name in Index._fields)), site.geometry)
+        columns = _as_columns(found[f"{kind}cols"], site.columns)
+        wrong = check_index(Index(found[f"{kind}row_ptr"], found[f"{kind}row_fwd"], columns), site.geometry)
         if wrong:
             errors.append(f"{places[1]}: the {kind}index is broken: {wrong}")
             return
@@ -115,6 +127,13 @@ def load(
         site.write(None, Change(fields=fields, after=site.method.forget))
 
     carry_out([site], apply)
+
+
+def _as_columns(tensor: Tensor, like: Tensor) -> Tensor:
+    """Columns that are stored as bytes, or stored as numbers, in the other form if ``like`` has that form."""
+    if (tensor.dtype == torch.uint8) == (like.dtype == torch.uint8) or tensor.nbytes != like.nbytes:
+        return tensor
+    return tensor.contiguous().view(like.dtype).view(like.shape)
 
 
 def _assign(site: Site, found: dict[str, Tensor]) -> None:
