@@ -15,8 +15,9 @@ from topkast.runtime.state.change.copies import changes_of_copies
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.find_sites import SparseState, joined
 from topkast.runtime.state.model import find, owned, sites
-from topkast.runtime.state.sharding.dense import has_full_state, stored
+from topkast.runtime.state.sharding.dense import adapted, has_full_state, reshard, stored, whole
 from topkast.runtime.state.sharding.gathered import gathered
+from topkast.runtime.state.sharding.part import at_work
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 
@@ -103,7 +104,8 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
 
     Args:
         model: a model converted by topkast, or a wrapper of such a model.
-        state_dict: original key -> dense tensor, as :func:`dense_state_dict` with ``values="all"`` returns.
+        state_dict: original key -> dense tensor, as :func:`dense_state_dict` with ``values="all"`` returns. If the
+            model is sharded, all ranks call this function together, with ``DTensor`` parts or the same whole tensors.
         strict: if True, the keys must be exactly the model's keys. If False, a tensor whose key is missing keeps its
             value.
 
@@ -115,6 +117,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     root, _ = find(model)
     (found, keys), own = _with_keys(model), root.state_dict()
     names = _dense_keys(root, own)
+    reshard(root)
     wrong: list[str] = []
     if strict:
         wrong += [f"missing: {key}" for key in names if key not in state_dict]
@@ -124,7 +127,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     for key in names:
         if key not in state_dict:
             continue
-        value = state_dict[key]
+        value = whole(state_dict[key]) if key in keys else adapted(state_dict[key], own.get(key))
         if key in keys:
             name = keys[key]
             wrong += _check_weight(key, value, found[name], thetas.get(name))
@@ -143,7 +146,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     def apply() -> None:
         root.load_state_dict(rest, strict=False)
         for site, parts, change in changes:
-            site.write(parts, change)
+            at_work(site).write(parts, change)
 
     carry_out(found.values(), apply)
 

@@ -86,7 +86,9 @@ def _weight(name: str) -> property:
         if name not in sites or values is None or values.size() == sites[name].geometry.shape:
             return values  # a dense tensor, put there by functional_call or by an assignment
         if not torch.compiler.is_compiling() and is_sharded(values):
-            return values  # as fully_shard does between forwards; FSDP2 itself reads its parameter by this name
+            # Between forwards the weight is the sharded parameter, as without topkast. FSDP2 reads it here before
+            # it gathers it for the first time; so the site finds its part here at the latest.
+            return sites[name].original
         return sites[name](values)
 
     def put(self: Any, value: Tensor) -> None:

@@ -48,6 +48,10 @@ class Placed:
         """The numbers to work on, of a tensor with one number for each value."""
         return stored
 
+    def taken_theta(self, theta: Tensor) -> Tensor:
+        """The entries to work on, of all of θ."""
+        return theta
+
     def put(self, stored: Tensor, new: Tensor) -> None:
         """Store new numbers in a tensor that :meth:`taken` got."""
         stored.copy_(new)

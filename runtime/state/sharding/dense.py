@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from topkast.runtime.state.content.shard import is_sharded
 
@@ -39,3 +40,22 @@ def distributed(value: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor  # slow to import
 
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole(value: Any) -> Any:
+    """A tensor with all its entries; every rank calls this for a ``DTensor``."""
+    return value.full_tensor() if is_sharded(value) else value
+
+
+def adapted(value: Any, like: Any) -> Any:
+    """A tensor in the form in which the model's own tensor ``like`` can be loaded."""
+    return distributed(value, like) if is_sharded(like) and type(value) is Tensor else value
+
+
+def reshard(model: nn.Module) -> None:
+    """Let every module that ``fully_shard`` has sharded give up its gathered parameters. After an evaluation the root
+    keeps them, and the next forward would not see a change."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules() if fsdp is not None else ():
+        if isinstance(module, fsdp.FSDPModule):  # type: ignore[union-attr]
+            module.reshard()

@@ -98,6 +98,11 @@ class Rows(Part):
     def collected(self, stored: Tensor, total: int) -> Tensor:
         return stored
 
+    def taken_theta(self, theta: Tensor) -> Tensor:
+        whole, height = self.site.geometry, self.geometry.block[0]
+        matrix = theta.permute(whole.perm).reshape(whole.rows, whole.cols)
+        return matrix[self.rows.start * height : self.rows.stop * height]
+
     def write(self, live: Parts | None, change: Change, copy: Copy = Tensor.copy_) -> None:
         self.site.write(live, change, copy)
         if self.site.index_is_whole and change.parts is not None:

@@ -56,7 +56,7 @@ WAYS: dict[str, tuple[dict[str, Any], Any, Any, float | None]] = {
     "clipped": ({}, None, _once, 0.05),
     "checkpointed": ({}, _checkpointed, _once, None),
 }
-COMPILED = {"compiled": ({}, _compiled, _once, None)}
+COMPILED: dict[str, tuple[dict[str, Any], Any, Any, float | None]] = {"compiled": ({}, _compiled, _once, None)}
 
 
 def _train(model: Any, way: str, rank: int, ranks: int) -> None:
