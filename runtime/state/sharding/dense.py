@@ -25,7 +25,8 @@ def stored(value: Any, like: Any, full: bool) -> Any:
     if not full:
         return value if is_sharded(value) else distributed(value, like)
     whole = value.full_tensor() if is_sharded(value) else value
-    return whole.cpu() if has_full_state() else torch.empty(0)
+    # A copy also with one rank, whose whole tensor is the model's own memory.
+    return whole.to("cpu", copy=True) if has_full_state() else torch.empty(0)
 
 
 def has_full_state() -> bool:
