@@ -1,12 +1,10 @@
-"""Ways to train that FSDP2 allows: mixed precision, accumulation, clipping, checkpointed and compiled blocks."""
+"""Ways to train that FSDP2 allows: mixed precision, accumulation, clipping, checkpointed blocks."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -43,11 +41,6 @@ def _checkpointed(model: Any) -> None:
         block.forward = lambda x, given=given: checkpoint(given, x, use_reentrant=False)
 
 
-def _compiled(model: Any) -> None:
-    for block in model.blocks:
-        block.compile(backend="topkast")
-
-
 # name -> (arguments of fully_shard, done to the model before, the work of a step, the largest norm of the gradient)
 WAYS: dict[str, tuple[dict[str, Any], Any, Any, float | None]] = {
     "kept after a forward": ({"reshard_after_forward": False}, None, _once, None),
@@ -56,11 +49,10 @@ WAYS: dict[str, tuple[dict[str, Any], Any, Any, float | None]] = {
     "clipped": ({}, None, _once, 0.05),
     "checkpointed": ({}, _checkpointed, _once, None),
 }
-COMPILED: dict[str, tuple[dict[str, Any], Any, Any, float | None]] = {"compiled": ({}, _compiled, _once, None)}
 
 
 def _train(model: Any, way: str, rank: int, ranks: int) -> None:
-    _, _, work, norm = {**WAYS, **COMPILED}[way]
+    _, _, work, norm = WAYS[way]
     optimizer = OPTIMIZERS[RUN.optimizer](model.parameters())
     for x, y in batches():
         optimizer.zero_grad()
@@ -74,23 +66,19 @@ def trained(ways: list[str]) -> dict[str, Any]:
     found = {}
     mesh = mesh_of(RUN)
     for way in ways:
-        options, before, _, _ = {**WAYS, **COMPILED}[way]
+        options, before, _, _ = WAYS[way]
         model = build(RUN, mesh=mesh)
         if before is not None:
             before(model)
         for block in model.blocks:
             fully_shard(block, mesh=mesh, **options)
         fully_shard(model, mesh=mesh, **options)
-        with warnings.catch_warnings():
-            if before is _compiled:  # torch's own warnings
-                warnings.simplefilter("ignore")
-            _train(model, way, dist.get_rank(), dist.get_world_size())
+        _train(model, way, dist.get_rank(), dist.get_world_size())
         sites = [module for module in model.modules() if hasattr(module, "n_fwd")]
         found[way] = {
             "theta": topkast.dense_state_dict(model, values="all", full=True),
             "sets": topkast.masks(model),
             "late": sum(site.late for site in sites),
-            "ran": {site.name: sorted({(product, kernel) for product, kernel, _ in site.ran}) for site in sites},
         }
     return found
 
@@ -147,8 +135,3 @@ def test_low_precision(tmp_path: Path) -> None:
         assert theta.dtype == torch.float32
         # The last step was step 40 and the last refresh step 39, so a weight of A may have moved a little since.
         assert float(theta.abs()[fwd].mean()) > float(theta.abs()[~bwd].max()) / 2
-
-
-@pytest.mark.long
-def test_compiled_blocks_equal_one_process(tmp_path: Path) -> None:
-    _check(["compiled"], on_ranks(2, tmp_path, trained, ["compiled"]))
