@@ -108,8 +108,7 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     state: dict[str, Any] = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefixes)}
     state.update({key: unpack(value, tensors) for key, value in extra.items()})
     is_old = header["format_version"] == "1"
-    if is_old:
-        upgrade(root, state)
+    upgrade(root, state)
     check_tensors(path, root, state)
     order: list[list[int]] | None = None
     if optimizer is not None:

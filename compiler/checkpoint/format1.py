@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from topkast.runtime.state.find_sites import alive, joined
 from topkast.runtime.state.model import owned
-from topkast.runtime.state.persist.state_dict import as_values, keys
+from topkast.runtime.state.persist.saved_form import as_held
+from topkast.runtime.state.persist.state_dict import keys
 from topkast.runtime.state.persist.state_dict import upgrade as upgrade_site
 
 
 def upgrade(root: nn.Module, state: dict[str, Any]) -> None:
-    """Give the tensors of a model's state dict of format 1 their current names and shapes, in place."""
+    """Give the tensors of an older state dict of a model their current names and forms, in place."""
     for site, owners in owned(root).values():
         for path, attribute in owners:
             upgrade_site(state, joined(path, ""), attribute, site)
@@ -84,4 +85,4 @@ def in_order(content: dict[str, Any], places: list[list[int]], optimizer: Any) -
 
 
 def _as_values(value: Any, site: Any) -> Any:
-    return as_values(value, site) if site is not None and isinstance(value, Tensor) else value
+    return as_held(site, "values", value) if site is not None and isinstance(value, Tensor) else value

@@ -13,6 +13,7 @@ from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.layout import Index, check_index
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import owned
+from topkast.runtime.state.persist.saved_form import columns_of
 from topkast.runtime.state.persist.state_dict import keys
 
 SHOWN = 8  # a wrong model differs everywhere, so the first few lines are enough
@@ -80,7 +81,8 @@ def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
             _, prefix = keys(joined(module, ""), attribute)
             kinds = ("", "prepared_") if site.rule.refresh_in_background else ("",)
             for kind in kinds:
-                index = Index(*(state[prefix + kind + field] for field in Index._fields))
+                row_ptr, row_fwd, cols = (state[prefix + kind + field] for field in Index._fields)
+                index = Index(row_ptr, row_fwd, columns_of(cols, site.geometry.grid[1]))
                 broken = check_index(index, site.geometry)
                 in_a, in_b = int((index.row_fwd - index.row_ptr[:-1]).sum()), int(index.row_ptr[-1])
                 nothing = bool(kind) and in_a == in_b == 0

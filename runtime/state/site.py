@@ -132,7 +132,6 @@ class Site(Derived, nn.Module):
         Raises:
             ModelError: the weight has so few blocks that its values cannot be cut.
         """
-        self.spread = True
         rows = self.value_shape[0]
         if self.n_bwd % rows:
             raise ModelError(f"{self.name}: too small to be sharded; keep it dense with exclude={self.name!r}")

@@ -22,6 +22,8 @@ from .reservoirs import RESERVOIRS, Reservoir
 class Derived(Placed):
     """The part of a site that only reads."""
 
+    for_inference = False  # whether the site holds A only, see inference_site.py
+
     name: str
     rule: Rule
     method: Method

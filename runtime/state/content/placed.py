@@ -16,7 +16,6 @@ class Placed:
     geometry: Any
     groups: Any
     n_bwd: int
-    spread: bool = False  # whether fully_shard will cut the values along their first dimension
 
     def bind(self, owner: nn.Module) -> None:
         """Set the module whose parameter holds B's values.
@@ -58,17 +57,15 @@ class Placed:
 
     @property
     def value_shape(self) -> tuple[int, int]:
-        """Shape of B's values: [block rows, values of a row], or [1, all values] if the rows differ in length. If the
-        values will be sharded and the rows differ in length: [blocks, values of a block].
+        """Shape of B's values: [block rows, values of a row], or [blocks, values of a block] if the rows differ in
+        length. So ``fully_shard`` can cut the values along their first dimension.
 
         The shape is never the shape of the weight itself, so that a dense tensor in the place of the values is noticed.
         """
         values = self.n_bwd * self.geometry.unit
-        shape, slots = (self.groups, values // self.groups), (self.n_bwd, self.geometry.unit)
-        shapes = [slots if self.spread and self.groups == 1 else shape]
-        shapes += [slots] if self.spread else []
-        others = (shape for shape in (*shapes, (1, values), (values, 1)) if shape != self.geometry.shape)
-        return next(others, shape)  # for a weight of one element no other shape exists
+        slots = (self.n_bwd, self.geometry.unit)
+        shapes = [slots if self.groups == 1 else (self.groups, values // self.groups), slots, (1, values), (values, 1)]
+        return next((shape for shape in shapes if shape != self.geometry.shape), shapes[0])  # one element: no other shape
 
     @property
     def attached(self) -> bool:

@@ -10,14 +10,18 @@ from .marks import packed, unpacked
 from .shard import Shard
 
 
+def has_equal_rows(site: Any) -> bool:
+    """Whether every row of blocks has one row of the values, and keeps its number of slots. Then ranks hold whole rows,
+    whatever their number."""
+    rule = site.rule
+    shrinks = rule.stop_exploring_after is not None and site.n_fwd < site.n_bwd
+    return rule.balanced and not shrinks and not site.for_inference and site.value_shape[0] == site.geometry.grid[0]
+
+
 def rows_of(site: Any, shard: Shard) -> slice | None:
     """The rows of blocks whose slots this rank holds; None if a part can end inside a row, or if rows can change their
     lengths."""
-    rule, rows = site.rule, site.geometry.grid[0]
-    shrinks = rule.stop_exploring_after is not None and site.n_fwd < site.n_bwd
-    if not rule.balanced or shrinks or shard.slots_of_chunk % (shard.slots // rows):
-        return None
-    return shard.span(rows, shard.slots_of_chunk // (shard.slots // rows))
+    return shard.span(site.geometry.grid[0]) if has_equal_rows(site) else None
 
 
 def own_outside(site: Any, shard: Shard) -> tuple[Tensor, Tensor]:

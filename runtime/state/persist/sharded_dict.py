@@ -1,8 +1,7 @@
 """A sharded site in a state dict: every tensor that each rank has a part of is a ``DTensor``.
 
 ``torch.distributed.checkpoint`` takes a plain tensor as one that all ranks have alike, and would keep the part of one
-rank only. If ranks hold whole rows of blocks, reservoir and marks are cut by these rows, so that another number of
-ranks can read them.
+rank only.
 """
 
 from __future__ import annotations
@@ -13,34 +12,20 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.layout import check_index
-from topkast.runtime.state.content.marks import packed, unpacked
 from topkast.runtime.state.content.parts import Change, carry_out
-from topkast.runtime.state.content.reservoirs import values_outside
 from topkast.runtime.state.content.shard import is_sharded, local
-from topkast.runtime.state.content.shard_outside import rows_of
 from topkast.runtime.state.site import Site
 
+from . import saved_form
 from .saved_index import as_plain
 
 
 def outside(site: Site) -> dict[str, Tensor]:
-    """The reservoir and the marks of a sharded site, by name. The reservoir shares its memory with the site."""
-    shard, geometry = site.shard, site.geometry
+    """The values outside B and the marks of a sharded site, by name. The values share their memory with the site."""
+    shard, shapes = site.shard, saved_form.outside_shapes(site)
     assert shard is not None
-    total = values_outside(geometry, site.n_fwd, site.n_bwd, site.rule)
-    rows, (count, columns) = rows_of(site, shard), geometry.grid
-    if rows is None:
-        marks, reservoir = site.ever, site.reservoir
-        shapes: list[tuple[int, ...]] = [(total,), (-(-geometry.units // 8),)]
-    else:
-        held = rows.stop - rows.start
-        reservoir = site.reservoir.view(held, total // count)
-        bits = unpacked(site.ever, held * columns).view(held, columns)
-        marks = packed(torch.nn.functional.pad(bits, (0, -columns % 8)).view(-1)).view(held, -(-columns // 8))
-        shapes = [(count, total // count), (count, -(-columns // 8))]
     return {
-        "reservoir": _distributed(reservoir, shapes[0], shard.values),
-        "ever": _distributed(marks, shapes[1], shard.values),
+        name: _distributed(part, shapes[name], shard.values) for name, part in saved_form.outside(site).items()
     }
 
 
@@ -64,8 +49,8 @@ def load(site: Site, state: dict[str, Any], key: dict[str, str], missing: list[s
     """
     shard = site.shard
     assert shard is not None
-    mine = {"values": shard.values, "row_ptr": site.row_ptr, "row_fwd": site.row_fwd, "cols": shard.cols}
-    mine |= outside(site)
+    mine = {"values": shard.values, "row_ptr": site.row_ptr, "row_fwd": site.row_fwd}
+    mine |= {"cols": saved_form.as_saved(site, "cols", shard.cols), **outside(site)}
     found: dict[str, Any] = {name: as_plain(state[key[name]]) for name in key if key[name] in state}
     missing += [key[name] for name in key if name not in found]
     if len(found) < len(key):
@@ -86,18 +71,13 @@ def load(site: Site, state: dict[str, Any], key: dict[str, str], missing: list[s
         errors.append(f"{key['cols']}: the index is broken: {wrong}")
         return
     step, refreshed_at = (int(n) for n in found["clock"])
-    rows = rows_of(site, shard)
 
     @torch.no_grad()
     def apply() -> None:
         for name, tensor in mine.items():
             if name != "ever":
                 local(tensor).copy_(local(found[name]))
-        marks = local(found["ever"])
-        if rows is not None:
-            bits = unpacked(marks.reshape(-1), marks.numel() * 8).view(marks.shape[0], marks.shape[1] * 8)
-            marks = packed(bits[:, : site.geometry.grid[1]].reshape(-1))
-        site.ever.copy_(marks)
+        site.ever.copy_(saved_form.as_held(site, "ever", local(found["ever"])))
         site.remember_index()
         fields = {"unread_state_index": None, "step": step, "refreshed_at": refreshed_at}
         site.write(None, Change(fields=fields, after=site.method.forget))
