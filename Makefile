@@ -62,7 +62,7 @@ sanitize: $(READY) $(SANITIZED)
 	TOPKAST_NATIVE=$(SANITIZED) \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py tests/passes/onnx/test_onnx_conv.py $(ARGS)
+		$(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py tests/runtime/onnx/test_int8.py tests/passes/onnx/test_onnx_conv.py $(ARGS)
 
 # The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, the one for GPUs (250 MB; it
 # runs on the CPU), or VERSIONS.

@@ -10,6 +10,7 @@ from topkast.compiler.compile import compile, refresh, step
 from topkast.compiler.convert.sparsify import sparsify
 from topkast.compiler.densify import densify
 from topkast.compiler.export.api import export
+from topkast.compiler.export.package import package
 from topkast.compiler.report.report import report
 from topkast.compiler.topology.dynamics import Dynamics
 from topkast.runtime.errors import (
@@ -55,6 +56,7 @@ __all__ = [
     "load_dense_state_dict",
     "masks",
     "onnx",
+    "package",
     "param_groups",
     "refresh",
     "report",

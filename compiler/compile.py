@@ -92,9 +92,10 @@ def step(model: torch.nn.Module, lr: float | None = None) -> None:
     Raises:
         ConfigError: ``exploration_l2`` is set. This term must be added to the gradient before the step, and only an
             optimizer's hook can do that.
-        ModelError: the model was not converted.
+        ModelError: the model was not converted, or was loaded for inference.
     """
     for site in sites(model).values():
+        site.check_trainable("an optimizer step")
         if site.rule.exploration_l2:
             raise ConfigError(
                 f"exploration_l2={site.rule.exploration_l2}: needs a torch.optim optimizer; use exploration_decay"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from topkast.compiler.checkpoint.wrong_model import refuse_dense
 from topkast.compiler.convert.attach import copy_module, detach
 from topkast.compiler.convert.sparsify import refresh_before_forward
+from topkast.compiler.convert.wrong_model import refuse_dense
 from topkast.runtime.reference.products import weight
 from topkast.runtime.state.model import find, owned
 from topkast.runtime.state.persist.state_dict import STATE

@@ -135,6 +135,22 @@ def slot_units(index: Index, geometry: Geometry) -> tuple[Tensor, Tensor]:
     return torch.where(rows < geometry.grid[0], units, geometry.units), slots < row_fwd[rows]
 
 
+def forward_part(values: Tensor, index: Index, geometry: Geometry) -> tuple[Tensor, Index]:
+    """The values and the index of A alone, in new tensors: every slot is a slot of A.
+
+    Args:
+        values: the values at the index's slots, of any shape.
+        index: an index of A and B.
+    """
+    _, in_fwd = slot_units(index, geometry)
+    # torch cannot select from uint16; the numbers are only moved, so they are viewed as int16.
+    signed = index.cols.view(torch.int16) if index.cols.dtype == torch.uint16 else index.cols
+    row_ptr = torch.zeros_like(index.row_ptr)
+    torch.cumsum(index.row_fwd - index.row_ptr[:-1], 0, out=row_ptr[1:])
+    cols = signed[in_fwd].view(index.cols.dtype)
+    return values.reshape(-1, geometry.unit)[in_fwd].reshape(-1), Index(row_ptr, row_ptr[1:].clone(), cols)
+
+
 def explored_values(index: Index, geometry: Geometry) -> Tensor:
     """Bool [values]: True for the values in B \\ A."""
     units, in_fwd = slot_units(index, geometry)

@@ -32,6 +32,9 @@ class Keyed(Protocol):
     def grows_by_gradient(self) -> str | None:
         """The name of the site's method, if the method needs dense gradients; None: the site gets no gradients."""
 
+    def check_trainable(self, wanted: str) -> None:
+        """Raise ModelError if the site was loaded for inference only."""
+
     def see_gradient(self, rows: Rows) -> None:
         """Give the rows of a dense gradient, computed in a backward, to the site."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -89,12 +90,14 @@ def check(layers: Any, config: dict[str, Any], optimizer: str, backend: str) -> 
     Trio(case, {**config, "backend": backend}, OPTIMIZERS[optimizer]).run(plain, bitwise=False)
 
 
+@pytest.mark.long
 @examples(max_examples=25)
 @given(stacks(), configs(), st.sampled_from(NAMES))
 def test_eager(layers: Any, config: dict[str, Any], optimizer: str) -> None:
     check(layers, config, optimizer, "eager")
 
 
+@pytest.mark.long
 @examples(max_examples=6)
 @given(stacks(), configs(), st.sampled_from(NAMES))
 def test_aot_eager(layers: Any, config: dict[str, Any], optimizer: str) -> None:

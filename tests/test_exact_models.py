@@ -34,8 +34,17 @@ def test_eager_is_bitwise(name: str) -> None:
     assert trio.oracle.refreshed_at == 4
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+SLOW = ("gpt2", "bilstm", "lstm", "gru")  # three to six seconds each, compiled
+
+
+@pytest.mark.parametrize(
+    "backend, name",
+    [
+        pytest.param(backend, name, marks=pytest.mark.long if backend == "aot_eager" and name in SLOW else ())
+        for backend in ("eager", "aot_eager")
+        for name in CASES
+    ],
+)
 def test_adamw(name: str, backend: str) -> None:
     # In eager mode oneDNN runs a recurrence as one operator; compiled code, and PyTorch without it, step by step.
     ways = {"without oneDNN": steps_apart} if name == "bilstm" else WAYS_OF.get(name, {})

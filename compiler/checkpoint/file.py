@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from topkast.compiler.config import Config
-from topkast.runtime.errors import CheckpointError, ModelError
+from topkast.runtime.errors import CheckpointError, ConfigError, ModelError
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.model import Record, find, sites
 from topkast.runtime.state.site_module import SiteModule
@@ -25,6 +25,7 @@ from topkast.runtime.state.snapshots import restore_snapshots
 
 from .format1 import in_order, upgrade, upgrade_optimizer
 from .pack import pack, read, unpack, write
+from .read_forward_sets import load_for_inference
 from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors
 
 FORMAT = "topkast"
@@ -44,10 +45,12 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
 
     Raises:
         CheckpointError: the optimizer or a module's extra state holds a value that is neither a tensor nor plain data.
-        ModelError: the model was not converted.
+        ModelError: the model was not converted, or was loaded with ``inference=True``.
     """
     root, record = find(model)
     found = sites(model)
+    for site in found.values():
+        site.check_trainable("a checkpoint")
     restore_snapshots(found.values())
     _refuse_shards(found, "topkast.save")
     tensors: dict[str, Tensor] = {}
@@ -72,7 +75,13 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     write(Path(path), tensors, header)
 
 
-def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
+def load(
+    model: Any,
+    path: str | os.PathLike[str],
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    inference: bool = False,
+) -> None:
     """Load a file that :func:`save` wrote. Training then continues with the next step, bit for bit.
 
     Everything is checked before anything is changed. Model and optimizer are changed completely: an interrupt during
@@ -80,21 +89,34 @@ def load(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
 
     Args:
         model: the same architecture, converted by topkast with the same options. Only ``reservoir`` and ``initial`` may
-            differ: they decide where values are stored and how they started, not the values themselves.
+            differ: they decide where values are stored and how they started, not the values themselves. With
+            ``inference=True``: the plain architecture, not converted; it may be on the meta device.
         path: the path of the file.
         optimizer: an optimizer of the same class over the same parameters. None: the optimizer's part of the file is
             not read.
+        inference: whether to load only what the forward needs: of each sparse weight the set A, without the values of
+            B \\ A, the reservoir and the optimizer. The file says which weights are sparse, so no options are needed.
+            The model is converted in place and put into evaluation mode. Its forward equals that of the trained model,
+            bit for bit. A gradient of a sparse weight, a refresh and :func:`save` raise ModelError. A model on the meta
+            device comes to the CPU, and its dense weights never exist.
 
     Raises:
         CheckpointError: the file is damaged or has another format or a newer version; the file has an option's value
             that is no longer supported; or the file belongs to another model, config or optimizer. The message says
             what was found and what was expected.
-        ModelError: the model was not converted.
+        ConfigError: ``inference=True`` and an optimizer are given together.
+        ModelError: the model was not converted, or was loaded with ``inference=True`` before; or, with
+            ``inference=True``, the model is converted already.
     """
+    if inference:
+        _load_for_inference(model, Path(path), optimizer)
+        return
     path = Path(path)
     root, record = find(model)
     found = sites(model)
     _refuse_shards(found, "topkast.load")
+    for site in found.values():
+        site.check_trainable("a checkpoint to train on")
     header, tensors = read(path)
     _check_format(path, header)
     config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
@@ -141,6 +163,21 @@ def _refuse_shards(found: dict[str, SiteModule], what: str) -> None:
                 f"{site.name}: sharded over several processes, and {what} writes and reads whole weights; use "
                 "torch.distributed.checkpoint with get_state_dict and set_state_dict"
             )
+
+
+def _load_for_inference(model: Any, path: Path, optimizer: torch.optim.Optimizer | None) -> None:
+    if optimizer is not None:
+        raise ConfigError("optimizer: a model that is loaded with inference=True cannot be trained, so it takes none")
+    header, _ = read(path, lambda name: False)
+    _check_format(path, header)
+    if header["format_version"] == "1":
+        raise CheckpointError(
+            f"{path}: format version 1, from which inference=True cannot load; topkast.load it into a converted model "
+            "once, and topkast.save writes today's format"
+        )
+    config, sites, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
+    check_supported(path, config, header.get("topkast_version", "?"))
+    load_for_inference(model, path, config, sites, extra)
 
 
 def _own_version() -> str:

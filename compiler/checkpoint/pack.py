@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,12 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple[dict[str, str], dict[str, Tensor]]:
     """(header, tensors) of a safetensors file.
+
+    Args:
+        path: the path of the file.
+        wanted: whether to read the tensor of this name. The default reads all tensors.
 
     Raises:
         CheckpointError: the file does not exist, is damaged or has another format.
@@ -94,7 +99,7 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in filter(wanted, file.keys())}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
     aliases = json.loads(header.get("aliases", "{}"))

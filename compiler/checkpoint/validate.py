@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from topkast.runtime.state.persist.state_dict import keys
 SHOWN = 8  # a wrong model differs everywhere, so the first few lines are enough
 
 
-def _refuse(path: Path, what: str, wrong: list[str]) -> None:
+def refuse(path: Path, what: str, wrong: list[str]) -> None:
+    """Raise CheckpointError if the list of differences is not empty."""
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise CheckpointError(f"{path}: {what}, nothing was loaded: {'; '.join(wrong[:SHOWN])}{more}")
@@ -51,7 +53,7 @@ def check_config(path: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> No
         for field in fields
         if mine.get(field) != theirs.get(field)
     ]
-    _refuse(path, "saved with another config", wrong)
+    refuse(path, "saved with another config", wrong)
 
 
 def check_sites(path: Path, mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]]) -> None:
@@ -62,20 +64,30 @@ def check_sites(path: Path, mine: dict[str, dict[str, Any]], theirs: dict[str, d
         for field in ("shape", "perm", "lead", "block", "n_fwd", "n_bwd"):
             if name in theirs and mine[name][field] != theirs[name].get(field):
                 wrong.append(f"{name}: {field} {theirs[name].get(field)} in the file, {mine[name][field]} in the model")
-    _refuse(path, "a checkpoint of another model", wrong)
+    refuse(path, "a checkpoint of another model", wrong)
 
 
-def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
-    """Raise CheckpointError if a name, a shape, a dtype or an index does not fit the model."""
-    own = root.state_dict()
+def differences(own: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """The keys that only one of two state dicts has, and the tensors with another shape or dtype.
+
+    Args:
+        own: the state dict of the model.
+        state: the state dict of the file.
+    """
     wrong = [f"missing: {key}" for key in own if key not in state]
     wrong += [f"unexpected: {key}" for key in state if key not in own]
     for key in own:
         if key in state and isinstance(own[key], Tensor):
             wanted, given = own[key], state[key]
             if not isinstance(given, Tensor) or given.shape != wanted.shape or given.dtype != wanted.dtype:
-                wrong.append(f"{key}: {_kind(given)} in the file, {_kind(wanted)} in the model")
-    _refuse(path, "tensors do not fit the model", wrong)
+                wrong.append(f"{key}: {kind_of(given)} in the file, {kind_of(wanted)} in the model")
+    return wrong
+
+
+def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
+    """Raise CheckpointError if a name, a shape, a dtype or an index does not fit the model."""
+    wrong: list[str] = []
+    refuse(path, "tensors do not fit the model", differences(root.state_dict(), state))
     for name, (site, owners) in owned(root).items():
         for module, attribute in owners:
             _, prefix = keys(joined(module, ""), attribute)
@@ -90,10 +102,11 @@ def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
                     broken = f"it holds {in_a} units in A and {in_b} in B"
                 if broken:
                     wrong.append(f"{name}: {broken}")
-    _refuse(path, "an index is broken", wrong)
+    refuse(path, "an index is broken", wrong)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Dtype and shape of a tensor, or the type of another value, for messages."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return type(value).__name__
@@ -115,5 +128,5 @@ def check_optimizer(path: Path, mine: dict[str, Any], theirs: dict[str, Any] | N
                 if there != here:
                     where = f"group {group}, parameter {number}"
                     wrong.append(f"{where}: {there[0]} {there[1]} in the file, {here[0]} {here[1]} given")
-    _refuse(path, "another optimizer", wrong)
+    refuse(path, "another optimizer", wrong)
     return theirs

@@ -58,7 +58,18 @@ def read(path: Path) -> tuple[dict[str, Any], int]:
 def table(record: dict[str, Any]) -> Table:
     """One row for each weight."""
     found = Table(title=f"topkast {record['version']}, format {record['format']}, {record['precision']}")
-    for head in ("weight", "shape", "stored", "block", "density", "bytes", "of dense", "why"):
+    for head in (
+        "weight",
+        "shape",
+        "stored",
+        "precision",
+        "block",
+        "density",
+        "bytes",
+        "of dense",
+        "time of dense",
+        "why",
+    ):
         found.add_column(head, justify="right" if head in ("density", "bytes", "of dense") else "left", overflow="fold")
     found.columns[0].min_width = longest_name(record["sites"])
     for site in record["sites"]:
@@ -66,10 +77,12 @@ def table(record: dict[str, Any]) -> Table:
             site["name"],
             " x ".join(map(str, site["shape"])),
             site["format"],
+            site.get("precision", record["precision"]),
             " x ".join(map(str, site["block"] or ())),
             f"{site['density']:.1%}",
             f"{site['bytes']:,}",
             f"{site['bytes'] / max(1, site['dense_bytes']):.0%}",
+            ", ".join(f"{name} {share:.2f}" for name, share in site.get("times", {}).items()),
             site["why"],
         )
     return found
@@ -105,4 +118,6 @@ def summary(path: Path, record: dict[str, Any], size: int) -> str:
     saved = sum(site["dense_bytes"] - site["bytes"] for site in record["sites"])
     error = record["max_error"]
     parity = "not compared with PyTorch" if error is None else f"largest difference from PyTorch {error:.2e}"
+    if record.get("int8_error") is not None:
+        parity += f" in float32, int8 changes the outputs by {record['int8_error']:.2%}"
     return f"{path}: {size:,} bytes, {size / (size + saved):.0%} of the {size + saved:,} of a dense file; {parity}"

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from topkast.compiler.capture.before_forward import refresh_before_forward
-from topkast.compiler.checkpoint import wrong_model as mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
-from topkast.compiler.checkpoint.wrong_model import refuse_dense
 from topkast.compiler.config import OPTIONS, Config
+from topkast.compiler.convert import wrong_model as mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
 from topkast.compiler.convert.meta.materialise import materialise
 from topkast.compiler.convert.meta.rehearse import Plan, rehearse
 from topkast.compiler.convert.meta.tensors import held
+from topkast.compiler.convert.wrong_model import refuse_dense
 from topkast.compiler.describe import with_options
 from topkast.compiler.options import pick
 from topkast.compiler.start import Start

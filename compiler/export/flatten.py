@@ -33,7 +33,7 @@ class Inputs:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
-        args, kwargs = _arguments(example_inputs)
+        args, kwargs = arguments(example_inputs)
         try:
             self._signature = inspect.signature(model.forward)
             bound = self._signature.bind(*args, **kwargs).arguments
@@ -78,7 +78,8 @@ def _named(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, 
     return named
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(positional arguments, keywords) of a tuple or list, a dict, or one tensor; ExportError for another value."""
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):
@@ -141,7 +142,8 @@ class Flat(nn.Module):
 
 
 def without_cache(model: nn.Module) -> None:
-    """Configure a transformers model not to return its key-value cache, because the cache is no tensor."""
+    """Configure a transformers model not to return its key-value cache, because the cache is no tensor. The module
+    ``cache`` exports a decoder with its cache."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", None):

@@ -12,9 +12,9 @@ from topkast.compiler.capture.traceable import in_the_open
 from topkast.runtime.errors import ExportError
 
 from .attention import keep_empty_rows
-from .axes import doubled, read
+from .dimensions.axes import doubled, read
+from .dimensions.sizes import Sizes, sizes
 from .flatten import Flat, Inputs
-from .sizes import Sizes, sizes
 
 
 def trace(

@@ -20,7 +20,7 @@ def round_to_half(plain: nn.Module, model: Any) -> None:
         ConfigError: a value is outside float16's range.
     """
     with torch.no_grad():
-        for name, _, weight in _weights(plain, model):
+        for name, _, weight in sparse_weights(plain, model):
             rounded = weight.half()
             if not torch.equal(rounded.isfinite(), weight.isfinite()):
                 largest = weight.abs().max().item()
@@ -33,7 +33,7 @@ def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tup
     from topkast.passes.onnx.blocks import digest
 
     names, blocks = dict[str, str](), set[tuple[int, int]]()
-    for name, site, weight in _weights(plain, model):
+    for name, site, weight in sparse_weights(plain, model):
         blocks.add(site.geometry.block)
         if weight.dim() in (2, 3) and weight.dtype == torch.float32:
             stacked = weight.dim() == 3  # one matrix for each expert; the file holds each separately
@@ -43,7 +43,8 @@ def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tup
     return names, blocks
 
 
-def _weights(plain: nn.Module, model: Any) -> Iterator[tuple[str, SiteModule, nn.Parameter]]:
+def sparse_weights(plain: nn.Module, model: Any) -> Iterator[tuple[str, SiteModule, nn.Parameter]]:
+    """(name, site, W_A in ``plain``) of each sparse weight; ``plain`` is the densified ``model``."""
     for name, (site, owners) in owned(model).items():
         path, attribute = owners[0]
         yield name, site, getattr(plain.get_submodule(path), attribute)

@@ -51,14 +51,15 @@ def _state(optimizers: Iterable[torch.optim.Optimizer], parameter: Tensor) -> li
 
 
 def count_bytes(found: dict[str, SiteModule]) -> dict[str, int]:
-    """Bytes of these sites, and bytes of the same weights trained dense with the same optimizer."""
+    """Bytes of these sites, and bytes of the same weights trained dense with the same optimizer. A site for inference
+    is compared with a dense weight without a gradient."""
     total = dict.fromkeys(("values", "gradient", "optimizer", "index", "reservoir", "sparse", "dense"), 0)
     for site in found.values():
         state = _state(site.optimizers, site.original)
         size, numel = site.original.element_size(), site.geometry.numel
         part = {
             "values": site.original.numel() * size,
-            "gradient": site.original.numel() * size,
+            "gradient": 0 if site.for_inference else site.original.numel() * size,
             "optimizer": _nbytes(state),
             "index": _nbytes([*site.index, site.ever]),
             "reservoir": _nbytes([site.reservoir]),
@@ -67,7 +68,8 @@ def count_bytes(found: dict[str, SiteModule]) -> dict[str, int]:
         dense_state = sum(
             numel * value.element_size() if value.shape == site.original.shape else _nbytes([value]) for value in state
         )
-        part["sparse"], part["dense"] = sum(part.values()), 2 * numel * size + dense_state
+        copies = 1 if site.for_inference else 2  # values, gradient
+        part["sparse"], part["dense"] = sum(part.values()), copies * numel * size + dense_state
         total = {key: total[key] + part[key] for key in total}
     return total
 
@@ -78,7 +80,8 @@ def count_places(found: dict[str, SiteModule]) -> dict[str, dict[str, int]]:
     places: Counter[str] = Counter()
     for site in found.values():
         state = _state(site.optimizers, site.original)
-        for tensor in (site.original, site.original, *state, *site.index, site.ever):  # twice: values, gradient
+        gradient = () if site.for_inference else (site.original,)
+        for tensor in (site.original, *gradient, *state, *site.index, site.ever):
             places[str(tensor.device)] += tensor.nbytes
         on_disk = site.rule.reservoir == "disk"
         places["disk" if on_disk else str(site.reservoir.device)] += site.reservoir.nbytes
@@ -86,12 +89,19 @@ def count_places(found: dict[str, SiteModule]) -> dict[str, dict[str, int]]:
     return {"now": dict(places), "peak": {place: torch.cuda.max_memory_allocated(place) for place in gpus}}
 
 
+def for_inference(found: dict[str, SiteModule]) -> bool:
+    """Whether the model was loaded for inference only."""
+    return any(site.for_inference for site in found.values())
+
+
 def count_model_bytes(root: nn.Module, found: dict[str, SiteModule]) -> dict[str, Any]:
     """Bytes of the whole model, sparse and dense; tensors outside the sites cost the same on both sides."""
     optimizers = {id(o): o for site in found.values() for o in site.optimizers}.values()
     values = {id(site.original) for site in found.values()}
     others = [p for p in root.parameters() if id(p) not in values]
-    rest = _nbytes(others) + _nbytes(p for p in others if p.requires_grad)
+    rest = _nbytes(others)
+    if not for_inference(found):
+        rest += _nbytes(p for p in others if p.requires_grad)
     rest += sum(_nbytes(_state(optimizers, p)) for p in others)
     own = count_bytes(found)
     return {"sparse": own["sparse"] + rest, "dense": own["dense"] + rest, "optimizer_seen": bool(optimizers)}

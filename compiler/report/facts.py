@@ -11,7 +11,7 @@ from topkast.runtime.state.model import Record, find, owned
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.when import next_refresh
 
-from .cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places
+from .cost import count_bytes, count_flops, count_model_bytes, count_parameters, count_places, for_inference
 from .how_it_ran import real_backend
 from .pass_logs import passes_of
 from .problems import problems_of
@@ -29,7 +29,8 @@ class Facts:
             share of A, new share of B), ever_active, bytes.
         dense: parameter name -> why it stayed dense.
         totals: parameters, flops, bytes, churn, ever_active, step, refresh (last: the step of the last refresh; next:
-            the number of completed steps at which the next refresh is due, None if no refresh will come).
+            the number of completed steps at which the next refresh is due, None if no refresh will come),
+            for_inference (whether the model was loaded for inference only).
         warnings: problems that the user should know, the most important first.
         how: how the model was traced.
         backend: the backend that the model was compiled with, and the replacement if that backend cannot run.
@@ -70,6 +71,7 @@ def facts_of(model: Any) -> Facts:
         "ever_active": ever / units if units else 0.0,
         "step": max((site.step for site in found.values()), default=0),
         "refresh": _refresh(found),
+        "for_inference": for_inference(found),
     }
     config = {**asdict(record.config), "block": list(record.config.block)}
     backend, passes = real_backend(record, found), passes_of(record.family)

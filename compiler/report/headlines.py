@@ -29,6 +29,13 @@ def headlines(report: Facts) -> dict[str, str]:
     forward = share(flops["sparse_forward"], flops["dense_forward"])
     bytes_now = f"sparse layers {share(sites['sparse'], sites['dense'])} of dense ({size(sites['sparse'])})"
     whole = f", whole model {share(model['sparse'], model['dense'])} ({size(model['sparse'])})"
+    if totals["for_inference"]:
+        return {
+            "density": f"{_density(report)}, loaded for inference only",
+            "memory": bytes_now + whole,
+            "FLOPs": f"sparse layers {forward} of dense in a forward",
+            **_dense(report),
+        }
     return {
         "density": _density(report),
         "memory": bytes_now + (whole if model["optimizer_seen"] else "; no optimizer step yet"),
@@ -68,6 +75,8 @@ def _density(report: Facts) -> str:
         for key in ("density_a", "density_b")
     )
     layers = plural(len(report.sites), "layer")
+    if report.totals["for_inference"]:
+        return f"A (forward) {a:.1%} of {count(sum(sizes))} weights in {layers}"
     return f"A (forward) {a:.1%}, B (backward) {b:.1%} of {count(sum(sizes))} weights in {layers}"
 
 

@@ -23,12 +23,14 @@ class Blocks:
         values: float32 [slots, r, c], block row by block row, columns ascending.
         row_ptr: int64 [block rows + 1]: where each block row's slots begin.
         cols: int64 [slots], block columns.
+        scale: float32 [rows] if the values are integers, which are to be multiplied by the scale of their row.
     """
 
     shape: tuple[int, int]
     values: Array
     row_ptr: Array
     cols: Array
+    scale: Array | None = None
 
     @property
     def block(self) -> Block:
@@ -59,7 +61,9 @@ def encode(matrix: Array, block: Block) -> Blocks:
     return Blocks((rows, columns), np.ascontiguousarray(grid[at_row, :, at_col, :]), row_ptr, at_col.astype(np.int64))
 
 
-def fitting(matrix: Array, blocks: Iterable[Block], most: int, within: int | None = None) -> Blocks:
+def fitting(
+    matrix: Array, blocks: Iterable[Block], most: int, within: int | None = None, value_bytes: int = 4
+) -> Blocks:
     """``matrix`` in that of ``blocks``, either way round, or in single weights, which stores the least.
 
     Args:
@@ -67,11 +71,13 @@ def fitting(matrix: Array, blocks: Iterable[Block], most: int, within: int | Non
         blocks: those the model was trained with; a matrix may be cut from one, transposed, or none of them.
         most: rows or columns of a block; larger ones are cut into equal parts.
         within: rows of a group, whose border no block may cross; None: there are no groups.
+        value_bytes: what a value takes in the file.
     """
     tried = {(1, 1)} | {(_part(r, most), _part(c, most)) for block in blocks for r, c in (block, block[::-1])}
     tried = {block for block in tried if within is None or within % block[0] == 0}
-    # Each slot costs an index of two bytes beside its values of four.
-    return min((encode(matrix, block) for block in sorted(tried)), key=lambda b: b.values.size * 4 + len(b.cols) * 2)
+    # Each slot costs an index of two bytes beside its values.
+    encoded = (encode(matrix, block) for block in sorted(tried))
+    return min(encoded, key=lambda b: b.values.size * value_bytes + len(b.cols) * 2)
 
 
 def digest(matrix: Array) -> str:

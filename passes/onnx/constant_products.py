@@ -58,9 +58,9 @@ class Product:
 
 
 def products(graph: ir.Graph) -> Iterator[Product]:
-    """All of them, in the graph's order."""
+    """All of them, in the graph's order, those of inner graphs too."""
     find = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
-    for node in graph:
+    for node in graph.all_nodes():
         found = find[node.op_type](node) if node.domain == "" and node.op_type in find else None
         if found is not None:
             yield found

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from topkast.passes.onnx.blocks import Block
+from topkast.passes.onnx.blocks import MAX_BLOCK, Array, Block, fitting
 
 from .constant_products import Product, products
-from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, dense
-from .formats.choose_format import choose_format
+from .formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST, custom, custom_speed, dense
+from .formats.choose_format import Timer, choose_format
 from .formats.fuse_activations import fuse_activations
 from .formats.record import Format
 from .formats.weight import Weight
 from .graph import array_of, constant
+from .integers import Integers
 from .metadata import SiteResult
+from .prepare.spell_recurrent import Pays, spell_recurrent
+from .split_conv_bias import split_conv_bias
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 FULL = 0.999  # a weight with fewer zeros than this leaves has none to speak of
@@ -30,22 +35,36 @@ class Wanted:
 
     Args:
         format: a name in :data:`topkast.passes.onnx.formats.FORMATS`, or "auto".
-        half: whether sparse weights are stored as float16; their values must be such.
+        precision: of the values of sparse weights: "fp32", "fp16" (if they are such values), or "int8".
         blocks: (rows, columns) of the blocks the model was trained with.
         names: what to call a weight, by :func:`topkast.passes.onnx.blocks.digest` of its [out, in] matrix.
         sizes: dynamic dimensions in the examples, by name.
+        library: whether a format may need topkast's library.
+        timer: times the formats from which "auto" chooses; None: the limits of earlier measurements decide.
+        keep_float: (pattern of names, why) of the weights that stay in float32 with "int8".
     """
 
     format: str
-    half: bool = False
+    precision: str = "fp32"
     blocks: Iterable[Block] = ((1, 1),)
     names: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    keep_float: Sequence[tuple[str, str]] = ()
+    library: bool = True
+    timer: Timer | None = None
 
 
-def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
-    """Change ``model``, which holds its weights itself, in place; how each of its weights is stored."""
-    sites = list[SiteResult]()
+def convert(model: ir.Model, wanted: Wanted) -> tuple[list[SiteResult], Integers]:
+    """Change ``model``, which holds its weights itself, in place.
+
+    Returns:
+        (how each of its weights is stored, what is in int8).
+
+    Raises:
+        ConfigError: int8 does not suit a weight, see :func:`topkast.passes.onnx.quantise.quantise`.
+    """
+    sites, integers = list[SiteResult](), Integers([], [])
+    names = {**spell_recurrent(model, _recurrence_pays(wanted)), **wanted.names}
     by_weight: dict[ir.Value, list[Product]] = {}
     for product in products(model.graph):
         by_weight.setdefault(product.weight, []).append(product)
@@ -54,8 +73,11 @@ def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
         if tensor is None or tensor.shape.rank() < 2 or tensor.dtype not in FLOATS:
             continue
         if tensor.dtype == ir.DataType.FLOAT:
-            given = by_weight.get(value, []), wanted.half, wanted.blocks, wanted.names, wanted.sizes
-            sites.append(_store(Weight(value, *given), wanted.format))
+            given = by_weight.get(value, []), wanted.precision, wanted.blocks, names, wanted.sizes
+            weight, site = _store(Weight(value, *given), wanted)
+            sites.append(site)
+            integers.products.extend(weight.integers.products)
+            integers.weights.extend(weight.integers.weights)
         else:
             array = array_of(value)
             density, size = np.count_nonzero(array) / max(1, array.size), array.nbytes
@@ -64,29 +86,70 @@ def convert(model: ir.Model, wanted: Wanted) -> list[SiteResult]:
     library = any(FORMATS[site.format].needs_library for site in sites)
     if library:
         fuse_activations(model)
+    split_conv_bias(model)
     ir.passes.Sequential(TopologicalSortPass(), RemoveUnusedNodesPass())(model)
     if library:
         custom.register(model)
-    return sites
+    return sites, integers
 
 
-def _store(weight: Weight, wanted: str) -> SiteResult:
-    """Store ``weight`` in the format of this name, or dense if that does not suit it."""
+def _recurrence_pays(wanted: Wanted) -> Pays:
+    """Whether to write a recurrent node as products: if products of the format "custom" are asked for or are faster."""
+
+    def pays(matrix: Array, batch: int | str) -> bool:
+        allowed = (AUTO, custom.FORMAT.name) if wanted.library else ()
+        if np.count_nonzero(matrix) >= FULL * matrix.size or wanted.format not in allowed:
+            return False
+        rows = batch if isinstance(batch, int) else wanted.sizes.get(batch, 1)
+        return (
+            wanted.format != AUTO
+            or custom_speed.slower_recurrence(fitting(matrix, wanted.blocks, MAX_BLOCK), rows) is None
+        )
+
+    return pays
+
+
+def _store(weight: Weight, wanted: Wanted) -> tuple[Weight, SiteResult]:
+    """Store ``weight`` in the wanted format, or dense if that does not suit it; (the weight as it was stored, how)."""
+    in_float = _keeps_float(weight, wanted.keep_float) if weight.precision == "int8" else None
+    if in_float is not None:
+        weight = weight.in_float()
     format, why = _format(weight, wanted)
+    if weight.precision == "int8" and (in_float := format.keeps_float(weight)) is not None:
+        weight = weight.in_float()
+        format, why = _format(weight, wanted)
     unit, size = format.write(weight)
     array = weight.array
     density = weight.nonzeros / max(1, array.size)
-    return SiteResult(weight.label, format.name, why, weight.shape, unit, density, size, array.nbytes)
+    if in_float:
+        why = f"{why}; it stays in float32: {in_float}"
+    site = SiteResult(
+        weight.label, format.name, why, weight.shape, unit, density, size, array.nbytes, weight.precision, weight.times
+    )
+    return weight, site
 
 
-def _format(weight: Weight, wanted: str) -> tuple[Format, str]:
+def _keeps_float(weight: Weight, patterns: Sequence[tuple[str, str]]) -> str | None:
+    """Why a weight that stays in float32 with "int8"; "" if the format's reason is enough; None if it does not."""
+    if weight.nonzeros >= FULL * weight.array.size:
+        return ""
+    # The matrix of a parameter may be turned or one of a stack: the parameter's name and ".T", or the number and ".T".
+    parameter = re.sub(r"(\.\d+)?(\.T)?$", "", weight.label)
+    for pattern, why in patterns:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (weight.label, weight.name, parameter)):
+            return why
+    return None if weight.products else "no product reads it as its weight"
+
+
+def _format(weight: Weight, wanted: Wanted) -> tuple[Format, str]:
     """(format, why)."""
     if weight.nonzeros >= FULL * weight.array.size:  # an empty one too
         return dense.FORMAT, "it has no zeros"
-    if wanted == AUTO:
-        format, why = choose_format(weight, FASTEST_FIRST, SMALLEST)
+    if wanted.format == AUTO:
+        allowed = [format for format in FASTEST_FIRST if wanted.library or not format.needs_library]
+        format, why = choose_format(weight, allowed, SMALLEST, wanted.timer)
     else:
-        format, why = FORMATS[wanted], "as asked"
+        format, why = FORMATS[wanted.format], "as asked"
     refused = format.suits(weight)
     if refused is not None:
         return dense.FORMAT, refused

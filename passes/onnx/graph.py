@@ -75,6 +75,12 @@ class Builder(ir.tape.Tape):
         name = f"{self.label}.{len(self.nodes)}"
         return self.op(kind, inputs, attributes, name=name, output=ir.Value(name=name))  # type: ignore[arg-type]
 
+    def node_of(self, kind: str, *inputs: ir.Value, outputs: int) -> Sequence[ir.Value]:
+        """The results of a new node that has several."""
+        name = f"{self.label}.{len(self.nodes)}"
+        values = [ir.Value(name=f"{name}.{i}") for i in range(outputs)]
+        return self.op_multi_out(kind, inputs, name=name, outputs=values)
+
     def constant(self, name: str, array: Array) -> ir.Value:
         """A constant of this name, made unless it is there."""
         if name not in self.graph.initializers:
@@ -82,18 +88,25 @@ class Builder(ir.tape.Tape):
             add_constant(self.graph, name, array)
         return self.graph.initializers[name]
 
-    def floats(self, name: str, array: Array, half: bool) -> ir.Value:
-        """A float32 constant; with ``half`` stored as float16, and widened by a node that is folded at load."""
-        if not half:
+    def floats(self, name: str, array: Array, dtype: type[np.generic]) -> ir.Value:
+        """A float32 constant, stored as ``dtype``; a node, which is folded at load, widens other types."""
+        if dtype is np.float32:
             return self.constant(name, array)
-        stored = self.constant(f"{name}.half", array.astype(np.float16))
+        suffix = "half" if dtype is np.float16 else dtype.__name__
+        stored = self.constant(f"{name}.{suffix}", array.astype(dtype))
         if not stored.uses():
             self.op("Cast", [stored], {"to": ir.DataType.FLOAT}, name=stored.name, output=ir.Value(name=name))
         return stored.consumers()[0].outputs[0]
 
+    def scaled(self, value: ir.Value, name: str, scale: Array | None) -> ir.Value:
+        """``value`` times the scale of the constant ``name``, if there is one."""
+        return value if scale is None else self.node("Mul", value, self.constant(f"{name}.scale", scale))
+
     def replace(self, old: Sequence[ir.Node], y: ir.Value) -> None:
         """Put the new nodes in the place of ``old``; ``y`` is the result of its last node from now on."""
-        ir.convenience.replace_nodes_and_values(self.graph, old[-1], old, self.nodes, old[-1].outputs, [y])
+        graph = old[-1].graph  # perhaps an inner graph; constants are in the outer one
+        assert graph is not None
+        ir.convenience.replace_nodes_and_values(graph, old[-1], old, self.nodes, old[-1].outputs, [y])
 
     def compute(self, value: ir.Value, y: ir.Value) -> None:
         """Let the new nodes, which need constants only, give the constant ``value``, which is ``y`` from now on."""

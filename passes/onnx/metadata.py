@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class SiteResult:
         density: share of the entries that are not zero.
         bytes: of its constants in the file.
         dense_bytes: of the weight in float32.
+        precision: of its values in the file: "fp32", "fp16" or "int8".
+        times: format -> time of a product with the weight, divided by the dense product's; those that were timed.
     """
 
     name: str
@@ -37,6 +39,8 @@ class SiteResult:
     density: float
     bytes: int
     dense_bytes: int
+    precision: str = "fp32"
+    times: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,19 @@ def write(
     sites: Iterable[SiteResult],
     shrunk: Iterable[Shrunk],
     max_error: float | None,
+    int8_error: float | None = None,
 ) -> None:
-    """Put the record into ``model``; ``max_error`` is the parity found, None if it was not looked for."""
+    """Put the record into ``model``.
+
+    ``max_error`` is the largest difference from PyTorch, of a file with int8 that of the same file in float32.
+    ``int8_error`` is the change of the outputs by int8. Both are None if they were not measured.
+    """
     record = {
         "version": importlib.metadata.version("topkast"),
         "format": format,
         "precision": precision,
         "max_error": max_error,
+        "int8_error": int8_error,
         "sites": [asdict(site) for site in sites],
         "shrunk": [asdict(weight) for weight in shrunk],
     }

@@ -20,11 +20,11 @@ from topkast.passes.onnx.shrink.remove_dead_units import shrink
 
 from . import metadata
 from .check_file import check
-from .convert import Wanted, convert
+from .convert import Wanted
 from .graph import SPARSE, array_of
-from .grouped_products import translations, unstack
 from .metadata import Shrunk, SiteResult
-from .tidy import tidy
+from .prepare.grouped_products import translations, unstack
+from .prepare.tidy import tidy
 
 INLINE_LIMIT = 2_000_000_000  # protobuf holds less than 2 GiB: beyond this the weights go to a file beside
 
@@ -53,8 +53,8 @@ def write(
     axes: Mapping[str, Mapping[int, str]],
     prefix: str,
     wanted: Wanted,
-) -> tuple[ir.Model, list[SiteResult], list[Shrunk]]:
-    """An ONNX model of ``program``, how each of its weights is stored, and which units were taken out.
+) -> tuple[ir.Model, Wanted, list[Shrunk]]:
+    """An ONNX model of ``program`` with dense weights, how to store them, and which units were taken out.
 
     Args:
         program: takes and returns tensors only.
@@ -62,7 +62,7 @@ def write(
         opset: version of the standard operators.
         axes: input name -> {axis: name of the dynamic dimension}.
         prefix: of the weights' names, to be taken away.
-        wanted: the format.
+        wanted: how to store the weights; the names in the result are those of the weights without the units.
 
     Raises:
         Whatever the exporter raises.
@@ -82,23 +82,31 @@ def write(
     tidy(model, prefix, axes)
     unstack(model)
     shrunk, names = shrink(model, wanted.blocks, wanted.names)
-    return model, convert(model, dataclasses.replace(wanted, names=names)), shrunk
+    return model, dataclasses.replace(wanted, names=names), shrunk
 
 
 def save(model: ir.Model, path: Path) -> None:
     """Write ``model`` to ``path``, and check it in full, see :func:`topkast.passes.onnx.check_file.check`.
 
-    Weights of more than 2 GB go to ``<path>.data`` beside it.
-
     Raises:
         Whatever the checker raises.
     """
     proto = serialize(model)
-    large = size(proto) > INLINE_LIMIT
-    beside = f"{path.name}.data"
-    (path.parent / beside).unlink(missing_ok=True)  # onnx appends to it
-    onnx.save(proto, str(path), save_as_external_data=large, location=beside)
+    save_proto(proto, path)
     check(path, bool(proto.graph.sparse_initializer))
+
+
+def save_proto(proto: onnx.ModelProto, path: Path) -> None:
+    """Write ``proto`` to ``path``. Weights of more than 2 GB go to ``<path>.data`` beside it."""
+    remove(path)  # onnx appends to the file of weights
+    large = size(proto) > INLINE_LIMIT
+    onnx.save(proto, str(path), save_as_external_data=large, location=f"{path.name}.data")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, and its weights beside it, if they exist."""
+    for part in (path, path.with_name(f"{path.name}.data")):
+        part.unlink(missing_ok=True)
 
 
 def serialize(model: ir.Model) -> onnx.ModelProto:
@@ -129,10 +137,11 @@ def annotate(
     sites: Iterable[SiteResult],
     shrunk: Iterable[Shrunk],
     max_error: float | None,
+    int8_error: float | None,
 ) -> None:
     """Note in the file at ``path`` what is in it, see :mod:`topkast.passes.onnx.metadata`."""
     model = onnx.load(str(path), load_external_data=False)
-    metadata.write(model, format, precision, sites, shrunk, max_error)
+    metadata.write(model, format, precision, sites, shrunk, max_error, int8_error)
     onnx.save(model, str(path))
 
 

@@ -82,14 +82,19 @@ def unpack(tiles: Tensor) -> Tensor:
 
 
 def _given(*more: Any) -> tuple[Any, ...]:
-    """Widths and activation, if there are any: only kernels that support them have these arguments."""
-    return more if any(map(any, more)) else ()
+    """Widths and activation, if there are any: only kernels that support them have these arguments. (AOTInductor gives
+    None for an empty list.)"""
+    return more if any(any(one or ()) for one in more) else ()
 
 
 def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:
-    """Give the dense gradient to the site's method, if the method grows by the gradient."""
+    """Refuse the gradient of a site that cannot be trained. Give the dense gradient to the site's method, if the method
+    grows by the gradient."""
     site = find(key)
-    if site is not None and site.grows_by_gradient:
+    if site is None:
+        return
+    site.check_trainable("a gradient")
+    if site.grows_by_gradient:
         site.see_gradient(rows())
 
 

@@ -17,26 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from topkast.runtime.errors import ModelError, RefreshError
-from topkast.runtime.kernels.theta import assemble, store
-from topkast.runtime.layout import Geometry, Index, column_type, index_masks
+from topkast.runtime.kernels.theta import store
+from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.methods import METHODS
 from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
 from topkast.runtime.state.content.background import Pending
 from topkast.runtime.state.content.choose_sets import first_sets, with_bits
-from topkast.runtime.state.content.derived import Derived
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.fingerprint import fingerprint
 from topkast.runtime.state.content.index_check import WRITTEN, Note, checked, remembered
 from topkast.runtime.state.content.optimizer_state import kept_tensors
 from topkast.runtime.state.content.parts import HALF, Change, Copy, Parts, Snapshot
 from topkast.runtime.state.content.reservoirs import values_outside
-from topkast.runtime.state.content.shard import Shard, is_sharded, local, shard_of
-from topkast.runtime.state.content.shard_outside import own_outside
-from topkast.runtime.state.sharding.gathered import gathered
+from topkast.runtime.state.content.shard import Shard, local
+from topkast.runtime.state.sharding.shardable_site import ShardableSite
 
 
-class Site(Derived, nn.Module):
+class Site(ShardableSite, nn.Module):
     """State of one site.
 
     Args:
@@ -65,6 +63,17 @@ class Site(Derived, nn.Module):
         family: Family | None = None,
     ):
         super().__init__()
+        self._define(name, geometry, n_fwd, n_bwd, rule, family)
+        theta = parameter.detach()
+        sets = first_sets(self.method, self.set_state(), theta)
+        ever = torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device)
+        outside = self.place.allocate(values_outside(geometry, n_fwd, n_bwd, rule), theta)
+        self._hold(sets.index, with_bits(ever, sets.fwd), outside)
+        self._values = theta.new_empty(n_bwd * geometry.unit)
+        store(theta, self._values, self.reservoir, self.index, geometry)
+
+    def _define(self, name: str, geometry: Geometry, n_fwd: int, n_bwd: int, rule: Rule, family: Family | None) -> None:
+        """Set every field that is no tensor, as before the first step."""
         self.name, self.geometry, self.rule = name, geometry, rule
         self.n_fwd, self.n_bwd = n_fwd, n_bwd
         self.method = METHODS[rule.method]()
@@ -73,15 +82,6 @@ class Site(Derived, nn.Module):
         self.family = family or Family()
         self.watch: Any = None  # for a compiled model: checks whether its steps run compiled
         self._start()
-        theta = parameter.detach()
-        sets = first_sets(self.method, self.set_state(), theta)
-        for field, tensor in zip(Index._fields, sets.index, strict=True):
-            self.register_buffer(field, tensor)
-        ever = torch.zeros(-(-geometry.units // 8), dtype=torch.uint8, device=theta.device)
-        self.register_buffer("ever", with_bits(ever, sets.fwd))
-        self._hold(self.place.allocate(values_outside(geometry, n_fwd, n_bwd, rule), theta))
-        self._values = theta.new_empty(n_bwd * geometry.unit)
-        store(theta, self._values, self.reservoir, self.index, geometry)
 
     @torch.no_grad()
     def adopt(self, owner: nn.Module, attribute: str) -> None:
@@ -91,9 +91,13 @@ class Site(Derived, nn.Module):
         self.bind(owner)
         self.original.grad = None
         self.original.set_(self._values.view(self.value_shape))  # type: ignore[call-overload]
+        del self._values
+        self._settle()
+
+    def _settle(self) -> None:
+        """Regard the tensors that the site holds now as its own, and let graphs and optimizers find the site."""
         self.remember_index()
         self.accept()
-        del self._values
         register(self)
 
     def _start(self) -> None:
@@ -118,135 +122,15 @@ class Site(Derived, nn.Module):
         self._shard: Shard | None = None
         self.compared = False  # whether the ranks of a sharded site were compared
 
-    def _hold(self, reservoir: Tensor) -> None:
+    def _hold(self, index: Index, ever: Tensor, reservoir: Tensor) -> None:
+        for field, tensor in zip(Index._fields, index, strict=True):
+            self.register_buffer(field, tensor)
+        self.register_buffer("ever", ever)
         # A reservoir that moves with `.to` is a buffer. It is saved by hand, so that all places have the same format.
         if self.place.follows_model:
             self.register_buffer("reservoir", reservoir, persistent=False)
         else:
             self.reservoir = reservoir
-
-    def share_index(self) -> None:
-        """Make the columns of the index a frozen parameter, before :meth:`adopt`. Then ``fully_shard`` cuts and gathers
-        the columns together with the values. They are stored as bytes, because no backend sends 16-bit integers.
-
-        Raises:
-            ModelError: the weight has so few blocks that its values cannot be cut.
-        """
-        rows = self.value_shape[0]
-        if self.n_bwd % rows:
-            raise ModelError(f"{self.name}: too small to be sharded; keep it dense with exclude={self.name!r}")
-        cols = self._buffers.pop("cols")
-        assert cols is not None
-        self.register_parameter("cols", nn.Parameter(cols.view(torch.uint8).view(rows, -1), requires_grad=False))
-
-    @property
-    def columns(self) -> Tensor:
-        """The columns of the whole index [slots]; see :meth:`share_index`.
-
-        Raises:
-            ModelError: each rank has a part of them.
-        """
-        cols: Tensor = self.cols
-        if cols.dtype != torch.uint8:
-            return cols
-        if not torch.compiler.is_compiling() and is_sharded(cols):
-            self.refuse_shard()
-        return cols.view(column_type(self.geometry.grid[1])).view(-1)
-
-    def refuse_shard(self, what: str = "this") -> None:
-        """Raise ModelError if the site is sharded. what: the name of the function that cannot work on a part."""
-        if self.shard is not None:
-            raise ModelError(
-                f"{self.name}: sharded over several processes, and {what} needs the whole weight; "
-                "topkast.dense_state_dict(model, values='all', full=True) gathers it on rank 0, and "
-                "topkast.load_dense_state_dict loads it into the same model without fully_shard"
-            )
-
-    @property
-    def values(self) -> Tensor:
-        """B's values as a detached vector [values], with the same memory."""
-        self.refuse_shard()
-        return super().values
-
-    @property
-    def index(self) -> Index:
-        """The index of the whole weight."""
-        if not torch.compiler.is_compiling():
-            self.refuse_shard()
-        return super().index
-
-    @property
-    def index_is_whole(self) -> bool:
-        """Whether this rank has all columns of the index, and not only those of its own slots."""
-        return self.cols.dtype != torch.uint8
-
-    @property
-    def own_columns(self) -> Tensor:
-        """The columns of the slots that this rank holds, with the same memory. Only for a sharded site."""
-        shard = self.shard
-        assert shard is not None
-        cols = shard.cols
-        if self.index_is_whole:
-            return cols[shard.span(shard.slots, shard.slots_of_chunk)]
-        return local(cols).view(column_type(self.geometry.grid[1])).view(-1)
-
-    @property
-    def shard(self) -> Shard | None:
-        """This rank's part, if ``fully_shard`` has cut the values; otherwise None."""
-        if "_table" not in self.__dict__:
-            return None  # no module holds the values yet
-        values = self.table.get(self.attribute)
-        if is_sharded(values) and (self._shard is None or values is not self._shard.values):
-            self._become_sharded(values)
-        return self._shard
-
-    @torch.no_grad()
-    def _become_sharded(self, values: Any) -> None:
-        shard = shard_of(self.name, values, self.cols, self.n_bwd)
-        if self._shard is None:
-            reservoir, self.ever = own_outside(self, shard)
-            self.reservoir = self.place.allocate(reservoir.numel(), reservoir).copy_(reservoir)
-        self._shard, self._own = shard, (id(values), id(shard.cols))
-        self.remember_index()
-
-    @property
-    def is_gathered(self) -> bool:
-        """Whether the values of a sharded site are gathered now, for a forward or a backward."""
-        return self.shard is not None and self.table.get(self.attribute) is not self._shard.values  # type: ignore[union-attr]
-
-    @property
-    def original(self) -> nn.Parameter:
-        """B's values as the module's parameter, of :attr:`value_shape`; of a sharded site the parameter that an
-        optimizer updates, also while the values are gathered."""
-        shard = self.shard
-        return self.table[self.attribute] if shard is None else shard.values  # type: ignore[return-value]
-
-    def stored(self) -> tuple[Tensor, Index]:
-        """The values [values] that this rank has, and their index in the grid of the whole weight."""
-        shard = self.shard
-        if shard is None:
-            return self.values, self.index
-        return local(shard.values).view(-1), shard.own_index(self.row_ptr, self.row_fwd, self.own_columns)
-
-    def count_compared(self) -> None:
-        """Record that the ranks of a sharded site were compared."""
-        self.compared = True
-
-    def theta(self) -> Tensor:
-        """All of θ, dense, detached, on the reservoir's device: assembled from B's values and the reservoir. Of a
-        sharded site all ranks call this together."""
-        self.check_whole()
-        values, reservoir, index = gathered(self)
-        return assemble(values.to(self.home), reservoir, index.to(self.home), self.geometry)
-
-    def sets(self) -> tuple[Tensor, Tensor]:
-        """(A, B) as dense bool tensors of the weight's shape. Of a sharded site all ranks call this together."""
-        self.check_whole()
-        fwd, bwd = (
-            self.geometry.from_blocks(mask[:, None].expand(-1, self.geometry.unit))
-            for mask in index_masks(gathered(self)[2], self.geometry)
-        )
-        return fwd, bwd
 
     def parts(self) -> Parts:
         """The current tensors that a refresh changes."""
@@ -401,11 +285,6 @@ class Site(Derived, nn.Module):
     def set_pending(self, pending: Pending | None) -> None:
         """Set the sets that a thread is choosing or has chosen."""
         self.pending = pending
-
-    def wait(self) -> None:
-        """Wait until no thread reads the reservoir."""
-        if self.pending is not None:
-            self.pending.wait()
 
     def drop_pending(self) -> None:
         """Drop the sets that a thread is choosing, because θ is about to change."""

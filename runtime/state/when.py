@@ -15,7 +15,7 @@ _counted: weakref.WeakKeyDictionary[Site, int] = weakref.WeakKeyDictionary()  # 
 
 def due(site: Site) -> bool:
     """Whether, after the last optimizer step, the site's sets must be renewed."""
-    return site.method.due(site.set_state())
+    return not site.for_inference and site.method.due(site.set_state())
 
 
 def next_refresh(site: Site) -> int | None:
@@ -24,7 +24,8 @@ def next_refresh(site: Site) -> int | None:
     state = site.set_state()
     every, stop = state.rule.refresh_every, state.rule.stop_exploring_after
     steps = sorted({state.step, (state.step // every + 1) * every, max(state.step, stop or 0)})
-    return next((step for step in steps if site.method.due(replace(state, step=step))), None)
+    due_at = (step for step in steps if site.method.due(replace(state, step=step)))
+    return None if site.for_inference else next(due_at, None)
 
 
 def any_due(sites: Iterable[Site]) -> bool:

@@ -17,7 +17,7 @@ from topkast.passes.onnx.writer import serialize
 
 def convert(model: onnx.ModelProto, wanted: conversion.Wanted) -> list[SiteResult]:
     """:func:`topkast.passes.onnx.convert.convert`, in place."""
-    return _in_place(model, conversion.convert, wanted)
+    return _in_place(model, conversion.convert, wanted)[0]
 
 
 def shrink(model: onnx.ModelProto, blocks: Iterable[Block] = ((1, 1),)) -> tuple[list[Shrunk], dict[str, str]]:

@@ -20,6 +20,7 @@ from topkast.tools.bench import memory as _bench_memory
 from topkast.tools.bench.layer import PRODUCTS, random_layer
 from topkast.tools.bench.peers import masked_dense, masks, mkl_csr, sparselab_step
 from topkast.tools.common.pairs import bound, geomean, geomean_spread, measure, spread
+from topkast.tools.common.rotation import measure_rounds, ratios
 
 
 class FakeTime:
@@ -89,6 +90,15 @@ def test_bound_and_geometric_means() -> None:
     assert geomean([0.5, 2.0, 1.0]) == pytest.approx(1.0)
     spreads = [spread([0.5, 0.5, 0.5]), spread([2.0, 2.0, 2.0])]
     assert geomean_spread(spreads) == pytest.approx({"low": 1.0, "median": 1.0, "high": 1.0})
+
+
+def test_rounds_begin_with_each_side_in_turn() -> None:
+    clock = FakeTime()
+    sides = {name: clock.work(name, lambda i, cost=cost: cost) for name, cost in (("a", 1.0), ("b", 2.0), ("c", 4.0))}
+    times = measure_rounds(sides, repeats=3, warmup=1, clock=clock)
+    assert clock.order == "abc" + "bca" + "cab" + "abc"
+    assert times == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [4.0] * 3}
+    assert {name: found["median"] for name, found in ratios(times, "b").items()} == {"a": 0.5, "b": 1.0, "c": 2.0}
 
 
 @pytest.mark.parametrize("block", [(1, 1), (16, 1), (16, 16)])
@@ -176,10 +186,26 @@ def test_onnx(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     found = run(tmp_path, "onnx", *size)
     assert {(cell["format"], cell["written as"]) for cell in found["layer"]} >= {("custom", "custom")}
     assert all(cell["speed"]["median"] > 0 for cell in found["layer"])
+    kinds = {"library 16x1, int8", "stock 64x64, fp32", "dense int8"}
+    assert found["int8"] and all(kinds <= set(cell["of dense int8"]) for cell in found["int8"])
+    assert all(cell["of dense int8"]["dense int8"]["median"] == 1 for cell in found["int8"])
     (row,) = found["model"]
     assert row["memory"]["sparse"]["resident"] > 0 and row["memory"]["dense"]["held"] > 0
     assert row["bytes"]["sparse"] < row["bytes"]["dense"] and row["max error"] < 1e-3
     assert "whole models" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    size = ["--threads", "1", "--repeats", "2", "--kind", "custom-4x1", "--precision", "fp32", "int8"]
+    (row,) = run(tmp_path, "tokens", *size, "--vocabulary", "64", "--prompt", "5", "--new", "6")["rows"]
+    sides = row["sides"]
+    assert list(sides) == ["dense fp32", "dense int8, dynamic", "sparse fp32", "sparse int8"]
+    assert sides["sparse int8"]["bytes"] < sides["sparse fp32"]["bytes"] < sides["dense fp32"]["bytes"]
+    assert sides["dense fp32"]["next token"]["ratio"]["median"] == sides["sparse fp32"]["equal tokens"] == 1
+    for side in sides.values():
+        assert side["first token"]["seconds"] > 0 and set(side["tokens a second"]) == {"low", "median", "high"}
+    assert "generation with a cache" in capsys.readouterr().out
 
 
 def test_peak_is_seen_though_it_passes() -> None:

@@ -14,7 +14,7 @@ from topkast.tools.common.places import ROOT
 
 FILES = sorted((ROOT / "tools" / "examples").glob("*.py"))
 # name -> the package it needs
-OUTSIDE = {"ddp": "torch", "hf_trainer": "accelerate", "lightning_trainer": "lightning"}
+OUTSIDE = {"ddp": "torch", "generate": "transformers", "hf_trainer": "accelerate", "lightning_trainer": "lightning"}
 SHOWN = {
     "accumulation": "the same sets: True",
     "amp": "skipped, no weight moved",
@@ -24,6 +24,7 @@ SHOWN = {
     "ema": "difference of the average from a dense one",
     "frozen": "sparse for inference only",
     "functional": "an ensemble of 4",
+    "generate": "generated without torch",
     "hf_trainer": "ends in the same bits",
     "lightning_trainer": "validation of the average",
     "schedule": "lr 0.0000",

@@ -5,10 +5,12 @@
     model    resident memory of a 100-million-parameter model while it trains
     large    a model that dense training does not fit
     onnx     exported files in ONNX Runtime: latency, size, load time
+    int8     sparse and int8 together: whole models, and the quality after int8
     convs    ResNet-50's convolutions in ONNX Runtime, node by node
+    tokens   tokens a second of a GPT-2 with its key-value cache in ONNX Runtime
 
-All but onnx take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample that shows that everything
-runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the README's picture from the files.
+All but those in ONNX Runtime take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample to show that
+everything runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the README's picture.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ MODULES = {
     "model": "memory",
     "large": "large",
     "onnx": "onnx_runtime.onnx",
+    "int8": "onnx_runtime.int8_tables",
     "convs": "onnx_runtime.onnx_convs",
+    "tokens": "onnx_runtime.onnx_tokens",
 }
 
 

@@ -140,6 +140,65 @@ def onnx_models() -> str:
     return _joined(table(heads, lines, numbers=True), source(files[0], "bench onnx --tables model"))
 
 
+def tokens() -> str:
+    """Generation with a key-value cache in ONNX Runtime."""
+    found = read("tokens")
+    lines = [
+        [
+            row["says"],
+            row["kind"],
+            side,
+            _threads(row["threads"]),
+            f"{one['tokens a second']['median']:.1f}",
+            show(one["next token"]["ratio"]),
+            show(one["first token"]["ratio"]),
+            f"{one['bytes'] / row['sides']['dense fp32']['bytes']:.2f}",
+        ]
+        for row in found["rows"]
+        for side, one in row["sides"].items()
+    ]
+    heads = ["model", "blocks", "file", "threads", "tokens a second", "a new token", "the prompt", "size"]
+    given = found["arguments"]
+    return _joined(
+        table(heads, lines, numbers=True),
+        source(found, f"bench tokens --repeats {given['repeats']} --kind {' '.join(given['kind'])}"),
+    )
+
+
+def int8_layers() -> str:
+    """One layer in ONNX Runtime, float32 and int8, dense and sparse."""
+    found = read("onnx-int8")
+    parts = []
+    for threads in dict.fromkeys(cell["threads"] for cell in found["int8"]):
+        mine = [cell for cell in found["int8"] if cell["threads"] == threads]
+        lines = [
+            [kind, *(show(cell[base][kind]) for cell in mine for base in ("of dense fp32", "of dense int8"))]
+            for kind in mine[0]["of dense fp32"]
+        ]
+        heads = [f"M = {cell['m']}, of dense {base}" for cell in mine for base in ("fp32", "int8")]
+        parts += [f"{_threads(threads).capitalize()}:", table(["file", *heads], lines, numbers=True)]
+    return _joined(*parts, source(found, f"bench onnx --tables int8 --repeats {found['arguments']['repeats']}"))
+
+
+def int8_models() -> str:
+    """Whole models in ONNX Runtime, dense and sparse, float32 and int8."""
+    found = read("int8")
+    sides = list(found["model"][0]["ratio"])[1:]
+    lines = [
+        [
+            row["says"],
+            _threads(row["threads"]),
+            f"{row['bound']:.2f}",
+            *(show(row["ratio"][side]) for side in sides),
+            ", ".join(f"{row['weights'][side]:.3f}" for side in sides if side.endswith(", int8")),
+        ]
+        for row in found["model"]
+    ]
+    heads = ["model", "threads", "bound", *sides, "int8 weights' bytes, library and stock"]
+    names = " ".join(row["model"] for row in found["model"])
+    return _joined(table(heads, lines, numbers=True), source(found, f"bench int8 --tables model --model {names}"))
+
+
 def source(found: Found, command: str) -> str:
     """The line below a table: command, machine and date of its figures."""
     machine = found["machine"]

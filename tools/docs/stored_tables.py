@@ -32,4 +32,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-large": bench.large,
     "bench-onnx-layers": bench.onnx_layers,
     "bench-onnx-models": bench.onnx_models,
+    "bench-tokens": bench.tokens,
+    "bench-int8-layers": bench.int8_layers,
+    "bench-int8-models": bench.int8_models,
 }

@@ -29,10 +29,16 @@ def held(model: nn.Module, meta: bool = True) -> Owners:
 
 def current(name: str, owners: Owners) -> Tensor:
     """The tensor that the owners of ``name`` hold now; ModelError if they no longer hold the same tensor."""
-    tensors = [getattr(module, attribute) for module, attribute in owners[name]]
+    tensors = [_held_by(*owner) for owner in owners[name]]
     if any(tensor is not tensors[0] for tensor in tensors):
         raise ModelError(f"{name}: shared by several modules, until initialising one of them gave it another tensor")
     return tensors[0]
+
+
+def _held_by(module: nn.Module, attribute: str) -> Any:
+    """The module's parameter or buffer itself. The attribute of a sparse weight would be W_A, a new tensor."""
+    registered = {**module._parameters, **module._buffers}
+    return registered[attribute] if attribute in registered else getattr(module, attribute)
 
 
 def refuse_loose(model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 Two forms, by how x lies while it is gathered. With x turned to [in, M] panels are whole rows, and weights stand on the
 left; that is the faster one but for many rows of x and large blocks, where turning costs more than it saves.
+
+With int8 weights x is quantised as a whole, panels are uint8, and the product is one of integers.
 """
 
 from __future__ import annotations
@@ -94,24 +96,46 @@ def slower(weight: Weight) -> str | None:
     return refusal(matrix)
 
 
+def keeps_float(weight: Weight) -> str | None:
+    """Why standard operators do not take the weight in int8, None if they do."""
+    c = weight.matrix.block[1]
+    if c % 2:
+        return f"in blocks of {c} columns the neighbours differ, of which the products are added in 16 bits"
+    return weight.too_long()
+
+
 def write(weight: Weight) -> tuple[Block, int]:
     """Compute each product by standard operators."""
     return weight.replace_products(lower)
 
 
-def lower(builder: Builder, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None) -> None:
+def lower(
+    builder: Builder,
+    product: Product,
+    weight: Blocks,
+    label: str,
+    dtype: type[np.generic],
+    row_count: int | None,
+) -> None:
     """Standard operators compute ``product`` from ``weight``, for x of about ``row_count`` rows (None: not known)."""
-    row_major = (row_count or 1) >= ROW_MAJOR_FROM and min(weight.block) >= ROW_MAJOR_BLOCK
-    builder.replace(product.nodes, _Writer(builder, product, weight, label, half).write(row_major))
+    # ONNX Runtime multiplies uint8 on the left by int8 on the right, so x stands on the left.
+    row_major = weight.scale is not None or (
+        (row_count or 1) >= ROW_MAJOR_FROM and min(weight.block) >= ROW_MAJOR_BLOCK
+    )
+    builder.replace(product.nodes, _Writer(builder, product, weight, label, dtype).write(row_major))
 
 
 class _Writer:
-    def __init__(self, builder: Builder, product: Product, weight: Blocks, label: str, half: bool) -> None:
-        self.builder, self.product, self.weight, self.label, self.half = builder, product, weight, label, half
+    def __init__(self, builder: Builder, product: Product, weight: Blocks, label: str, dtype: type[np.generic]) -> None:
+        self.builder, self.product, self.weight, self.label, self.dtype = builder, product, weight, label, dtype
+        self.quantised_x: tuple[ir.Value, ir.Value] | None = None  # scale and zero point, if x is quantised
 
     def write(self, row_major: bool) -> ir.Value:
         (out, columns), (_, c), x, node = self.weight.shape, self.weight.block, self.product.x, self.builder.node
         flat = len(shape_of(x) or ()) == 2
+        if self.weight.scale is not None:
+            x, *scale_and_zero = self.builder.node_of("DynamicQuantizeLinear", x, outputs=3)
+            self.quantised_x = scale_and_zero[0], scale_and_zero[1]
         if not flat:
             x = self._reshape(x, -1, columns)
         if row_major:
@@ -145,10 +169,22 @@ class _Writer:
         if row_major:  # panels [M, block columns, c]
             matrix = values.transpose(0, 1, 3, 2).reshape(len(rows), length * c, r)
             taken = self._reshape(node("Gather", panels, index, axis=1), -1, len(rows), length * c)
-            return node("MatMul", node("Transpose", taken, perm=[1, 0, 2]), self._floats(name, matrix))
+            taken = node("Transpose", taken, perm=[1, 0, 2])
+            if self.quantised_x is not None:
+                return self._integer_product(taken, name, matrix, rows)
+            return node("MatMul", taken, self._floats(name, matrix))
         matrix = values.transpose(0, 2, 1, 3).reshape(len(rows), r, length * c)
         taken = self._reshape(node("Gather", panels, index, axis=0), len(rows), length * c, -1)
         return node("MatMul", self._floats(name, matrix), taken)
+
+    def _integer_product(self, taken: ir.Value, name: str, matrix: Array, rows: Array) -> ir.Value:
+        """uint8 [rows, M, columns] by int8 [rows, columns, r], in float32."""
+        assert self.quantised_x is not None and self.weight.scale is not None
+        (scale, zero), constant, node = self.quantised_x, self.builder.constant, self.builder.node
+        scales = self.weight.scale.reshape(-1, 1, self.weight.block[0])[rows]
+        sums = node("MatMulInteger", taken, constant(f"{name}.int8", matrix.astype(np.int8)), zero)
+        factor = node("Mul", scale, constant(f"{name}.scale", scales))
+        return node("Mul", node("Cast", sums, to=ir.DataType.FLOAT), factor)
 
     def _shaped_like_x(self, y: ir.Value, out: int) -> ir.Value:
         """[M, out] -> [..., out], with the leading dimensions of x."""
@@ -163,7 +199,7 @@ class _Writer:
         return self.builder.constant("topkast.dims." + ".".join(map(str, dims)), np.array(dims))
 
     def _floats(self, name: str, matrix: Array) -> ir.Value:
-        return self.builder.floats(name, matrix, self.half)
+        return self.builder.floats(name, matrix, self.dtype)
 
 
 def padded(weight: Blocks, rows: Array, length: int) -> tuple[Array, Array]:
@@ -183,4 +219,5 @@ FORMAT = Format(
     write,
     suits,
     slower,
+    keeps_float=keeps_float,
 )

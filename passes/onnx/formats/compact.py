@@ -32,13 +32,7 @@ def pack(weight: Blocks) -> tuple[Array, Array]:
     return packed, values
 
 
-def size(weight: Blocks, half: bool) -> int:
-    """Bytes of the packed weight."""
-    gaps, values = pack(weight)
-    return gaps.nbytes + values.nbytes // (2 if half else 1)
-
-
-def unpack(builder: Builder, weight: Blocks, name: str, shape: list[int], half: bool) -> ir.Value:
+def unpack(builder: Builder, weight: Blocks, name: str, shape: list[int], dtype: type[np.generic]) -> ir.Value:
     """Unpack the constant ``name``, of this shape, whose matrix is ``weight``."""
     (rows, columns), (r, c), (grid_rows, grid_cols) = weight.shape, weight.block, weight.grid
     gaps, values = pack(weight)
@@ -50,7 +44,7 @@ def unpack(builder: Builder, weight: Blocks, name: str, shape: list[int], half: 
     axis = builder.constant("topkast.axis", np.array(0, np.int64))
     place = builder.node("Unsqueeze", builder.node("CumSum", wide, axis), ints(1))
     empty = builder.node("ConstantOfShape", ints(grid_rows * grid_cols, r * c))
-    units = builder.node("ScatterND", empty, place, builder.floats(f"{name}.values", values, half))
+    units = builder.node("ScatterND", empty, place, builder.floats(f"{name}.values", values, dtype))
     if r * c > 1:
         grid = builder.node("Reshape", units, ints(grid_rows, grid_cols, r, c))
         units = builder.node("Transpose", grid, perm=[0, 2, 1, 3])
@@ -62,13 +56,17 @@ def unpack(builder: Builder, weight: Blocks, name: str, shape: list[int], half: 
 
 def cost(weight: Weight) -> int:
     """Bytes of the packed weight."""
-    return size(weight.as_it_lies, weight.half)
+    gaps, values = pack(weight.as_it_lies)
+    scales = 0 if weight.scale is None else weight.scale.nbytes
+    return gaps.nbytes + values.size * np.dtype(weight.dtype).itemsize + scales
 
 
 def write(weight: Weight) -> tuple[Block, int]:
     """Let nodes unpack the constant."""
     builder, shape = Builder(weight.graph, f"{weight.name}.unpack"), list(weight.array.shape)
-    builder.compute(weight.value, unpack(builder, weight.as_it_lies, weight.name, shape, weight.half))
+    units = unpack(builder, weight.as_it_lies, weight.name, shape, weight.dtype)
+    builder.compute(weight.value, builder.scaled(units, weight.name, weight.scale))
+    weight.unpacked()
     return weight.as_it_lies.block, cost(weight)
 
 

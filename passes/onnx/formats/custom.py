@@ -16,10 +16,10 @@ import onnx_ir as ir
 from onnx import parser
 
 from topkast.passes.onnx.blocks import Block, Blocks
-from topkast.passes.onnx.constant_products import Product
+from topkast.passes.onnx.constant_products import Convolution, Product
 from topkast.passes.onnx.graph import Builder
 
-from . import custom_speed
+from . import custom_speed, int8_functions
 from .record import Format
 from .weight import Weight
 
@@ -93,6 +93,18 @@ BODIES = {
 """,
     ),
 }
+INT8_BODIES = {
+    "SparseMatMulInt8": (
+        BODIES["SparseMatMul"][0],
+        BODIES["SparseMatMul"][1],
+        int8_functions.PRODUCT.format(x="x", h="h"),
+    ),
+    "SparseConvInt8": (
+        BODIES["SparseConv"][0],
+        BODIES["SparseMatMul"][1],
+        int8_functions.BEFORE_CONV + int8_functions.PRODUCT.format(x="pixels", h="flat") + int8_functions.AFTER_CONV,
+    ),
+}
 # A function cannot branch, so each activation has an operator of its own, which ends in its name.
 ENDINGS = {
     "": "y = Identity (h)",
@@ -130,20 +142,26 @@ ENDINGS = {
 }
 
 
-def function(kind: str) -> onnx.FunctionProto:
-    """The function of an operator of ours, by the operator's name."""
-    base = next(base for base in BODIES if kind.startswith(base))
-    attributes, weight, body = BODIES[base]
+def function(kind: str, opset: int = 18) -> onnx.FunctionProto:
+    """The function of an operator of ours, by the operator's name and the model's version of standard operators."""
+    base = base_of(kind)
+    inputs = "x, values, row_ptr, cols, bias" if base in BODIES else "x, values, row_ptr, cols, scale, bias"
+    attributes, weight, body = (BODIES | INT8_BODIES)[base]
     return parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["" : 18]> {kind} <{attributes}> (x, values, row_ptr, cols, bias) => (y)'
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]> {kind} <{attributes}> ({inputs}) => (y)'
         f"{{{weight}{body}{ENDINGS[kind.removeprefix(base)]}}}"
     )
 
 
+def base_of(kind: str) -> str:
+    """The name of an operator of ours, without the activation in which it ends."""
+    return max((base for base in BODIES | INT8_BODIES if kind.startswith(base)), key=len)
+
+
 def register(model: ir.Model) -> None:
     """Let ``model`` hold the functions that its nodes need."""
-    for kind in sorted({node.op_type for node in model.graph if node.domain == DOMAIN}):
-        made = ir.serde.deserialize_function(function(kind))
+    for kind in sorted({node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}):
+        made = ir.serde.deserialize_function(function(kind, model.opset_imports[""]))
         model.functions[made.identifier()] = made
     model.opset_imports[DOMAIN] = 1
 
@@ -171,17 +189,38 @@ def write(weight: Weight) -> tuple[Block, int]:
     return weight.replace_products(lower)
 
 
+def keeps_float(weight: Weight) -> str | None:
+    """Why our kernels do not take the weight in int8, None if they do."""
+    for product in weight.products:
+        conv = product.conv
+        if conv is not None and not is_pixelwise(conv):
+            return "our int8 kernels compute convolutions of 1 x 1 only, of stride 1, without padding and groups"
+    return weight.too_long()
+
+
+def is_pixelwise(conv: Convolution) -> bool:
+    """Whether each result reads one pixel, the one in its own place."""
+    given = conv.attributes
+    return set(given["kernel_shape"]) | set(given["strides"]) == {1} and not any(given["pads"]) and conv.group == 1
+
+
 def lower(
-    builder: Builder, product: Product, weight: Blocks, label: str, half: bool, row_count: int | None = None
+    builder: Builder,
+    product: Product,
+    weight: Blocks,
+    label: str,
+    dtype: type[np.generic],
+    row_count: int | None = None,
 ) -> None:
     """One node computes ``product`` from ``weight``."""
-    (rows, columns), dtype = weight.shape, np.uint16 if weight.grid[1] <= 2**16 else np.int32
-    values = weight.values.reshape(-1).astype(np.float16 if half else np.float32)
+    (rows, columns), index = weight.shape, np.uint16 if weight.grid[1] <= 2**16 else np.int32
+    scale = [] if weight.scale is None else [builder.constant(f"{label}.scale", weight.scale)]
     inputs = [
         product.x,
-        builder.constant(f"{label}.values", values),
+        builder.constant(f"{label}.values", weight.values.reshape(-1).astype(dtype)),
         builder.constant(f"{label}.row_ptr", weight.row_ptr),
-        builder.constant(f"{label}.cols", weight.cols.astype(dtype)),
+        builder.constant(f"{label}.cols", weight.cols.astype(index)),
+        *scale,
         # The function cannot ask whether a bias was given.
         product.bias or builder.constant(f"{DOMAIN}.no_bias.{rows}", np.zeros(rows, np.float32)),
     ]
@@ -189,6 +228,7 @@ def lower(
     kind = "SparseMatMul"
     if product.conv is not None:
         kind, shape = "SparseConv", shape | product.conv.attributes
+    kind += "Int8" if scale else ""
     y = builder.op(kind, inputs, shape, domain=DOMAIN, name=f"{label}.product.{product.y.name}")
     builder.replace(product.nodes, y)
 
@@ -202,4 +242,5 @@ FORMAT = Format(
     suits,
     slower,
     needs_library=True,
+    keeps_float=keeps_float,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from topkast.passes.onnx.blocks import Blocks
 from topkast.passes.onnx.graph import sizes_of
 
 from .measured import LEAST_WORK, MANY_ROWS, limit
@@ -23,12 +24,20 @@ CONV_BLOCKS = {64: 0.22}
 
 def slower_product(weight: Weight) -> str | None:
     """Why our kernels are not expected to be faster than the dense product, None if they were measured to be."""
-    matrix, rows = weight.matrix, weight.rows
+    return _slower(weight.matrix, weight.rows)
+
+
+def slower_recurrence(matrix: Blocks, rows: int) -> str | None:
+    """The same for the recurrent matrix of an LSTM or a GRU and a batch of ``rows``, beside ONNX Runtime's own node."""
+    return _slower(matrix, rows)
+
+
+def _slower(matrix: Blocks, rows: int) -> str | None:
     many = rows >= MANY_ROWS
     about = f"x of {rows} row{'s' * (rows > 1)}"
     if rows * matrix.shape[0] * matrix.shape[1] < LEAST_WORK[many]:
         return f"the product is too small for a sparse one to be faster, with {about}"
-    return _too_dense(weight, limit(CUSTOM[many], matrix.block[0]), about)
+    return _too_dense(matrix, limit(CUSTOM[many], matrix.block[0]), about)
 
 
 def slower_convolution(weight: Weight) -> str | None:
@@ -45,11 +54,11 @@ def slower_convolution(weight: Weight) -> str | None:
     limits = CONV if r < 16 else CONV_BLOCKS
     if r < 16 and max(batches, default=1) == 1:
         limits = limits | CONV_ALONE
-    return _too_dense(weight, limit(limits, columns), f"{columns} inputs to each output")
+    return _too_dense(weight.matrix, limit(limits, columns), f"{columns} inputs to each output")
 
 
-def _too_dense(weight: Weight, most: float, about: str) -> str | None:
-    if weight.matrix.density <= most:
+def _too_dense(matrix: Blocks, most: float, about: str) -> str | None:
+    if matrix.density <= most:
         return None
-    r, c = weight.matrix.block
+    r, c = matrix.block
     return f"blocks of {r} x {c} are faster only up to a density of {most:.0%}, with {about}"

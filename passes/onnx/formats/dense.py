@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from topkast.passes.onnx.graph import Builder
-
 from .record import Format
 from .weight import Weight
 
 
 def write(weight: Weight) -> tuple[None, int]:
-    """Leave the constant as it lies; with ``weight.half``, as float16 that a node widens."""
-    if weight.half:
-        builder = Builder(weight.graph, weight.name)
-        builder.compute(weight.value, builder.floats(weight.name, weight.array, True))
+    """Leave the constant as it lies; in another type than float32, nodes widen it."""
+    weight.widen()
     return None, weight.dense_bytes
 
 

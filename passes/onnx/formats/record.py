@@ -28,6 +28,7 @@ class Format:
             that they are not. None instead of a function: the format saves no time.
         cost: bytes that the weight would take. The weight is stored dense if these are no fewer. None instead of a
             function: the weight is stored whatever it takes.
+        keeps_float: why the format does not store the weight in int8, None if it does. The weight has that precision.
         needs_library: whether products are faster only with topkast's library.
     """
 
@@ -38,3 +39,4 @@ class Format:
     slower: Callable[[Weight], str | None] | None = None
     cost: Callable[[Weight], int] | None = None
     needs_library: bool = False
+    keeps_float: Callable[[Weight], str | None] = suits_all

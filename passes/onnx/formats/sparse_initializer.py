@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from topkast.passes.onnx.blocks import Block
-from topkast.passes.onnx.graph import SPARSE, Builder
+from topkast.passes.onnx.graph import SPARSE
 
 from .record import Format
 from .weight import Weight
@@ -11,18 +13,13 @@ from .weight import Weight
 
 def cost(weight: Weight) -> int:
     """Bytes of the coordinates and the values."""
-    return weight.nonzeros * (8 + (2 if weight.half else 4))
+    scales = 0 if weight.scale is None else weight.scale.nbytes
+    return int(np.count_nonzero(weight.values)) * (8 + np.dtype(weight.dtype).itemsize) + scales
 
 
 def write(weight: Weight) -> tuple[Block, int]:
-    """Make the constant sparse; with ``weight.half``, as float16 that a node widens."""
-    stored = weight.value
-    if weight.half:
-        builder = Builder(weight.graph, weight.name)
-        wide = builder.floats(weight.name, weight.array, True)
-        builder.compute(weight.value, wide)
-        stored = weight.graph.initializers[f"{weight.name}.half"]
-    stored.meta[SPARSE] = True
+    """Make the constant sparse; in another type than float32, nodes widen it."""
+    weight.widen().meta[SPARSE] = True
     return (1, 1), cost(weight)
 
 

@@ -20,7 +20,7 @@ struct Context;
 struct MemoryInfo;
 
 // Element types of tensors.
-enum Type : int { ANY = 0, FLOAT = 1, UINT16 = 4, INT32 = 6, INT64 = 7, FLOAT16 = 10 };
+enum Type : int { ANY = 0, FLOAT = 1, INT8 = 3, UINT16 = 4, INT32 = 6, INT64 = 7, FLOAT16 = 10 };
 enum Code : int { INVALID_ARGUMENT = 2, RUNTIME_EXCEPTION = 6 };
 
 struct Allocator {

@@ -2,10 +2,12 @@
 #pragma once
 #include <stdint.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "int8.h"
 #include "tensor.h"
 
 namespace topkast {
@@ -61,37 +63,54 @@ inline float widen(uint16_t half) {
     return sign ? -found : found;
 }
 
+// The index of a weight in two steps: the tensors themselves, then what they hold. The values are checked between.
+inline void check_types(const Geometry& g, const Tensor& row_ptr, const Tensor& cols) {
+    require(row_ptr.type == INT64 && row_ptr.dims.size() == 1 && row_ptr.count == g.grid_rows() + 1,
+            "row_ptr must be int64 [" + text(g.grid_rows() + 1) + "], one more than there are rows of blocks");
+    require((cols.type == UINT16 || cols.type == INT32) && cols.dims.size() == 1 && cols.count <= INT32_MAX,
+            "cols must be a vector of uint16 or int32, of at most 2147483647");
+}
+
+inline void check_contents(const Geometry& g, const Tensor& row_ptr, const Tensor& cols) {
+    const int64_t* starts = static_cast<const int64_t*>(row_ptr.data);
+    require(starts[0] == 0 && starts[g.grid_rows()] == cols.count,
+            "row_ptr must begin at 0 and end at " + text(cols.count) + ", the length of cols");
+    for (int64_t i = 0; i < g.grid_rows(); ++i)
+        require(starts[i] <= starts[i + 1], "row_ptr descends after entry " + text(i));
+    if (cols.type == UINT16) check_columns(starts, static_cast<const uint16_t*>(cols.data), g);
+    if (cols.type == INT32) check_columns(starts, static_cast<const int32_t*>(cols.data), g);
+}
+
+// A file holds A only: a row's first slots of the forward set are all of them.
+inline tk_matrix indexed(const Geometry& g, const Tensor& row_ptr, const Tensor& cols) {
+    const int64_t* starts = static_cast<const int64_t*>(row_ptr.data);
+    return {nullptr, starts, starts + 1, cols.data, g.rows, g.columns, cols.count,
+            static_cast<int32_t>(g.r), static_cast<int32_t>(g.c), cols.type == UINT16 ? 2 : 4};
+}
+
 // The matrix of a node, whose tensors must outlive it; values of 16 bits are widened here, once.
 class Weight {
 public:
+    static constexpr size_t PARTS = 3;  // values, row_ptr, cols
+
     Weight() = default;
     Weight(const Weight&) = delete;
 
-    void take(const Geometry& g, const Tensor& values, const Tensor& row_ptr, const Tensor& cols) {
-        require(row_ptr.type == INT64 && row_ptr.dims.size() == 1 && row_ptr.count == g.grid_rows() + 1,
-                "row_ptr must be int64 [" + text(g.grid_rows() + 1) + "], one more than there are rows of blocks");
-        require((cols.type == UINT16 || cols.type == INT32) && cols.dims.size() == 1 && cols.count <= INT32_MAX,
-                "cols must be a vector of uint16 or int32, of at most 2147483647");
+    void take(const Geometry& g, const Tensor* parts) {
+        const Tensor &values = parts[0], &row_ptr = parts[1], &cols = parts[2];
+        check_types(g, row_ptr, cols);
         const int64_t size = cols.count * g.r * g.c;
         require((values.type == FLOAT || values.type == FLOAT16) && values.dims.size() == 1 && values.count == size,
                 "values must be float or float16 [" + text(size) + "], a block for each of cols");
-        const int64_t* starts = static_cast<const int64_t*>(row_ptr.data);
-        require(starts[0] == 0 && starts[g.grid_rows()] == cols.count,
-                "row_ptr must begin at 0 and end at " + text(cols.count) + ", the length of cols");
-        for (int64_t i = 0; i < g.grid_rows(); ++i)
-            require(starts[i] <= starts[i + 1], "row_ptr descends after entry " + text(i));
-        if (cols.type == UINT16) check_columns(starts, static_cast<const uint16_t*>(cols.data), g);
-        if (cols.type == INT32) check_columns(starts, static_cast<const int32_t*>(cols.data), g);
-        const float* wide = static_cast<const float*>(values.data);
+        check_contents(g, row_ptr, cols);
+        matrix_ = indexed(g, row_ptr, cols);
+        matrix_.values = static_cast<const float*>(values.data);
         if (values.type == FLOAT16) {
             const uint16_t* halves = static_cast<const uint16_t*>(values.data);
             widened_.resize(size);
             for (int64_t i = 0; i < size; ++i) widened_[i] = widen(halves[i]);
-            wide = widened_.data();
+            matrix_.values = widened_.data();
         }
-        // A file holds A only: a row's first slots of the forward set are all of them.
-        matrix_ = {wide, starts, starts + 1, cols.data, g.rows, g.columns, cols.count,
-                   static_cast<int32_t>(g.r), static_cast<int32_t>(g.c), cols.type == UINT16 ? 2 : 4};
     }
 
     bool taken() const { return matrix_.row_ptr != nullptr; }
@@ -100,6 +119,31 @@ public:
 private:
     tk_matrix matrix_{};
     std::vector<float> widened_;
+};
+
+// The same with values of int8 and a scale for each row, prepared for the kernels once; the tensors need not outlive it.
+class Quantised {
+public:
+    static constexpr size_t PARTS = 4;  // values, row_ptr, cols, scale
+
+    void take(const Geometry& g, const Tensor* parts) {
+        const Tensor &values = parts[0], &row_ptr = parts[1], &cols = parts[2], &scale = parts[3];
+        check_types(g, row_ptr, cols);
+        const int64_t size = cols.count * g.r * g.c;
+        require(values.type == INT8 && values.dims.size() == 1 && values.count == size,
+                "values must be int8 [" + text(size) + "], a block for each of cols");
+        require(scale.type == FLOAT && scale.dims.size() == 1 && scale.count == g.rows,
+                "scale must be float [" + text(g.rows) + "]");
+        check_contents(g, row_ptr, cols);
+        weight_ = std::make_unique<Int8Weight>(indexed(g, row_ptr, cols), static_cast<const int8_t*>(values.data),
+                                               static_cast<const float*>(scale.data));
+    }
+
+    bool taken() const { return weight_ != nullptr; }
+    const Int8Weight& matrix() const { return *weight_; }
+
+private:
+    std::unique_ptr<Int8Weight> weight_;
 };
 
 }  // namespace ort

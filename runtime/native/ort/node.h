@@ -11,7 +11,7 @@
 namespace topkast {
 namespace ort {
 
-enum Input : size_t { X, VALUES, ROW_PTR, COLS, BIAS, INPUTS };
+enum Input : size_t { X, VALUES, ROW_PTR, COLS };  // then a scale, if the weight has one, and a bias
 
 // Integer attributes; their number must be `count`.
 inline void attribute(const Api& api, const KernelInfo* info, const char* name, int64_t* out, size_t count) {
@@ -94,19 +94,23 @@ private:
     void* data_ = nullptr;
 };
 
+// W: Weight or Quantised.
+template <class W>
 class Node {
 public:
+    static constexpr size_t BIAS = VALUES + W::PARTS;
+
     Node(const Api& api, const KernelInfo* info, int32_t act) : api_(api), geometry_(geometry(api, info)), act_(act) {
-        Tensor parts[3];
+        Tensor parts[W::PARTS];
         bool constant = true;
-        for (size_t i = 0; i < 3; ++i) {
+        for (size_t i = 0; i < W::PARTS; ++i) {
             int is_constant = 0;
             const Value* value = nullptr;
             must(api_.constant_input(info, VALUES + i, &is_constant, &value));
             constant = constant && is_constant && value;
             if (constant) parts[i] = tensor(api_, value);
         }
-        if (constant) constant_.take(geometry_, parts[0], parts[1], parts[2]);
+        if (constant) constant_.take(geometry_, parts);
         must(api_.cpu_memory(1, 0, &memory_));  // the arena, memory of the default kind
     }
     Node(const Node&) = delete;
@@ -121,9 +125,11 @@ protected:
     }
 
     // The node's matrix, in `fresh` where it is no constant and each call may bring another.
-    const tk_matrix& weight(const Context* context, Weight& fresh) const {
+    const auto& weight(const Context* context, W& fresh) const {
         if (constant_.taken()) return constant_.matrix();
-        fresh.take(geometry_, input(context, VALUES), input(context, ROW_PTR), input(context, COLS));
+        Tensor parts[W::PARTS];
+        for (size_t i = 0; i < W::PARTS; ++i) parts[i] = input(context, VALUES + i);
+        fresh.take(geometry_, parts);
         return fresh.matrix();
     }
 
@@ -153,7 +159,7 @@ protected:
     MemoryInfo* memory_ = nullptr;
 
 private:
-    Weight constant_;  // checked once, when the session is created, which keeps what it points to
+    W constant_;  // checked once, when the session is created, which keeps what it points to
 };
 
 template <class Kernel>
@@ -177,9 +183,9 @@ std::vector<Operator> family(const std::string& name) {
         op.input_type = [](const CustomOp*, size_t i) {
             return i == ROW_PTR ? INT64 : i == VALUES || i == COLS ? ANY : FLOAT;
         };
-        op.inputs = [](const CustomOp*) { return static_cast<size_t>(INPUTS); };
+        op.inputs = [](const CustomOp*) { return Kernel::BIAS + 1; };
         op.output_type = [](const CustomOp*, size_t) { return FLOAT; };
-        op.input_kind = [](const CustomOp*, size_t i) { return i == BIAS ? 1 : 0; };
+        op.input_kind = [](const CustomOp*, size_t i) { return i == Kernel::BIAS ? 1 : 0; };
         op.create_kernel_or_fail = create<Kernel>;
         op.compute_or_fail = compute<Kernel>;
         op.destroy = destroy<Kernel>;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t CHUNK = 1024;  // rows of x in one product: it bounds the scratch, and larger ones are no faster
 
-class SparseMatMul : public Node {
+class SparseMatMul : public Node<Weight> {
 public:
     using Node::Node;
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from abc import abstractmethod
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from topkast.runtime.kernels.sets import largest
+from topkast.runtime.kernels.theta import assemble
 from topkast.runtime.layout import Index, explored_values, index_masks
 from topkast.runtime.methods import Method, SetState
 from topkast.runtime.reference.dense_gradient import Rows
@@ -23,7 +25,6 @@ class Derived(Placed):
     """The part of a site that only reads."""
 
     for_inference = False  # whether the site holds A only, see inference_site.py
-
     name: str
     rule: Rule
     method: Method
@@ -34,6 +35,31 @@ class Derived(Placed):
     reservoir: Tensor
     row_ptr: Tensor
     row_fwd: Tensor
+
+    @abstractmethod
+    def check_whole(self) -> None:
+        """Raise ModelError if the site's tensors are no longer its own."""
+
+    def check_trainable(self, wanted: str) -> None:
+        """Raise ModelError if the site holds A only: see :mod:`topkast.runtime.state.inference_site`.
+
+        Args:
+            wanted: what the caller is about to do or to read, for the message.
+        """
+
+    def theta(self) -> Tensor:
+        """All of θ, dense, detached, on the reservoir's device: assembled from B's values and the reservoir."""
+        self.check_whole()
+        return assemble(self.values.to(self.home), self.reservoir, self.index.to(self.home), self.geometry)
+
+    def sets(self) -> tuple[Tensor, Tensor]:
+        """(A, B) as dense bool tensors of the weight's shape."""
+        self.check_whole()
+        fwd, bwd = (
+            self.geometry.from_blocks(mask[:, None].expand(-1, self.geometry.unit))
+            for mask in index_masks(self.index, self.geometry)
+        )
+        return fwd, bwd
 
     @property
     def place(self) -> Reservoir:
@@ -99,6 +125,11 @@ class Derived(Placed):
     def see_gradient(self, rows: Rows) -> None:
         """Give the rows of a dense gradient, computed in a backward, to the method."""
         self.method.see(self.set_state(), rows)
+
+    def wait(self) -> None:
+        """Wait until no thread reads the reservoir."""
+        if self.pending is not None:
+            self.pending.wait()
 
     def pending_tensors(self) -> dict[str, Tensor]:
         """The saved state of a thread's choice, under its own names: its index (waits for it), or zeros without one."""

@@ -39,7 +39,9 @@ def outside_shapes(site: Site) -> dict[str, tuple[int, ...]]:
 
 def columns_of(cols: Tensor, columns: int) -> Tensor:
     """The columns of an index [slots], from their bytes; another tensor is unchanged. columns: of the grid."""
-    return cols.contiguous().view(column_type(columns)).view(-1) if cols.dtype == torch.uint8 else cols
+    kind = column_type(columns)
+    whole = cols.dtype == torch.uint8 and cols.nbytes % kind.itemsize == 0
+    return cols.contiguous().view(-1).view(kind) if whole else cols
 
 
 def as_saved(site: Site, name: str, tensor: Tensor) -> Tensor:

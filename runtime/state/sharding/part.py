@@ -36,9 +36,13 @@ class Part(Derived):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.site, name)
 
+    def check_whole(self) -> None:
+        """Raise ModelError if the site's tensors are no longer its own."""
+        self.site.check_whole()
+
     def parts(self) -> Parts:
         """The tensors that a refresh changes."""
-        self.site.check_whole()
+        self.check_whole()
         if self.site.is_gathered:
             raise RefreshError(
                 f"{self.name}: its values are gathered for a forward, which would not see new sets; call reshard() of "

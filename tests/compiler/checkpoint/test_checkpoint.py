@@ -66,7 +66,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-@pytest.mark.parametrize(("case", "optimizer"), [("mlp", "AdamW"), ("tied", "SGD")])
+@pytest.mark.parametrize(("case", "optimizer"), [("mlp", "AdamW"), pytest.param("tied", "SGD", marks=pytest.mark.long)])
 def test_a_new_process_goes_on_bit_for_bit(case: str, optimizer: str, tmp_path: Path) -> None:
     model, opt = made(case, optimizer)
     train(case, model, opt, 0, 7)  # in the middle of the second interval

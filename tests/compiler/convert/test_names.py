@@ -211,7 +211,7 @@ def test_a_graph_module_says_how_to_be_saved() -> None:
     assert torch.equal(_again(layers)(x), layers(x))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.long)])
 def test_a_recurrent_layer_s_weights_are_replaced(backend: str) -> None:
     model = topkast.compile(nn.LSTM(6, 8), 0.8, 0.5, min_size=1, backend=backend)
     x, plain = torch.randn(4, 6), nn.LSTM(6, 8)

@@ -35,7 +35,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+QUICK = ("lstm", "rnn", "bare")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in KINDS]
+)
 def test_every_product_is_sparse(name: str) -> None:
     sparse = topkast.compile(KINDS[name](), min_size=1, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 4, 5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import hypothesis.strategies as st
@@ -21,6 +20,7 @@ from topkast.passes.onnx.convert import Wanted
 from topkast.passes.onnx.formats import custom
 from topkast.runtime import native
 from topkast.tests.runtime.native.test_native import within
+from topkast.tests.support.at_once import wrong_at_once
 from topkast.tests.support.models.product_files import dense_file, parts, session, sparse_matrix
 from topkast.tests.support.protobuf import convert
 from topkast.tests.support.stated import assert_stated, assert_valid
@@ -64,6 +64,7 @@ def check_conv(matrix: np.ndarray, bias: np.ndarray, x: Tensor, y: Tensor, act: 
     within(y, [plain(order, torch.float32) for order in orders], plain(orders[0], torch.float64), where)
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=120, derandomize=True)
 @given(st.data())
 def test_fuzz(data: st.DataObject) -> None:
@@ -115,17 +116,8 @@ def test_images_of_many_positions(block: tuple[int, int], kernel: int, size: int
     made = session(model, 2)
     (y,) = made.run(None, {"x": x.numpy()})
     check_conv(matrix, bias, x, torch.from_numpy(y), "Relu", window)
-    wrong = list[int]()
 
-    def work() -> None:
-        wrong.extend(i for i in range(5) if not np.array_equal(made.run(None, {"x": x.numpy()})[0], y))
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not wrong_at_once(3, 5, lambda i: np.array_equal(made.run(None, {"x": x.numpy()})[0], y))
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)

@@ -105,13 +105,13 @@ def test_models(name: str, format: str, precision: str, unit: tuple[int, int], t
     sites = [site for site in result.sites if site.density < 0.5]
     assert sites and all(site.why for site in result.sites)
     assert (result.path.stat().st_size, result.bytes) == (result.bytes, result.path.stat().st_size)
-    products = {"cnn", "mlp", "encoder", "attention", "tied", "functional", "gpt2"}
+    products = {"cnn", "mlp", "encoder", "attention", "tied", "functional", "gpt2", "lstm"}
     if format == "custom":
         ours = {kind for kind in kinds(result.path) if kind.startswith("Sparse")}
         assert bool(ours) == (name != "experts")
         assert any(kind.startswith("SparseConv") for kind in ours) == (name == "cnn")
         wanted = {"custom"} if name in products else {"dense"} if name == "experts" else {"custom", "dense"}
-        assert {site.format for site in sites} == wanted, "an LSTM's weights stay dense, its head does not"
+        assert {site.format for site in sites} == wanted
     if format in ("compact", "sparse_initializer"):
         assert any(site.format == format for site in sites)
         assert all(site.bytes < site.dense_bytes for site in sites)
@@ -128,7 +128,7 @@ def test_one_product(format: str, half: bool, unit: tuple[int, int], lead: tuple
     if half:
         matrix = matrix.astype(np.float16).astype(np.float32)
     model = dense_file(matrix, bias, lead)
-    (site,) = convert(model, Wanted(format, half, [unit]))
+    (site,) = convert(model, Wanted(format, "fp16" if half else "fp32", [unit]))
     x = np.random.default_rng(0).standard_normal([2 if size != "m" else 5 for size in lead] + [160]).astype(np.float32)
     assert_stated(model, {"x": x}, f"{format} {unit}")
     if site.format == "custom":
@@ -157,7 +157,7 @@ def test_both_forms_of_block(rows: int, even: bool, lead: tuple[Any, ...]) -> No
         1 if even else 2
     )
     model = dense_file(matrix, None, lead)
-    (site,) = convert(model, Wanted("block", False, [(32, 32)], sizes={"m": rows}))
+    (site,) = convert(model, Wanted("block", "fp32", [(32, 32)], sizes={"m": rows}))
     assert site.format == "block" and "MatMul" in {node.op_type for node in model.graph.node}
     assert any("row_major" in t.name for t in model.graph.initializer) == (rows == 300)
     assert_valid(model)
@@ -216,7 +216,7 @@ def test_what_block_refuses() -> None:
         (np.pad(sparse_matrix(96, 160, (16, 16), 0.1), ((0, 4), (0, 0))), (16, 16), "no multiple of its blocks"),
         (sparse_matrix(96, 160, (4, 1), 0.1), (4, 1), "lose to dense with blocks of 4 x 1"),
     ]:
-        (site,) = convert(dense_file(matrix, None), Wanted("block", False, [unit]))
+        (site,) = convert(dense_file(matrix, None), Wanted("block", "fp32", [unit]))
         assert site.format == "dense" and why in site.why
 
 
@@ -318,7 +318,7 @@ def test_a_product_that_is_scaled_or_turned_stays(attributes: dict[str, Any]) ->
     del model.graph.node[:]
     model.graph.node.append(helper.make_node("Gemm", ["x", "w", "b"], ["y"], **attributes))
     before, x = model.SerializeToString(), np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
-    convert(model, Wanted("custom", False, [(4, 1)]))
+    convert(model, Wanted("custom", "fp32", [(4, 1)]))
     assert [node.op_type for node in model.graph.node] == ["Gemm" if attributes else "SparseMatMul"]
     made, expected = session(model), onnxruntime.InferenceSession(before).run(None, {"x": x})[0]
     np.testing.assert_allclose(made.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)
@@ -338,8 +338,8 @@ def test_inspect_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_bad_precision(tmp_path: Path) -> None:
     model = topkast.sparsify(nn.Linear(20, 30), 0.5, min_size=1)
-    with pytest.raises(topkast.ConfigError, match="precision='int8'"):
-        topkast.export(model, tmp_path / "m.onnx", torch.randn(2, 20), precision="int8")
+    with pytest.raises(topkast.ConfigError, match="precision='int4'"):
+        topkast.export(model, tmp_path / "m.onnx", torch.randn(2, 20), precision="int4")
     theta = torch.full((30, 20), 1e6)
     topkast.load_dense_state_dict(model, {"weight": theta, "bias": torch.zeros(30)})
     with pytest.raises(topkast.ConfigError, match="weight holds 1e\\+06, float16 ends at 65504"):

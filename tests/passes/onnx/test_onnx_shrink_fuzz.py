@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +115,7 @@ class Grown:
                 self.x = net.add("Tanh", net.add("Gemm", self.x, weight, net.random(width), transB=1))
 
 
+@pytest.mark.long
 @settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=60)
 @given(nets())
 def test_random_nets(drawn: tuple[list[str], str, list[str], int]) -> None:

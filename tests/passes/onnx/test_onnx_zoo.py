@@ -74,7 +74,7 @@ def test_every_format(name: str, tmp_path: Path) -> None:
     for format in FORMATS:
         for half in (False, True):
             file = onnx.load(path)
-            sites = convert(file, Wanted(format, half, [case.block], sizes=case.sizes))
+            sites = convert(file, Wanted(format, "fp16" if half else "fp32", [case.block], sizes=case.sizes))
             sparse = [site for site in sites if site.density < 0.6]
             assert sparse and all(site.format in (format, "dense") or format == "auto" for site in sparse)
             # "block" takes square blocks only; with indices of eight bytes, a quarter of float16 weights is no smaller,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from topkast.runtime.native import theta as native_theta
 from topkast.runtime.reference import selection as choose
 from topkast.runtime.reference import theta
 from topkast.runtime.reference.products import REFERENCE
+from topkast.tests.support.at_once import wrong_at_once
 from topkast.tests.support.truth.budget import tally
 from topkast.tests.support.truth.builders import CASES
 from topkast.tests.support.truth.lockstep import adamw
@@ -270,19 +270,10 @@ def test_concurrent_calls() -> None:
     values = torch.randn(index.cols.numel())
     inputs = [torch.randn(20 + i, 110) for i in range(4)]
     expected = [products.spmm(x, values, index, geometry, None) for x in inputs]
-    wrong: list[int] = []
 
-    def work(i: int) -> None:
-        for _ in range(30):
-            if not products.spmm(inputs[i], values, index, geometry, None).equal(expected[i]):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not wrong_at_once(
+        4, 30, lambda i: products.spmm(inputs[i], values, index, geometry, None).equal(expected[i])
+    )
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

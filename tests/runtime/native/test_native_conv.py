@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import hypothesis.strategies as st
@@ -17,6 +16,7 @@ from topkast.runtime.kernels.candidates import KERNELS, candidates
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.reference.products import REFERENCE, ConvArgs
 from topkast.tests.runtime.native.test_native import AVAILABLE, LIBRARY, sets, within
+from topkast.tests.support.at_once import wrong_at_once
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
 BLOCKS = [(1, 1), (4, 1), (8, 1), (16, 1), (16, 16), (2, 1), (3, 5), (1, 4), (48, 2)]
@@ -212,20 +212,12 @@ def test_concurrent_calls() -> None:
     values = torch.randn(index.cols.numel())
     inputs = [(torch.randn(20 + i, 12, 6, 6), torch.randn(20 + i, 32, 6, 6)) for i in range(4)]
     expected = [run("native", *pair, values, index, geometry, None, PLAIN) for pair in inputs]
-    wrong: list[int] = []
 
-    def work(i: int) -> None:
-        for _ in range(10):
-            found = run("native", *inputs[i], values, index, geometry, None, PLAIN)
-            if not all(a.equal(b) for a, b in zip(found, expected[i], strict=True)):
-                wrong.append(i)
+    def right(i: int) -> bool:
+        found = run("native", *inputs[i], values, index, geometry, None, PLAIN)
+        return all(a.equal(b) for a, b in zip(found, expected[i], strict=True))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not wrong_at_once(4, 10, right)
 
 
 def test_a_refusal_reaches_the_report() -> None:

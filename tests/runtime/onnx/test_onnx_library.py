@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import hypothesis.strategies as st
@@ -15,6 +14,8 @@ import topkast
 from topkast.passes.onnx.blocks import encode
 from topkast.runtime import native
 from topkast.tests.runtime.native.test_native import BLOCKS, within
+from topkast.tests.support.at_once import wrong_at_once
+from topkast.tests.support.damaged import run_damaged
 from topkast.tests.support.models.product_files import node_file, parts, run, session, sparse_file, sparse_matrix
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
@@ -98,19 +99,9 @@ def test_threads_and_calls_at_once_change_nothing() -> None:
     model = sparse_file(matrix, (4, 1), bias)
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal((20 + i, 200)).astype(np.float32) for i in range(4)]
-    expected, made, wrong = [run(model, x=x) for x in inputs], session(model, 2), list[int]()
+    expected, made = [run(model, x=x) for x in inputs], session(model, 2)
 
-    def work(i: int) -> None:
-        for _ in range(30):
-            if not np.array_equal(made.run(None, {"x": inputs[i]})[0], expected[i]):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not wrong_at_once(4, 30, lambda i: np.array_equal(made.run(None, {"x": inputs[i]})[0], expected[i]))
 
 
 GOOD = parts(encode(sparse_matrix(20, 30, (2, 3), 0.4), (2, 3)), np.zeros(20, np.float32))
@@ -196,20 +187,7 @@ def test_activations_of_other_shapes_are_refused(message: str, x: np.ndarray, bi
 def test_damaged_files_never_crash() -> None:
     """Every kind of damage to a small file: cut off, or some bytes changed. What still loads is run."""
     whole = node_file(GOOD, **SHAPE).SerializeToString()
-    rng = np.random.default_rng(0)
-    taken = refused = 0
-    for i in range(400):
-        damaged = bytearray(whole)
-        if i % 4 == 0:
-            del damaged[rng.integers(len(damaged)) :]
-        for at in rng.integers(len(damaged), size=rng.integers(1, 4)) if damaged else ():
-            damaged[at] = rng.integers(256)
-        try:
-            session(bytes(damaged)).run(None, {"x": np.ones((2, 30), np.float32)})
-            taken += 1
-        except Exception as error:
-            assert "onnxruntime" in type(error).__module__ or isinstance(error, ValueError)
-            refused += 1
+    taken, refused = run_damaged(whole, lambda file: session(file).run(None, {"x": np.ones((2, 30), np.float32)}))
     assert taken and refused
 
 

@@ -1,6 +1,6 @@
 """Exported files in ONNX Runtime beside the dense export of the same weights: latency, size, memory and load time.
 
-Two tables: one linear layer (ratios dense / sparse: above 1 is faster), and whole models (sparse / dense).
+Three tables: a linear layer (dense / sparse: above 1 is faster); a layer in int8, and whole models (sparse / dense).
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from topkast.tools.common.onnx_sessions import memory, runner, session
 from topkast.tools.common.pairs import add_timing, measure, show
 from topkast.tools.common.results import CONSOLE
 
+from .onnx_int8 import int8_table, measure_int8
 from .onnx_layers import ROWS, SPARSITIES, layer_table, measure_layers
 from .onnx_models import MODELS, export_both
 
+TABLES = ["layer", "int8", "model"]
 KINDS = {
     "custom-16x1": ("custom", (16, 1)),
     "custom-4x1": ("custom", (4, 1)),
@@ -34,7 +36,7 @@ KINDS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing(parser, repeats=7)
-    parser.add_argument("--tables", nargs="+", choices=("layer", "model"), default=["layer", "model"])
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--rows", type=positive, nargs="+", default=ROWS, help="rows of x of a layer")
     parser.add_argument("--sparsity", type=float, nargs="+", default=SPARSITIES, help="of a layer")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
@@ -48,6 +50,10 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             found["layer"] = cells = measure_layers(args, Path(folder))
             for threads in args.threads:
                 CONSOLE.print(layer_table(cells, threads))
+        if "int8" in args.tables:
+            found["int8"] = cells = measure_int8(args, Path(folder))
+            for threads in args.threads:
+                CONSOLE.print(int8_table(cells, threads))
         if "model" in args.tables:
             found["model"] = rows = measure_models(args, Path(folder))
             CONSOLE.print(model_table(rows))

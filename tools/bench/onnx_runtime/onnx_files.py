@@ -29,14 +29,16 @@ class LayerFile:
 
 
 def layer_files(
-    folder: Path, shape: tuple[int, int], block: tuple[int, int], sparsity: float, format: str
+    folder: Path, shape: tuple[int, int], block: tuple[int, int], sparsity: float, format: str, precision: str = "fp32"
 ) -> LayerFile:
     """Write both. The blocks of the format "block" are balanced, as it wants them; others are spread at random."""
     matrix = random_matrix(shape, block, sparsity, balanced=format == "block")
-    dense_path, sparse_path = (folder / f"{kind}-{format}-{block_name(block)}.onnx" for kind in ("dense", "sparse"))
+    dense_path, sparse_path = (
+        folder / f"{kind}-{format}-{block_name(block)}-{precision}.onnx" for kind in ("dense", "sparse")
+    )
     onnx.save(layer(matrix), dense_path)
     model = ir.load(dense_path)
-    (site,) = convert(model, Wanted(format, blocks=[block], sizes={"m": 32}))
+    ((site,), _) = convert(model, Wanted(format, precision, blocks=[block], sizes={"m": 32}))
     save(model, sparse_path)
     return LayerFile(dense_path, sparse_path, shape, block, sparsity, format, site.format)
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from topkast.compiler.export.flatten import Inputs, Slot
 from topkast.runtime.errors import ExportError
-
-from .flatten import Inputs, Slot
 
 KINDS = (
     "a name, torch.export.Dim(name), Dim.AUTO, Dim.DYNAMIC, Dim.STATIC, None, or the size in the example as an integer"
@@ -38,6 +37,15 @@ class Axis:
     must: bool = True
     low: int | None = None
     high: int | None = None
+
+
+def all_axes(inputs: Inputs) -> dict[str, Any]:
+    """``dynamic_shapes`` that lets every axis vary that the model's code does not fix."""
+    return {
+        name: dict.fromkeys(range(tensor.dim()), Dim.AUTO)
+        for name, tensor in zip(inputs.names, inputs.tensors, strict=True)
+        if tensor.dim()
+    }
 
 
 def read(inputs: Inputs, dynamic_shapes: Any) -> list[dict[int, Axis]]:

@@ -13,9 +13,8 @@ import onnxscript
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from topkast.passes.onnx.graph import add_constant, constant
 from topkast.runtime.errors import ExportError
-
-from .graph import add_constant, constant
 
 op: Any = onnxscript.opset18  # its methods are typed for tensors, while values of a graph are what they get here
 
