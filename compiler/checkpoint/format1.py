@@ -60,20 +60,20 @@ def _places(there: list[str | None], here: list[str | None]) -> list[int]:
     return found
 
 
-def in_order(content: dict[str, Any], places: list[list[int]], optimizer: Any) -> dict[str, Any]:
+def in_order(content: dict[str, Any], places: list[list[int]], groups_of: list[list[nn.Parameter]]) -> dict[str, Any]:
     """Bring an optimizer's state dict of format 1 to the current order of parameters and the current shapes of values.
 
     Args:
         content: the state dict.
         places: the positions from :func:`upgrade_optimizer`.
-        optimizer: the optimizer that loads the state dict.
+        groups_of: the parameters of each group of the optimizer that loads the state dict.
     """
     state: dict[Any, Any] = {}
     groups, number = [], 0
     held = {id(site.original): site for site in alive()}
-    for group, order, mine in zip(content["param_groups"], places, optimizer.param_groups, strict=True):
+    for group, order, mine in zip(content["param_groups"], places, groups_of, strict=True):
         numbers = []
-        for place, parameter in zip(order, mine["params"], strict=True):
+        for place, parameter in zip(order, mine, strict=True):
             old, site = group["params"][place], held.get(id(parameter))
             if old in content["state"]:
                 entries = content["state"][old]

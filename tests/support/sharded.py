@@ -97,9 +97,9 @@ def mesh_of(run: Run) -> Any:
     return init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "parts")[-len(shape) :])
 
 
-def sharded(run: Run) -> Net:
-    """The model under FSDP2, as a user makes it."""
-    mesh = mesh_of(run)
+def sharded(run: Run, mesh: Any = None) -> Net:
+    """The model under FSDP2, as a user makes it. mesh: None: :func:`mesh_of` the run."""
+    mesh = mesh or mesh_of(run)
     model = build(run, **({"mesh": mesh} if run.mesh else {}))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -65,7 +65,9 @@ class Placed:
         values = self.n_bwd * self.geometry.unit
         slots = (self.n_bwd, self.geometry.unit)
         shapes = [slots if self.groups == 1 else (self.groups, values // self.groups), slots, (1, values), (values, 1)]
-        return next((shape for shape in shapes if shape != self.geometry.shape), shapes[0])  # one element: no other shape
+        return next(
+            (shape for shape in shapes if shape != self.geometry.shape), shapes[0]
+        )  # one element: no other shape
 
     @property
     def attached(self) -> bool:

@@ -30,6 +30,20 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def cut_by_rows(tensor: Any) -> bool:
+    """Whether a ``DTensor`` is cut along its first dimension by one dimension of its mesh, and no other way."""
+    cut = [one for one in tensor.placements if not one.is_replicate()]
+    return len(cut) == 1 and type(cut[0]).__name__ == "Shard" and cut[0].dim == 0
+
+
+def rows_held(tensor: Any) -> slice:
+    """This rank's rows of a ``DTensor`` that is cut by rows."""
+    dim = next(dim for dim, one in enumerate(tensor.placements) if one.is_shard())
+    rows, rank = tensor.shape[0], tensor.device_mesh.get_local_rank(dim)
+    chunk = -(-rows // tensor.device_mesh.size(dim))
+    return slice(min(rank * chunk, rows), min((rank + 1) * chunk, rows))
+
+
 @dataclass(frozen=True)
 class Shard:
     """A rank's part of one site.
@@ -112,8 +126,7 @@ def shard_of(name: str, values: Any, cols: Any, slots: int) -> Shard:
     """
     cut = [dim for dim, placement in enumerate(values.placements) if placement.is_shard()]
     others = [dim for dim, placement in enumerate(values.placements) if placement.is_replicate()]
-    plain = len(cut) == 1 and type(values.placements[cut[0]]).__name__ == "Shard" and values.placements[cut[0]].dim == 0
-    if not plain or len(cut) + len(others) < len(values.placements):
+    if not cut_by_rows(values):
         raise ModelError(
             f"{name}: a DTensor with the placements {values.placements}; topkast trains weights that fully_shard has "
             "cut along their first dimension, on a mesh of one dimension (or two: HSDP)"

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from topkast.runtime.layout import check_index
 from topkast.runtime.state.content.parts import Change, carry_out
-from topkast.runtime.state.content.shard import is_sharded, local
+from topkast.runtime.state.content.shard import Shard, is_sharded, local
+from topkast.runtime.state.refresh import refresh_by_interval
 from topkast.runtime.state.site import Site
+from topkast.runtime.state.when import due
 
 from . import saved_form
 from .saved_index import as_plain
@@ -24,9 +26,7 @@ def outside(site: Site) -> dict[str, Tensor]:
     """The values outside B and the marks of a sharded site, by name. The values share their memory with the site."""
     shard, shapes = site.shard, saved_form.outside_shapes(site)
     assert shard is not None
-    return {
-        name: _distributed(part, shapes[name], shard.values) for name, part in saved_form.outside(site).items()
-    }
+    return {name: _distributed(part, shapes[name], shard.values) for name, part in saved_form.outside(site).items()}
 
 
 def _distributed(part: Tensor, shape: tuple[int, ...], like: Any) -> Tensor:
@@ -39,7 +39,7 @@ def _distributed(part: Tensor, shape: tuple[int, ...], like: Any) -> Tensor:
 
 
 def load(site: Site, state: dict[str, Any], key: dict[str, str], missing: list[str], errors: list[str]) -> None:
-    """Load a sharded site's part of a state dict: as a whole or not at all.
+    """Load a sharded site's part of a state dict: as a whole or not at all. All ranks call this together.
 
     Args:
         site: a sharded site.
@@ -67,7 +67,8 @@ def load(site: Site, state: dict[str, Any], key: dict[str, str], missing: list[s
     if site.index_is_whole:
         columns = columns[shard.span(shard.slots, shard.slots_of_chunk)]
     wrong = check_index(shard.own_index(found["row_ptr"], found["row_fwd"], columns), site.geometry)
-    if wrong:
+    if _on_any_rank(wrong is not None, shard):
+        wrong = wrong or "the part of another rank"
         errors.append(f"{key['cols']}: the index is broken: {wrong}")
         return
     step, refreshed_at = (int(n) for n in found["clock"])
@@ -83,3 +84,15 @@ def load(site: Site, state: dict[str, Any], key: dict[str, str], missing: list[s
         site.write(None, Change(fields=fields, after=site.method.forget))
 
     carry_out([site], apply)
+    if due(site):
+        # No forward refreshes a sharded site. The optimizer's state may be loaded after this or was loaded before; it
+        # belongs to the loaded index, and moves when the optimizer makes its next step.
+        site.optimizers.clear()
+        refresh_by_interval([site])
+
+
+def _on_any_rank(here: bool, shard: Shard) -> bool:
+    found = torch.tensor([here], dtype=torch.int32, device=shard.values.device)
+    for group in (shard.group, *shard.copies):
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group)
+    return bool(found)

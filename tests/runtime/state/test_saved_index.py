@@ -32,7 +32,7 @@ AVERAGES: dict[str, Callable[[State, State], Any]] = {
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("average", AVERAGES)
 def test_an_average_of_state_dicts_says_what_can_be_averaged(average: str, wide: bool) -> None:
-    """Columns are stored as bytes, also if they have 32 bits. Arithmetic would run and give columns of other weights."""
+    """Columns of 16 and of 32 bits are stored as bytes. Arithmetic would run and give columns of other weights."""
     model = nn.Linear(70_000, 2) if wide else small()
     if wide:
         topkast.sparsify(model, fwd=0.9999, bwd=0.9998, min_size=1)

@@ -101,8 +101,6 @@ def refused() -> dict[str, str]:
     asked: dict[str, Callable[[], Any]] = {
         "densify": lambda: topkast.densify(model),
         "export": lambda: topkast.export(model, "never.onnx", batches()[0][0]),
-        "save": lambda: topkast.save(model, "never.topkast"),
-        "load": lambda: topkast.load(model, "never.topkast"),
         "report": lambda: topkast.report(model),
         "background": lambda: _sharded_after(refresh_in_background=True),
         "copies": lambda: _sharded_after(copy.deepcopy),
@@ -125,8 +123,6 @@ def refused() -> dict[str, str]:
 SAID = {
     "densify": "ModelError: .*topkast.densify needs the whole weight; topkast.dense_state_dict",
     "export": "ModelError: .*needs the whole weight; topkast.dense_state_dict",
-    "save": "ModelError: .*topkast.save writes and reads whole weights; use torch.distributed.checkpoint",
-    "load": "ModelError: .*topkast.load writes and reads whole weights; use torch.distributed.checkpoint",
     "report": "ModelError: .*needs the whole weight",
     "background": "ModelError: .*refresh_in_background=False",
     "copies": "ModelError: .*the model has copies",
