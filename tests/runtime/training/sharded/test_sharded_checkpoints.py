@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 import topkast
 from topkast.tests.support.sharded import OPTIMIZERS, STEPS, Run, on_ranks, sharded, train
 
-SAVED_AT = 5
+SAVED_AT = 3
 RUNS = {"rows": Run(), "gathered": Run("sgd", {"balanced": False})}
 
 
