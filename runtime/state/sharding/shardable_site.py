@@ -29,6 +29,7 @@ class ShardableSite(Derived):
     _shard: Shard | None
     _own: tuple[int, int] | None
     compared: bool
+    column_type: torch.dtype
     _buffers: dict[str, Tensor | None]
     register_parameter: Any
 
@@ -46,6 +47,8 @@ class ShardableSite(Derived):
         rows = self.value_shape[0]
         if self.n_bwd % rows:
             raise ModelError(f"{self.name}: too small to be sharded; keep it dense with exclude={self.name!r}")
+        # Stored, because Dynamo does not trace the room of column_type and compiled blocks read it.
+        self.column_type = column_type(self.geometry.grid[1])
         cols = self._buffers.pop("cols")
         assert cols is not None
         self.register_parameter("cols", nn.Parameter(cols.view(torch.uint8).view(rows, -1), requires_grad=False))
@@ -62,7 +65,7 @@ class ShardableSite(Derived):
             return cols
         if not torch.compiler.is_compiling() and is_sharded(cols):
             self.refuse_shard()
-        return cols.view(column_type(self.geometry.grid[1])).view(-1)
+        return cols.view(self.column_type).view(-1)
 
     def refuse_shard(self, what: str = "this") -> None:
         """Raise ModelError if the site is sharded. what: the name of the function that cannot work on a part."""
@@ -99,7 +102,7 @@ class ShardableSite(Derived):
         cols = shard.cols
         if self.index_is_whole:
             return cols[shard.span(shard.slots, shard.slots_of_chunk)]
-        return local(cols).view(column_type(self.geometry.grid[1])).view(-1)
+        return local(cols).view(self.column_type).view(-1)
 
     @property
     def shard(self) -> Shard | None:

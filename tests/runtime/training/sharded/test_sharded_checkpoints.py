@@ -37,15 +37,15 @@ class Stage:
     end: int
 
 
-# A refresh is due after steps 3, 6 and 9. One process saves before this refresh, ranks of FSDP2 after it.
-QUICK = [Stage("alone", 1, 3), Stage("fsdp", 2, 6), Stage("alone", 1, STEPS)]
+# A refresh is due after steps 2, 4 and 6. One process saves before this refresh, ranks of FSDP2 after it.
+QUICK = [Stage("alone", 1, 2), Stage("fsdp", 2, 4), Stage("alone", 1, STEPS)]
 CHAIN = [
-    Stage("fsdp", 2, 2),
-    Stage("fsdp", 4, 3),
-    Stage("alone", 1, 6),
-    Stage("fsdp", 3, 7),
-    Stage("ddp", 2, 9),
-    Stage("fsdp", 1, 10),
+    Stage("fsdp", 2, 1),
+    Stage("fsdp", 4, 2),
+    Stage("alone", 1, 4),
+    Stage("fsdp", 3, 5),
+    Stage("ddp", 2, 6),
+    Stage("fsdp", 1, 6),
     Stage("fsdp", 4, STEPS),
 ]
 RUNS = {
