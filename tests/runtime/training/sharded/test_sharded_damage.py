@@ -104,7 +104,7 @@ SAID = {
     "no folder": "CheckpointError: .*none/c: cannot be written",
     "full disk": "CheckpointError: .*kept: cannot be written .*no space left",
     "columns on one rank": "(?s)RuntimeError: .*the index is broken: ",
-    "missing entry": "CheckpointException: .*Missing key in checkpoint state_dict: model.another",
+    "missing entry": "(?s)CheckpointException: .*Missing key in checkpoint state_dict: model.another",
 }
 
 
