@@ -76,7 +76,7 @@ def load_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer, content: d
     held = {id(parameter) for parameter in parameters}
     found: dict[str, SiteModule] = sites(root)
     for site in found.values():
-        if id(site.original) in held and site.unread_state_index is None:
+        if id(site.original) in held:
             site.optimizers.add(optimizer)  # so that a refresh before the next step finds its state
 
 

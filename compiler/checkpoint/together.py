@@ -142,7 +142,7 @@ def _parts(tensor: Any, shard: Shard, first: bool) -> Iterator[Any]:
 
 
 def _data(tensor: Tensor) -> Any:
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 class _NewFile:

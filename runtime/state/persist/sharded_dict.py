@@ -14,7 +14,7 @@ from torch import Tensor
 from topkast.runtime.layout import check_index
 from topkast.runtime.state.content.parts import Change, carry_out
 from topkast.runtime.state.content.shard import Shard, is_sharded, local
-from topkast.runtime.state.refresh import refresh_by_interval
+from topkast.runtime.state.sharding.after_load import refresh_at_next_forward
 from topkast.runtime.state.site import Site
 from topkast.runtime.state.when import due
 
@@ -85,10 +85,7 @@ def load(site: Site, state: dict[str, Any], key: dict[str, str], missing: list[s
 
     carry_out([site], apply)
     if due(site):
-        # No forward refreshes a sharded site. The optimizer's state may be loaded after this or was loaded before; it
-        # belongs to the loaded index, and moves when the optimizer makes its next step.
-        site.optimizers.clear()
-        refresh_by_interval([site])
+        refresh_at_next_forward(site)
 
 
 def _on_any_rank(here: bool, shard: Shard) -> bool:

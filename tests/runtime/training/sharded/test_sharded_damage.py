@@ -40,11 +40,11 @@ def _full(file: Any, data: Any) -> None:
 
 def _save_to_a_full_disk(model: Any, optimizer: Any, path: str) -> None:
     given = together._NewFile._write
-    together._NewFile._write = _full  # type: ignore[method-assign]
+    together._NewFile._write = _full
     try:
         topkast.save(model, path, optimizer)
     finally:
-        together._NewFile._write = given  # type: ignore[method-assign]
+        together._NewFile._write = given
 
 
 def _load_other_columns(model: Any, rank: int) -> None:
@@ -151,7 +151,7 @@ def dying(rank: int, folder: str, where: str) -> None:
     text = "nothing"
     try:
         if where == "refresh":
-            Shard.gather = _die_at(5, Shard.gather)  # type: ignore[method-assign]
+            Shard.gather = _die_at(5, Shard.gather)
             train(model, optimizer, rank, 2, slice(2, 6))
         else:
             dist.send = _die_at(5, dist.send)
