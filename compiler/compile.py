@@ -9,8 +9,9 @@ import torch
 
 from topkast.compiler.convert.sparsify import M, convert
 from topkast.runtime.errors import ConfigError
-from topkast.runtime.state.model import sites
+from topkast.runtime.state.model import find, sites
 from topkast.runtime.state.refresh import refresh as refresh_sites
+from topkast.runtime.state.sharding.dense import reshard
 from topkast.runtime.training.eager_steps import notice_eager_step
 from topkast.runtime.training.optimizer_hooks import advance
 
@@ -64,7 +65,8 @@ def compile(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, *
 def refresh(model: torch.nn.Module) -> None:
     """Choose A and B of every site again, now. After a call between a forward and its backward, the backward fails.
 
-    With ``refresh_in_background`` the sets are also chosen now; the sets that a thread has prepared are dropped.
+    With ``refresh_in_background`` the sets are also chosen now; the sets that a thread has prepared are dropped. All
+    ranks of a sharded model call this function together.
 
     Args:
         model: a converted model, or a wrapper of such a model.
@@ -72,6 +74,7 @@ def refresh(model: torch.nn.Module) -> None:
     Raises:
         ModelError: the model was not converted.
     """
+    reshard(find(model)[0])
     refresh_sites(sites(model).values())
 
 
@@ -99,5 +102,5 @@ def step(model: torch.nn.Module, lr: float | None = None) -> None:
             )
         if lr is None and site.rule.exploration_decay != 0:
             warnings.warn("topkast.step without lr: exploration_decay is not applied", stacklevel=2)
-        advance(site, lr)
+    advance([(site, lr) for site in sites(model).values()])
     notice_eager_step(sites(model).values())

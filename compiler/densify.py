@@ -36,6 +36,8 @@ def densify(model: Any) -> nn.Module:
     root, record = find(model)
     found = owned(model)
     restore_snapshots(site for site, _ in found.values())
+    for site, _ in found.values():
+        site.refuse_shard("topkast.densify")
     # Sites and their values are not copied, because the copy's references to them are replaced below.
     memo: dict[int, Any] = {id(site): site for site, _ in found.values()}
     memo |= {id(site.original): site.original for site, _ in found.values()}

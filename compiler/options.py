@@ -101,6 +101,13 @@ def globs(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
+def device_mesh(name: str, value: Any) -> Any:
+    """A ``torch.distributed.device_mesh.DeviceMesh`` of one dimension, or of two."""
+    if type(value).__name__ != "DeviceMesh" or value.ndim > 2:
+        raise ConfigError(f"{name}={value!r}: must be a DeviceMesh of one dimension or two, as fully_shard takes")
+    return value
+
+
 def block_shape(name: str, value: Any) -> tuple[int, int]:
     """Two positive integers."""
     if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(type(b) is int and b > 0 for b in value)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from topkast.compiler.options import option
+from topkast.compiler.options import device_mesh, option, optional, options
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,15 @@ class Start:
         "afterwards.",
     )
     device: Any = option(None, "For a model on the meta device: where its tensors are made; None means the CPU.")
+    mesh: Any = option(
+        None,
+        "For FSDP2: the device mesh that torch's ``fully_shard`` will be called with; None means another way to train.",
+        "A mesh of one dimension, or of two (replicas, parts). The model must be the same on every rank. The positions "
+        "of the sparse weights become frozen parameters, so that ``fully_shard`` shards them together with the values. "
+        "Without it they are replicated: right too, but each rank holds and receives all of them.",
+        check=optional(device_mesh),
+    )
+
+    def __post_init__(self) -> None:
+        for one in options(Start):
+            one.check(one.name, getattr(self, one.name))

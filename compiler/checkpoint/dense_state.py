@@ -15,6 +15,9 @@ from topkast.runtime.state.change.copies import changes_of_copies
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.find_sites import SparseState, joined
 from topkast.runtime.state.model import find, owned, sites
+from topkast.runtime.state.sharding.dense import adapted, has_full_state, reshard, stored, whole
+from topkast.runtime.state.sharding.gathered import gathered
+from topkast.runtime.state.sharding.part import at_work
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 
@@ -50,12 +53,15 @@ def _dense_keys(root: nn.Module, own: Mapping[str, Any]) -> list[str]:
     return [key for key in own if not key.startswith(ours)]
 
 
-def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") -> dict[str, Any]:
+def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward", full: bool = False) -> dict[str, Any]:
     """The state dict of the original, dense model: the same keys in the same order.
 
     Args:
         model: a model converted by topkast, or a wrapper of such a model.
         values: "forward" for W_A (zero outside A), "all" for all of θ.
+        full: only for a model that ``fully_shard`` has sharded; all ranks must call this function together. False: each
+            rank gets its part of every tensor, as a ``DTensor``. True: rank 0 gets whole tensors in host memory, and
+            the other ranks get an empty dict. Weights are gathered one after the other.
 
     Returns:
         Original key -> dense detached tensor. Sparse weights are new tensors; all keys of a tied weight share one
@@ -71,16 +77,23 @@ def dense_state_dict(model: Any, values: Literal["forward", "all"] = "forward") 
     root, _ = find(model)
     found, keys = _with_keys(model)
     restore_snapshots(found.values())
-    # The reference implementation is called directly: a read by the operator would count as a read by the model.
-    dense = {
-        name: site.theta() if values == "all" else weight(site.values, site.index, site.geometry)
-        for name, site in found.items()
-    }
     own = root.state_dict()
-    state = OrderedDict((key, dense[keys[key]] if key in keys else own[key]) for key in _dense_keys(root, own))
+    dense = {name: stored(_dense(site, values), site.original, full) for name, site in found.items()}
+    others = {key: stored(value, value, full) for key, value in own.items() if key not in keys}
+    state = OrderedDict((key, dense[keys[key]] if key in keys else others[key]) for key in _dense_keys(root, own))
+    if full and not has_full_state():
+        state.clear()
     # A module needs its version from the metadata to read a state dict that it saved itself.
     state._metadata = own._metadata  # type: ignore[attr-defined]
     return state
+
+
+def _dense(site: SiteModule, values: str) -> Tensor:
+    if values == "all":
+        return site.theta()
+    own, _, index = gathered(site)
+    # The reference implementation is called directly: a read by the operator would count as a read by the model.
+    return weight(own, index, site.geometry)
 
 
 def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: bool = True) -> None:
@@ -91,7 +104,8 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
 
     Args:
         model: a model converted by topkast, or a wrapper of such a model.
-        state_dict: original key -> dense tensor, as :func:`dense_state_dict` with ``values="all"`` returns.
+        state_dict: original key -> dense tensor, as :func:`dense_state_dict` with ``values="all"`` returns. If the
+            model is sharded, all ranks call this function together, with ``DTensor`` parts or the same whole tensors.
         strict: if True, the keys must be exactly the model's keys. If False, a tensor whose key is missing keeps its
             value.
 
@@ -103,6 +117,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     root, _ = find(model)
     (found, keys), own = _with_keys(model), root.state_dict()
     names = _dense_keys(root, own)
+    reshard(root)
     wrong: list[str] = []
     if strict:
         wrong += [f"missing: {key}" for key in names if key not in state_dict]
@@ -112,7 +127,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     for key in names:
         if key not in state_dict:
             continue
-        value = state_dict[key]
+        value = whole(state_dict[key]) if key in keys else adapted(state_dict[key], own.get(key))
         if key in keys:
             name = keys[key]
             wrong += _check_weight(key, value, found[name], thetas.get(name))
@@ -131,7 +146,7 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
     def apply() -> None:
         root.load_state_dict(rest, strict=False)
         for site, parts, change in changes:
-            site.write(parts, change)
+            at_work(site).write(parts, change)
 
     carry_out(found.values(), apply)
 

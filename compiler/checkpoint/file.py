@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,13 +20,16 @@ from torch import Tensor, nn
 from topkast.compiler.config import Config
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.state.content.parts import carry_out
+from topkast.runtime.state.content.shard import Shard
 from topkast.runtime.state.model import Record, find, sites
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 
 from .format1 import in_order, upgrade, upgrade_optimizer
+from .optimizer_part import describe_optimizer, load_optimizer, pack_optimizer, parameter_of, trained_parameters
 from .pack import names, pack, read, unpack, write
 from .read_forward_sets import load_for_inference
+from .together import agreed, write_together
 from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors
 
 FORMAT = "topkast"
@@ -35,6 +39,9 @@ VERSION = 2  # since version 2 a weight keeps its name; see topkast.runtime.stat
 
 def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Write the model, and the optimizer if one is given, to ``path``.
+
+    If ``fully_shard`` has sharded the model, all ranks call this function together, and the first rank writes. It
+    receives the parts of one tensor after the other. The file is the same as the file of one process.
 
     The file is written completely or not at all. The file does not hold the learning-rate scheduler, the GradScaler,
     the random state or the position in the data; the training loop must save these.
@@ -71,8 +78,12 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
         "extra": json.dumps(extra),
     }
     if optimizer is not None:
-        header["optimizer"] = json.dumps(_pack_optimizer(root, optimizer, tensors))
-    write(Path(path), tensors, header)
+        header["optimizer"] = json.dumps(pack_optimizer(root, optimizer, tensors))
+    shard = _shard(found)
+    if shard is None:
+        write(Path(path), tensors, header)
+    else:
+        write_together(Path(path), tensors, header, shard)
 
 
 def load(
@@ -83,6 +94,9 @@ def load(
     inference: bool = False,
 ) -> None:
     """Load a file that :func:`save` wrote. Training then continues with the next step, bit for bit.
+
+    A sharded model reads the file of one process or of any number of ranks, and the other way round. All ranks call
+    this function together; each needs the file under this path and reads its own part.
 
     Everything is checked before anything is changed. Model and optimizer are changed completely: an interrupt during
     the change takes effect after the change.
@@ -111,12 +125,26 @@ def load(
     if inference:
         _load_for_inference(model, Path(path), optimizer)
         return
-    path = Path(path)
     root, record = find(model)
     found = sites(model)
     for site in found.values():
         site.check_trainable("a checkpoint to train on")
-    header, tensors = read(path)
+    apply = agreed(_shard(found), lambda: _checked(root, record, found, Path(path), optimizer))
+    carry_out(found.values(), apply)
+
+
+def _checked(
+    root: nn.Module,
+    record: Record,
+    found: dict[str, SiteModule],
+    path: Path,
+    optimizer: torch.optim.Optimizer | None,
+) -> Callable[[], None]:
+    """Read and check a file. Returns the function that changes the model and the optimizer."""
+    own = root.state_dict()
+    trained = [] if optimizer is None else trained_parameters(root, optimizer)
+    every = [one for group in trained for one in group]
+    header, tensors = read(path, like=lambda name: own.get(name, parameter_of(name, every)))
     _check_format(path, header)
     config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
     packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
@@ -129,8 +157,7 @@ def load(
     state: dict[str, Any] = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefixes)}
     state.update({key: unpack(value, tensors) for key, value in extra.items()})
     is_old = header["format_version"] == "1"
-    if is_old:
-        upgrade(root, state)
+    upgrade(root, state)
     check_tensors(path, root, state)
     order: list[list[int]] | None = None
     if optimizer is not None:
@@ -143,7 +170,7 @@ def load(
             raise CheckpointError(f"{path}: missing tensors: {', '.join(n for n in wanted if n not in tensors)}")
     content = None if optimizer is None or packed is None else unpack(packed["state"], tensors)
     if content is not None and order is not None and optimizer is not None:
-        content = in_order(content, order, optimizer)
+        content = in_order(content, order, trained)
 
     def apply() -> None:
         root.load_state_dict(state)
@@ -151,9 +178,14 @@ def load(
             site.set_seed(theirs[name]["seed"])
             site.set_churn([(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]])
         if optimizer is not None and content is not None:
-            _load_optimizer(optimizer, content, found)
+            load_optimizer(root, optimizer, content)
 
-    carry_out(found.values(), apply)
+    return apply
+
+
+def _shard(found: dict[str, SiteModule]) -> Shard | None:
+    """The part of any sharded site; None if no site is sharded."""
+    return next((site.shard for site in found.values() if site.shard is not None), None)
 
 
 def _load_for_inference(model: Any, path: Path, optimizer: torch.optim.Optimizer | None) -> None:
@@ -244,39 +276,6 @@ def _check_format(path: Path, header: dict[str, str]) -> None:
             f"{path}: format version {given or 'unknown'}, this topkast ({_own_version()}) reads up to {VERSION}; "
             f"it was written by topkast {header.get('topkast_version', '?')}"
         )
-
-
-def describe_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The class, and per group the (name, shape) of each parameter; the name is None for one outside the model."""
-    names = {id(parameter): name for name, parameter in root.named_parameters()}
-    groups = [
-        [[names.get(id(parameter)), list(parameter.shape)] for parameter in group["params"]]
-        for group in optimizer.param_groups
-    ]
-    return {"class": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}", "params": groups}
-
-
-def _pack_optimizer(root: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    content = dict(optimizer.state_dict())
-    state = content.pop("state")
-    packed = pack(content, "optimizer", tensors)
-    packed["dict"].append(["state", pack(state, "optimizer", tensors)])
-    return {**describe_optimizer(root, optimizer), "state": packed}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], found: dict[str, SiteModule]) -> None:
-    optimizer.load_state_dict(content)
-    # torch casts state to its parameter's dtype. State with a wider dtype must be restored without the cast.
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, state in content["state"].items():
-        mine = optimizer.state[parameters[number]] if isinstance(number, int) else {}
-        for name, value in state.items() if mine else ():
-            if isinstance(value, Tensor) and isinstance(mine.get(name), Tensor) and mine[name].dtype != value.dtype:
-                mine[name] = value.to(mine[name].device)
-    held = {id(parameter) for parameter in parameters}
-    for site in found.values():
-        if id(site.original) in held:
-            site.optimizers.add(optimizer)  # so that a refresh before the next step finds its state
 
 
 def _named(packed: Any) -> list[str]:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from topkast.runtime.state.find_sites import alive, joined
 from topkast.runtime.state.model import owned
-from topkast.runtime.state.persist.state_dict import as_values, keys
+from topkast.runtime.state.persist.saved_form import as_held
+from topkast.runtime.state.persist.state_dict import keys
 from topkast.runtime.state.persist.state_dict import upgrade as upgrade_site
 
 
 def upgrade(root: nn.Module, state: dict[str, Any]) -> None:
-    """Give the tensors of a model's state dict of format 1 their current names and shapes, in place."""
+    """Give the tensors of an older state dict of a model their current names and forms, in place."""
     for site, owners in owned(root).values():
         for path, attribute in owners:
             upgrade_site(state, joined(path, ""), attribute, site)
@@ -59,20 +60,20 @@ def _places(there: list[str | None], here: list[str | None]) -> list[int]:
     return found
 
 
-def in_order(content: dict[str, Any], places: list[list[int]], optimizer: Any) -> dict[str, Any]:
+def in_order(content: dict[str, Any], places: list[list[int]], groups_of: list[list[nn.Parameter]]) -> dict[str, Any]:
     """Bring an optimizer's state dict of format 1 to the current order of parameters and the current shapes of values.
 
     Args:
         content: the state dict.
         places: the positions from :func:`upgrade_optimizer`.
-        optimizer: the optimizer that loads the state dict.
+        groups_of: the parameters of each group of the optimizer that loads the state dict.
     """
     state: dict[Any, Any] = {}
     groups, number = [], 0
     held = {id(site.original): site for site in alive()}
-    for group, order, mine in zip(content["param_groups"], places, optimizer.param_groups, strict=True):
+    for group, order, mine in zip(content["param_groups"], places, groups_of, strict=True):
         numbers = []
-        for place, parameter in zip(order, mine["params"], strict=True):
+        for place, parameter in zip(order, mine, strict=True):
             old, site = group["params"][place], held.get(id(parameter))
             if old in content["state"]:
                 entries = content["state"][old]
@@ -84,4 +85,4 @@ def in_order(content: dict[str, Any], places: list[list[int]], optimizer: Any) -
 
 
 def _as_values(value: Any, site: Any) -> Any:
-    return as_values(value, site) if site is not None and isinstance(value, Tensor) else value
+    return as_held(site, "values", value) if site is not None and isinstance(value, Tensor) else value

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from topkast.runtime.errors import CheckpointError
+from topkast.runtime.state.content.shard import cut_by_rows, is_sharded, local, rows_held
 
 
 def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -66,7 +67,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
 
     A tensor with several names is stored once; the header lists its other names.
     """
-    tensors, aliases = _without_ties(tensors)
+    tensors, aliases = without_ties(tensors)
     header = {**header, "aliases": json.dumps(aliases)}
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -84,12 +85,17 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def read(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read(
+    path: Path,
+    wanted: Callable[[str], bool] = lambda name: True,
+    like: Callable[[str], Tensor | None] = lambda name: None,
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """(header, tensors) of a safetensors file.
 
     Args:
         path: the path of the file.
         wanted: whether to read the tensor of this name. The default reads all tensors.
+        like: the model's tensor for a name. If it is a ``DTensor``, only this rank's part is read.
 
     Raises:
         CheckpointError: the file does not exist, is damaged or has another format.
@@ -99,7 +105,7 @@ def read(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in filter(wanted, file.keys())}
+            tensors = {name: _read(file, name, like(name)) for name in filter(wanted, file.keys())}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
     aliases = json.loads(header.get("aliases", "{}"))
@@ -114,13 +120,30 @@ def names(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def _without_ties(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(file: Any, name: str, like: Any) -> Tensor:
+    """A tensor of the file; if ``like`` is a ``DTensor`` of the same shape, a ``DTensor`` with its placement."""
+    if like is None or not is_sharded(like) or file.get_slice(name).get_shape() != list(like.shape):
+        return file.get_tensor(name)
+    from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
+
+    if not cut_by_rows(like):
+        return distribute_tensor(
+            file.get_tensor(name).to(like.device), like.device_mesh, like.placements, src_data_rank=None
+        )
+    rows = rows_held(like)
+    part = file.get_slice(name)[rows.start : rows.stop].to(like.device)
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def without_ties(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(each tensor once, name of each duplicate -> name under which the tensor is stored)."""
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[Any, str] = {}
     for name, tensor in tensors.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        place = (tensor.device, local(tensor).data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and place in first:
             aliases[name] = first[place]
         else:

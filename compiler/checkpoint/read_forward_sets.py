@@ -14,6 +14,7 @@ from topkast.compiler.convert.use_forward_sets import ForwardSet, owners_of, use
 from topkast.runtime.layout import Geometry, Index, check_index, forward_part
 from topkast.runtime.methods import METHODS
 from topkast.runtime.state.find_sites import joined
+from topkast.runtime.state.persist.saved_form import columns_of
 from topkast.runtime.state.persist.state_dict import keys
 
 from .pack import read, unpack
@@ -74,7 +75,8 @@ def _forward_set(
         )
     assert geometry is not None
     refuse(path, "tensors do not fit the model", [f"missing: {n}" for n in (key, *names.values()) if n not in tensors])
-    index, values = Index(*(tensors[names[field]] for field in Index._fields)), tensors[key]
+    row_ptr, row_fwd, cols = (tensors[names[field]] for field in Index._fields)
+    index, values = Index(row_ptr, row_fwd, columns_of(cols, geometry.grid[1])), tensors[key]
     broken = _misshapen(index, values, geometry) or check_index(index, geometry)
     if broken is None and values.dtype != parameter.dtype:
         broken = f"{kind_of(values)} in the file, {kind_of(parameter)} in the model"

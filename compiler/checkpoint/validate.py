@@ -12,8 +12,10 @@ from topkast.compiler.config import Config
 from topkast.compiler.options import options
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.layout import Index, check_index
+from topkast.runtime.state.content.shard import is_sharded, local
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import owned
+from topkast.runtime.state.persist.saved_form import columns_of
 from topkast.runtime.state.persist.state_dict import keys
 
 SHOWN = 8  # a wrong model differs everywhere, so the first few lines are enough
@@ -92,8 +94,10 @@ def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
             _, prefix = keys(joined(module, ""), attribute)
             kinds = ("", "prepared_") if site.rule.refresh_in_background else ("",)
             for kind in kinds:
-                index = Index(*(state[prefix + kind + field] for field in Index._fields))
-                broken = check_index(index, site.geometry)
+                row_ptr, row_fwd, cols = (state[prefix + kind + field] for field in Index._fields)
+                index = Index(row_ptr, row_fwd, columns_of(local(cols), site.geometry.grid[1]))
+                part = index if site.shard is None or not is_sharded(cols) else site.shard.own_index(*index)
+                broken = check_index(part, site.geometry)
                 in_a, in_b = int((index.row_fwd - index.row_ptr[:-1]).sum()), int(index.row_ptr[-1])
                 nothing = bool(kind) and in_a == in_b == 0
                 if broken is None and not nothing and not site.method.holds(site.set_state(), in_a, in_b):

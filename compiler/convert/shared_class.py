@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from topkast.runtime.errors import ModelError
+from topkast.runtime.state.content.shard import is_sharded
 from topkast.runtime.state.persist.state_dict import STATE
 
 _MADE = "_topkast_classes"  # on the class that was extended: attributes -> the class that is sparse in them
@@ -25,6 +26,9 @@ _ATTRIBUTES = "_topkast_attributes"  # on a class made here: its sparse attribut
 
 # These modules of torch replace a weight by a computed weight, and read the weight before they change anything.
 REPLACING = {"torch.nn.utils.weight_norm", "torch.nn.utils.prune"}
+
+# This module of torch reads every tensor by its name, between two steps of a load. W_A is not defined there.
+CHECKPOINTS = "torch.distributed.checkpoint.state_dict"
 
 Finish = Callable[[Any], None]
 
@@ -79,11 +83,19 @@ def _weight(name: str) -> property:
     def get(self: Any) -> Any:
         if name not in self._parameters:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if not torch.compiler.is_compiling() and sys._getframe(1).f_globals.get("__name__") in REPLACING:
-            raise ModelError(_refusal(type(self).__name__, name))
+        if not torch.compiler.is_compiling():
+            reader = sys._getframe(1).f_globals.get("__name__")
+            if reader in REPLACING:
+                raise ModelError(_refusal(type(self).__name__, name))
+            if reader == CHECKPOINTS:
+                return self._parameters[name]
         values, sites = self._parameters[name], self._modules[STATE]._modules
         if name not in sites or values is None or values.size() == sites[name].geometry.shape:
             return values  # a dense tensor, put there by functional_call or by an assignment
+        if not torch.compiler.is_compiling() and is_sharded(values):
+            # Between forwards the weight is the sharded parameter, as without topkast. FSDP2 reads it here before
+            # it gathers it for the first time; so the site finds its part here at the latest.
+            return sites[name].original
         return sites[name](values)
 
     def put(self: Any, value: Tensor) -> None:

@@ -25,6 +25,7 @@ from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.content.reservoirs import RESERVOIRS, values_outside
 from topkast.runtime.state.model import Record, sites
+from topkast.runtime.state.sharding.compare import make_alike
 from topkast.runtime.state.site_module import SiteModule
 
 from .attach import attach
@@ -155,6 +156,8 @@ def convert(
             rule = config.rule(balanced)
             parameter = model.get_parameter(name)
             site = SiteModule(parameter, name, geometries[name], fwd, bwd, rule, record.family)
+            if start.mesh is not None:
+                site.share_index()
             undo.note(parameter, site)
             owners = selection.sparse[name].owners
             site.adopt(model.get_submodule(owners[0][0]), owners[0][1])
@@ -176,6 +179,8 @@ def convert(
                 build(name)
         model._topkast = record  # type: ignore[assignment]
         found = sites(model)
+        if start.mesh is not None:
+            make_alike(found.values(), start.mesh)
         record.scaled = start_scales(found, config.initial)
         model.register_forward_pre_hook(refresh_before_forward, prepend=True)
         model.register_load_state_dict_pre_hook(refuse_dense)

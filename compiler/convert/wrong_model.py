@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from topkast.runtime.errors import CheckpointError
-from topkast.runtime.state.find_sites import joined, sites_of
+from topkast.runtime.state.find_sites import SparseState, joined, sites_of
 from topkast.runtime.state.persist.state_dict import DENSE, STATE
 
 SPARSE = (
@@ -33,7 +33,7 @@ def explain_mixed_up() -> None:
         try:
             return given(self, state_dict, *args, **kwargs)
         except RuntimeError as error:
-            if isinstance(error, CheckpointError) or not _is_sparse(state_dict) or _is_sparse(self.state_dict()):
+            if isinstance(error, CheckpointError) or not _is_sparse(state_dict) or _is_converted(self):
                 raise
             raise CheckpointError(f"{type(self).__name__}: {SPARSE}. {error}") from error
 
@@ -43,6 +43,10 @@ def explain_mixed_up() -> None:
 
 def _is_sparse(keys: Iterable[str]) -> bool:
     return any(f".{STATE}." in f".{key}" for key in keys)
+
+
+def _is_converted(model: nn.Module) -> bool:
+    return any(isinstance(module, SparseState) for module in model.modules())
 
 
 explain_mixed_up()  # at import, because a program that loads into a dense model may convert no model

@@ -59,6 +59,8 @@ def renewed(site: Site, parts: Parts) -> Change:
         parts: the site's parts, on the reservoir's device.
     """
     site.wait()
+    if not site.geometry.units:  # of a sharded weight this process holds nothing
+        return Change(fields={"refreshed_at": site.step, "churn": [*site.churn[-99:], (site.step, 0.0, 0.0)]})
     theta = assemble(parts.values, parts.reservoir, parts.index, site.geometry)
     sets = renewed_sets(site.method, site.set_state(), theta)
     if site.method.enters_at_zero:

@@ -24,16 +24,17 @@ from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
 from topkast.runtime.state.content.background import Pending
 from topkast.runtime.state.content.choose_sets import first_sets, with_bits
-from topkast.runtime.state.content.derived import Derived
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.fingerprint import fingerprint
 from topkast.runtime.state.content.index_check import WRITTEN, Note, checked, remembered
 from topkast.runtime.state.content.optimizer_state import kept_tensors
 from topkast.runtime.state.content.parts import HALF, Change, Copy, Parts, Snapshot
 from topkast.runtime.state.content.reservoirs import values_outside
+from topkast.runtime.state.content.shard import Shard, local
+from topkast.runtime.state.sharding.shardable_site import ShardableSite
 
 
-class Site(Derived, nn.Module):
+class Site(ShardableSite, nn.Module):
     """State of one site.
 
     Args:
@@ -118,6 +119,8 @@ class Site(Derived, nn.Module):
         self._own: tuple[int, int] | None = None
         self.owner = None
         self.noted: Note | None = None
+        self._shard: Shard | None = None
+        self.compared = False  # whether the ranks of a sharded site were compared
 
     def _hold(self, index: Index, ever: Tensor, reservoir: Tensor) -> None:
         for field, tensor in zip(Index._fields, index, strict=True):
@@ -144,14 +147,19 @@ class Site(Derived, nn.Module):
 
     def _index_was_written(self) -> bool:
         try:
-            self.noted = checked(self.index, self.noted)
+            self.noted = checked(self._index_in_memory(), self.noted)
         except LookupError:
             return True
         return False
 
+    def _index_in_memory(self) -> Index:
+        # The tensor itself, not a view of another type: the check compares identities and versions.
+        return Index(self.row_ptr, self.row_fwd, local(self.cols if self._shard is None else self._shard.cols))
+
     def undisturbed(self) -> bool:
         """Whether the site has its own tensors. False if ``functional_call`` has put other tensors in their place."""
-        now = id(self.original), id(self.cols)
+        self.shard  # noqa: B018 (notices that fully_shard has replaced the tensors)
+        now = id(self.table.get(self.attribute)), id(self.cols)
         if self._own is None:  # a copy, used for the first time
             self._own = now
         return self._own == now
@@ -166,7 +174,7 @@ class Site(Derived, nn.Module):
 
     def remember_index(self) -> None:
         """Remember the current index as the site's own index."""
-        self.noted = remembered(self.index)
+        self.noted = remembered(self._index_in_memory())
 
     def mark_broken(self, why: str | None) -> None:
         """Mark the site as unusable, so that every use raises ModelError with this reason; None: as usable again."""
@@ -215,6 +223,10 @@ class Site(Derived, nn.Module):
             reservoir: the values outside B; they are copied, unless the reservoir is on the model's device.
         """
         self.table[self.attribute] = values
+        cols = tensors["cols"]
+        if not self.index_is_whole:
+            self._parameters["cols"] = nn.Parameter(cols, requires_grad=False)
+            tensors = {name: tensor for name, tensor in tensors.items() if name != "cols"}
         self._buffers.update(tensors)
         if self.place.follows_model:
             self._buffers["reservoir"] = reservoir

@@ -17,6 +17,8 @@ from topkast.runtime.state.change.commit import commit
 from topkast.runtime.state.change.relayout import with_new_sets
 from topkast.runtime.state.content.choose_sets import first_sets
 from topkast.runtime.state.content.parts import Change, Parts
+from topkast.runtime.state.content.shard import local
+from topkast.runtime.state.sharding.part import at_work
 
 from .dynamo_rules import set_dynamo_rules
 from .guarded_weight import guard
@@ -41,7 +43,7 @@ class SiteModule(Site):
             if torch._C._is_tracing():
                 return as_constant(values, self.index, self.geometry)
             self.refresh_if_due()
-        g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.cols, self.key)
+        g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.columns, self.key)
         if compiling:
             return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block, self.n_fwd)
         return guard(Read.apply(*given, g, self.n_fwd), self)
@@ -63,18 +65,22 @@ class SiteModule(Site):
     @torch.no_grad()
     def load_theta(self, theta: Tensor) -> None:
         """Replace all of θ by a tensor on any device, and choose both sets from it."""
-        commit(self, *self.replaced(theta))
+        commit(at_work(self), *self.replaced(theta))
 
     @torch.no_grad()
     def replaced(self, theta: Tensor) -> tuple[Parts, Change]:
-        """The site's parts, and the change that :meth:`load_theta` applies to them."""
+        """The parts of the site, or of :func:`at_work` if it is sharded, and the change that :meth:`load_theta` applies
+        to them."""
         if tuple(theta.shape) != self.geometry.shape:
             raise ConfigError(f"{self.name}: a weight of shape {tuple(theta.shape)}, expected {self.geometry.shape}")
         self.wait()
-        theta = theta.to(self.home, self.original.dtype)
-        sets = first_sets(self.method, self.set_state(), theta)
-        live = self.parts()  # called once: an optimizer may be deleted at any time, and a part would be missing
-        return live, with_new_sets(self, theta, live.beside_reservoir(), sets)
+        part = at_work(self)
+        live = part.parts()  # called once: an optimizer may be deleted at any time, and a part would be missing
+        if not part.geometry.units:  # of a sharded weight this process holds nothing
+            return live, Change(fields={"refreshed_at": self.step})
+        theta = part.taken_theta(theta).to(self.home, self.original.dtype)
+        sets = first_sets(self.method, part.set_state(), theta)
+        return live, with_new_sets(part, theta, live.beside_reservoir(), sets)
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
@@ -125,7 +131,7 @@ class SiteModule(Site):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SiteModule:
         super()._apply(fn, recurse)
-        self.cast_reservoir(fn(self.original.detach().new_empty(0)))
+        self.cast_reservoir(fn(local(self.original.detach()).new_empty(0)))
         return self
 
     @contextmanager

@@ -40,7 +40,7 @@ def due_before_forward(sites: Iterable[Site]) -> list[Site]:
     transformed = torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
     if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1 or transformed:
         return []
-    return [site for site in sites if due(site) and site.undisturbed()]
+    return [site for site in sites if due(site) and site.undisturbed() and site.shard is None]
 
 
 def due_before_step(sites: Iterable[Site]) -> list[Site]:
@@ -50,8 +50,9 @@ def due_before_step(sites: Iterable[Site]) -> list[Site]:
 
 
 def due_at_step_end(site: Site) -> bool:
-    """Whether the method refreshes at the end of a step, and a refresh is due now."""
-    return site.method.at_step_end and due(site)
+    """Whether a refresh is due now that must be done at the end of a step: the method asks for this, or the site is
+    sharded, because before a forward FSDP2 may have gathered its values already."""
+    return (site.method.at_step_end or site.shard is not None) and due(site)
 
 
 def in_background(site: Site) -> bool:

@@ -6,6 +6,9 @@ the weights of A.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,25 +24,50 @@ MOST_DECAY = 0.25
 DECAY = 4.0
 
 
-def decay_explored(site: SiteModule, lr: float | Tensor) -> None:
+def decay_explored(steps: Iterable[tuple[SiteModule, float | Tensor]]) -> None:
     """θ ← θ - min(lr * ``exploration_decay``, :data:`MOST_DECAY`) θ on B \\ A.
 
     If ``exploration_decay`` is None, the decay is :data:`DECAY` divided by the current size of A's weights. Frozen
     weights do not decay, as with an optimizer's own weight decay.
+
+    Args:
+        steps: sites, each with the learning rate of its step.
     """
-    asked = site.rule.exploration_decay
-    if asked == 0 or site.exploration_ended() or not site.original.requires_grad:
-        return
-    decay = lr * (DECAY / size(site) if asked is None else asked)
-    if isinstance(decay, Tensor):
-        scale_explored(site.values, site.index, site.geometry, 1 - decay.clamp(max=MOST_DECAY))
-    else:
-        site.record_decay(decay)  # not for a tensor: it would need a sync, only for a warning
-        scale_explored(site.values, site.index, site.geometry, 1 - min(decay, MOST_DECAY))
+    decaying = [(site, lr) for site, lr in steps if _decays(site)]
+    sizes = _sizes([site for site, _ in decaying if site.rule.exploration_decay is None])
+    for site, lr in decaying:
+        asked = site.rule.exploration_decay
+        decay = lr * (DECAY / sizes[site] if asked is None else asked)
+        values, index = site.stored()
+        if isinstance(decay, Tensor):
+            scale_explored(values, index, site.geometry, 1 - decay.clamp(max=MOST_DECAY))
+        else:
+            site.record_decay(decay)  # not for a tensor: it would need a sync, only for a warning
+            scale_explored(values, index, site.geometry, 1 - min(decay, MOST_DECAY))
 
 
-def size(site: SiteModule) -> Tensor:
-    """The size of a weight in A: the root mean square of A's weights, a positive scalar in float64."""
-    values = site.values
-    total = square_sum_of_a(values, site.index, site.geometry)
-    return (total / (site.n_fwd * site.geometry.unit)).sqrt().clamp(min=torch.finfo(values.dtype).tiny)
+def _decays(site: SiteModule) -> bool:
+    return site.rule.exploration_decay != 0 and not site.exploration_ended() and site.original.requires_grad
+
+
+def _sizes(sites: list[SiteModule]) -> dict[SiteModule, Tensor]:
+    """The size of a weight in A of each site: the root mean square of A's weights, a positive scalar in float64.
+
+    Each rank adds the squares that it has. All sites that are sharded over the same ranks share one message.
+    """
+    totals, shared = {}, dict[Any, list[SiteModule]]()
+    for site in sites:
+        values, index = site.stored()
+        totals[site] = square_sum_of_a(values, index, site.geometry)
+        if site.shard is not None:
+            shared.setdefault(site.shard.group, []).append(site)
+    for group, several in shared.items():
+        sums = torch.stack([totals[site] for site in several])
+        torch.distributed.all_reduce(sums, group=group)
+        totals.update(zip(several, sums, strict=True))
+    return {site: _root_mean(site, total) for site, total in totals.items()}
+
+
+def _root_mean(site: SiteModule, total: Tensor) -> Tensor:
+    smallest = torch.finfo(site.original.dtype).tiny
+    return (total / (site.n_fwd * site.geometry.unit)).sqrt().clamp(min=smallest)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkast.runtime.layout import explored_values
+from topkast.runtime.state.content.shard import local
 from topkast.runtime.state.site_module import SiteModule
 
 Step = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of an optimizer's step
@@ -60,20 +62,26 @@ def add_penalty(optimizer: torch.optim.Optimizer, sites: Iterable[SiteModule]) -
         if grad is None:
             continue
         gradient, version = _used.get(site, (None, None))
-        if gradient is not None and gradient() is grad and version == grad._version:
+        if gradient is not None and gradient() is grad and version == _version(grad):
             continue  # an outer optimizer calls this optimizer's step and has already added the penalty
         if site.rule.exploration_l2:
             _penalise(site, grad, getattr(optimizer, "grad_scale", None))
-        _used[site] = weakref.ref(grad), grad._version
+        _used[site] = weakref.ref(grad), _version(grad)
+
+
+def _version(grad: Tensor) -> int:
+    return grad._version + (0 if local(grad) is grad else local(grad)._version)
 
 
 def _penalise(site: SiteModule, grad: Tensor, scale: Tensor | None) -> None:
     """Add the penalty. ``scale``: the factor in the gradient, by which a fused optimizer divides; set during its
     step."""
     density = site.n_fwd / site.geometry.units
-    factor = torch.full_like(site.original, site.rule.exploration_l2)
-    factor.view(-1)[site.explored()] = site.rule.exploration_l2 / density
-    grad.add_(site.original * (factor if scale is None else factor * scale))
+    values, index = site.stored()
+    factor = torch.full_like(values, site.rule.exploration_l2)
+    factor[explored_values(index, site.geometry)] = site.rule.exploration_l2 / density
+    grad = local(grad)
+    grad.add_((values * (factor if scale is None else factor * scale)).view_as(grad))
 
 
 def had_gradient(site: SiteModule) -> bool:

@@ -8,7 +8,7 @@ optimizer steps are nested, this happens once for all of them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from topkast.runtime.optimizers.probe import check_probed
 from topkast.runtime.state.content.optimizer_state import check_elementwise, prepare_state
 from topkast.runtime.state.find_sites import alive
 from topkast.runtime.state.refresh import refresh, refresh_by_interval
+from topkast.runtime.state.sharding.compare import compare
+from topkast.runtime.state.sharding.part import at_work
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.when import count_gradients, due, due_at_step_end, due_before_step, trained
 from topkast.runtime.training.sharded.refused import refuse_optimizer
@@ -59,9 +61,12 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
         refuse_optimizer(optimizer)
     for site in sites:
         site.check_whole()
+        if site.shard is not None and not site.compared:
+            compare(site, site.shard)
+            site.count_compared()
     check_probed(optimizer, [(site.name, site.original) for site in sites])
     for site in sites:
-        prepare_state(optimizer, site)
+        prepare_state(optimizer, at_work(site) if site.unread_state_index is not None else site)
     own = begin(optimizer, sites)
     if own:
         notice_undecayed(optimizer, held)
@@ -80,29 +85,28 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
         return
     if every:
         check_elementwise(optimizer, [site for site, _ in every])
-    for site, lr, moved in held:
-        advance(site, lr if moved else None)
+    advance([(site, lr if moved else None) for site, lr, moved in held])
     notice_eager_step(site for site, *_ in held)
 
 
-def advance(site: SiteModule, lr: float | Tensor | None) -> None:
+def advance(steps: Sequence[tuple[SiteModule, float | Tensor | None]]) -> None:
     """Finish one optimizer step: decay B \\ A if the learning rate is known, and advance the clock.
 
     Args:
-        lr: the learning rate of the step; None if nothing must decay.
+        steps: the sites of the step, each with the learning rate of the step; None if nothing must decay.
     """
-    # If the site is due here, a whole step went by without its refresh: no forward used the site, or a backend that
-    # is not ours compiled its graph.
-    if due(site):
-        if trained(site):
-            site.count_late_refresh()
-        refresh_by_interval([site])
-    if lr is not None:
-        decay_explored(site, lr)
-    site.count_step()
-    count_gradients(site)
-    if due_at_step_end(site):
-        refresh([site])
+    for site, _ in steps:
+        # If the site is due here, a whole step went by without its refresh: no forward used the site, or a backend
+        # that is not ours compiled its graph.
+        if due(site):
+            if trained(site):
+                site.count_late_refresh()
+            refresh_by_interval([site])
+    decay_explored((site, lr) for site, lr in steps if lr is not None)
+    for site, _ in steps:
+        site.count_step()
+        count_gradients(site)
+    refresh([site for site, _ in steps if due_at_step_end(site)])
 
 
 def install_hooks() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.fingerprint import fingerprint
+from topkast.runtime.state.content.shard import local
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.when import gradients
 
@@ -92,7 +93,7 @@ def _moves(site: SiteModule) -> bool:
 
 def _print(site: SiteModule) -> tuple[tuple[object, ...], Tensor]:
     """(Facts that must be equal before two fingerprints are compared, a number that changes with the values)."""
-    values = site.original.detach()
+    values = local(site.original.detach())
     found = fingerprint(values)
     assert found is not None
     return (site.changes, values.dtype, values.device), found

@@ -18,7 +18,7 @@ from torch.distributed._composable.replicate import replicate
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import distribute_module
@@ -80,9 +80,6 @@ def tools() -> dict[str, Callable[[nn.Module], Any]]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("replicate",))
     wraps = functools.partial(size_based_auto_wrap_policy, min_num_params=1)
     return {
-        "fully_shard": lambda model: fully_shard(model, mesh=mesh),
-        "fully_shard a part": lambda model: fully_shard(model[2], mesh=mesh),
-        "fully_shard around": lambda model: fully_shard(nn.Sequential(nn.Linear(20, 20), model), mesh=mesh),
         "FullyShardedDataParallel": _fsdp,
         "FullyShardedDataParallel use_orig_params": lambda model: _fsdp(model, use_orig_params=True),
         "FullyShardedDataParallel auto_wrap_policy": lambda model: _fsdp(model, auto_wrap_policy=wraps),
@@ -94,7 +91,7 @@ def tools() -> dict[str, Callable[[nn.Module], Any]]:
         "join many": lambda model: _join(model, True),
         "ZeroRedundancyOptimizer": _zero,
         "ZeroRedundancyOptimizer in a hook": _zero_in_hook,
-        # torch notes on the model that fully_shard was asked for, and would itself refuse these two: on another model.
+        # On another model, because torch notes on a model that replicate was asked for.
         "replicate on a mesh": lambda model: replicate_with_fsdp.replicate(model, mesh=mesh),
         "replicate": _replicate,
     }

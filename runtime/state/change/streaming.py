@@ -18,6 +18,7 @@ from torch import Tensor
 
 from topkast.runtime.layout import Index
 from topkast.runtime.state.content.parts import Change, Parts
+from topkast.runtime.state.sharding.part import at_work
 from topkast.runtime.state.site import Site
 
 from .commit import commit
@@ -33,7 +34,7 @@ def at_home(sites: Iterable[Site], prepare: Prepare) -> None:
         prepare: (site, its parts on the reservoir's device) -> the change; the function itself changes nothing.
     """
     away: dict[torch.device, list[Site]] = {}
-    for site in sites:
+    for site in map(at_work, sites):
         if site.home == site.original.device:
             parts = site.parts()
             commit(site, parts, prepare(site, parts))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from topkast.runtime.kernels.sets import build_index
 from topkast.runtime.layout import Index
 from topkast.runtime.methods import Method, SetState
 from topkast.runtime.methods.method import Sets
 from topkast.runtime.reference import selection
+
+from .marks import packed
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,4 @@ def _chosen(state: SetState, sets: Sets) -> Chosen:
 
 def with_bits(ever: Tensor, fwd: Tensor) -> Tensor:
     """Add A to the record of all units that were ever in A (one bit for each unit). Both tensors are on one device."""
-    bits = nn.functional.pad(fwd, (0, -fwd.numel() % 8)).view(-1, 8).to(torch.uint8)
-    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=fwd.device)
-    return ever | (bits * weights).sum(1, dtype=torch.uint8)
+    return ever | packed(fwd)

@@ -35,7 +35,6 @@ class Derived(Placed):
     reservoir: Tensor
     row_ptr: Tensor
     row_fwd: Tensor
-    cols: Tensor
 
     @abstractmethod
     def check_whole(self) -> None:
@@ -79,8 +78,13 @@ class Derived(Placed):
         return torch.tensor([self.step, self.refreshed_at], device="cpu")
 
     @property
+    def columns(self) -> Tensor:
+        """The columns of the index [slots]."""
+        raise NotImplementedError
+
+    @property
     def index(self) -> Index:
-        return Index(self.row_ptr, self.row_fwd, self.cols)
+        return Index(self.row_ptr, self.row_fwd, self.columns)
 
     @property
     def groups(self) -> int:

@@ -15,6 +15,7 @@ from topkast.runtime.layout import Geometry, Index, slot_units
 from topkast.runtime.optimizers.probe import INSTEAD, start
 
 from .parts import Changing, Parts, carry_out
+from .shard import local
 
 
 class OptimizedSite(Changing, Protocol):
@@ -33,6 +34,10 @@ class OptimizedSite(Changing, Protocol):
 
     @property
     def home(self) -> torch.device: ...
+
+    def taken(self, stored: Tensor) -> Tensor: ...
+
+    def put(self, stored: Tensor, new: Tensor) -> None: ...
 
 
 def check_elementwise(optimizer: torch.optim.Optimizer, sites: Iterable[OptimizedSite]) -> None:
@@ -129,15 +134,15 @@ def prepare_state(optimizer: torch.optim.Optimizer, site: OptimizedSite) -> None
     if optimizer not in site.optimizers and site.unread_state_index is not None:
         before, after = site.unread_state_index.to(site.home), site.index.to(site.home)
         state = _state(optimizer, site.original)
-        values = site.original.detach().to(site.home)
-        kept = [tensor.to(site.home) for tensor, _ in state]
+        values = site.taken(site.original.detach()).to(site.home)
+        kept = [site.taken(tensor).to(site.home) for tensor, _ in state]
         there = Parts(values, values, before, values, kept, [first for _, first in state])
         new = carry_state(there, values, after, site.geometry)
         moved = [(tensor, one) for (tensor, _), one in zip(state, new, strict=True)]
 
     def apply() -> None:
         for tensor, new in moved:
-            tensor.copy_(new)
+            site.put(tensor, new)
         if cut:
             optimizer.state[site.original].update(cut)
         site.optimizers.add(optimizer)
@@ -149,7 +154,7 @@ def _state(optimizer: torch.optim.Optimizer, values: nn.Parameter) -> list[tuple
     """State with one number for each value, and the number for a weight that enters B; see :func:`kept_tensors`."""
     state = {name: one for name, one in optimizer.state.get(values, {}).items() if per_value(one, values)}
     # SAM's `p.data = old_p` leaves the values' own memory in its state. This memory is moved already; do not clear it.
-    mine = {name: one for name, one in state.items() if not one.is_set_to(values)}
+    mine = {name: one for name, one in state.items() if not local(one).is_set_to(local(values))}
     return [(one, start(optimizer, values, name)) for name, one in mine.items()]
 
 

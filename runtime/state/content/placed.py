@@ -43,16 +43,31 @@ class Placed:
         """The same memory as a detached vector [values]."""
         return self.original.detach().view(-1)
 
+    def taken(self, stored: Tensor) -> Tensor:
+        """The numbers to work on, of a tensor with one number for each value."""
+        return stored
+
+    def taken_theta(self, theta: Tensor) -> Tensor:
+        """The entries to work on, of all of θ."""
+        return theta
+
+    def put(self, stored: Tensor, new: Tensor) -> None:
+        """Store new numbers in a tensor that :meth:`taken` got."""
+        stored.copy_(new)
+
     @property
     def value_shape(self) -> tuple[int, int]:
-        """Shape of B's values: [block rows, values of a row], or [1, all values] if the rows differ in length.
+        """Shape of B's values: [block rows, values of a row], or [blocks, values of a block] if the rows differ in
+        length. So ``fully_shard`` can cut the values along their first dimension.
 
         The shape is never the shape of the weight itself, so that a dense tensor in the place of the values is noticed.
         """
         values = self.n_bwd * self.geometry.unit
-        shape = (self.groups, values // self.groups)
-        others = (shape for shape in (shape, (1, values), (values, 1)) if shape != self.geometry.shape)
-        return next(others, shape)  # for a weight of one element no other shape exists
+        slots = (self.n_bwd, self.geometry.unit)
+        shapes = [slots if self.groups == 1 else (self.groups, values // self.groups), slots, (1, values), (values, 1)]
+        return next(
+            (shape for shape in shapes if shape != self.geometry.shape), shapes[0]
+        )  # one element: no other shape
 
     @property
     def attached(self) -> bool:

@@ -55,7 +55,9 @@ def unpacked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The result of :func:`packed` as the content of a new site, and the further fields of the site."""
     columns = column_type(state["geometry"].grid[1])
     fields: dict[str, Any] = {name: state[name] for name in ("churn", "scaled", "unread_state_index")}
-    buffers = {**state["_buffers"], "cols": state["_buffers"]["cols"].view(columns)}
+    buffers = dict(state["_buffers"])
+    if "cols" in buffers:  # otherwise they are a parameter of bytes
+        buffers["cols"] = buffers["cols"].view(columns)
     fields["pending"] = state["pending"]
     if state["pending"] is not None:
         name, step, (row_ptr, row_fwd, cols) = state["pending"]

@@ -1,7 +1,6 @@
 """The tensors of an index in a state dict. Code that averages them gets an error that says what can be averaged.
 
-Columns are 16-bit unsigned numbers. torch has no arithmetic for them, and its error message does not explain more. For
-wider columns, arithmetic would run and would give the columns of other weights.
+Columns are stored as bytes. Arithmetic would run on them and would give the columns of other weights.
 """
 
 from __future__ import annotations
@@ -56,4 +55,4 @@ def as_plain(tensor: Tensor) -> Tensor:
 
 
 def _is_index(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.uint16, torch.int32, torch.int64) and tensor.dim() > 0
+    return tensor.dtype in (torch.uint8, torch.uint16, torch.int32, torch.int64) and tensor.dim() > 0

@@ -16,6 +16,7 @@ from topkast.runtime.state.content.background import already_chosen
 from topkast.runtime.state.content.parts import Change, carry_out
 from topkast.runtime.state.site import Site
 
+from . import saved_form, sharded_dict
 from .saved_index import as_plain, as_saved
 
 STATE = "sparse_state"  # submodule of a module with sparse weights: attribute -> site
@@ -25,11 +26,13 @@ DENSE = "topkast.load_dense_state_dict(model, state_dict) loads the state dict o
 def add(site: Site, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
     """Add to the buffers of a site: the reservoir, which is not always a buffer; the clock; the sets that a thread has
     chosen. The index tensors become :class:`SavedIndex`, unless ``keep_vars`` asks for the buffers themselves."""
-    destination[prefix + "reservoir"] = site.reservoir
+    outside = saved_form.outside(site) if site.shard is None else sharded_dict.outside(site)
+    destination.update({prefix + name: tensor for name, tensor in outside.items()})
     destination[prefix + "clock"] = site.clock
     destination.update({prefix + name: tensor for name, tensor in site.pending_tensors().items()})
     if keep_vars:
         return
+    destination[prefix + "cols"] = saved_form.as_saved(site, "cols", destination[prefix + "cols"])
     for name in (*Index._fields, *(f"prepared_{name}" for name in Index._fields)):
         if (key := prefix + name) in destination:
             destination[key] = as_saved(destination[key])
@@ -48,20 +51,16 @@ def keys(prefix: str, attribute: str, old: bool = False) -> tuple[str, str]:
 
 
 def upgrade(state: dict[str, Any], prefix: str, attribute: str, site: Site) -> None:
-    """Change a site's part of a state dict of format 1 to the current names and shape, in place."""
+    """Change a site's part of an older state dict to the current names and forms, in place."""
     (old_values, old_rest), (values, rest) = keys(prefix, attribute, old=True), keys(prefix, attribute)
     for key in [key for key in state if key.startswith(old_rest)]:
         tensor = state.pop(key)
         state[values if key == old_values else rest + key.removeprefix(old_rest)] = tensor
     if isinstance(state.get(values), Tensor):
-        state[values] = as_values(state[values], site)
-
-
-def as_values(tensor: Tensor, site: Site) -> Tensor:
-    """A vector of format 1 (one number for each of a site's values), in the shape of the values. Other tensors do not
-    change."""
-    fits = tensor.dim() == 1 and tensor.numel() == site.original.numel() and site.geometry.shape != tuple(tensor.shape)
-    return tensor.view(site.value_shape) if fits else tensor
+        state[values] = saved_form.as_held(site, "values", state[values])
+    for name in ("cols", *saved_form.OUTSIDE):
+        if isinstance(state.get(rest + name), Tensor):
+            state[rest + name] = saved_form.as_saved(site, name, state[rest + name])
 
 
 def load(
@@ -81,6 +80,11 @@ def load(
         missing, errors: lists that the function adds to.
         assign: whether the site uses the given tensors themselves, with their device and dtype.
     """
+    if site.shard is not None:
+        names = ("values", *Index._fields, "ever", "reservoir", "clock")
+        key = {name: places[0] if name == "values" else places[1] + name for name in names}
+        sharded_dict.load(site, state, key, missing, errors)
+        return
     held = {name: getattr(site, name) for name in (*Index._fields, "ever", "reservoir")}
     mine = {"values": site.original, **held}
     own = {**mine, "clock": torch.empty(2)}
@@ -89,6 +93,11 @@ def load(
     key = {name: places[0] if name == "values" else places[1] + name for name in own}
     found: dict[str, Tensor] = {name: as_plain(state[key[name]]) for name in own if key[name] in state}
     missing += [key[name] for name in own if name not in found]
+    index = [found[name] for name in Index._fields if name in found]
+    if len(index) == len(Index._fields) and any(tensor.is_floating_point() for tensor in index):
+        errors.append(f"{places[1]}: the index is broken: {check_index(Index(*index), site.geometry)}")
+        return
+    found |= {name: saved_form.as_held(site, name, found[name]) for name in mine if name in found}
     for name, tensor in found.items():
         if tensor.shape != own[name].shape:
             hint = f"; {DENSE}" if tuple(tensor.shape) == site.geometry.shape else ""
@@ -97,7 +106,8 @@ def load(
     if len(found) < len(own):
         return
     for kind in ("", "prepared_") if chosen else ("",):
-        wrong = check_index(Index(*(found[kind + name] for name in Index._fields)), site.geometry)
+        columns = saved_form.columns_of(found[f"{kind}cols"], site.geometry.grid[1])
+        wrong = check_index(Index(found[f"{kind}row_ptr"], found[f"{kind}row_fwd"], columns), site.geometry)
         if wrong:
             errors.append(f"{places[1]}: the {kind}index is broken: {wrong}")
             return

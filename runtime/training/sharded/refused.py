@@ -18,12 +18,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from topkast.runtime.errors import ModelError, OptimizerError
+from topkast.runtime.state.site_module import SiteModule
+
+from .shardable import check_shardable
 
 INSTEAD = "use torch.nn.parallel.DistributedDataParallel, without join(), and an optimizer of torch.optim"
 
+FULLY_SHARD = "fully_shard"
+
 # Function that reads the attribute before it divides a module -> name of the tool in the error.
 ASKERS = {
-    "_is_composable_with_fsdp": "fully_shard",
+    "_is_composable_with_fsdp": FULLY_SHARD,
     "is_composable_with_replicate": "replicate",
     "_is_fully_sharded": "replicate",
     "_get_ignored_modules": "FullyShardedDataParallel",
@@ -36,7 +41,11 @@ def _answer(self: nn.Module) -> Any:
     # The caller that reads the attribute, and up to two helper functions of torch between.
     for _ in range(3):
         if frame is not None and frame.f_code.co_name in ASKERS:
-            refuse(ASKERS[frame.f_code.co_name])
+            tool = ASKERS[frame.f_code.co_name]
+            if tool != FULLY_SHARD:
+                refuse(tool)
+            check_shardable([self] if isinstance(self, SiteModule) else [])
+            break
         frame = frame and frame.f_back
     raise AttributeError("not there")
 
@@ -118,5 +127,6 @@ def parallel_already(parameters: Iterable[nn.Parameter]) -> str | None:
 
 
 def _wrapped(held: set[int]) -> bool:
-    wrappers = [one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel)]
+    # Not issubclass, which takes seconds for all objects of a process.
+    wrappers = [one for one in gc.get_objects() if DistributedDataParallel in type(one).__mro__]
     return any(id(parameter) in held for one in wrappers for parameter in one.parameters())

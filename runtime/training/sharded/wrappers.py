@@ -7,11 +7,13 @@ wrapper.
 from __future__ import annotations
 
 from types import MethodType
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from topkast.runtime.state.persist.state_dict import STATE
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import pass_sets_to_copies
 from topkast.runtime.training.averaged_models import update_parameters
@@ -35,3 +37,12 @@ def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> No
         with pass_sets_to_copies(sites):
             equalise(parent, child)
         refuse_uneven(parent)
+        parent.register_load_state_dict_pre_hook(_with_prefix)
+
+
+def _with_prefix(parallel: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before a load: give the tensors of all sites the wrapper's prefix. ``torch.distributed.checkpoint`` gives the
+    prefix to parameters and buffers only."""
+    inside = f"{prefix}module."
+    for key in [key for key in state if f".{STATE}." in f".{key}" and not key.startswith(inside)]:
+        state[inside + key.removeprefix(prefix)] = state.pop(key)

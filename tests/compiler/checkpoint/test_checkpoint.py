@@ -181,7 +181,7 @@ def test_a_broken_index_is_refused(tmp_path: Path) -> None:
     topkast.save(model, tmp_path / "c")
     with safe_open(tmp_path / "c", "pt") as file:
         header, tensors = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    tensors["0.sparse_state.weight.cols"][0] = 60_000
+    tensors["0.sparse_state.weight.cols"].view(torch.uint16)[0, 0] = 60_000
     save_file(tensors, tmp_path / "c", header)
     with pytest.raises(topkast.CheckpointError, match=r"0.weight: a column is outside"):
         topkast.load(model, tmp_path / "c")

@@ -1,0 +1,116 @@
+"""FSDP2 on several processes equals one process on the union of their batches: θ, the sets, the optimizer's state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import topkast
+from topkast.tests.support.sharded import OPTIMIZERS, Run, alone, on_ranks, sharded, train
+
+BUDGET = 1e-11  # float64; a step's gradient is summed in another order
+
+DENSE_BLOCKS = {"block": (16, 16), "fwd": 0.5, "bwd": 0.25}
+FREE = {"balanced": False}
+
+QUICK = {"adamw": Run(), "gathered": Run("sgd", FREE)}
+MATRIX = {
+    "sgd in blocks": Run("sgd", DENSE_BLOCKS),
+    "without mesh": Run(mesh=False),
+    "sgd": Run("sgd"),
+    "adamw in blocks": Run(options=DENSE_BLOCKS),
+    "gathered, adamw in blocks": Run(options=DENSE_BLOCKS | FREE),
+    "gathered, without mesh": Run(options=FREE, mesh=False),
+    "blocks, without mesh": Run("sgd", DENSE_BLOCKS, mesh=False),
+    "the paper's penalty": Run("sgd", {"exploration_decay": 0.0, "exploration_l2": 0.01}),
+    "the paper's penalty, gathered": Run("sgd", {"exploration_decay": 0.0, "exploration_l2": 0.01, **FREE}),
+    "a rate of decay": Run("sgd", {"exploration_decay": 0.1}),
+    "random": Run(options={"explore": "random"}),
+    "random, gathered": Run(options={"explore": "random", **FREE}),
+    "end of exploration": Run(options={"stop_exploring_after": 3}),
+    "host": Run(options={"reservoir": "host"}),
+    "disk, gathered": Run(options={"reservoir": "disk", **FREE}),
+    "set": Run(options={"method": "set", "bwd": None}),
+    "gmp": Run(options={"method": "gmp", "bwd": None, "stop_exploring_after": 5}),
+    "magnitude-ste": Run(options={"method": "magnitude-ste", "bwd": None}),
+    "dense": Run(options={"fwd": 0.0, "bwd": 0.0}),
+}
+# With 4 ranks, the last ranks hold no rows of several weights.
+FOUR = {
+    **QUICK,
+    "sgd in blocks": Run("sgd", DENSE_BLOCKS),
+    "two replicas": Run(shape=(2, 2)),
+    "two replicas, gathered": Run(options=FREE, shape=(2, 2)),
+}
+
+
+def trained(runs: dict[str, Run]) -> dict[str, Any]:
+    """Run on each rank: what the ranks hold together after each of the runs."""
+    found = {}
+    for name, run in runs.items():
+        model = sharded(run)
+        optimizer = OPTIMIZERS[run.optimizer](model.parameters())
+        train(model, optimizer, dist.get_rank(), dist.get_world_size())
+        sites = [module for module in model.modules() if hasattr(module, "n_fwd")]
+        found[name] = {
+            "theta": topkast.dense_state_dict(model, values="all", full=True),
+            "sets": topkast.masks(model),
+            "held": {site.name: [site.reservoir.numel(), site.own_columns.numel()] for site in sites},
+            "whole": {site.name: [site.theta().numel(), site.n_bwd] for site in sites},
+            "refreshes": {len(site.churn) for site in sites},
+            "state": [
+                value.full_tensor() if hasattr(value, "full_tensor") else value
+                for parameter in model.parameters()
+                for value in optimizer.state[parameter].values()
+            ],
+        }
+    return found
+
+
+def check(runs: dict[str, Run], found: list[dict[str, Any]]) -> None:
+    for name, run in runs.items():
+        theta, sets, optimizer = alone(run)
+        ranks = [rank[name] for rank in found]
+        assert len({str(other["refreshes"]) for other in ranks}) == 1
+        assert min(ranks[0]["refreshes"]) >= 3
+        for other in ranks:
+            for key, pair in sets.items():
+                assert all(map(torch.equal, other["sets"][key], pair)), f"{name}: sets of {key}"
+        assert list(ranks[0]["theta"]) == list(theta)
+        assert all(not rank["theta"] for rank in ranks[1:])
+        for key, value in theta.items():
+            assert float((ranks[0]["theta"][key] - value).abs().max()) < BUDGET, f"{name}: {key}"
+        state = [
+            value for group in optimizer.param_groups for p in group["params"] for value in optimizer.state[p].values()
+        ]
+        assert len(state) == len(ranks[0]["state"]) > 0
+        for mine, other in zip(state, ranks[0]["state"], strict=True):
+            mine, other = torch.as_tensor(mine).reshape(-1), torch.as_tensor(other).reshape(-1)
+            assert float((mine - other).abs().max()) < BUDGET, f"{name}: state"
+        for key, (numel, slots) in ranks[0]["whole"].items():
+            held = [rank["held"][key] for rank in ranks]
+            copies = run.shape[0] if run.shape else 1
+            assert sum(columns for _, columns in held) == slots * copies, f"{name}: {key}"
+            if run.mesh:  # without it, values of rows that differ are one row of a parameter, which one rank holds
+                assert max(columns for _, columns in held) < slots, f"{name}: {key} is on one rank"
+            assert sum(outside for outside, _ in held) < numel * copies
+
+
+def test_equals_one_process(tmp_path: Path) -> None:
+    check(QUICK, on_ranks(2, tmp_path, trained, QUICK))
+
+
+@pytest.mark.long
+def test_equals_one_process_in_every_way(tmp_path: Path) -> None:
+    check(MATRIX, on_ranks(2, tmp_path, trained, MATRIX))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_equals_one_process_on_more_ranks(ranks: int, tmp_path: Path) -> None:
+    runs = {name: run for name, run in FOUR.items() if run.shape is None or ranks == 4}
+    check(runs, on_ranks(ranks, tmp_path, trained, runs))

@@ -1,0 +1,150 @@
+"""One checkpoint for any number of ranks: what one process, FSDP2 or DistributedDataParallel saves, each of them reads.
+
+Both ways to save: ``torch.distributed.checkpoint``, and ``topkast.save``. A chain of stages trains one run. Each stage
+has another number of ranks, and begins with the checkpoint of the stage before.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+
+import topkast
+from topkast.tests.support.sharded import OPTIMIZERS, STEPS, Run, alone, build, on_ranks, sharded, train
+
+BUDGET = 1e-11  # float64; a step's gradient is summed in another order
+FREE = {"balanced": False}
+BLOCKS = {"block": (16, 16), "fwd": 0.5, "bwd": 0.25}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run: the kind of training, the number of ranks, and the step after which the stage saves."""
+
+    kind: str  # "fsdp", "ddp" or "alone"
+    ranks: int
+    end: int
+
+
+# A refresh is due after steps 2, 4 and 6. One process saves before this refresh, ranks of FSDP2 after it.
+QUICK = [Stage("alone", 1, 2), Stage("fsdp", 2, 4), Stage("alone", 1, STEPS)]
+CHAIN = [
+    Stage("fsdp", 2, 1),
+    Stage("fsdp", 4, 2),
+    Stage("alone", 1, 4),
+    Stage("fsdp", 3, 5),
+    Stage("ddp", 2, 6),
+    Stage("fsdp", 1, 6),
+    Stage("fsdp", 4, STEPS),
+]
+RUNS = {
+    "rows": Run(),
+    "gathered": Run(options=FREE | {"block": (3, 1)}),
+    "without mesh": Run(mesh=False),
+    "blocks": Run(options=BLOCKS),
+    "gathered blocks on the host": Run(options=BLOCKS | FREE | {"reservoir": "host"}),
+    "not explored": Run("sgd", {"bwd": 0.0}),
+    "end of exploration": Run("sgd", {"stop_exploring_after": 5}),
+}
+WAYS = ("dcp", "file", "async")  # the stages of a chain save in turn
+
+
+def made(run: Run, stage: Stage, mesh: Any, group: Any) -> tuple[Any, Any]:
+    if stage.kind == "fsdp":
+        model: Any = sharded(run, mesh)
+    elif stage.kind == "ddp":
+        model = DistributedDataParallel(build(run), process_group=group)
+    else:
+        model = build(run)
+    return model, OPTIMIZERS[run.optimizer](model.parameters())
+
+
+def save(way: str, path: str, model: nn.Module, optimizer: Any, group: Any) -> Any:
+    """Save; returns what must be waited for."""
+    if way == "file":
+        return topkast.save(model, path, optimizer)
+    of_model, of_optimizer = get_state_dict(model, optimizer)
+    state = {"model": of_model, "optimizer": of_optimizer}
+    if way == "async":
+        return dcp.async_save(state, checkpoint_id=path, process_group=group)
+    return dcp.save(state, checkpoint_id=path, process_group=group)
+
+
+def load(way: str, path: str, model: nn.Module, optimizer: Any, group: Any) -> None:
+    if way == "file":
+        return topkast.load(model, path, optimizer)
+    of_model, of_optimizer = get_state_dict(model, optimizer)
+    state = {"model": of_model, "optimizer": of_optimizer}
+    dcp.load(state, checkpoint_id=path, process_group=group)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def train_stage(run: Run, stages: list[Stage], number: int, first: int, folder: str, mesh: Any, group: Any) -> Any:
+    stage, start = stages[number], stages[number - 1].end if number else 0
+    before, way = (WAYS[(first + place) % len(WAYS)] for place in (number - 1, number))
+    model, optimizer = made(run, stage, mesh, group)
+    place = (dist.get_rank(), stage.ranks) if stage.ranks > 1 else (0, 1)
+    if number:
+        train(model, optimizer, *place, slice(STEPS - 2, None))  # so that nothing is right by chance
+        load(before, f"{folder}/{number - 1}", model, optimizer, group)
+    train(model, optimizer, *place, slice(start, stage.end))
+    if number < len(stages) - 1:
+        # One file, which one rank of equal ones writes.
+        if way != "file" or stage.kind == "fsdp" or place[0] == 0:
+            waited = save(way, f"{folder}/{number}", model, optimizer, group)
+            with suppress(AttributeError):
+                waited.result()
+        return None
+    for module in model.modules():
+        if hasattr(module, "refresh_if_due"):
+            module.refresh_if_due()
+    return topkast.dense_state_dict(model, values="all", full=True), topkast.masks(model)
+
+
+def chain(stages: list[Stage], runs: dict[str, int], folder: str) -> dict[str, Any]:
+    """Run on each rank: all stages of all runs; the ranks that a stage does not need wait.
+
+    Args:
+        runs: names of runs; each with the place in ``WAYS`` of the way in which the first stage saves.
+    """
+    found = {}
+    for name, first in runs.items():
+        place = Path(folder) / name
+        if dist.get_rank() == 0:
+            place.mkdir()
+        for number, stage in enumerate(stages):
+            dist.barrier()
+            mesh = DeviceMesh("cpu", list(range(stage.ranks)), mesh_dim_names=("parts",))
+            if dist.get_rank() < stage.ranks:
+                found[name] = train_stage(RUNS[name], stages, number, first, str(place), mesh, mesh.get_group())
+    return found
+
+
+def check(found: list[dict[str, Any]]) -> None:
+    for case, (theta, sets) in found[0].items():
+        wanted, wanted_sets, _ = alone(RUNS[case])
+        for key, value in wanted.items():
+            assert float((theta[key] - value).abs().max()) < BUDGET, f"{case}: {key}"
+        for key, pair in wanted_sets.items():
+            assert all(map(torch.equal, sets[key], pair)), f"{case}: sets of {key}"
+
+
+def test_one_process_and_two_ranks_read_each_others_checkpoints(tmp_path: Path) -> None:
+    check(on_ranks(2, tmp_path, chain, QUICK, {"gathered": 0, "rows": 2}, str(tmp_path)))
+
+
+@pytest.mark.long
+def test_a_chain_of_all_kinds_and_numbers_of_ranks(tmp_path: Path) -> None:
+    runs = {name: number % len(WAYS) for number, name in enumerate(RUNS)}
+    check(on_ranks(4, tmp_path, chain, CHAIN, runs, str(tmp_path)))
