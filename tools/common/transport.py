@@ -1,4 +1,4 @@
-"""The bytes that this process has sent to others, by the kernel's own count: Linux counts the bytes of every TCP socket.
+"""The bytes that this process has sent to others, by the kernel's own count of every TCP socket.
 
 gloo sends through TCP sockets, so this is what a step of training really sent, with the headers of gloo and without
 those of TCP. Nothing of torch or of topkast counts here.
