@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from topkast.compiler.config import Config
 from topkast.runtime.errors import CheckpointError, ConfigError
+from topkast.runtime.planner.cache import use
+from topkast.runtime.planner.plan import times_of
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.model import Record, find, sites
 from topkast.runtime.state.site_module import SiteModule
@@ -68,6 +70,7 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
         "config": json.dumps(_config(record)),
         "sites": json.dumps({name: describe(site) for name, site in found.items()}),
         "extra": json.dumps(extra),
+        "times": json.dumps(times_of(found.values())),
     }
     if optimizer is not None:
         header["optimizer"] = json.dumps(_pack_optimizer(root, optimizer, tensors))
@@ -149,6 +152,8 @@ def load(
         for name, site in found.items():
             site.set_seed(theirs[name]["seed"])
             site.set_churn([(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]])
+        if "times" in header:
+            use(_parsed(path, header, "times"))
         if optimizer is not None and content is not None:
             _load_optimizer(optimizer, content, found)
 

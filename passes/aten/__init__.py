@@ -18,13 +18,15 @@ from topkast.passes.aten.fuse.fuse_convolution import FuseConvolution
 from topkast.passes.aten.fuse.fuse_epilogue import FuseEpilogue
 from topkast.passes.aten.fuse.fuse_grouped import FuseGrouped
 from topkast.passes.aten.fuse.fuse_matmul import FuseMatmul
+from topkast.passes.aten.fuse.fuse_recurrent import FuseRecurrent
 from topkast.passes.aten.prepare.fold_batch import FoldBatch
 from topkast.passes.aten.prepare.order_dims import OrderDims
 from topkast.passes.aten.prepare.sink_casts import SinkCasts
 from topkast.passes.aten.prepare.spell_bilinear import SpellBilinear
 from topkast.passes.aten.prepare.split_joined import SplitJoined
 from topkast.passes.aten.prepare.split_rows import SplitRows
-from topkast.runtime.planner import plan as planner
+from topkast.runtime.planner import cache
+from topkast.runtime.planner.plan import setting
 
 from .base import Pass, run
 from .log import PassLog, summary
@@ -37,8 +39,9 @@ JOINT: list[type[Pass]] = [
     SplitJoined,  # after SplitRows, because a joined matrix may be a piece of a weight, and SplitRows makes it a weight
     FoldBatch,  # before OrderDims, because OrderDims reads single products, and FoldBatch makes a single one of a sum
     OrderDims,  # last of its part, because it orders the products as the passes above leave them
-    # Fuse: make dense products sparse. The three look at different operators; their order does not matter.
+    # Fuse: make dense products sparse. The four look at different operators; their order does not matter.
     FuseMatmul,  # after OrderDims, because it needs the dimensions of a weight in their own order
+    FuseRecurrent,  # after SinkCasts, because a cast would hide the weight
     FuseGrouped,  # after SinkCasts, because a cast would hide the stacked weights
     FuseConvolution,  # after SinkCasts and SplitRows, because a convolution's weight may be cast or cut
     # Finish: decide how the sparse products run, and what happens to the weights that stay dense.
@@ -88,8 +91,10 @@ class JointPass(CustomGraphPass):
         root = Path(__file__).parents[2]
         files = [path for room in ("passes", "runtime") for path in (root / room).rglob("*.py")]
         files = sorted([*files, *(root / "runtime").rglob("*.json")])
-        # The chosen kernels stand in the graph: another machine, setting or thread count chooses again.
-        chosen = [torch.__version__, planner.machine(), planner.setting(), str(torch.get_num_threads())]
+        # The chosen kernels stand in the graph: another machine, setting, thread count or checkpoint chooses again,
+        # and so does a process after the times were cleared.
+        times = [cache.loaded(), cache.generation()]
+        chosen = [torch.__version__, cache.machine(), setting(), str(torch.get_num_threads()), *times]
         return get_hash_for_files(tuple(map(str, files)), " ".join(chosen))
 
 
