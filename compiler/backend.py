@@ -15,6 +15,7 @@ from torch import fx
 
 from topkast.compiler.capture.cpp_compiler import lacks_compiler
 from topkast.compiler.capture.entry import Entries
+from topkast.compiler.capture.recurrent import as_one_operator, mostly_recurrent
 from topkast.compiler.capture.traceable import hides, in_the_open, within
 from topkast.compiler.capture.why_eager import why_eager
 from topkast.compiler.options import Option, choice
@@ -33,7 +34,9 @@ BACKEND = Option(
     choice("inductor", "aot_eager", "eager"),
     'What compiles the model: ``"inductor"``, ``"aot_eager"`` (the same passes, no generated code) or ``"eager"`` '
     "(converted, not compiled).",
-    "On a CPU without a C++ compiler ``aot_eager`` runs instead of Inductor, with a warning. A module with sparse "
+    "On a CPU without a C++ compiler ``aot_eager`` runs instead of Inductor, with a warning. If most sparse weights "
+    "belong to recurrent layers, the model is compiled once for all shapes, with ``aot_eager`` unless ``mode`` or "
+    "``options`` are given. A module with sparse "
     "weights that the program calls from outside of the model's own call is compiled too. If a training step ran "
     "eagerly all the same, a warning says so once, and the report gives the reason.",
 )
@@ -152,15 +155,21 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
     if backend == "eager":
         return
     function = topkast_backend if backend == "inductor" else topkast_aot_eager
+    without_code = backend == "inductor" and not {"mode", "options"} & set(options)
 
     def compile(part: torch.nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = torch.compile(call, backend=function, **options)
+        if without_code and mostly_recurrent(part):
+            compiled = torch.compile(call, backend=topkast_aot_eager, **{"dynamic": True, **options})
+        else:
+            compiled = torch.compile(call, backend=function, **options)
         if any(isinstance(one, torch.nn.RNNBase) for one in part.modules()):
             # Without this Dynamo leaves recurrent modules out of its graphs, and their products dense.
-            compiled = torch._dynamo.config.patch(allow_rnn=True)(compiled)
+            compiled = within(as_one_operator, torch._dynamo.config.patch(allow_rnn=True)(compiled))
         return within(in_the_open, compiled) if hides(part) else compiled
 
     compile(module, module.forward)  # torch.compile raises its errors about the options here
+    if without_code and mostly_recurrent(module):
+        module._topkast.backend = "aot_eager (most sparse weights are recurrent)"  # type: ignore[union-attr]
     watch = Watch(backend)
     Entries(compile, (backend, repr(sorted(options.items()))), watch).install(module)
     if not options.get("disable"):

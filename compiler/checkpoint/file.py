@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from topkast.compiler.config import Config
 from topkast.runtime.errors import CheckpointError, ConfigError
+from topkast.runtime.planner.cache import use
+from topkast.runtime.planner.plan import times_of
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.content.shard import Shard
 from topkast.runtime.state.model import Record, find, sites
@@ -76,6 +78,7 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
         "config": json.dumps(_config(record)),
         "sites": json.dumps({name: describe(site) for name, site in found.items()}),
         "extra": json.dumps(extra),
+        "times": json.dumps(times_of(found.values())),
     }
     if optimizer is not None:
         header["optimizer"] = json.dumps(pack_optimizer(root, optimizer, tensors))
@@ -177,6 +180,8 @@ def _checked(
         for name, site in found.items():
             site.set_seed(theirs[name]["seed"])
             site.set_churn([(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]])
+        if "times" in header:
+            use(_parsed(path, header, "times"))
         if optimizer is not None and content is not None:
             load_optimizer(root, optimizer, content)
 

@@ -16,12 +16,12 @@ EXAMPLES = ("topkast cache clear",)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to its parser."""
     parser.add_argument(
-        "action", choices=["clear"], help="delete the files; the next model measures its products again"
+        "action", choices=["clear"], help="delete the times; the next model measures its products again"
     )
 
 
 def answer(args: argparse.Namespace) -> Answer:
-    """Delete the planner's files."""
-    files = [str(path) for path in cache.clear()]
-    deleted = "\n".join(f"deleted {path}" for path in files) or f"nothing to delete in {cache.folder()}"
-    return Answer({"folder": str(cache.folder()), "deleted": files}, [deleted])
+    """Forget the planner's times."""
+    times = cache.clear()
+    text = f"{times} times deleted" if times else "no times to delete"
+    return Answer({"folder": str(cache.folder()), "deleted": times}, [f"{text} in {cache.folder()}"])

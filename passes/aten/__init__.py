@@ -16,6 +16,7 @@ from topkast.passes.aten.fuse.fuse_convolution import FuseConvolution
 from topkast.passes.aten.fuse.fuse_epilogue import FuseEpilogue
 from topkast.passes.aten.fuse.fuse_grouped import FuseGrouped
 from topkast.passes.aten.fuse.fuse_matmul import FuseMatmul
+from topkast.passes.aten.fuse.fuse_recurrent import FuseRecurrent
 from topkast.passes.aten.prepare.fold_batch import FoldBatch
 from topkast.passes.aten.prepare.order_dims import OrderDims
 from topkast.passes.aten.prepare.sink_casts import SinkCasts
@@ -34,8 +35,9 @@ JOINT: list[type[Pass]] = [
     SplitJoined,  # after SplitRows, because a joined matrix may be a piece of a weight, and SplitRows makes it a weight
     FoldBatch,  # before OrderDims, because OrderDims reads single products, and FoldBatch makes a single one of a sum
     OrderDims,  # last of its part, because it orders the products as the passes above leave them
-    # Fuse: make dense products sparse. The three look at different operators; their order does not matter.
+    # Fuse: make dense products sparse. The four look at different operators; their order does not matter.
     FuseMatmul,  # after OrderDims, because it needs the dimensions of a weight in their own order
+    FuseRecurrent,  # after SinkCasts, because a cast would hide the weight
     FuseGrouped,  # after SinkCasts, because a cast would hide the stacked weights
     FuseConvolution,  # after SinkCasts and SplitRows, because a convolution's weight may be cast or cut
     # Finish: decide how the sparse products run, and what happens to the weights that stay dense.

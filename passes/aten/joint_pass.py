@@ -6,7 +6,8 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from topkast.runtime.planner import plan as planner
+from topkast.runtime.planner import cache
+from topkast.runtime.planner.plan import setting
 
 from . import joint
 from .log import PassLog
@@ -31,6 +32,8 @@ class JointPass(CustomGraphPass):
         root = Path(__file__).parents[2]
         files = [path for room in ("passes", "runtime") for path in (root / room).rglob("*.py")]
         files = sorted([*files, *(root / "runtime").rglob("*.json")])
-        # The chosen kernels stand in the graph: another machine, setting or thread count chooses again.
-        chosen = [torch.__version__, planner.machine(), planner.setting(), str(torch.get_num_threads())]
+        # The chosen kernels stand in the graph: another machine, setting, thread count or checkpoint chooses again,
+        # and so does a process after the times were cleared.
+        times = [cache.loaded(), cache.generation()]
+        chosen = [torch.__version__, cache.machine(), setting(), str(torch.get_num_threads()), *times]
         return get_hash_for_files(tuple(map(str, files)), " ".join(chosen))

@@ -16,7 +16,7 @@ from torch import nn
 import topkast
 from topkast.compiler.cli import doctor
 from topkast.compiler.cli.main import COMMANDS, main
-from topkast.runtime.planner import plan
+from topkast.runtime.planner import cache
 
 MODULE = """
 import torch
@@ -126,15 +126,15 @@ def test_the_speed_test_times_both_layers(monkeypatch: pytest.MonkeyPatch) -> No
     assert found["ratio"] == found["sparse_ms"] / found["dense_ms"] > 0
 
 
-def test_cache_clear_deletes_only_the_planners_files(
+def test_cache_clear_deletes_only_the_planners_times(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TOPKAST_CACHE", str(tmp_path))
-    plan._path().write_text("{}")
+    cache.remembered("one", lambda: {"native": 1e-3})
     (tmp_path / "notes.txt").write_text("mine")
-    assert as_json(capsys, "cache", "clear")["deleted"] == [str(plan._path())]
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert "nothing to delete" in answered(capsys, "cache", "clear")
+    assert as_json(capsys, "cache", "clear") == {"folder": str(tmp_path), "deleted": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cleared", "notes.txt"]
+    assert "no times to delete" in answered(capsys, "cache", "clear")
 
 
 def test_help_has_an_example_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
