@@ -31,6 +31,7 @@ from .attach import attach
 from .check import check_model
 from .distribute import Count, Counts, distribute
 from .initial import start_scales
+from .outside import CONVERTED
 from .select import Selection, select
 from .undo import Undo
 
@@ -181,6 +182,8 @@ def convert(
         model.register_load_state_dict_pre_hook(refuse_dense)
         if last is not None:
             last(model)
+        for call in CONVERTED:
+            call()
         carry_out((), end)  # an interrupt never leaves a site partly scaled
     except BaseException:
         if not undo.closed:
