@@ -12,6 +12,8 @@ from topkast.compiler.densify import densify
 from topkast.compiler.export.api import export
 from topkast.compiler.export.package import package
 from topkast.compiler.report.report import report
+from topkast.compiler.share import library_save, resume  # noqa: F401  (they extend transformers once it is imported)
+from topkast.compiler.share.from_pretrained import from_pretrained
 from topkast.compiler.topology.dynamics import Dynamics
 from topkast.runtime.errors import (
     CheckpointError,
@@ -54,6 +56,7 @@ __all__ = [
     "dense_state_dict",
     "densify",
     "export",
+    "from_pretrained",
     "load",
     "load_dense_state_dict",
     "masks",

@@ -72,10 +72,10 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     header = {
         "format": FORMAT,
         "format_version": str(VERSION),
-        "topkast_version": _own_version(),
+        "topkast_version": own_version(),
         "torch_version": str(torch.__version__),
         "step": str(max(site.step for site in found.values())),
-        "config": json.dumps(_config(record)),
+        "config": json.dumps(config_entries(record)),
         "sites": json.dumps({name: describe(site) for name, site in found.items()}),
         "extra": json.dumps(extra),
         "times": json.dumps(times_of(found.values())),
@@ -149,11 +149,11 @@ def _checked(
     every = [one for group in trained for one in group]
     header, tensors = read(path, like=lambda name: own.get(name, parameter_of(name, every)))
     _check_format(path, header)
-    config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
-    packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
+    config, theirs, extra = (parsed(path, header, key) for key in ("config", "sites", "extra"))
+    packed = parsed(path, header, "optimizer") if "optimizer" in header else None
     check_supported(path, config, header.get("topkast_version", "?"))
     # If the file does not name an option, the option did not exist at the time: the default has the same meaning.
-    check_config(path, _config(record), {**asdict(Config()), **config})
+    check_config(path, config_entries(record), {**asdict(Config()), **config})
     check_sites(path, {name: describe(site) for name, site in found.items()}, theirs)
     # The optimizer's tensors and the tensors inside extra state are not part of the model's state dict.
     prefixes = ("optimizer/", "extra/")
@@ -203,26 +203,26 @@ def _load_for_inference(model: Any, path: Path, optimizer: torch.optim.Optimizer
             f"{path}: format version 1, from which inference=True cannot load; topkast.load it into a converted model "
             "once, and topkast.save writes today's format"
         )
-    config, sites, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
+    config, sites, extra = (parsed(path, header, key) for key in ("config", "sites", "extra"))
     check_supported(path, config, header.get("topkast_version", "?"))
     load_for_inference(model, path, config, sites, extra)
 
 
-def _own_version() -> str:
+def own_version() -> str:
     try:
         return version("topkast")
     except PackageNotFoundError:
         return "not installed"
 
 
-def _parsed(path: Path, header: dict[str, str], key: str) -> Any:
+def parsed(path: Path, header: dict[str, str], key: str) -> Any:
     try:
         return json.loads(header[key])
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: the header's {key!r} is missing or broken") from error
 
 
-def _config(record: Record) -> dict[str, Any]:
+def config_entries(record: Record) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(record.config)))
 
 
@@ -278,7 +278,7 @@ def _check_format(path: Path, header: dict[str, str]) -> None:
     given = header.get("format_version", "")
     if not given.isdecimal() or int(given) > VERSION:
         raise CheckpointError(
-            f"{path}: format version {given or 'unknown'}, this topkast ({_own_version()}) reads up to {VERSION}; "
+            f"{path}: format version {given or 'unknown'}, this topkast ({own_version()}) reads up to {VERSION}; "
             f"it was written by topkast {header.get('topkast_version', '?')}"
         )
 
