@@ -181,7 +181,7 @@ def _checked(
             site.set_seed(theirs[name]["seed"])
             site.set_churn([(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]])
         if "times" in header:
-            use(_parsed(path, header, "times"))
+            use(parsed(path, header, "times"))
         if optimizer is not None and content is not None:
             load_optimizer(root, optimizer, content)
 
@@ -255,8 +255,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     header, _ = read(path, lambda name: False)
     _check_format(path, header)
-    config, theirs = _parsed(path, header, "config"), _parsed(path, header, "sites")
-    optimizer = _parsed(path, header, "optimizer") if "optimizer" in header else {"class": None}
+    config, theirs = parsed(path, header, "config"), parsed(path, header, "sites")
+    optimizer = parsed(path, header, "optimizer") if "optimizer" in header else {"class": None}
     if not all(isinstance(part, dict) for part in (config, theirs, optimizer)):
         raise CheckpointError(f"{path}: the header is broken")
     default = json.loads(json.dumps(asdict(Config())))

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.passes import aten as passes
+from topkast.passes.aten.joint_pass import JointPass
+from topkast.passes.aten.log import PassLog
 from topkast.runtime import native
 from topkast.runtime.planner import cache
 from topkast.runtime.planner import plan as planner
@@ -88,9 +89,9 @@ def test_clear_forgets_and_lets_graphs_be_compiled_again(folder: Path) -> None:
     assert cache.clear() == 0
     measure, calls = in_turn(FAST)
     cache.remembered("key", measure)
-    before = passes.JointPass(passes.PassLog()).uuid()
+    before = JointPass(PassLog()).uuid()
     assert cache.clear() == 1 and not (folder / "times.json").exists()
-    assert passes.JointPass(passes.PassLog()).uuid() != before
+    assert JointPass(PassLog()).uuid() != before
     cache.remembered("key", measure)
     assert len(calls) == 2
 
@@ -128,9 +129,9 @@ def test_a_checkpoint_repeats_the_picks(tmp_path: Path, monkeypatch: pytest.Monk
     cache.clear()
     other = {"native": 2e-4, "dense": 1e-4}
     assert picks(trained(other)) == {"dense"}
-    before = passes.JointPass(passes.PassLog()).uuid()
+    before = JointPass(PassLog()).uuid()
     assert picks(trained(other, tmp_path / "run.safetensors")) == {"native"}
-    assert passes.JointPass(passes.PassLog()).uuid() != before, "no graph of Inductor's cache has other picks"
+    assert JointPass(PassLog()).uuid() != before, "no graph of Inductor's cache has other picks"
     torch.use_deterministic_algorithms(False)
     assert picks(trained(other, tmp_path / "run.safetensors")) == {"dense"}
     monkeypatch.setattr(cache, "machine", lambda: "another machine")

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from topkast.runtime.state.refresh import refresh_by_interval
-from topkast.runtime.state.site import Site
-from topkast.runtime.state.when import due
-
-from .dense import reshard
+from .refresh import refresh_by_interval
+from .sharding.dense import reshard
+from .site import Site
+from .when import due
 
 _waiting: weakref.WeakSet[Site] = weakref.WeakSet()
 _handles: list[Any] = []
