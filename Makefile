@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo clean
+.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo clang aarch64 other-systems clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -63,6 +63,37 @@ sanitize: $(READY) $(SANITIZED)
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py tests/runtime/onnx/test_int8.py tests/passes/onnx/test_onnx_conv.py $(ARGS)
+
+# The tests of native code on the library as Clang compiles it. ZIG is a Python package that holds Clang and the C
+# libraries of other systems. None of the targets from here to other-systems is a part of CI: each compiles for minutes.
+ZIG := $(BIN)/python -m ziglang c++
+FLAGS := -std=c++17 -O3 -ffp-contract=fast -Wno-psabi -fvisibility=hidden $(addprefix -I,$(wildcard runtime/native/*/))
+SOURCES := $(wildcard runtime/native/*/*.cpp)
+$(VENV)/.zig: $(READY)
+	$(BIN)/python -m pip install -q --no-input ziglang
+	touch $@
+build/clang/libtopkast.so: $(VENV)/.zig $(wildcard runtime/native/*/*)
+	mkdir -p $(@D)
+	$(ZIG) -target x86_64-linux-gnu.2.17 $(FLAGS) -fPIC -shared -s $(SOURCES) -o $@
+clang: build/clang/libtopkast.so
+	TOPKAST_NATIVE=$< OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py $(ARGS)
+
+# The tests of the kernels on kernels for aarch64, which qemu-aarch64 runs (Debian: apt install qemu-user). PyTorch and
+# the tests run on this processor.
+build/aarch64/server: $(VENV)/.zig tests/support/emulated/server.cpp $(wildcard runtime/native/*/*)
+	mkdir -p $(@D)
+	$(ZIG) -target aarch64-linux-musl $(FLAGS) -static $(filter-out runtime/native/ort/%,$(SOURCES)) tests/support/emulated/server.cpp -o $@
+aarch64: build/aarch64/server
+	TOPKAST_EMULATED="qemu-aarch64 $<" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" \
+		-p topkast.tests.support.emulated.remote_library tests/runtime/native/test_native.py tests/runtime/native/test_native_conv.py $(ARGS)
+
+# The library for macOS, Windows and Linux on aarch64. Nothing runs these files: this shows only that the sources compile.
+other-systems: $(VENV)/.zig
+	mkdir -p build/other
+	$(ZIG) -target aarch64-linux-gnu.2.17 $(FLAGS) -fPIC -shared -s $(SOURCES) -o build/other/libtopkast.so
+	$(ZIG) -target aarch64-macos $(FLAGS) -fPIC -shared -s $(SOURCES) -o build/other/libtopkast.dylib
+	$(ZIG) -target x86_64-windows-gnu $(FLAGS) -shared -s $(SOURCES) -o build/other/libtopkast.dll
+	ls -l build/other
 
 # The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, the one for GPUs (250 MB; it
 # runs on the CPU), or VERSIONS.
