@@ -85,7 +85,7 @@ def function(place: str, option: str) -> Callable[[], Any]:
         raise ConfigError(f"{option} {place}: {error}") from error
     if not callable(found):
         raise ConfigError(f"{option} {place}: the module {module!r} has no function {name!r}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def answer(args: argparse.Namespace) -> Answer:
     need("onnx", "topkast inspect")
     record, size = read(args.file)
     try:
-        shown = [table(record), legend(record)]
+        shown: list[Table | str] = [table(record), legend(record)]
         if record.get("shrunk"):
             shown.append(shrunk_table(record))
         return Answer({**record, "file_bytes": size}, [*shown, summary(args.file, record, size)])
