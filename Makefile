@@ -78,13 +78,14 @@ build/clang/libtopkast.so: $(VENV)/.zig $(wildcard runtime/native/*/*)
 clang: build/clang/libtopkast.so
 	TOPKAST_NATIVE=$< OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py $(ARGS)
 
-# The tests of the kernels on kernels for aarch64, which qemu-aarch64 runs (Debian: apt install qemu-user). PyTorch and
-# the tests run on this processor.
-build/aarch64/server: $(VENV)/.zig tests/support/emulated/server.cpp $(wildcard runtime/native/*/*)
+# The tests of the kernels on kernels for aarch64, which qemu-aarch64 runs (Debian: apt install g++-aarch64-linux-gnu
+# qemu-user). PyTorch and the tests run on this processor.
+AARCH64 := aarch64-linux-gnu-g++
+build/aarch64/server: tests/support/emulated/server.cpp $(wildcard runtime/native/*/*)
 	mkdir -p $(@D)
-	$(ZIG) -target aarch64-linux-musl $(FLAGS) -static $(filter-out runtime/native/ort/%,$(SOURCES)) tests/support/emulated/server.cpp -o $@
-aarch64: build/aarch64/server
-	TOPKAST_EMULATED="qemu-aarch64 $<" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" \
+	$(AARCH64) $(FLAGS) -static $(filter-out runtime/native/ort/%,$(SOURCES)) tests/support/emulated/server.cpp -o $@
+aarch64: $(READY) build/aarch64/server
+	TOPKAST_EMULATED="qemu-aarch64 build/aarch64/server" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" \
 		-p topkast.tests.support.emulated.remote_library tests/runtime/native/test_native.py tests/runtime/native/test_native_conv.py $(ARGS)
 
 # The library for macOS, Windows and Linux on aarch64. Nothing runs these files: this shows only that the sources compile.
