@@ -3,6 +3,7 @@
 import sys
 
 from topkast.compiler import topology
+from topkast.compiler.advise.estimate import estimate
 from topkast.compiler.advise.search import advise
 from topkast.compiler.checkpoint.dense_state import dense_state_dict, load_dense_state_dict, masks
 from topkast.compiler.checkpoint.file import load, save
@@ -55,6 +56,7 @@ __all__ = [
     "compile",
     "dense_state_dict",
     "densify",
+    "estimate",
     "export",
     "from_pretrained",
     "load",

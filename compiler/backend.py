@@ -15,6 +15,7 @@ from torch import fx
 
 from topkast.compiler.capture.cpp_compiler import lacks_compiler
 from topkast.compiler.capture.entry import Entries
+from topkast.compiler.capture.no_gain import notice_no_gain
 from topkast.compiler.capture.recurrent import as_one_operator, mostly_recurrent
 from topkast.compiler.capture.traceable import hides, in_the_open, within
 from topkast.compiler.capture.why_eager import why_eager
@@ -23,6 +24,7 @@ from topkast.compiler.report.pass_logs import keep_log
 from topkast.passes import aten as passes
 from topkast.passes.aten import PassLog
 from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
+from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import sites
 from topkast.runtime.training.eager_steps import Watch
@@ -109,7 +111,10 @@ def _behind_refresh(
     log, sites = PassLog(), list(keyed_sites(module, inputs).values())
     keep_log(log, sites)
     try:
-        return insert_refresh(module, inputs, lambda: compile_graph(log))
+        with doing("compiling"):
+            compiled = insert_refresh(module, inputs, lambda: compile_graph(log))
+        notice_no_gain(log, sites)
+        return compiled
     except Exception as error:
         for site in sites:
             watch = site.__dict__.get("watch")

@@ -21,6 +21,7 @@ from topkast.compiler.convert.wrong_model import refuse_dense
 from topkast.compiler.describe import with_options
 from topkast.compiler.options import pick
 from topkast.compiler.start import Start
+from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.state.content.family import Family
@@ -110,6 +111,7 @@ def _plan(model: nn.Module, start: Start) -> tuple[Plan | None, torch.device]:
     return rehearse(model, init), place
 
 
+@doing("converting")
 def convert(
     model: M,
     config: Config,

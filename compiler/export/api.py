@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from topkast.compiler.densify import densify
+from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.extras import need
 from topkast.runtime.kernels import native_library
@@ -171,7 +172,7 @@ def export(
     inputs = cached or Inputs(plain, example_inputs)
     flat, notes, calibrated = Flat(plain, inputs), list[str](), None
     dense_bytes = sum(t.numel() * t.element_size() for t in [*plain.parameters(), *plain.buffers()])
-    with torch.no_grad(), warnings.catch_warnings():
+    with doing("exporting"), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's own steps
         try:
             results = flat.named(*inputs.tensors)
@@ -224,7 +225,8 @@ def export(
                 check_integers(file, integers, feeds, kernels)
                 int8_error = distance(file, feeds, flat.named(*tensors))
             # A file with int8 differs from PyTorch, so a file with the same weights in float32 is compared.
-            with in_float32(file, dense.model, wanted, found) if lossy else nullcontext(file) as compared:
+            float32 = in_float32(file, dense.model, wanted, found) if lossy else nullcontext(file)
+            with doing("verifying"), float32 as compared:
                 checked = compare(
                     flat, compared, in_file, tensors, dynamic_shapes is None, verify, kernels, sizes.trials
                 )

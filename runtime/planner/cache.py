@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from topkast.runtime.doing import doing
 from topkast.runtime.kernels import native_library
 
 DAYS, TRIES, AT_ONCE, PAUSE = 30, 6, 3, 0.05
@@ -77,7 +78,8 @@ def _measure_again(entry: dict[str, Any], measure: Callable[[], Times], bound: f
     for attempt in range(AT_ONCE):
         if attempt:
             time.sleep(PAUSE)
-        found = measure()
+        with doing("timing products"):
+            found = measure()
         seconds = {name: min(second, seconds.get(name, math.inf)) for name, second in found.items()}
         tries += 1
         if max(seconds.values()) <= bound:

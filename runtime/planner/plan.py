@@ -96,8 +96,17 @@ def choose(problem: Problem) -> str:
     fitting = worth_trying(problem, fitting)
     if wanted != "measure" or len(fitting) == 1:
         return fitting[0]
-    seconds = cache.remembered(problem.key, partial(measure, problem, fitting), bound(problem), fitting)
+    seconds = _times(problem, fitting)
     return min(fitting, key=lambda name: seconds[name])
+
+
+def times(problem: Problem) -> dict[str, float]:
+    """Seconds of each kernel that is worth trying."""
+    return _times(problem, worth_trying(problem, _fitting(problem)))
+
+
+def _times(problem: Problem, fitting: list[str]) -> dict[str, float]:
+    return cache.remembered(problem.key, partial(measure, problem, fitting), bound(problem), fitting)
 
 
 def _fitting(problem: Problem) -> list[str]:
@@ -156,7 +165,7 @@ def bound(problem: Problem) -> float:
 @functools.cache
 def _flops_a_second(dtype: torch.dtype) -> float:
     """FLOPs a second of PyTorch's product of two 256 x 256 matrices, with the threads of this process."""
-    x = torch.rand(256, 256, device="cpu").to(dtype)
+    x = torch.full((256, 256), 0.5, dtype=dtype, device="cpu")  # no random numbers: the user's must not move
     return 2 * 256**3 / interleave({"": lambda: x @ x}, 0.02)[""]
 
 

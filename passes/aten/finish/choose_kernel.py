@@ -6,7 +6,8 @@ after:  spmm(x, values, ..., impl="native")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +39,13 @@ def _conv_args(call: WeightCall) -> ConvArgs | None:
     return ConvArgs(*(options[name] for name in ConvArgs._fields)) if "stride" in options else None
 
 
+def _runs(node: fx.Node) -> int:
+    if node.target not in _REPEATED:
+        return 1
+    whole = next(iter(WeightCall.of(node).operands.values()))  # ``gates`` or ``grad``, one row of all for each step
+    return _in_example(whole.meta["val"].shape[:1])[0]
+
+
 def problem(node: fx.Node) -> planner.Problem:
     """A product as the planner measures and remembers it."""
     call = WeightCall.of(node)
@@ -62,6 +70,26 @@ def problem(node: fx.Node) -> planner.Problem:
     )
 
 
+_observers: list[list[tuple[planner.Problem, int]]] = []
+
+
+@contextlib.contextmanager
+def observed() -> Iterator[list[tuple[planner.Problem, int]]]:
+    """Inside the ``with``, a list gets every product of the graphs that are compiled, and how often the product runs in
+    a call of the graph: once, or once for each step of a recurrent layer."""
+    found: list[tuple[planner.Problem, int]] = []
+    _observers.append(found)
+    try:
+        yield found
+    finally:
+        _observers.remove(found)
+
+
+def is_observed() -> bool:
+    """Whether this runs inside :func:`observed`."""
+    return bool(_observers)
+
+
 class ChooseKernel(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         for node in graph.nodes:
@@ -69,6 +97,8 @@ class ChooseKernel(Pass):
             if product is None:
                 continue
             kernel = self._kernel(product, node)
+            for found in _observers:
+                found.append((problem(node), _runs(node)))
             node.kwargs = {**node.kwargs, "impl": kernel}
             self.matched(kernel)
 
