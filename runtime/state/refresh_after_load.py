@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from topkast.runtime.state.refresh import refresh_by_interval
-from topkast.runtime.state.site import Site
-from topkast.runtime.state.when import due
+from topkast.runtime.state.sharding.dense import reshard
 
-from .dense import reshard
+from .refresh import refresh_by_interval
+from .site import Site
+from .when import due
 
 _waiting: weakref.WeakSet[Site] = weakref.WeakSet()
 _handles: list[Any] = []
