@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from topkast.runtime.planner.plan import measured
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import Record, find, owned
+from topkast.runtime.state.sharding.sums import summed
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.when import next_refresh
 
@@ -15,6 +19,7 @@ from .cost import count_bytes, count_flops, count_model_bytes, count_parameters,
 from .how_it_ran import real_backend
 from .pass_logs import passes_of
 from .problems import problems_of
+from .ranks import churn_of, count_ranks
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,10 @@ class Facts:
             chosen, seconds by kernel; the planner's measurements of similar weights on this machine), churn (step, new
             share of A, new share of B), ever_active, bytes.
         dense: parameter name -> why it stayed dense.
-        totals: parameters, flops, bytes, churn, ever_active, step, refresh (last: the step of the last refresh; next:
-            the number of completed steps at which the next refresh is due, None if no refresh will come),
-            for_inference (whether the model was loaded for inference only).
+        totals: parameters, flops, bytes (sites, model and places; of a sharded model those of this rank, and in ranks
+            those of all ranks), churn, ever_active, step, refresh (last: the step of the last refresh; next: the number
+            of completed steps at which the next refresh is due, None if no refresh will come), for_inference (whether
+            the model was loaded for inference only).
         warnings: problems that the user should know, the most important first.
         how: how the model was traced.
         backend: the backend that the model was compiled with, and the replacement if that backend cannot run.
@@ -55,18 +61,20 @@ def facts_of(model: Any) -> Facts:
     root, record = find(model)
     owners = owned(model)
     found = {name: site for name, (site, _) in owners.items()}
-    rows = [_row(name, site, owners[name][1], record) for name, site in found.items()]
+    ever_in_a = summed({site: _ever(site) for site in found.values()})
+    rows = [_row(name, site, owners[name][1], record, int(ever_in_a[site])) for name, site in found.items()]
     last = [row["churn"][-1] for row in rows if row["churn"]]
     units = sum(site.geometry.units for site in found.values())
-    ever = sum(_ever(site) for site in found.values())
+    ever = sum(row["ever_active"] * site.geometry.units for row, site in zip(rows, found.values(), strict=True))
+    sizes: dict[str, Any] = {
+        "sites": count_bytes(found),
+        "model": count_model_bytes(root, found),
+        "places": count_places(found),
+    }
     totals = {
         "parameters": count_parameters(root, found),
         "flops": count_flops(rows, found),
-        "bytes": {
-            "sites": count_bytes(found),
-            "model": count_model_bytes(root, found),
-            "places": count_places(found),
-        },
+        "bytes": {**sizes, "ranks": count_ranks(found, sizes)},
         "churn": {key: sum(c[key] for c in last) / len(last) for key in ("new_a", "new_b")} if last else None,
         "ever_active": ever / units if units else 0.0,
         "step": max((site.step for site in found.values()), default=0),
@@ -92,7 +100,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _row(name: str, site: SiteModule, owners: list[tuple[str, str]], record: Record) -> dict[str, Any]:
+def _row(name: str, site: SiteModule, owners: list[tuple[str, str]], record: Record, ever: int) -> dict[str, Any]:
     geometry = site.geometry
     in_a = int((site.row_fwd - site.row_ptr[:-1]).sum())
     fused: dict[str, dict[str, int]] = {}
@@ -120,12 +128,12 @@ def _row(name: str, site: SiteModule, owners: list[tuple[str, str]], record: Rec
             {**entry, "chosen": min(entry["seconds"], key=entry["seconds"].get)}
             for entry in measured(geometry, site.n_fwd, site.n_bwd)
         ],
-        "churn": [{"step": step, "new_a": fwd, "new_b": bwd} for step, fwd, bwd in site.churn],
-        "ever_active": _ever(site) / geometry.units,
+        "churn": [{"step": step, "new_a": fwd, "new_b": bwd} for step, fwd, bwd in churn_of(site)],
+        "ever_active": ever / geometry.units,
         "bytes": count_bytes({name: site}),
     }
 
 
-def _ever(site: SiteModule) -> int:
-    """The number of units that have been in A at any time."""
-    return sum(int(((site.ever >> bit) & 1).sum()) for bit in range(8))
+def _ever(site: SiteModule) -> Tensor:
+    """The number of units that have been in A at any time; of a sharded site, those that this rank holds."""
+    return torch.stack([((site.ever >> bit) & 1).sum() for bit in range(8)]).sum()

@@ -27,7 +27,9 @@ def headlines(report: Facts) -> dict[str, str]:
         return {"density": "no weight is sparse: every sparse layer was removed from the model", **_dense(report)}
     training = share(flops["sparse_training"], flops["dense_training"])
     forward = share(flops["sparse_forward"], flops["dense_forward"])
-    bytes_now = f"sparse layers {share(sites['sparse'], sites['dense'])} of dense ({size(sites['sparse'])})"
+    ranks = totals["bytes"]["ranks"]
+    here = f" on this rank of {ranks['number']}" if ranks else ""
+    bytes_now = f"sparse layers {share(sites['sparse'], sites['dense'])} of dense ({size(sites['sparse'])}{here})"
     whole = f", whole model {share(model['sparse'], model['dense'])} ({size(model['sparse'])})"
     if totals["for_inference"]:
         return {

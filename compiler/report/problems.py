@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import IntEnum, auto
 
+import torch
+from torch import Tensor
+
 from topkast.runtime.kernels import native_library
 from topkast.runtime.layout import slot_units
 from topkast.runtime.state.model import Record
+from topkast.runtime.state.sharding.sums import summed
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.exploration_decay import MOST_DECAY
 from topkast.runtime.training.standing_clock import standing_facts
@@ -41,8 +45,11 @@ def problems_of(record: Record, found: dict[str, SiteModule]) -> list[str]:
         found: parameter name -> site.
     """
     of_model = [(kind, 1.0, text) for kind, text in _of_model(record, found)]
+    counts = summed({site: _counts(site) for site in found.values()})
     of_sites = [
-        (kind, share, f"{name}: {text}") for name, site in found.items() for kind, share, text in _of_site(site)
+        (kind, share, f"{name}: {text}")
+        for name, site in found.items()
+        for kind, share, text in _of_site(site, *map(int, counts[site]))
     ]
     return [text for _, _, text in sorted(of_model + of_sites, key=lambda one: (one[0], -one[1]))]
 
@@ -71,11 +78,22 @@ def _of_model(record: Record, found: dict[str, SiteModule]) -> Iterator[tuple[Ki
         )
 
 
-def _of_site(site: SiteModule) -> Iterator[tuple[Kind, float, str]]:
-    """(kind, the affected share of the weight, sentence) of each problem of a site."""
-    units, in_a = slot_units(site.index, site.geometry)
-    values = site.values.view(-1, site.geometry.unit)
-    if not bool(values.isfinite().all()) or not bool(site.reservoir.isfinite().all()):
+def _counts(site: SiteModule) -> Tensor:
+    """Of the part of a site that this rank has: (values that are not finite, blocks in A, zero blocks in A, blocks in
+    B, zero blocks in B)."""
+    values, index = site.stored()
+    units, in_a = slot_units(index, site.geometry)
+    values, in_b = values.view(-1, site.geometry.unit), units < site.geometry.units
+    zero = (values == 0).all(1)
+    bad = (~values.isfinite()).sum() + (~site.reservoir.isfinite()).sum().to(values.device)
+    return torch.stack([bad, in_a.sum(), zero[in_a].sum(), in_b.sum(), zero[in_b].sum()])
+
+
+def _of_site(
+    site: SiteModule, bad: int, in_a: int, zero_a: int, in_b: int, zero_b: int
+) -> Iterator[tuple[Kind, float, str]]:
+    """(kind, the affected share of the weight, sentence) of each problem of a site, from its :func:`_counts`."""
+    if bad:
         yield Kind.NOT_FINITE, 1, "holds NaN or infinite values"
     if not site.original.requires_grad:
         yield Kind.FROZEN, 1, "frozen (requires_grad is False): sparse for inference only, it stands still"
@@ -95,11 +113,10 @@ def _of_site(site: SiteModule) -> Iterator[tuple[Kind, float, str]]:
             share,
             f"{empty} of {rows} output rows ({share:.1%}) have no weight in A: always zero",
         )
-    zero = (values == 0).all(1)
-    if bool(zero[in_a].all()):
+    if zero_a == in_a:
         yield Kind.DEAD, 1, "every weight of A is zero: a dead layer"
-    for label, member in (("A", in_a), ("B", units < site.geometry.units)):
-        share = float(zero[member].float().mean())
+    for label, members, zero in (("A", in_a, zero_a), ("B", in_b, zero_b)):
+        share = zero / members
         if share >= COLLAPSED:
             yield (
                 Kind.COLLAPSED,

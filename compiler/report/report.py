@@ -55,7 +55,8 @@ def report(model: Any) -> Report:
     """Report which weights are sparse and which are dense, the costs compared with dense training, and warnings.
 
     Counts come from the current tensors. Fused kernels appear only after they have run, so call this function after a
-    training step.
+    training step. All ranks of a sharded model call this function together: ``totals["bytes"]`` has the bytes of this
+    rank, and below ``"ranks"`` those of all ranks.
 
     Args:
         model: a model converted by topkast, or a wrapper of such a model.

@@ -160,9 +160,13 @@ def _totals(report: Facts) -> Table:
     line(f"{per}: forward", flops["sparse_forward"], flops["dense_forward"], count)
     line(f"{per}: training step", flops["sparse_training"], flops["dense_training"], count)
     parts = ", ".join(f"{key} {size(own[key])}" for key in ("values", "gradient", "optimizer", "index", "reservoir"))
-    line(f"bytes of sparse weights ({parts})", own["sparse"], own["dense"], size)
+    ranks, here = totals["bytes"]["ranks"], " on this rank" if totals["bytes"]["ranks"] else ""
+    line(f"bytes of sparse weights{here} ({parts})", own["sparse"], own["dense"], size)
+    if ranks:
+        every = f"bytes of sparse weights on all {ranks['number']} ranks"
+        line(every, ranks["sites"]["sparse"], ranks["sites"]["dense"], size)
     seen = "" if model["optimizer_seen"] else "; no optimizer step seen yet"
-    line(f"bytes of the whole model{seen}", model["sparse"], model["dense"], size)
+    line(f"bytes of the whole model{here}{seen}", model["sparse"], model["dense"], size)
     places = totals["bytes"]["places"]
     where = [f"{place} {size(n)}" for place, n in places["now"].items()]
     peaks = [f"peak of all tensors on {place} {size(n)}" for place, n in places["peak"].items()]

@@ -7,12 +7,12 @@ the weights of A.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from topkast.runtime.kernels.explored import scale_explored, square_sum_of_a
+from topkast.runtime.state.sharding.sums import summed
 from topkast.runtime.state.site_module import SiteModule
 
 # The largest share of an explored weight that one step may remove. With a learning rate as for SGD, lr *
@@ -51,21 +51,9 @@ def _decays(site: SiteModule) -> bool:
 
 
 def _sizes(sites: list[SiteModule]) -> dict[SiteModule, Tensor]:
-    """The size of a weight in A of each site: the root mean square of A's weights, a positive scalar in float64.
-
-    Each rank adds the squares that it has. All sites that are sharded over the same ranks share one message.
-    """
-    totals, shared = {}, dict[Any, list[SiteModule]]()
-    for site in sites:
-        values, index = site.stored()
-        totals[site] = square_sum_of_a(values, index, site.geometry)
-        if site.shard is not None:
-            shared.setdefault(site.shard.group, []).append(site)
-    for group, several in shared.items():
-        sums = torch.stack([totals[site] for site in several])
-        torch.distributed.all_reduce(sums, group=group)
-        totals.update(zip(several, sums, strict=True))
-    return {site: _root_mean(site, total) for site, total in totals.items()}
+    """The size of a weight in A of each site: the root mean square of A's weights, a positive scalar in float64."""
+    totals = {site: square_sum_of_a(*site.stored(), site.geometry) for site in sites}
+    return {site: _root_mean(site, total) for site, total in summed(totals).items()}
 
 
 def _root_mean(site: SiteModule, total: Tensor) -> Tensor:

@@ -4,14 +4,16 @@
     step     whole training steps of a GPT-2 and of a ResNet-50
     model    resident memory of a 100-million-parameter model while it trains
     large    a model that dense training does not fit
+    sharded  FSDP2 on 2 and 4 processes: distance from one process, bytes held and sent
     scale    bytes that FSDP2 holds and sends on each rank, for models of 1.3 to 70 billion parameters
     onnx     exported files in ONNX Runtime: latency, size, load time
     int8     sparse and int8 together: whole models, and the quality after int8
     convs    ResNet-50's convolutions in ONNX Runtime, node by node
     tokens   tokens a second of a GPT-2 with its key-value cache in ONNX Runtime
 
-All but `scale` and those in ONNX Runtime take `--device cuda`. Each writes one JSON file. `--quick` is a tiny sample to
-show that everything runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the README's picture.
+All but `sharded`, `scale` and those in ONNX Runtime take `--device cuda`. Each writes one JSON file. `--quick` is a
+tiny sample to show that everything runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the
+README's picture.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ MODULES = {
     "step": "step",
     "model": "memory",
     "large": "large",
+    "sharded": "sharded",
     "scale": "scale.table",
     "onnx": "onnx_runtime.onnx",
     "int8": "onnx_runtime.int8_tables",

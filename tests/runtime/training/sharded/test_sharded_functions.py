@@ -26,11 +26,12 @@ def other_weights() -> dict[str, torch.Tensor]:
     return {key: torch.randn_like(value) for key, value in topkast.dense_state_dict(model, values="all").items()}
 
 
-def functions() -> dict[str, Any]:
+def functions(runs: dict[str, Run]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, run in RUNS.items():
-        model = sharded(run)
-        train(model, OPTIMIZERS[run.optimizer](model.parameters()), dist.get_rank(), dist.get_world_size(), slice(4))
+    for name, run in runs.items():
+        model, found[name] = sharded(run), {}
+        optimizer = OPTIMIZERS[run.optimizer](model.parameters())
+        train(model, optimizer, dist.get_rank(), dist.get_world_size(), slice(4))
         parts = {key: value.clone() for key, value in topkast.dense_state_dict(model, values="all").items()}
         whole = topkast.dense_state_dict(model, values="all", full=True)
         of_a = topkast.dense_state_dict(model, full=True)
@@ -41,10 +42,11 @@ def functions() -> dict[str, Any]:
         sets = topkast.masks(model)
         for key, (fwd, _) in sets.items():
             assert not of_a or torch.equal(of_a[key], torch.where(fwd, whole[key], 0)), key
+        found[name]["report"] = topkast.report(model)
         with torch.no_grad():
             model(batches()[0][0])  # the root's parameters stay gathered
         topkast.refresh(model)
-        found[name] = {"refreshed": (topkast.masks(model), topkast.dense_state_dict(model, values="all", full=True))}
+        found[name]["refreshed"] = (topkast.masks(model), topkast.dense_state_dict(model, values="all", full=True))
         assert not whole or all(torch.equal(value, whole[key]) for key, value in found[name]["refreshed"][1].items())
         topkast.load_dense_state_dict(model, other_weights())
         loaded = topkast.dense_state_dict(model, values="all", full=True)
@@ -56,16 +58,56 @@ def functions() -> dict[str, Any]:
     return found
 
 
-def test_functions_work_on_all_ranks_together(tmp_path: Path) -> None:
-    found = on_ranks(2, tmp_path, functions)
-    for name, run in RUNS.items():
+def _check(runs: dict[str, Run], found: list[dict[str, Any]]) -> None:
+    for name, run in runs.items():
         model = build(run)
+        _check_reports([rank[name]["report"] for rank in found], model, run)
         theta = found[0][name]["refreshed"][1]
         topkast.load_dense_state_dict(model, theta)
         for rank in found:
             for when in (rank[name]["refreshed"][0], rank[name]["loaded"]):
                 for key, pair in topkast.masks(model).items():
                     assert all(map(torch.equal, when[key], pair)), f"{name}: {key}"
+
+
+def _check_reports(reports: list[Any], model: nn.Module, run: Run) -> None:
+    """Every rank reports its own bytes and the same sums, and the rest as one process does."""
+    optimizer = OPTIMIZERS[run.optimizer](model.parameters())
+    train(model, optimizer, steps=slice(4))
+    for module in model.modules():
+        if hasattr(module, "refresh_if_due"):
+            module.refresh_if_due()
+    alone = topkast.report(model)
+    own, ranks = [one.totals["bytes"] for one in reports], reports[0].totals["bytes"]["ranks"]
+    assert ranks["number"] == len(reports)
+    for one in reports:
+        assert one.totals["bytes"]["ranks"] == ranks
+        assert one.totals["parameters"] == alone.totals["parameters"]
+        assert one.warnings == alone.warnings
+        for row, other in zip(one.sites, alone.sites, strict=True):
+            for key in ("density_a", "density_b", "ever_active"):
+                assert row[key] == other[key], key
+            for mine, entry in zip(row["churn"], other["churn"], strict=True):
+                assert mine == pytest.approx(entry)
+        text = str(one.details())
+        assert f"on all {len(reports)} ranks" in text and "on this rank" in text
+    assert ranks["places"] == [one["places"]["now"] for one in own]
+    assert all(sum(one["sites"][key] for one in own) == ranks["sites"][key] for key in ranks["sites"])
+    # What one process has, the ranks have together: each has its part.
+    for key in ("values", "gradient", "optimizer", "reservoir", "dense"):
+        assert ranks["sites"][key] == alone.totals["bytes"]["sites"][key]
+    assert max(one["sites"]["values"] for one in own) < ranks["sites"]["values"]
+
+
+def test_functions_work_on_all_ranks_together(tmp_path: Path) -> None:
+    runs = {"rows": RUNS["rows"]}
+    _check(runs, on_ranks(2, tmp_path, functions, runs))
+
+
+@pytest.mark.long
+def test_functions_work_in_every_way(tmp_path: Path) -> None:
+    runs = {name: run for name, run in RUNS.items() if name != "rows"}
+    _check(runs, on_ranks(2, tmp_path, functions, runs))
 
 
 def _sharded_after(change: Callable[[Any], Any] | None = None, **options: Any) -> None:
@@ -101,7 +143,6 @@ def refused() -> dict[str, str]:
     asked: dict[str, Callable[[], Any]] = {
         "densify": lambda: topkast.densify(model),
         "export": lambda: topkast.export(model, "never.onnx", batches()[0][0]),
-        "report": lambda: topkast.report(model),
         "background": lambda: _sharded_after(refresh_in_background=True),
         "copies": lambda: _sharded_after(copy.deepcopy),
         "other weights": _other_weights_on_rank_1,
@@ -123,7 +164,6 @@ def refused() -> dict[str, str]:
 SAID = {
     "densify": "ModelError: .*topkast.densify needs the whole weight; topkast.dense_state_dict",
     "export": "ModelError: .*needs the whole weight; topkast.dense_state_dict",
-    "report": "ModelError: .*needs the whole weight",
     "background": "ModelError: .*refresh_in_background=False",
     "copies": "ModelError: .*the model has copies",
     "other weights": "ModelError: .*rank 1 starts from other weights than rank 0",

@@ -1,0 +1,249 @@
+"""FSDP2 on 2 and 4 gloo processes: distance from one process, and bytes held and sent, sparse beside dense.
+
+The error is the largest difference of a weight from the same training in one process on all batches together. Its
+budget is twice the same distance of the dense model under plain FSDP2. What is sent is the kernel's count of the bytes
+of each process's sockets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+import topkast
+from topkast.runtime.state.model import sites
+from topkast.runtime.state.sharding.compare import VARIABLE
+from topkast.tests.support.sharded import OPTIMIZERS, REFRESH, Net, Run, batches, mesh_of, on_ranks
+from topkast.tools.common.results import CONSOLE
+from topkast.tools.common.transport import bytes_sent
+
+from .large import give_back_at_once
+from .memory import settled
+
+LOW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+RESERVOIRS = ("device", "host", "disk")
+STEPS = 3  # of the traffic: the first one makes optimizer state and is not counted, the last one refreshes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train.
+
+    Args:
+        optimizer: a name in ``OPTIMIZERS``.
+        block, balanced, reservoir: options of ``topkast.sparsify``.
+        bf16: whether products are in bfloat16, with values and sums of gradients in float32.
+    """
+
+    optimizer: str
+    block: int
+    balanced: bool
+    reservoir: str
+    bf16: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--width", type=int, default=1024, help="of the layers whose bytes are counted")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train every case on 1, 2 and 4 processes, then count bytes on 2 and 4."""
+    cases, counts = _cases(), (2, 4)
+    if args.quick:
+        cases, counts = cases[::7], (2,)
+    exact = _exactness(cases, counts)
+    CONSOLE.print(_exact_table(exact))
+    traffic = _traffic(counts, 64 if args.quick else args.width, args.quick)
+    CONSOLE.print(_traffic_table(traffic))
+    return {"exactness": exact, "traffic": traffic}
+
+
+def _cases() -> list[Case]:
+    ways = itertools.product(("sgd", "adamw"), (1, 16), (True, False), (False, True))
+    # Every place of the reservoir with every optimizer, block and policy, not with every combination of these.
+    return [
+        Case(optimizer, block, balanced, RESERVOIRS[number % 3], bf16)
+        for number, (optimizer, block, balanced, bf16) in enumerate(ways)
+    ]
+
+
+def _spawned(ranks: int, work: Any, *args: Any) -> list[Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return on_ranks(ranks, Path(folder), work, *args)
+
+
+# --- exactness ---
+
+
+def _options(case: Case) -> dict[str, Any]:
+    density = {"fwd": 0.8, "bwd": 0.6} if case.block == 1 else {"fwd": 0.5, "bwd": 0.25}  # a weight has few blocks
+    given = {"block": (case.block, case.block), "balanced": case.balanced, "reservoir": case.reservoir}
+    return {**density, **given, "refresh_every": REFRESH, "min_size": 1, "seed": 3}
+
+
+def _sharded(model: Any, bf16: bool, mesh: Any) -> None:
+    policy = {"mp_policy": LOW} if bf16 else {}
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, **policy)
+    fully_shard(model, mesh=mesh, **policy)
+
+
+def train_cases(cases: list[Case]) -> list[dict[str, Any]]:
+    """On each rank: the weights that each case ends with, of the dense and of the sparse model, and the sets."""
+    rank, ranks, mesh, found = dist.get_rank(), dist.get_world_size(), mesh_of(Run()), []
+    for case in cases:
+        ends: dict[str, Any] = {}
+        for kind in ("dense", "sparse"):
+            torch.manual_seed(0)
+            model: Any = Net()
+            if kind == "sparse":
+                topkast.sparsify(model, **_options(case), mesh=mesh)
+            _sharded(model, case.bf16, mesh)
+            optimizer = OPTIMIZERS[case.optimizer](model.parameters())
+            for x, y in batches():
+                optimizer.zero_grad()
+                F.mse_loss(model(x[rank::ranks].float()).float(), y[rank::ranks].float()).backward()
+                optimizer.step()
+            if kind == "dense":
+                ends[kind] = {name: p.full_tensor().detach() for name, p in model.named_parameters()}  # type: ignore[attr-defined]
+            else:
+                ends[kind] = topkast.dense_state_dict(model, values="all", full=True)
+                ends["sets"] = topkast.masks(model)
+                ends["refreshes"] = min(len(site.churn) for site in sites(model).values())
+                ends["empty"] = sum(not site.own_columns.numel() for site in sites(model).values())
+        found.append(ends)
+    return found
+
+
+def _largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in other)
+
+
+def _exactness(cases: list[Case], counts: tuple[int, ...]) -> list[dict[str, Any]]:
+    found = []
+    alone = _spawned(1, train_cases, cases)[0]
+    for ranks in counts:
+        ends = _spawned(ranks, train_cases, cases)
+        for number, case in enumerate(cases):
+            one, several = alone[number], [rank[number] for rank in ends]
+            error, plain = (_largest(several[0][kind], one[kind]) for kind in ("sparse", "dense"))
+            pairs = [pair for rank in several for pair in zip(rank["sets"].values(), one["sets"].values(), strict=True)]
+            found.append(
+                asdict(case)
+                | {"ranks": ranks, "error": error, "budget": 2 * plain, "refreshes": several[0]["refreshes"]}
+                | {
+                    "sets equal": all(
+                        torch.equal(mine, its)
+                        for rank in several
+                        for name, pair in rank["sets"].items()
+                        for mine, its in zip(pair, several[0]["sets"][name], strict=True)
+                    ),
+                    "other than one process": sum(
+                        int((mine != its).sum()) for got, want in pairs for mine, its in zip(got, want, strict=True)
+                    ),
+                    "empty parts": max(rank["empty"] for rank in several),
+                }
+            )
+    return found
+
+
+def _exact_table(found: list[dict[str, Any]]) -> Table:
+    table = Table(title="distance from one process")
+    for heading in ("ranks", "optimizer", "block", "balanced", "reservoir", "products", "error", "of its budget",
+                    "sets equal on all ranks", "entries of sets unlike one process", "refreshes"):  # fmt: skip
+        table.add_column(heading)
+    for row in found:
+        share = row["error"] / row["budget"] if row["budget"] else float(row["error"] > 0)
+        table.add_row(
+            str(row["ranks"]), row["optimizer"], f"{row['block']}x{row['block']}", "yes" if row["balanced"] else "no",
+            row["reservoir"], "bf16" if row["bf16"] else "fp32", f"{row['error']:.1e}", f"{share:.2f}",
+            "yes" if row["sets equal"] else "NO", str(row["other than one process"]), str(row["refreshes"]),
+        )  # fmt: skip
+    return table
+
+
+# --- bytes ---
+
+
+def count_traffic(width: int, options: dict[str, Any] | None, bf16: bool) -> dict[str, Any]:
+    """On each rank: the bytes sent in a step and in a refresh, and the bytes held.
+
+    Args:
+        width: of the model.
+        options: of ``topkast.sparsify``; None: a dense model.
+        bf16: as in :class:`Case`.
+    """
+    os.environ.pop(VARIABLE)  # a comparison of the ranks at each refresh is for tests
+    give_back_at_once()
+    mesh, before = mesh_of(Run()), settled()
+    torch.manual_seed(0)
+    model: Any = nn.Sequential()
+    layers = [nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(2)]
+    model.blocks = nn.ModuleList(layers)
+    if options is not None:
+        topkast.sparsify(model, **options, refresh_every=STEPS, seed=0, mesh=mesh)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, **({"mp_policy": LOW} if bf16 else {}))
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    sent = []
+    for _ in range(STEPS):
+        dist.barrier()
+        start = bytes_sent()
+        optimizer.zero_grad()
+        model.blocks[1](model.blocks[0](torch.randn(4, width))).float().square().mean().backward()
+        optimizer.step()
+        sent.append(bytes_sent() - start)
+    resident = settled() - before
+    held = [p.to_local() for p in model.parameters()]
+    states = [v.to_local() for s in optimizer.state.values() for v in s.values() if v.dim()]
+    dense = sum(2 * p.nbytes for p in held) + sum(v.nbytes for v in states)
+    places = topkast.report(model).totals["bytes"]["places"]["now"] if options is not None else {"cpu": dense}
+    return {"step": sent[1], "refresh": sent[2] - sent[1], "places": places, "resident": resident}
+
+
+SPARSE = {"fwd": 0.9, "bwd": 0.8}
+TRAFFIC = {
+    "1x1": SPARSE,
+    "1x1, host": {**SPARSE, "reservoir": "host"},
+    "1x1, not balanced": {**SPARSE, "balanced": False},
+    "16x16": {**SPARSE, "block": (16, 16)},
+}
+
+
+def _traffic(counts: tuple[int, ...], width: int, quick: bool) -> list[dict[str, Any]]:
+    found = []
+    for ranks, bf16 in itertools.product(counts, (False, True)):
+        dense = _spawned(ranks, count_traffic, width, None, bf16)[0]
+        for name, options in list(TRAFFIC.items())[: 1 if quick else None]:
+            mine = _spawned(ranks, count_traffic, width, options, bf16)[0]
+            found.append({"ranks": ranks, "way": name, "bf16": bf16, "sparse": mine, "dense": dense})
+    return found
+
+
+def _traffic_table(found: list[dict[str, Any]]) -> Table:
+    table = Table(title="bytes of rank 0, and their share of dense FSDP2's")
+    for heading in ("ranks", "way", "products", "sent in a step", "of dense", "more in a refresh",
+                    "held by place, of dense", "resident, of dense"):  # fmt: skip
+        table.add_column(heading)
+    for row in found:
+        mine, dense = row["sparse"], row["dense"]
+        places = ", ".join(f"{place} {size / dense['places']['cpu']:.3f}" for place, size in mine["places"].items())
+        table.add_row(
+            str(row["ranks"]), row["way"], "bf16" if row["bf16"] else "fp32", f"{mine['step']:,}",
+            f"{mine['step'] / dense['step']:.3f}", f"{mine['refresh']:,}", places,
+            f"{mine['resident'] / max(1, dense['resident']):.3f}",
+        )  # fmt: skip
+    return table
