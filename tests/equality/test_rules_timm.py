@@ -25,7 +25,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3, adaptive_clip_grad, dispatch
 SPARSE: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 3, "min_size": 1}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "rows": {"balanced": True},
-    "free": {"balanced": False},  # values are [1, n]
+    "free": {"balanced": False},  # values are [blocks, values of a block]
     "blocks": {"balanced": True, "block": (2, 2)},
 }
 
@@ -97,11 +97,13 @@ def units(site: Any, dense: Tensor) -> Tensor:
     """A dense weight as a matrix whose rows are what is clipped as one: the weights of one row of the values.
 
     Balanced sets: a row of the weight, an output neuron or channel, as in the dense model. Blocks: the rows of a block
-    row together; the last is filled up with zeros. Sets chosen freely have values of shape [1, n], so AGC sees no rows:
-    the whole weight is one unit, scaled by one factor, and a neuron with a large gradient is clipped with the others.
+    row together; the last is filled up with zeros. Sets chosen freely have a row of values for each block, so AGC
+    clips each block by itself; here each weight.
     """
+    if site.groups == 1:
+        return dense.reshape(-1, site.geometry.unit)
     matrix = dense.flatten(1)
-    rows = 1 if site.original.shape[0] == 1 else site.geometry.block[0]
+    rows = site.geometry.block[0]
     padded = nn.functional.pad(matrix, (0, 0, 0, -len(matrix) % rows))
     return padded.reshape(site.original.shape[0], -1)
 
@@ -118,7 +120,7 @@ def test_clips_unit_by_unit(case: str, layout: str) -> None:
     rows = set()
     for name, site in sites_of(model).items():
         bwd = site.sets()[1]
-        rows.add((site.original.shape[0] == 1, site.original.shape[0] == len(bwd)))
+        rows.add((site.original.shape[0] == site.n_bwd, site.original.shape[0] == len(bwd)))
         ends = []
         for dtype in (torch.float32, torch.float64):
             dense = nn.Parameter(units(site, torch.where(bwd, site.theta(), 0)).to(dtype))

@@ -138,12 +138,16 @@ def enter(rank: int, ranks: int, folder: str, work: Callable[..., Any], *args: A
     dist.destroy_process_group()
 
 
-def on_ranks(ranks: int, folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """The results of ``work(*args)`` in each of several processes.
+def start(ranks: int, work: Callable[..., None], *args: Any) -> None:
+    """Run ``work(rank, *args)`` in each of several processes.
 
     The processes are forks of one server that has imported everything, because imports are most of their time.
     """
     multiprocessing.set_forkserver_preload([__name__, "torch.distributed.checkpoint.state_dict"])
-    given = (ranks, str(folder), work, *args)
-    torch.multiprocessing.start_processes(enter, given, nprocs=ranks, start_method="forkserver")
+    torch.multiprocessing.start_processes(work, args, nprocs=ranks, start_method="forkserver")
+
+
+def on_ranks(ranks: int, folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """The results of ``work(*args)`` in each of several processes."""
+    start(ranks, enter, ranks, str(folder), work, *args)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]

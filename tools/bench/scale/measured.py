@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import struct
 import tempfile
 import warnings
 from pathlib import Path
@@ -14,39 +11,27 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from topkast.tools.common.transport import bytes_sent
+
 from .count import held, sent_in_a_refresh, sent_in_a_step
 from .decoder import Size, sharded
 
 SMALL = Size(dim=128, layers=2, heads=4, keys=2, inner=352, vocab=64)
 EVERY = 4
-BYTES_SENT = 200  # place of tcpi_bytes_sent in the kernel's struct tcp_info
 ADDED_BY_GLOO = 2  # gloo adds gradients everywhere, and each rank keeps its part
-
-
-def sent_by_connections() -> int:
-    """The bytes that this process has sent over all its TCP connections, as the kernel counts them (Linux)."""
-    total = 0
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            with socket.socket(fileno=os.dup(int(number))) as connection:
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_SENT + 8)
-                total += struct.unpack_from("Q", info, BYTES_SENT)[0]
-        except (OSError, struct.error):
-            continue  # not a TCP connection
-    return total
 
 
 def _steps(model: Any, optimizer: Any, group: Any, count: int) -> int:
     """The bytes that this rank sends in a number of steps."""
     dist.barrier(group)  # so that nothing waits in a connection
-    before = sent_by_connections()
+    before = bytes_sent()
     for _ in range(count):
         words = torch.randint(0, SMALL.vocab, (2, 8))
         optimizer.zero_grad()
         model(words).float().square().mean().backward()
         optimizer.step()
     dist.barrier(group)
-    return sent_by_connections() - before
+    return bytes_sent() - before
 
 
 def _rank(rank: int, ranks: int, folder: str, options: dict[str, Any] | None, bf16: bool) -> None:

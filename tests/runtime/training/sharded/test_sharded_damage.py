@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 import topkast
 from topkast.compiler.checkpoint import together
 from topkast.runtime.state.content.shard import Shard
-from topkast.tests.support.sharded import OPTIMIZERS, Run, build, on_ranks, sharded, train
+from topkast.tests.support.sharded import OPTIMIZERS, Run, build, on_ranks, sharded, start, train
 
 RUN = Run()
 COLUMNS = "blocks.0.up.sparse_state.weight.cols"
@@ -165,7 +165,7 @@ def dying(rank: int, folder: str, where: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("where", ["refresh", "save"])
 def test_a_rank_that_dies_leaves_the_last_checkpoint_whole(where: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(dying, (str(tmp_path), where), nprocs=2)
+    start(2, dying, str(tmp_path), where)
     assert "Error" in (said := (tmp_path / f"{where}.said").read_text()), said
     run = Run(options={"balanced": False})
     model = build(run)
