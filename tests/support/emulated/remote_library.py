@@ -12,6 +12,7 @@ import math
 import os
 import struct
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,16 @@ _ARGUMENTS = {
 
 def _at(address: int, count: int) -> bytes:
     return ctypes.string_at(address, count) if count else b""
+
+
+def _used(w: Matrix) -> int:
+    """The end of the last row of blocks."""
+    return int(struct.unpack("<q", _at(w.row_ptr + 8 * -(-w.rows // w.r), 8))[0])
+
+
+def _slots(w: Matrix) -> int:
+    """The slots that a kernel may use. A part of stacked weights says 0, and its slots end where its last row ends."""
+    return max(int(w.slots), _used(w)) if w.row_ptr else 0
 
 
 class _Call:
@@ -72,14 +83,11 @@ class _Call:
     def _structure(self, kind: str, arg: ctypes.Structure) -> bytes:
         pointers: dict[str, int] = {}
         if isinstance(arg, Matrix):
-            blocks = -(-arg.rows // arg.r) if arg.rows else 0
-            unit = arg.r * arg.c
+            blocks, slots = -(-arg.rows // arg.r), _slots(arg)
             pointers = {
-                "values": 4 * arg.slots * unit, "row_ptr": 8 * blocks, "row_fwd": 8 * blocks,
-                "cols": arg.slots * arg.col_bytes,
+                "values": 4 * slots * arg.r * arg.c, "row_ptr": 8 * (blocks + 1), "row_fwd": 8 * blocks,
+                "cols": slots * arg.col_bytes,
             }  # fmt: skip
-            if arg.row_fwd is None or arg.row_fwd != arg.row_ptr + 8:
-                pointers["row_ptr"] += 8  # the last number of row_ptr is the end of the last row
         elif isinstance(arg, View):
             last = (arg.m - 1) * arg.stride_m + (arg.n - 1) * arg.stride_n + 1
             pointers = {"data": 4 * (arg.m * arg.n if arg.width else last) if arg.m * arg.n else 0}
@@ -115,17 +123,16 @@ class _Call:
         if kind == "b":
             return 4 * w.rows * (self.conv.groups if self.conv is not None and self.conv.transposed else 1)
         if kind == "g":
-            return 4 * w.slots * unit
+            return 4 * _slots(w) * unit
         if kind == "h":
             assert isinstance(u, Matrix)
-            return 4 * u.slots * unit
+            return 4 * _slots(u) * unit
         if kind == "d":
             return 4 * w.rows * w.columns
         if kind == "q":
             return 8 * blocks
         assert kind == "o"  # the reservoir: all blocks that are not in B
-        used = struct.unpack("<q", _at(w.row_ptr + 8 * blocks, 8))[0]
-        return 4 * unit * (blocks * -(-w.columns // w.c) - used)
+        return 4 * unit * (blocks * -(-w.columns // w.c) - _used(w))
 
     def _buffer(self, address: int, size: int) -> bytes:
         self.back.append((address, size))
@@ -143,7 +150,7 @@ class RemoteLibrary:
 
     def __init__(self, command: list[str]) -> None:
         self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.calls, self.scratch = 0, 0
+        self.calls, self.lock, self.thread = 0, threading.Lock(), threading.local()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         if name not in _ARGUMENTS:
@@ -151,22 +158,23 @@ class RemoteLibrary:
         return functools.partial(self._call, name)
 
     def _call(self, name: str, *args: Any) -> int:
-        call = _Call(name, args, 4 * self.scratch)
+        call = _Call(name, args, 4 * getattr(self.thread, "scratch", 0))
         assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(call.request)
-        self.server.stdin.flush()
-        answer = self.server.stdout.read(8 + sum(size for _, size in call.back))
+        with self.lock:  # the server does one call at a time
+            self.server.stdin.write(call.request)
+            self.server.stdin.flush()
+            answer = self.server.stdout.read(8 + sum(size for _, size in call.back))
+            self.calls += 1
         assert len(answer) >= 8, f"the server ended during {name}, with status {self.server.wait()}"
         at = 8
         for address, size in call.back:
             ctypes.memmove(address, answer[at : at + size], size)
             at += size
-        self.calls += 1
         result = int(struct.unpack_from("<q", answer)[0])
         if name in ("tk_isa_best", "tk_isa", "tk_set_isa"):
             result = ctypes.c_int32(result).value  # the upper half of the register has no meaning
         if name.endswith("workspace"):
-            self.scratch = result  # of the product that is called next
+            self.thread.scratch = result  # of the product that this thread calls next
         return result
 
 

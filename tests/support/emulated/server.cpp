@@ -10,7 +10,8 @@
 
 #include "topkast.h"
 
-typedef uint64_t (*Function)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, float);
+typedef uint64_t Word;
+typedef Word (*Function)(Word, Word, Word, Word, Word, Word, Word, Word, Word, float);
 
 static const struct {
     const char* name;
@@ -46,7 +47,7 @@ int main() {
             if (std::string(one.name) == std::string(name.data(), name.size())) function = one.function;
         if (!function) exit(2);
         std::deque<std::vector<char>> held, returned;
-        uint64_t words[8] = {}, count = 0;
+        Word words[9] = {}, count = 0;
         float number = 0;
         const auto address = [](std::vector<char>& buffer) { return reinterpret_cast<uint64_t>(buffer.data()); };
         for (uint32_t n = get<uint32_t>(); n; --n) {
@@ -70,7 +71,8 @@ int main() {
             }
         }
         const auto& w = words;
-        const uint64_t result = reinterpret_cast<Function>(function)(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], number);
+        const auto call = reinterpret_cast<Function>(function);
+        const Word result = call(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], number);
         fwrite(&result, sizeof result, 1, stdout);
         for (const auto& buffer : returned) fwrite(buffer.data(), 1, buffer.size(), stdout);
         fflush(stdout);
