@@ -46,7 +46,12 @@ def _show() -> None:
         _shown[0].update(words, refresh=True)
     else:
         # No thread and no redirection: a compiler may start processes, and a program may print, at any time.
-        options = {"auto_refresh": False, "transient": True, "redirect_stdout": False, "redirect_stderr": False}
+        options: dict[str, Any] = {
+            "auto_refresh": False,
+            "transient": True,
+            "redirect_stdout": False,
+            "redirect_stderr": False,
+        }
         _shown.append(Live(words, console=_console(), **options))
         _shown[0].start(refresh=True)
 
