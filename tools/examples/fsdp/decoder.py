@@ -100,10 +100,10 @@ def prepared(args: argparse.Namespace) -> TrainState:
     model = Decoder(args.dim, args.layers, args.heads, args.vocab, args.sequence).to(args.device)
     options = {"fwd": args.fwd, "bwd": args.bwd, "refresh_every": args.refresh_every, "seed": args.seed}
     model = topkast.sparsify(model, include="blocks.*", min_size=1, mesh=mesh, **options)
-    kinds = {"mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32)} if args.bf16 else {}
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if args.bf16 else MixedPrecisionPolicy()
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, **kinds)
-    fully_shard(model, mesh=mesh, **kinds)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=10)
     return TrainState(model, optimizer, schedule)
