@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from topkast.tools.bench import tables as bench
+from topkast.tools.bench.scale import page as scale
 from topkast.tools.common.places import RESULTS
 from topkast.tools.study.shown import page_tables as study
 from topkast.tools.zoo import records_table
@@ -30,6 +31,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-steps": bench.steps,
     "bench-memory": bench.memory,
     "bench-large": bench.large,
+    "bench-scale-computed": scale.computed,
+    "bench-scale-measured": scale.measured,
     "bench-onnx-layers": bench.onnx_layers,
     "bench-onnx-models": bench.onnx_models,
     "bench-tokens": bench.tokens,

@@ -126,5 +126,5 @@ def sharded(size: Size, layers: int, mesh: Any, options: dict[str, Any] | None, 
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # torch's own choice for a root
     return model

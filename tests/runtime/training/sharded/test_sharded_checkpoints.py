@@ -32,7 +32,7 @@ BLOCKS = {"block": (16, 16), "fwd": 0.5, "bwd": 0.25}
 class Stage:
     """A part of a run: the kind of training, the number of ranks, and the step after which the stage saves."""
 
-    kind: str  # "fsdp", "ddp" or "alone"
+    kind: str  # "fsdp", "two replicas" of ranks under FSDP2, "ddp" or "alone"
     ranks: int
     end: int
 
@@ -45,7 +45,7 @@ CHAIN = [
     Stage("alone", 1, 4),
     Stage("fsdp", 3, 5),
     Stage("ddp", 2, 6),
-    Stage("fsdp", 1, 6),
+    Stage("two replicas", 4, 6),
     Stage("fsdp", 4, STEPS),
 ]
 RUNS = {
@@ -57,11 +57,12 @@ RUNS = {
     "not explored": Run("sgd", {"bwd": 0.0}),
     "end of exploration": Run("sgd", {"stop_exploring_after": 5}),
 }
+SHARDED = ("fsdp", "two replicas")
 WAYS = ("dcp", "file", "async")  # the stages of a chain save in turn
 
 
 def made(run: Run, stage: Stage, mesh: Any, group: Any) -> tuple[Any, Any]:
-    if stage.kind == "fsdp":
+    if stage.kind in SHARDED:
         model: Any = sharded(run, mesh)
     elif stage.kind == "ddp":
         model = DistributedDataParallel(build(run), process_group=group)
@@ -101,7 +102,7 @@ def train_stage(run: Run, stages: list[Stage], number: int, first: int, folder: 
     train(model, optimizer, *place, slice(start, stage.end))
     if number < len(stages) - 1:
         # One file, which one rank of equal ones writes.
-        if way != "file" or stage.kind == "fsdp" or place[0] == 0:
+        if way != "file" or stage.kind in SHARDED or place[0] == 0:
             waited = save(way, f"{folder}/{number}", model, optimizer, group)
             with suppress(AttributeError):
                 waited.result()
@@ -125,9 +126,14 @@ def chain(stages: list[Stage], runs: dict[str, int], folder: str) -> dict[str, A
             place.mkdir()
         for number, stage in enumerate(stages):
             dist.barrier()
-            mesh = DeviceMesh("cpu", list(range(stage.ranks)), mesh_dim_names=("parts",))
+            ranks, group = torch.arange(stage.ranks), None
+            if stage.kind == "two replicas":
+                mesh = DeviceMesh("cpu", ranks.view(2, -1), mesh_dim_names=("replicas", "parts"))
+            else:
+                mesh = DeviceMesh("cpu", ranks, mesh_dim_names=("parts",))
+                group = mesh.get_group() if dist.get_rank() < stage.ranks else None
             if dist.get_rank() < stage.ranks:
-                found[name] = train_stage(RUNS[name], stages, number, first, str(place), mesh, mesh.get_group())
+                found[name] = train_stage(RUNS[name], stages, number, first, str(place), mesh, group)
     return found
 
 
