@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from topkast.compiler.export.weights import sparse_weights
-from topkast.passes.onnx.formats import AUTO
 from topkast.runtime.errors import ConfigError
 
+AUTO = "auto"  # as in topkast.passes.onnx.formats, which would import onnx here
 WITH_INT8 = ("int8", AUTO)  # precisions that may give integers
 KEPT = "keep_float names it"
 
