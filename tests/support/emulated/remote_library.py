@@ -146,10 +146,11 @@ class _Call:
 class RemoteLibrary:
     """What ``ctypes.CDLL`` is for a library of this processor."""
 
-    tk_run_serial = tk_run_gomp = ctypes.c_void_p(0)
+    tk_run_serial = tk_run_gomp = ctypes.c_void_p(0)  # nothing here calls them
 
     def __init__(self, command: list[str]) -> None:
         self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._name = command[-1]  # as CDLL has it; the planner reads this file to know the kernels
         self.calls, self.lock, self.thread = 0, threading.Lock(), threading.local()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
