@@ -1,4 +1,4 @@
-# The commands: setup, demo, test, test-all, lint, docs, sanitize. Each makes what it needs first, so any of them works from a fresh clone.
+# The commands: setup, demo, test, test-all, lint, docs, sanitize, wheels, zoo. Each makes what it needs first, so any of them works from a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes clean
+.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo clang aarch64 other-systems clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -64,11 +64,68 @@ sanitize: $(READY) $(SANITIZED)
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py tests/runtime/onnx/test_int8.py tests/passes/onnx/test_onnx_conv.py $(ARGS)
 
+# The tests of native code on the library as Clang compiles it. ZIG is a Python package that holds Clang and the C
+# libraries of other systems. None of the targets from here to other-systems is a part of CI: each compiles for minutes.
+ZIG := $(BIN)/python -m ziglang c++
+FLAGS := -std=c++17 -O3 -ffp-contract=fast -Wno-psabi -fvisibility=hidden $(addprefix -I,$(wildcard runtime/native/*/))
+SOURCES := $(wildcard runtime/native/*/*.cpp)
+$(VENV)/.zig: $(READY)
+	$(BIN)/python -m pip install -q --no-input ziglang
+	touch $@
+build/clang/libtopkast.so: $(VENV)/.zig $(wildcard runtime/native/*/*)
+	mkdir -p $(@D)
+	$(ZIG) -target x86_64-linux-gnu.2.17 $(FLAGS) -fPIC -shared -s $(SOURCES) -o $@
+clang: build/clang/libtopkast.so
+	TOPKAST_NATIVE=$< OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py $(ARGS)
+
+# The tests of the kernels on kernels for aarch64, which qemu-aarch64 runs (Debian: apt install g++-aarch64-linux-gnu
+# qemu-user). PyTorch and the tests run on this processor.
+AARCH64 := aarch64-linux-gnu-g++
+build/aarch64/server: tests/support/emulated/server.cpp $(wildcard runtime/native/*/*)
+	mkdir -p $(@D)
+	$(AARCH64) $(FLAGS) -static $(filter-out runtime/native/ort/%,$(SOURCES)) tests/support/emulated/server.cpp -o $@
+aarch64: $(READY) build/aarch64/server
+	TOPKAST_EMULATED="qemu-aarch64 build/aarch64/server" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" \
+		-p topkast.tests.support.emulated.remote_library tests/runtime/native/test_native.py tests/runtime/native/test_native_conv.py $(ARGS)
+
+# The library for macOS, Windows and Linux on aarch64. Nothing runs these files: this shows only that the sources compile.
+other-systems: $(VENV)/.zig
+	mkdir -p build/other
+	$(ZIG) -target aarch64-linux-gnu.2.17 $(FLAGS) -fPIC -shared -s $(SOURCES) -o build/other/libtopkast.so
+	$(ZIG) -target aarch64-macos $(FLAGS) -fPIC -shared -s $(SOURCES) -o build/other/libtopkast.dylib
+	$(ZIG) -target x86_64-windows-gnu $(FLAGS) -shared -s $(SOURCES) -o build/other/libtopkast.dll
+	ls -l build/other
+
 # The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, the one for GPUs (250 MB; it
 # runs on the CPU), or VERSIONS.
 VERSIONS := 1.17.3 1.20.1 gpu-1.31.1
 onnxruntimes: $(READY)
 	for version in $(VERSIONS); do $(BIN)/python -m topkast.tools.common.old_onnxruntime $$version || exit 1; done
 
+# A release, in dist: an sdist, and from the sdist one wheel for every Python on Linux.
+wheels: $(READY)
+	rm -rf build/wheels dist
+	$(BIN)/python -m build --outdir build/wheels
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheels/*.whl
+	cp build/wheels/*.tar.gz dist
+
+# Installs the wheel as a user does, in an environment of its own, and runs the README's lines there. It downloads torch.
+try-wheel: wheels
+	rm -rf build/try && $(PYTHON) -m venv build/try
+	build/try/bin/python -m pip install -q --no-input -c constraints.txt torch==2.13.0
+	build/try/bin/python -m pip install -q --no-input "$$(ls dist/*.whl)[onnx]"
+	$(BIN)/python -m topkast.tools.release build/try/bin/python
+
+# The models of other packages, in an environment of their own: torchvision runs only beside the torch that it was built
+# with, which need not be the torch of the tests. ARGS are those of `python -m topkast.tools.zoo`.
+ZOO := .venv-zoo
+$(ZOO)/.ready: pyproject.toml setup.py constraints-zoo.txt $(wildcard runtime/native/*/*)
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install -q --no-input -c constraints-zoo.txt torch torchvision
+	$(ZOO)/bin/python -m pip install -q --no-input -c constraints-zoo.txt -e ".[zoo]"
+	touch $@
+zoo: $(ZOO)/.ready
+	$(ZOO)/bin/python -m topkast.tools.zoo $(ARGS)
+
 clean:
-	rm -rf build *.egg-info runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info runtime/native/*.so runtime/native/*.dylib runtime/native/*.dll .pytest_cache .mypy_cache .ruff_cache .hypothesis

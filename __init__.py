@@ -3,6 +3,7 @@
 import sys
 
 from topkast.compiler import topology
+from topkast.compiler.advise.estimate import estimate
 from topkast.compiler.advise.search import advise
 from topkast.compiler.checkpoint.dense_state import dense_state_dict, load_dense_state_dict, masks
 from topkast.compiler.checkpoint.file import load, save
@@ -12,11 +13,14 @@ from topkast.compiler.densify import densify
 from topkast.compiler.export.api import export
 from topkast.compiler.export.package import package
 from topkast.compiler.report.report import report
+from topkast.compiler.share import library_save, resume  # noqa: F401  (they extend transformers once it is imported)
+from topkast.compiler.share.from_pretrained import from_pretrained
 from topkast.compiler.topology.dynamics import Dynamics
 from topkast.runtime.errors import (
     CheckpointError,
     ConfigError,
     ExportError,
+    MissingPackageError,
     ModelError,
     OperandError,
     OptimizerError,
@@ -40,6 +44,7 @@ __all__ = [
     "ConfigError",
     "Dynamics",
     "ExportError",
+    "MissingPackageError",
     "ModelError",
     "OperandError",
     "OptimizerError",
@@ -51,7 +56,9 @@ __all__ = [
     "compile",
     "dense_state_dict",
     "densify",
+    "estimate",
     "export",
+    "from_pretrained",
     "load",
     "load_dense_state_dict",
     "masks",

@@ -1,22 +1,22 @@
-"""The ``torch.compile`` backend: capture by Dynamo, our passes on the joint graph, then Inductor or plain ATen."""
+"""The ``torch.compile`` backend: capture by Dynamo, our passes on the joint graph, then Inductor or plain ATen.
+
+Dynamo and Inductor are imported inside functions, because their import takes longer than torch's own, and a program
+that only loads, reports or densifies a model needs neither.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import fx
-from torch._dynamo import trace_rules
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.backends.registry import register_backend
 
-from topkast import runtime
 from topkast.compiler.capture.cpp_compiler import lacks_compiler
 from topkast.compiler.capture.entry import Entries
+from topkast.compiler.capture.no_gain import notice_no_gain
+from topkast.compiler.capture.recurrent import as_one_operator, mostly_recurrent
 from topkast.compiler.capture.traceable import hides, in_the_open, within
 from topkast.compiler.capture.why_eager import why_eager
 from topkast.compiler.options import Option, choice
@@ -24,9 +24,9 @@ from topkast.compiler.report.pass_logs import keep_log
 from topkast.passes import aten as passes
 from topkast.passes.aten import PassLog
 from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
+from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.eager_steps import Watch
 
 BACKEND = Option(
@@ -36,20 +36,12 @@ BACKEND = Option(
     choice("inductor", "aot_eager", "eager"),
     'What compiles the model: ``"inductor"``, ``"aot_eager"`` (the same passes, no generated code) or ``"eager"`` '
     "(converted, not compiled).",
-    "On a CPU without a C++ compiler ``aot_eager`` runs instead of Inductor, with a warning. A module with sparse "
+    "On a CPU without a C++ compiler ``aot_eager`` runs instead of Inductor, with a warning. If most sparse weights "
+    "belong to recurrent layers, the model is compiled once for all shapes, with ``aot_eager`` unless ``mode`` or "
+    "``options`` are given. A module with sparse "
     "weights that the program calls from outside of the model's own call is compiled too. If a training step ran "
     "eagerly all the same, a warning says so once, and the report gives the reason.",
 )
-
-# Code that computes an operator must not be compiled itself if Dynamo runs a frame of the model in Python. Dynamo
-# traces only two rooms: modules read weights through sites, and hooks of optimizers can be part of compiled steps.
-for _path in sorted(Path(runtime.__path__[0]).iterdir()):
-    if _path.stem not in ("__init__", "__pycache__", "state", "training"):
-        trace_rules.add(f"topkast.runtime.{_path.stem}")
-for _file in ("guarded_weight", "content.index_check", "find_sites"):
-    trace_rules.add(f"topkast.runtime.state.{_file}")
-# A read of a weight outside a graph must not become a graph: each site would have its own graph, and none could fuse.
-torch._dynamo.eval_frame.skip_code(SiteModule.forward.__code__)
 
 
 @contextlib.contextmanager
@@ -70,17 +62,24 @@ def _inductor(
 ) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
+    from topkast.passes.aten.joint_pass import JointPass
+
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
-    patches = {**patches, **(options or {}), "joint_custom_pre_pass": passes.JointPass(log)}
+    patches = {**patches, **(options or {}), "joint_custom_pre_pass": JointPass(log)}
     with _traced_to_products(module):
         return compile_fx(module, inputs, config_patches=patches)
 
 
 def _plain(module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+    from functorch.compile import make_boxed_func
+
     return make_boxed_func(module.forward)
 
 
 def _aot_eager(module: fx.GraphModule, inputs: list[Any], log: PassLog) -> Any:
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+
     def split(joint: fx.GraphModule, inputs: Any, **rest: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
         passes.joint(joint.graph, log)
         joint.recompile()
@@ -112,7 +111,10 @@ def _behind_refresh(
     log, sites = PassLog(), list(keyed_sites(module, inputs).values())
     keep_log(log, sites)
     try:
-        return insert_refresh(module, inputs, lambda: compile_graph(log))
+        with doing("compiling"):
+            compiled = insert_refresh(module, inputs, lambda: compile_graph(log))
+        notice_no_gain(log, sites)
+        return compiled
     except Exception as error:
         for site in sites:
             watch = site.__dict__.get("watch")
@@ -121,7 +123,6 @@ def _behind_refresh(
         raise
 
 
-@register_backend(name="topkast")  # without an import of topkast, the entry point registers it
 def topkast_backend(
     module: fx.GraphModule,
     inputs: list[Any],
@@ -130,6 +131,8 @@ def topkast_backend(
     options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Backend "topkast" of ``torch.compile``, for a model that went through :func:`topkast.sparsify`.
+
+    The package's entry point makes the name known to ``torch.compile``.
 
     Args:
         module, inputs: the captured graph and its inputs, as Dynamo gives them.
@@ -157,15 +160,21 @@ def compile_module(module: torch.nn.Module, backend: str, options: dict[str, Any
     if backend == "eager":
         return
     function = topkast_backend if backend == "inductor" else topkast_aot_eager
+    without_code = backend == "inductor" and not {"mode", "options"} & set(options)
 
     def compile(part: torch.nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = torch.compile(call, backend=function, **options)
+        if without_code and mostly_recurrent(part):
+            compiled = torch.compile(call, backend=topkast_aot_eager, **{"dynamic": True, **options})
+        else:
+            compiled = torch.compile(call, backend=function, **options)
         if any(isinstance(one, torch.nn.RNNBase) for one in part.modules()):
             # Without this Dynamo leaves recurrent modules out of its graphs, and their products dense.
-            compiled = torch._dynamo.config.patch(allow_rnn=True)(compiled)
+            compiled = within(as_one_operator, torch._dynamo.config.patch(allow_rnn=True)(compiled))
         return within(in_the_open, compiled) if hides(part) else compiled
 
     compile(module, module.forward)  # torch.compile raises its errors about the options here
+    if without_code and mostly_recurrent(module):
+        module._topkast.backend = "aot_eager (most sparse weights are recurrent)"  # type: ignore[union-attr]
     watch = Watch(backend)
     Entries(compile, (backend, repr(sorted(options.items()))), watch).install(module)
     if not options.get("disable"):

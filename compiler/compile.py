@@ -48,6 +48,8 @@ def compile(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, *
         ConfigError: an argument has a value that is not allowed, or matches nothing. The model is unchanged.
         ModelError: the model cannot be converted. The model is unchanged.
         ReservoirError: ``reservoir="disk"``, and the disk has no room. The model is unchanged.
+        CheckpointError: ``init`` is the path of a checkpoint that is damaged or of another model. The model is
+            unchanged.
     """
     backend = options.pop(BACKEND.name, BACKEND.default)
     own = {one.name for one in OPTIONS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +22,19 @@ class Start:
         "A tuple holds positional arguments, a dict holds keywords; a tensor is the only argument. None: the model's "
         "own ``dummy_inputs``, else symbolic tracing, else the structure of the modules; the report says which.",
     )
-    init: Callable[[nn.Module], Any] | None = option(
+    init: Callable[[nn.Module], Any] | str | os.PathLike[str] | None = option(
         None,
-        "For a model on the meta device: a function that initialises a module; None means the model's "
-        "``_init_weights`` and the modules' own ``reset_parameters``.",
+        "For a model on the meta device: a function that initialises a module, or the path of a dense checkpoint in "
+        "safetensors; None means the model's ``_init_weights`` and the modules' own ``reset_parameters``.",
         'Such a model was built under ``torch.device("meta")``. The function is called with every module in the order '
         "of ``nn.Module.apply``, and fills the tensors that the module holds. None: the nearest "
         "``_init_weights(module)`` at or above a module initialises it (transformers); if that does not write to all "
         "of its tensors, its own ``reset_parameters()`` comes first. Each weight becomes sparse as soon as no later "
         "module's initialisation touches it, so about one module is dense at any time. The function is run on the "
         "meta tensors before, to see what it touches. The parameters become new objects: make the optimizer "
-        "afterwards.",
+        "afterwards. A path is a file, or a folder with ``model.safetensors`` or with shards and their index; one "
+        "tensor is read at a time. A parameter that is not in the checkpoint is initialised as for None, with a "
+        "warning.",
     )
     device: Any = option(None, "For a model on the meta device: where its tensors are made; None means the CPU.")
     mesh: Any = option(

@@ -9,6 +9,10 @@ class ConfigError(TopkastError, ValueError):
     """An argument has a value that is not allowed."""
 
 
+class MissingPackageError(TopkastError, ImportError):
+    """A package is missing that only this function needs. The message names the extra that installs the package."""
+
+
 class ModelError(TopkastError, TypeError):
     """The model's type or state does not allow this use."""
 

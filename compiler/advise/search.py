@@ -18,6 +18,7 @@ from topkast.compiler.backend import BACKEND, check_backend
 from topkast.compiler.config import OPTIONS, Config, pair
 from topkast.compiler.convert.check import check_model
 from topkast.runtime.errors import ConfigError
+from topkast.runtime.extras import need
 
 from .advice import Advice, Trial
 from .trial import MakeOptimizer, Runner, StepFn, Timed
@@ -74,8 +75,10 @@ def advise(
 
     Raises:
         ConfigError: an argument has a value that is not allowed, or step_fn does not do a step as described.
+        MissingPackageError: the extra ``topkast[statistics]`` (scipy) is not installed.
         ModelError: the model cannot be converted.
     """
+    need("statistics", "topkast.advise")
     check_model(model)
     check_backend(backend, {})
     start = _start(fwd, block, bwd, refresh_every, steps, repeats, options)

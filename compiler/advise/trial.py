@@ -66,7 +66,7 @@ class Runner:
         return statistics.fmean(tail) if all(map(math.isfinite, tail)) else math.inf
 
     def _alone(self, repeat: int) -> Any:
-        return _own_randomness(self.model, self.seed + repeat)
+        return own_randomness(self.model, self.seed + repeat)
 
     def _train(self, twin: nn.Module, steps: range) -> list[float]:
         optimizer = self.optimizer(twin.parameters())
@@ -123,7 +123,7 @@ class Runner:
         return time.perf_counter() - start
 
 
-class _own_randomness:
+class own_randomness:
     """Inside the ``with``, torch's generators start from a seed; afterwards their state is restored."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:

@@ -25,17 +25,28 @@ def lacks_compiler(inputs: Sequence[Any], options: dict[str, Any] | None) -> boo
     """
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in inputs):
         return False
+    if has_compiler(options):
+        return False
+    if not _missed:
+        _missed.append(MISSING)
+        warnings.warn(f"topkast: {MISSING}", stacklevel=2)
+    return True
+
+
+def has_compiler(options: dict[str, Any] | None = None) -> bool:
+    """Whether Inductor finds a C++ compiler.
+
+    Args:
+        options: Inductor's options, which may name a compiler. None: Inductor's own.
+    """
     from torch._inductor import config, cpp_builder, exc
 
     try:
         with config.patch(options or {}):
             cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
-        if not _missed:
-            _missed.append(MISSING)
-            warnings.warn(f"topkast: {MISSING}", stacklevel=2)
-        return True
-    return False
+        return False
+    return True
 
 
 def missed_compiler() -> bool:

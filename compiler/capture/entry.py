@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo import trace_rules
-from torch._dynamo.eval_frame import skip_code
 from torch.nn.modules import module as torchs
 
 from topkast.runtime.observers import under_observation
@@ -44,6 +42,7 @@ class Entries:
 
     def install(self, model: nn.Module) -> None:
         """Make an entry of the model and of each of its modules that holds sites and can be called."""
+        _keep_out_of_graphs()
         for module in model.modules():
             if module is model or (
                 _can_be_called(module) and any(isinstance(part, SiteModule) for part in module.modules())
@@ -101,8 +100,13 @@ class Entry:
         return self.entries.compile(self.module, call)
 
 
-for _function in (Entries.enter, Entry.__call__):  # never compiled, even in a frame that runs in Python
-    skip_code(_function.__code__)
+@functools.cache
+def _keep_out_of_graphs() -> None:
+    """Never compile an entry's own code, even in a frame that runs in Python."""
+    from torch._dynamo.eval_frame import skip_code
+
+    for function in (Entries.enter, Entry.__call__):
+        skip_code(function.__code__)
 
 
 def _can_be_called(module: nn.Module) -> bool:
@@ -126,6 +130,8 @@ def _left_to_python(module: nn.Module) -> bool:
     code: Any = getattr(type(module).forward, "__code__", None)
     if code is None:
         return False
+    from torch._dynamo import trace_rules
+
     try:
         return trace_rules.check_verbose(code, frame=SimpleNamespace(f_locals={"self": module})).skipped
     except TypeError:  # a version of torch without this argument

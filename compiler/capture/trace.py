@@ -54,7 +54,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     reason.
     """
     given = example_inputs is not None
-    args, kwargs = _arguments(example_inputs) if given else ((), {})
+    args, kwargs = arguments(example_inputs) if given else ((), {})
     if any(p.is_meta for p in model.parameters()):
         try:
             model, args, kwargs = _as_on_cpu(model, args, kwargs if given else _dummies(model)[1])
@@ -84,7 +84,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, (tuple, list)):

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo import eval_frame
 
 from topkast.runtime.training.eager_steps import Watch
 
@@ -24,6 +23,8 @@ def why_eager(model: nn.Module, watch: Watch) -> str:
         model: a model that topkast compiled.
         watch: the model's watch.
     """
+    from torch._dynamo import eval_frame
+
     config: Any = torch._dynamo.config
     if watch.failed is not None:
         return f"compiling failed with {watch.failed}, which torch._dynamo.config.suppress_errors hides"

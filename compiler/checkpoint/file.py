@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from topkast.compiler.config import Config
 from topkast.runtime.errors import CheckpointError, ConfigError
+from topkast.runtime.planner.cache import use
+from topkast.runtime.planner.plan import times_of
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.content.shard import Shard
 from topkast.runtime.state.model import Record, find, sites
@@ -27,12 +29,13 @@ from topkast.runtime.state.snapshots import restore_snapshots
 
 from .format1 import in_order, upgrade, upgrade_optimizer
 from .optimizer_part import describe_optimizer, load_optimizer, pack_optimizer, parameter_of, trained_parameters
-from .pack import pack, read, unpack, write
+from .pack import names, pack, read, unpack, write
 from .read_forward_sets import load_for_inference
 from .together import agreed, write_together
 from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors
 
 FORMAT = "topkast"
+SHOWN = ("fwd", "bwd")  # options that a summary shows even if they are the default
 VERSION = 2  # since version 2 a weight keeps its name; see topkast.runtime.state.saved
 
 
@@ -69,12 +72,13 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
     header = {
         "format": FORMAT,
         "format_version": str(VERSION),
-        "topkast_version": _own_version(),
+        "topkast_version": own_version(),
         "torch_version": str(torch.__version__),
         "step": str(max(site.step for site in found.values())),
-        "config": json.dumps(_config(record)),
+        "config": json.dumps(config_entries(record)),
         "sites": json.dumps({name: describe(site) for name, site in found.items()}),
         "extra": json.dumps(extra),
+        "times": json.dumps(times_of(found.values())),
     }
     if optimizer is not None:
         header["optimizer"] = json.dumps(pack_optimizer(root, optimizer, tensors))
@@ -145,11 +149,11 @@ def _checked(
     every = [one for group in trained for one in group]
     header, tensors = read(path, like=lambda name: own.get(name, parameter_of(name, every)))
     _check_format(path, header)
-    config, theirs, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
-    packed = _parsed(path, header, "optimizer") if "optimizer" in header else None
+    config, theirs, extra = (parsed(path, header, key) for key in ("config", "sites", "extra"))
+    packed = parsed(path, header, "optimizer") if "optimizer" in header else None
     check_supported(path, config, header.get("topkast_version", "?"))
     # If the file does not name an option, the option did not exist at the time: the default has the same meaning.
-    check_config(path, _config(record), {**asdict(Config()), **config})
+    check_config(path, config_entries(record), {**asdict(Config()), **config})
     check_sites(path, {name: describe(site) for name, site in found.items()}, theirs)
     # The optimizer's tensors and the tensors inside extra state are not part of the model's state dict.
     prefixes = ("optimizer/", "extra/")
@@ -176,6 +180,8 @@ def _checked(
         for name, site in found.items():
             site.set_seed(theirs[name]["seed"])
             site.set_churn([(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]])
+        if "times" in header:
+            use(parsed(path, header, "times"))
         if optimizer is not None and content is not None:
             load_optimizer(root, optimizer, content)
 
@@ -197,26 +203,26 @@ def _load_for_inference(model: Any, path: Path, optimizer: torch.optim.Optimizer
             f"{path}: format version 1, from which inference=True cannot load; topkast.load it into a converted model "
             "once, and topkast.save writes today's format"
         )
-    config, sites, extra = (_parsed(path, header, key) for key in ("config", "sites", "extra"))
+    config, sites, extra = (parsed(path, header, key) for key in ("config", "sites", "extra"))
     check_supported(path, config, header.get("topkast_version", "?"))
     load_for_inference(model, path, config, sites, extra)
 
 
-def _own_version() -> str:
+def own_version() -> str:
     try:
         return version("topkast")
     except PackageNotFoundError:
         return "not installed"
 
 
-def _parsed(path: Path, header: dict[str, str], key: str) -> Any:
+def parsed(path: Path, header: dict[str, str], key: str) -> Any:
     try:
         return json.loads(header[key])
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: the header's {key!r} is missing or broken") from error
 
 
-def _config(record: Record) -> dict[str, Any]:
+def config_entries(record: Record) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(record.config)))
 
 
@@ -236,13 +242,43 @@ def describe(site: SiteModule) -> dict[str, Any]:
     }
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """What the header of a file says, without reading a tensor.
+
+    Returns:
+        ``step``, ``topkast_version``, ``torch_version``, ``options`` (sparsities, and those that are not the default),
+        ``sites`` (name -> entry of :func:`describe`), ``optimizer`` (its class; None if the file holds none),
+        ``tensors`` (their number) and ``file_bytes``.
+
+    Raises:
+        CheckpointError: the file is damaged, has another format or a newer version.
+    """
+    header, _ = read(path, lambda name: False)
+    _check_format(path, header)
+    config, theirs = parsed(path, header, "config"), parsed(path, header, "sites")
+    optimizer = parsed(path, header, "optimizer") if "optimizer" in header else {"class": None}
+    if not all(isinstance(part, dict) for part in (config, theirs, optimizer)):
+        raise CheckpointError(f"{path}: the header is broken")
+    default = json.loads(json.dumps(asdict(Config())))
+    return {
+        "step": header.get("step", "?"),
+        "topkast_version": header.get("topkast_version", "?"),
+        "torch_version": header.get("torch_version", "?"),
+        "options": {name: value for name, value in config.items() if name in SHOWN or value != default.get(name)},
+        "sites": theirs,
+        "optimizer": optimizer.get("class"),
+        "tensors": len(names(path)),
+        "file_bytes": path.stat().st_size,
+    }
+
+
 def _check_format(path: Path, header: dict[str, str]) -> None:
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a safetensors file, but not written by topkast.save")
     given = header.get("format_version", "")
     if not given.isdecimal() or int(given) > VERSION:
         raise CheckpointError(
-            f"{path}: format version {given or 'unknown'}, this topkast ({_own_version()}) reads up to {VERSION}; "
+            f"{path}: format version {given or 'unknown'}, this topkast ({own_version()}) reads up to {VERSION}; "
             f"it was written by topkast {header.get('topkast_version', '?')}"
         )
 

@@ -71,7 +71,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
     header = {**header, "aliases": json.dumps(aliases)}
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file({name: _alone(tensor) for name, tensor in tensors.items()}, beside, metadata=header)
+        save_file({name: alone(tensor) for name, tensor in tensors.items()}, beside, metadata=header)
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -79,7 +79,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
         beside.unlink(missing_ok=True)
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def alone(tensor: Tensor) -> Tensor:
     """The tensor as the format needs it: contiguous, and in memory that no other tensor shares."""
     tensor = tensor.detach().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
@@ -112,6 +112,12 @@ def read(
     # A name without a tensor is left out here and is reported later with all other missing names.
     tensors.update({alias: tensors[name] for alias, name in aliases.items() if name in tensors})
     return header, tensors
+
+
+def names(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file that :func:`read` has read before."""
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
 
 
 def _read(file: Any, name: str, like: Any) -> Tensor:

@@ -49,10 +49,10 @@ def load_for_inference(
     weights = {
         name: _forward_set(path, name, sites[name], places[name][0], model.get_parameter(name)) for name in sites
     }
-    use_forward_sets(model, _config(config), weights, rest, path.name)
+    use_forward_sets(model, config_of(config), weights, rest, path.name)
 
 
-def _config(given: dict[str, Any]) -> Config:
+def config_of(given: dict[str, Any]) -> Config:
     """The options that the model was trained with. A checkpoint also holds the values of options that the method does
     not use, and these cannot be given."""
     method = METHODS[given.get("method", Config.method)]
@@ -68,7 +68,7 @@ def _forward_set(
     key, prefix = place
     names = {field: prefix + field for field in Index._fields}
     _, tensors = read(path, lambda found: found == key or found in names.values())
-    geometry = _geometry(entry, parameter)
+    geometry = geometry_of(entry, parameter)
     if geometry is None:
         refuse(
             path, "a checkpoint of another model", [f"{name}: {entry} in the file, {kind_of(parameter)} in the model"]
@@ -84,7 +84,7 @@ def _forward_set(
     return ForwardSet(*forward_part(values, index, geometry), geometry, int(entry["seed"]))
 
 
-def _geometry(entry: dict[str, Any], parameter: nn.Parameter) -> Geometry | None:
+def geometry_of(entry: dict[str, Any], parameter: nn.Parameter) -> Geometry | None:
     """How the file cuts the weight into units; None if this is no way to cut the parameter."""
     try:
         shape, perm = tuple(entry["shape"]), tuple(entry["perm"])

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from topkast.runtime.extras import need
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 if the file was read, 2 if not."""
-    parser = argparse.ArgumentParser(prog="topkast", description="Look into files that topkast.export wrote.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("inspect", help="print the weights of a model.onnx, their formats and sizes")
-    command.add_argument("file", type=Path, help="of topkast.export")
-    args = parser.parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 140)  # rich would give a pipe only 80 columns
+from .answer import Answer, cell
+
+NAME = "inspect"
+HELP = "print the weights of a file that topkast.export wrote, with their formats and sizes"
+EXAMPLES = ("topkast inspect model.onnx", "topkast inspect model.onnx --json > weights.json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command to its parser."""
+    parser.add_argument("file", type=Path, help="a file that topkast.export wrote")
+
+
+def answer(args: argparse.Namespace) -> Answer:
+    """The record in the file, as a table of weights, a line for each format, a table of dead units and a summary."""
+    need("onnx", "topkast inspect")
+    record, size = read(args.file)
     try:
-        record, bytes_of_file = read(args.file)
-    except (OSError, ValueError) as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    console.print(table(record))
-    console.print(legend(record), markup=False, highlight=False, soft_wrap=True)
-    if record.get("shrunk"):
-        console.print(shrunk_table(record))
-    console.print(summary(args.file, record, bytes_of_file), markup=False, highlight=False, soft_wrap=True)
-    return 0
+        shown: list[Table | str] = [table(record), legend(record)]
+        if record.get("shrunk"):
+            shown.append(shrunk_table(record))
+        return Answer({**record, "file_bytes": size}, [*shown, summary(args.file, record, size)])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{args.file}: the record that topkast.export wrote is damaged") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], int]:
@@ -57,7 +60,7 @@ def read(path: Path) -> tuple[dict[str, Any], int]:
 
 def table(record: dict[str, Any]) -> Table:
     """One row for each weight."""
-    found = Table(title=f"topkast {record['version']}, format {record['format']}, {record['precision']}")
+    found = Table(title=cell(f"topkast {record['version']}, format {record['format']}, {record['precision']}"))
     for head in (
         "weight",
         "shape",
@@ -73,7 +76,7 @@ def table(record: dict[str, Any]) -> Table:
         found.add_column(head, justify="right" if head in ("density", "bytes", "of dense") else "left", overflow="fold")
     found.columns[0].min_width = longest_name(record["sites"])
     for site in record["sites"]:
-        found.add_row(
+        values = (
             site["name"],
             " x ".join(map(str, site["shape"])),
             site["format"],
@@ -85,6 +88,7 @@ def table(record: dict[str, Any]) -> Table:
             ", ".join(f"{name} {share:.2f}" for name, share in site.get("times", {}).items()),
             site["why"],
         )
+        found.add_row(*map(cell, values))
     return found
 
 
@@ -109,7 +113,7 @@ def shrunk_table(record: dict[str, Any]) -> Table:
     found.columns[0].min_width = longest_name(record["shrunk"])
     for one in record["shrunk"]:
         counts = [f"{one[key]:,}" for key in ("dead_rows", "dead_columns", "rows", "columns")]
-        found.add_row(one["name"], " x ".join(map(str, one["shape"])), *counts, "; ".join(one["kept"]))
+        found.add_row(*map(cell, (one["name"], " x ".join(map(str, one["shape"])), *counts, "; ".join(one["kept"]))))
     return found
 
 

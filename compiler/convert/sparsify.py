@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from torch import nn
 from topkast.compiler.capture.before_forward import refresh_before_forward
 from topkast.compiler.config import OPTIONS, Config
 from topkast.compiler.convert import wrong_model as mixed_up  # noqa: F401  (errors of nn.Module.load_state_dict)
+from topkast.compiler.convert.meta.from_file import FromFile
 from topkast.compiler.convert.meta.materialise import materialise
 from topkast.compiler.convert.meta.rehearse import Plan, rehearse
 from topkast.compiler.convert.meta.tensors import held
@@ -19,6 +21,7 @@ from topkast.compiler.convert.wrong_model import refuse_dense
 from topkast.compiler.describe import with_options
 from topkast.compiler.options import pick
 from topkast.compiler.start import Start
+from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
 from topkast.runtime.state.content.family import Family
@@ -32,6 +35,7 @@ from .attach import attach
 from .check import check_model
 from .distribute import Count, Counts, distribute
 from .initial import start_scales
+from .outside import CONVERTED
 from .select import Selection, select
 from .undo import Undo
 
@@ -94,8 +98,10 @@ def _plan(model: nn.Module, start: Start) -> tuple[Plan | None, torch.device]:
             if value is not None:
                 raise ConfigError(f"{name}: only for a model on the meta device, and nothing of this one is on it")
         return None, torch.device("cpu")
+    if isinstance(init, (str, os.PathLike)):
+        init = FromFile(model, init)
     if init is not None and not callable(init):
-        raise ConfigError(f"init={init!r}: must be a function of a module, or None")
+        raise ConfigError(f"init={init!r}: must be a function of a module, the path of a checkpoint, or None")
     try:
         place = torch.device("cpu" if device is None else device)
     except RuntimeError as error:
@@ -105,6 +111,7 @@ def _plan(model: nn.Module, start: Start) -> tuple[Plan | None, torch.device]:
     return rehearse(model, init), place
 
 
+@doing("converting")
 def convert(
     model: M,
     config: Config,
@@ -122,6 +129,7 @@ def convert(
     Raises:
         ModelError: the model cannot be converted, or nothing in it can be sparse.
         ConfigError: a glob or a block fits nothing, or an argument does not fit the model.
+        CheckpointError: ``init`` is the path of a checkpoint that is damaged or of another model.
         ReservoirError: ``reservoir="disk"``, and the disk has no room.
     """
     check_model(model)
@@ -186,6 +194,8 @@ def convert(
         model.register_load_state_dict_pre_hook(refuse_dense)
         if last is not None:
             last(model)
+        for call in CONVERTED:
+            call()
         carry_out((), end)  # an interrupt never leaves a site partly scaled
     except BaseException:
         if not undo.closed:

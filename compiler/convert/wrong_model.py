@@ -16,6 +16,8 @@ from topkast.runtime.errors import CheckpointError
 from topkast.runtime.state.find_sites import SparseState, joined, sites_of
 from topkast.runtime.state.persist.state_dict import DENSE, STATE
 
+from .outside import DENSE_STATES
+
 SPARSE = (
     "the state dict is of a sparse model, and this one is dense: call topkast.sparsify(model, ...) first, with the "
     "arguments of then, or load topkast.dense_state_dict(sparse_model)"
@@ -54,10 +56,13 @@ explain_mixed_up()  # at import, because a program that loads into a dense model
 
 def refuse_dense(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Pre-hook of a converted model's ``load_state_dict``: refuse a dense model's state dict before anything is loaded.
+    A trainer that resumes from a shared folder gives a dense state dict; the folder's sparse state takes its place.
 
     Raises:
         CheckpointError: a sparse weight is dense in the state dict.
     """
+    if any(replaced(module, state, prefix) for replaced in DENSE_STATES):
+        return
     for path, part in module.named_modules():
         for attribute, site in sites_of(part).items():
             key = prefix + joined(path, attribute)

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from topkast.compiler.densify import densify
+from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError, ExportError
+from topkast.runtime.extras import need
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
@@ -104,23 +106,28 @@ def export(
             so one file runs the prompt and each new token. ``example_inputs`` are ``input_ids``, and if wanted
             ``attention_mask`` and ``position_ids`` of the same shape; ``dynamic_shapes`` must be None. "auto" chooses
             formats for one new token of each example sequence. False (the default): no cache is read or returned.
-        precision: the precision of the sparse weights' values in the file.
+        precision: the precision of the weights' values in the file.
 
             - "fp32": as the model has them.
-            - "fp16": the values are rounded to float16, which halves the file, and converted to float32 when the file
-              is loaded. Products are computed in float32, and are compared with the products of the rounded model.
+            - "fp16": the sparse weights' values are rounded to float16, which halves the file, and converted to float32
+              when the file is loaded. Products are computed in float32, and are compared with the products of the
+              rounded model.
             - "int8": the values are rounded to int8 with a scale for each output. The formats "custom" (convolutions:
-              of 1 x 1 only) and "block" quantise x at each run and multiply integers; the other formats unpack the
-              weights to float32 when the file is loaded. Weights that were never sparse stay in float32. ``verify``
-              then has three parts: the same file in float32 is compared with PyTorch; each integer product is compared
-              with integer arithmetic in PyTorch, bit for bit; and the result says how much int8 changes the outputs.
-        keep_float: with "int8", the weights that stay in float32: a list of globs of parameter names, or a number. A
-            number is the largest change that int8 may cause on the batches of ``calibration``: 0.01 is 1 % of the loss,
-            or of the outputs if the model gives no loss. The weights that change the outputs most, each measured alone,
-            then stay in float32, as few as needed. None (the default): all become int8.
-        calibration: with "int8", an iterable of inputs, each like ``example_inputs``; a batch of a transformers model
-            may hold labels too. The result then says how much int8 changes the model's loss (if its output has
-            ``.loss``) or its outputs, beside ONNX Runtime's own int8 of the dense model.
+              of 1 x 1 only), "block" and "dense" (no convolutions) quantise x at each run and multiply integers; the
+              other formats unpack the weights to float32 when the file is loaded. Linear layers that were never sparse,
+              such as the head of a decoder, become int8 in the format "dense". ``verify`` then has three parts: the
+              same file in float32 is compared with PyTorch; each integer product is compared with integer arithmetic
+              in PyTorch, bit for bit; and the result says how much int8 changes the outputs.
+            - "auto": for each weight "int8" if that is measured here to be faster than every format in float32,
+              otherwise "fp32". Only with ``format="auto"``. The result holds the times of both.
+        keep_float: with "int8" or "auto", the weights that stay in float32: a list of globs of parameter names, or a
+            number. A number is the largest change that int8 may cause on the batches of ``calibration``: 0.01 is 1 % of
+            the loss, or of the outputs if the model gives no loss. The weights that change the outputs most, each
+            measured alone, then stay in float32, as few as needed. None (the default): no weight stays for its name
+            or for a budget.
+        calibration: with "int8" or "auto", an iterable of inputs, each like ``example_inputs``; a batch of a
+            transformers model may hold labels too. The result then says how much int8 changes the model's loss (if its
+            output has ``.loss``) or its outputs, beside ONNX Runtime's own int8 of the dense model.
         verify: whether to run the file and compare the results.
         opset: the version of the standard operators, 18 to 23.
 
@@ -128,16 +135,18 @@ def export(
         Facts about the file: its path and size, the largest error, and how each weight is stored. ``print`` shows them.
 
     Raises:
-        ConfigError: the format, precision or opset is unknown; ``format="custom"`` with ``library=False``; the names do
-            not fit the model; ``dynamic_shapes`` is given with ``use_cache``; a weight is too large for float16; int8
-            would lose too much of a weight, or a weight holds NaN or infinities; keep_float or calibration is not as
-            described.
+        ConfigError: the format, precision or opset is unknown; ``format="custom"`` with ``library=False``;
+            ``precision="auto"`` with a format other than "auto"; the names do not fit the model; ``dynamic_shapes`` is
+            given with ``use_cache``; a weight is too large for float16; int8 would lose too much of weights, or they
+            hold NaN or infinities (the message names all of them); keep_float or calibration is not as described.
         ExportError: the model cannot be traced or written, or the file's results do not agree; no file is left. Also if
             ``dynamic_shapes`` names an input or axis that does not exist, gives one name to axes of different sizes, or
             names an axis that the model's code fixes. With ``use_cache`` also if the model has no key-value cache, or a
             cache of another kind (states instead of keys and values, or an encoder beside the decoder).
+        MissingPackageError: the packages of the extra ``topkast[onnx]`` are not installed.
         ModelError: the model was not converted.
     """
+    need("onnx", "topkast.export")
     # The import of ONNX and its runtime is slow, and training needs neither.
     from topkast.passes.onnx.convert import Wanted, convert
     from topkast.passes.onnx.formats import FORMATS
@@ -163,7 +172,7 @@ def export(
     inputs = cached or Inputs(plain, example_inputs)
     flat, notes, calibrated = Flat(plain, inputs), list[str](), None
     dense_bytes = sum(t.numel() * t.element_size() for t in [*plain.parameters(), *plain.buffers()])
-    with torch.no_grad(), warnings.catch_warnings():
+    with doing("exporting"), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's own steps
         try:
             results = flat.named(*inputs.tensors)
@@ -210,13 +219,14 @@ def export(
             kernels = native_library.path() if sparse_nodes else None
             if sparse_nodes and kernels is None:
                 notes.append("topkast's library is not built here: what it computes was not compared")
-            int8_error, lossy = None, precision == "int8" and verify
+            int8_error, lossy = None, verify and any(site.precision == "int8" for site in found)
             if lossy:
                 feeds = dict(zip(in_file, tensors, strict=True))
                 check_integers(file, integers, feeds, kernels)
                 int8_error = distance(file, feeds, flat.named(*tensors))
             # A file with int8 differs from PyTorch, so a file with the same weights in float32 is compared.
-            with in_float32(file, dense.model, wanted, found) if lossy else nullcontext(file) as compared:
+            float32 = in_float32(file, dense.model, wanted, found) if lossy else nullcontext(file)
+            with doing("verifying"), float32 as compared:
                 checked = compare(
                     flat, compared, in_file, tensors, dynamic_shapes is None, verify, kernels, sizes.trials
                 )

@@ -21,8 +21,11 @@ def check_arguments(
     formats = (AUTO, *FORMATS)
     if format not in formats:
         raise ConfigError(f"format={format!r}: must be one of {', '.join(map(repr, formats))}")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, PRECISIONS))}")
+    precisions = (AUTO, *PRECISIONS)
+    if precision not in precisions:
+        raise ConfigError(f"precision={precision!r}: must be one of {', '.join(map(repr, precisions))}")
+    if precision == AUTO and format != AUTO:
+        raise ConfigError(f'precision="auto": is for format="auto", the format is {format!r}')
     if not isinstance(library, bool) or (format == "custom" and not library):
         raise ConfigError(f'library={library!r}: must be True or False, and format="custom" needs True')
     if opset not in OPSETS:

@@ -13,7 +13,7 @@ from torch import nn
 from topkast.compiler.capture.traceable import in_the_open
 from topkast.compiler.convert.use_forward_sets import ForwardSet, use_forward_sets
 from topkast.compiler.densify import densify
-from topkast.passes.aten import JointPass, PassLog
+from topkast.passes.aten import PassLog
 from topkast.runtime.errors import ExportError
 from topkast.runtime.layout import forward_part
 from topkast.runtime.state.model import find, owned, sites
@@ -86,6 +86,8 @@ def _forward_only(model: Any) -> nn.Module:
 
 
 def _compiled(twin: nn.Module, file: Path, args: Any, kwargs: Any, dynamic_shapes: Any) -> Path:
+    from topkast.passes.aten.joint_pass import JointPass
+
     # A key is the number of a site in this process. In another process the number would belong to another site.
     for site in sites(twin).values():
         site.key.zero_()

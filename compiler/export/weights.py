@@ -29,7 +29,7 @@ def round_to_half(plain: nn.Module, model: Any) -> None:
 
 
 def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tuple[int, int]]]:
-    """(digest of a sparse matrix' values -> the matrix' name, the blocks that the matrices were trained with)."""
+    """(digest of a matrix' values -> the matrix' name, the blocks that the sparse matrices were trained with)."""
     from topkast.passes.onnx.blocks import digest
 
     names, blocks = dict[str, str](), set[tuple[int, int]]()
@@ -40,6 +40,9 @@ def known_weights(plain: nn.Module, model: Any) -> tuple[dict[str, str], set[tup
             for e, matrix in enumerate(weight.detach().numpy() if stacked else [weight.detach().numpy()]):
                 names[digest(matrix)] = f"{name}.{e}" if stacked else name
                 names.setdefault(digest(matrix.T), f"{name}.{e}" if stacked else f"{name}.T")
+    for name, weight in plain.named_parameters():
+        if weight.dim() == 2 and weight.dtype == torch.float32:  # dense, so that a file's constant has this name too
+            names.setdefault(digest(weight.detach().numpy()), name)
     return names, blocks
 
 

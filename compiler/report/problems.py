@@ -8,6 +8,7 @@ from enum import IntEnum, auto
 import torch
 from torch import Tensor
 
+from topkast.compiler.capture.no_gain import NOT_BUILT
 from topkast.runtime.kernels import native_library
 from topkast.runtime.layout import slot_units
 from topkast.runtime.state.model import Record
@@ -73,8 +74,7 @@ def _of_model(record: Record, found: dict[str, SiteModule]) -> Iterator[tuple[Ki
     if native_library.library() is None:
         yield (
             Kind.NOT_BUILT,
-            "the native CPU kernels were not built at install (no C++ compiler?): products on the CPU run on the "
-            "reference kernels, slower than dense; install again with a compiler",
+            NOT_BUILT,
         )
 
 

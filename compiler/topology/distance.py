@@ -12,6 +12,7 @@ from torch import Tensor
 
 from topkast.compiler.checkpoint.dense_state import masks
 from topkast.runtime.errors import ConfigError
+from topkast.runtime.extras import need
 
 from .interchangeable import Interchangeable, interchangeable
 
@@ -53,6 +54,7 @@ def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, exam
 
     Raises:
         ConfigError: the two differ in parameters or shapes, or ``match=True`` and neither is a model.
+        MissingPackageError: a match was asked for, and the extra ``topkast[statistics]`` (scipy) is not installed.
         ModelError: a model was not converted or could not be traced.
     """
     one, two = (given if isinstance(given, Mapping) else masks(given) for given in (a, b))
@@ -67,6 +69,7 @@ def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, exam
     sets = [{name: torch.stack(pair).cpu() for name, pair in given.items()} for given in (one, two)]
     permutations = None
     if isinstance(match, Interchangeable):
+        need("statistics", "mask_distance(match=...)")
         from .matching import match as best_match  # scipy takes a while to import
 
         unknown = [name for name in one if name not in match.dims]

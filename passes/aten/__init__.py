@@ -6,9 +6,7 @@ graph, before the graph is split; ``inference`` on any forward graph that holds 
 
 from __future__ import annotations
 
-import torch
 from torch import fx
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from topkast.passes.aten.finish.choose_kernel import ChooseKernel
 from topkast.passes.aten.finish.explain_unfused import ExplainUnfused
@@ -18,13 +16,13 @@ from topkast.passes.aten.fuse.fuse_convolution import FuseConvolution
 from topkast.passes.aten.fuse.fuse_epilogue import FuseEpilogue
 from topkast.passes.aten.fuse.fuse_grouped import FuseGrouped
 from topkast.passes.aten.fuse.fuse_matmul import FuseMatmul
+from topkast.passes.aten.fuse.fuse_recurrent import FuseRecurrent
 from topkast.passes.aten.prepare.fold_batch import FoldBatch
 from topkast.passes.aten.prepare.order_dims import OrderDims
 from topkast.passes.aten.prepare.sink_casts import SinkCasts
 from topkast.passes.aten.prepare.spell_bilinear import SpellBilinear
 from topkast.passes.aten.prepare.split_joined import SplitJoined
 from topkast.passes.aten.prepare.split_rows import SplitRows
-from topkast.runtime.planner import plan as planner
 
 from .base import Pass, run
 from .log import PassLog, summary
@@ -37,8 +35,9 @@ JOINT: list[type[Pass]] = [
     SplitJoined,  # after SplitRows, because a joined matrix may be a piece of a weight, and SplitRows makes it a weight
     FoldBatch,  # before OrderDims, because OrderDims reads single products, and FoldBatch makes a single one of a sum
     OrderDims,  # last of its part, because it orders the products as the passes above leave them
-    # Fuse: make dense products sparse. The three look at different operators; their order does not matter.
+    # Fuse: make dense products sparse. The four look at different operators; their order does not matter.
     FuseMatmul,  # after OrderDims, because it needs the dimensions of a weight in their own order
+    FuseRecurrent,  # after SinkCasts, because a cast would hide the weight
     FuseGrouped,  # after SinkCasts, because a cast would hide the stacked weights
     FuseConvolution,  # after SinkCasts and SplitRows, because a convolution's weight may be cast or cut
     # Finish: decide how the sparse products run, and what happens to the weights that stay dense.
@@ -69,28 +68,4 @@ def inference(module: fx.GraphModule, log: PassLog | None = None) -> fx.GraphMod
     return module
 
 
-class JointPass(CustomGraphPass):
-    """The joint pipeline in Inductor's place for such passes; its uuid changes with our source, so no cache goes stale.
-
-    Args:
-        log: gets what the passes did.
-    """
-
-    def __init__(self, log: PassLog) -> None:
-        self.log = log
-
-    def __call__(self, graph: fx.Graph) -> None:
-        joint(graph, self.log)
-
-    def uuid(self) -> bytes:
-        from pathlib import Path
-
-        root = Path(__file__).parents[2]
-        files = [path for room in ("passes", "runtime") for path in (root / room).rglob("*.py")]
-        files = sorted([*files, *(root / "runtime").rglob("*.json")])
-        # The chosen kernels stand in the graph: another machine, setting or thread count chooses again.
-        chosen = [torch.__version__, planner.machine(), planner.setting(), str(torch.get_num_threads())]
-        return get_hash_for_files(tuple(map(str, files)), " ".join(chosen))
-
-
-__all__ = ["INFERENCE", "JOINT", "JointPass", "PassLog", "inference", "joint", "summary"]
+__all__ = ["INFERENCE", "JOINT", "PassLog", "inference", "joint", "summary"]

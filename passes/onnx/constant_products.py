@@ -67,17 +67,31 @@ def products(graph: ir.Graph) -> Iterator[Product]:
 
 
 def _matmul(node: ir.Node) -> Product | None:
-    (_, weight), (y,) = node.inputs, node.outputs
+    (_, right), (y,) = node.inputs, node.outputs
+    weight, transposed = turned_constant(right), False
+    if weight is None:
+        weight, transposed = right, True
     dims = _float_sizes(weight)
     if weight is None or len(dims) != 2:
         return None
+    dims = dims if transposed else dims[::-1]
     users = [use.node for use in y.uses()]
     if len(users) == 1 and users[0].op_type == "Add" and not users[0].domain and not y.is_graph_output():
         (add,) = users
         (other,) = (value for value in add.inputs if value is not y)
         if _float_sizes(other) == dims[1:] and add.graph is node.graph:  # in no inner graph
-            return Product((node, add), weight, True, other)
-    return Product((node,), weight, True, None)
+            return Product((node, add), weight, transposed, other)
+    return Product((node,), weight, transposed, None)
+
+
+def turned_constant(value: ir.Value | None) -> ir.Value | None:
+    """The matrix of which ``value`` is the transpose, as of a head that is tied to an embedding; None otherwise."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "Transpose" or node.domain:
+        return None
+    (matrix,) = node.inputs
+    dims, perm = _float_sizes(matrix), node.attributes.get_ints("perm", (1, 0))
+    return matrix if len(dims) == 2 and tuple(perm) == (1, 0) else None
 
 
 def _gemm(node: ir.Node) -> Product | None:

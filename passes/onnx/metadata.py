@@ -28,7 +28,8 @@ class SiteResult:
         bytes: of its constants in the file.
         dense_bytes: of the weight in float32.
         precision: of its values in the file: "fp32", "fp16" or "int8".
-        times: format -> time of a product with the weight, divided by the dense product's; those that were timed.
+        times: format -> time of a product with the weight, divided by the dense product's; those that were timed. If
+            precisions were timed too: "<format>, <precision>" -> time.
     """
 
     name: str

@@ -47,10 +47,15 @@ def _switch(graph: ir.Graph, value: ir.Value, found: list[Product], switches: ir
     # Behind a node, the copy is no weight of a product any more, so it stays as it is.
     in_float = builder.node("Identity", add_constant(graph, f"{value.name}.in_float", array_of(value)))
     in_float.type, in_float.shape = value.type, value.shape
+    floats: dict[ir.Value | None, ir.Value] = {value: in_float}
+    readers = {product.nodes[0] for product in found}
+    for turned in {reader.inputs[1] for reader in readers} - {value}:
+        floats[turned] = builder.node("Transpose", in_float, perm=[1, 0])
+        readers.add(turned.producer())  # type: ignore[union-attr, arg-type]
     graph.insert_before(graph[0], builder.nodes)
-    others = [use for use in value.uses() if all(use.node is not product.nodes[0] for product in found)]
+    others = [use for use in value.uses() if use.node not in readers]
     for product in found:
-        copies = dict[ir.Value | None, ir.Value]({value: in_float})
+        copies = dict(floats)
         for node in product.nodes:
             inputs = [copies.get(x, x) for x in node.inputs]
             y = ir.Value(

@@ -16,6 +16,7 @@ import torch
 from topkast.runtime.kernels import native_library
 from topkast.runtime.onnx.session import Session
 
+from .blocks import Block
 from .constant_products import Product
 from .convert import Wanted, convert
 from .formats.record import Format
@@ -40,22 +41,29 @@ def time_formats(weight: Weight, formats: Sequence[Format]) -> dict[str, float]:
     Returns:
         {name of a format: share of the dense time}.
     """
-    (product, *_), matrix = weight.products, weight.matrix
+    product = weight.products[0]
+    blocks = [] if weight.is_full else [weight.matrix.block]  # to look for blocks without zeros would take long
     x = [size or 1 for size in sizes_of(product.x, weight.sizes) or []]
     if product.conv is None:
-        x = [weight.rows, matrix.shape[1]]
+        x = [weight.rows, weight.shape[1]]
     conv = None if product.conv is None else repr(product.conv)
-    key = (matrix.shape, matrix.block, len(matrix.cols), tuple(x), weight.precision, conv, *(f.name for f in formats))
+    key = (
+        weight.shape, *blocks, 0 if weight.is_full else len(weight.matrix.cols), tuple(x), weight.precision, conv,
+        *(f.name for f in formats),
+    )  # fmt: skip
     if key not in _times:
-        _times[key] = _measured(weight, product, x, formats)
+        _times[key] = _measured(weight, product, x, formats, blocks)
     return _times[key]
 
 
-def _measured(weight: Weight, product: Product, x: list[int], formats: Sequence[Format]) -> dict[str, float]:
+def _measured(
+    weight: Weight, product: Product, x: list[int], formats: Sequence[Format], blocks: Sequence[Block]
+) -> dict[str, float]:
     given = torch.from_numpy(np.random.default_rng(0).standard_normal(x).astype(np.float32))
-    wanted = {"dense": Wanted("dense")}
+    base = "dense fp32"  # no format has this name
+    wanted = {base: Wanted("dense")}
     for format in formats:
-        wanted[format.name] = Wanted(format.name, weight.precision, [weight.matrix.block])
+        wanted[format.name] = Wanted(format.name, weight.precision, blocks)
     sessions, least = dict[str, Session](), dict.fromkeys(wanted, float("inf"))
     with tempfile.TemporaryDirectory() as folder:
         for name, how in wanted.items():
@@ -70,7 +78,7 @@ def _measured(weight: Weight, product: Product, x: list[int], formats: Sequence[
             session.run({"x": given})
             if round:
                 least[name] = min(least[name], time.perf_counter() - start)
-    return {format.name: least[format.name] / least["dense"] for format in formats}
+    return {format.name: least[format.name] / least[base] for format in formats}
 
 
 def _one_product(weight: Weight, product: Product, x: list[int]) -> ir.Model:
@@ -93,9 +101,9 @@ def _one_product(weight: Weight, product: Product, x: list[int]) -> ir.Model:
 
 def in_float(wanted: Wanted, sites: Sequence[SiteResult]) -> Wanted:
     """``wanted`` with precision "fp32", and with the formats that "auto" chose for ``sites``."""
-    times = {site.name: site.times for site in sites}
+    chosen = {site.name: site.format for site in sites}
 
     def again(weight: Weight, formats: Sequence[Format]) -> dict[str, float]:
-        return {format.name: times.get(weight.label, {}).get(format.name, float("inf")) for format in formats}
+        return {format.name: 0.0 if format.name == chosen.get(weight.label) else 1.0 for format in formats}
 
     return replace(wanted, precision="fp32", timer=again if wanted.timer is not None else None)

@@ -100,6 +100,17 @@ def launch(kernel: str, product: str) -> Callable[..., Any]:
     return getattr(KERNELS[kernel].products, product)
 
 
+def repeated(kernel: str, product: str, values: Tensor, index: Index, geometry: Geometry) -> Callable[[Tensor], Tensor]:
+    """``spmm`` or ``spmm_t`` with one weight for many products in turn, as a recurrent layer has them: a dense kernel
+    writes W_A once, before the first product."""
+    if kernel in DENSE:
+        dense = KERNELS[kernel].products.weight(values, index, geometry)
+        matrix = dense.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
+        return lambda x: x @ (matrix.mT if product == "spmm" else matrix)
+    run, bias = launch(kernel, product), (None,) if product == "spmm" else ()
+    return lambda x: run(x, values, index, geometry, *bias)
+
+
 # Kernels whose spmm can include a bias and an activation, with the dtypes that this works for; and the activations.
 FUSING: dict[str, tuple[torch.dtype, ...]] = {"native": (torch.float32,), "triton": blocks.DTYPES, "csr": blocks.DTYPES}
 FUSED_ACTIVATIONS = products.ACTIVATIONS

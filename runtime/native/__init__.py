@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 
 ISAS = ("portable", "avx2", "avx512")
+SUFFIXES = {"darwin": ".dylib", "win32": ".dll"}  # of shared libraries; '.so' elsewhere
 
 
 class Parallel(Structure):
@@ -91,8 +93,10 @@ def path() -> Path | None:
     ``TOPKAST_NATIVE`` is the path of another build of the library (``make sanitize``).
     """
     other = os.environ.get("TOPKAST_NATIVE")
-    found = [Path(other)] if other else sorted(Path(__file__).parent.glob("libtopkast*.so"))
-    return found[0].resolve() if found else None
+    if other:
+        return Path(other).resolve()
+    built = Path(__file__).with_name(f"libtopkast{SUFFIXES.get(sys.platform, '.so')}").resolve()
+    return built if built.exists() else None
 
 
 @functools.cache
@@ -110,10 +114,16 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def _gomp() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that torch's own kernels use."""
+    """Address of GOMP_parallel in the OpenMP runtime that torch's own kernels use; None if there is none.
+
+    Only Linux lists the libraries of a process in a file. On other systems the kernels use one thread.
+    """
     torch.get_num_threads()
-    with open("/proc/self/maps") as maps:
-        paths = {line.split()[-1] for line in maps}
+    try:
+        with open("/proc/self/maps") as maps:
+            paths = {line.split()[-1] for line in maps}
+    except FileNotFoundError:
+        return None
     for path in sorted(path for path in paths if Path(path).name.startswith(("libgomp", "libiomp", "libomp"))):
         try:
             return ctypes.cast(ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL).GOMP_parallel, c_void_p).value

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topkast.runtime.errors import ConfigError
+from topkast.runtime.extras import need
 from topkast.runtime.kernels import native_library
 
 from . import providers as placement
@@ -56,8 +57,10 @@ def session(
 
     Raises:
         ConfigError: the library was not built.
+        MissingPackageError: the packages of the extra ``topkast[onnx]`` are not installed.
         Other errors: ONNX Runtime's own errors, if ONNX Runtime or the library refuses the file.
     """
+    need("onnx", "topkast.onnx.session")
     import onnxruntime
 
     options = onnxruntime.SessionOptions() if sess_options is None else sess_options

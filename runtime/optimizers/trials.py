@@ -92,7 +92,7 @@ class _Way:
         return tensors[0].detach(), box
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 def tried(
     optimizer: Optimizer,
     parameter: nn.Parameter,

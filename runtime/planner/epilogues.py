@@ -12,19 +12,21 @@ from torch import Tensor
 from topkast.runtime.kernels.candidates import launch
 from topkast.runtime.reference.products import activation
 
+from . import cache
 from . import plan as planner
+from .interleave import interleave
 
 
 def pays(problem: planner.Problem, kernel: str) -> bool:
     """Whether an ``spmm`` with this kernel should apply ``problem.act`` itself."""
     if planner.setting() != "measure":
         return True
-    seconds = planner.remembered(problem.key, functools.partial(measure, problem, kernel))
+    seconds = cache.remembered(problem.key, functools.partial(measure, problem, kernel), planner.bound(problem))
     return seconds["fused"] < seconds["apart"]
 
 
 def measure(problem: planner.Problem, kernel: str, seconds: float = 0.3) -> dict[str, float]:
-    """Median seconds of the product with its activation inside, and with PyTorch's activation after the product."""
+    """Seconds of the product with its activation inside, and with PyTorch's activation after the product."""
     (x,), weight = planner.draw(problem)
     spmm = functools.partial(launch(kernel, "spmm"), x, *weight, None)
 
@@ -34,4 +36,4 @@ def measure(problem: planner.Problem, kernel: str, seconds: float = 0.3) -> dict
     def apart() -> Tensor:
         return activation(problem.act, spmm())
 
-    return planner.interleave({"fused": fused, "apart": apart}, seconds, problem.device)
+    return interleave({"fused": fused, "apart": apart}, seconds, problem.device)

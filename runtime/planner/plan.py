@@ -1,34 +1,30 @@
-"""Find the kernel that runs a product fastest: measured once per problem, remembered on disk per machine and version.
+"""Find the kernel that runs a product fastest: measured once per problem, then remembered (:mod:`.cache`).
 
 ``TOPKAST_KERNEL`` can change this: ``first`` takes the first kernel that fits, without measuring; the name of a kernel
-takes this kernel for every problem that it fits. ``TOPKAST_CACHE`` is the folder of the file; the default is
-``~/.cache/topkast``.
+takes this kernel for every problem that it fits.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
+import math
 import os
-import platform
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from topkast.runtime.errors import ConfigError
-from topkast.runtime.kernels import native_library
-from topkast.runtime.kernels.candidates import CSR_DENSITY, DENSE, KERNELS, candidates, launch
+from topkast.runtime.kernels.candidates import CSR_DENSITY, DENSE, KERNELS, candidates, launch, repeated
 from topkast.runtime.layout import Geometry, build_index
 from topkast.runtime.reference.products import ConvArgs
+
+from . import cache
+from .interleave import interleave
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 _CPU = torch.device("cpu")
@@ -49,6 +45,8 @@ class Problem:
         conv: the arguments of a convolution; None for the other products.
         widths: empty, or one number each for operand and result (dy and x): the width of tiles, or 0 for rows.
         act: the activation after the product; "" for none.
+        repeated: whether the product runs many times with one weight, see
+            :func:`topkast.runtime.kernels.candidates.repeated`.
     """
 
     product: str
@@ -62,12 +60,13 @@ class Problem:
     conv: ConvArgs | None = None
     widths: tuple[int, ...] = ()
     act: str = ""
+    repeated: bool = False
 
     @property
     def key(self) -> str:
         g = self.geometry
         where = [g.shape, g.perm, g.lead, g.block, self.n_fwd, self.n_bwd]
-        how = [self.threads, self.device.type, self.conv, self.widths, self.act]
+        how = [self.threads, self.device.type, self.conv, self.widths, self.act, self.repeated]
         return json.dumps([self.product, self.operands, str(self.dtype), where, *how])
 
 
@@ -81,15 +80,6 @@ def setting() -> str:
     if found not in allowed:
         raise ConfigError(f"TOPKAST_KERNEL={found!r}: must be one of {', '.join(allowed)}")
     return found
-
-
-def remembered(key: str, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The seconds that the file has under a key. If the file has none, they are measured and written."""
-    seconds = _remembered().get(key)
-    if seconds is None:
-        seconds = measured()
-        _remember(key, seconds)
-    return seconds
 
 
 def _matrix(geometry: Geometry) -> tuple[int, int, tuple[int, int]]:
@@ -106,11 +96,17 @@ def choose(problem: Problem) -> str:
     fitting = worth_trying(problem, fitting)
     if wanted != "measure" or len(fitting) == 1:
         return fitting[0]
-    seconds = _remembered().get(problem.key)
-    if seconds is None or set(seconds) != set(fitting):
-        seconds = measure(problem, fitting)
-        _remember(problem.key, seconds)
+    seconds = _times(problem, fitting)
     return min(fitting, key=lambda name: seconds[name])
+
+
+def times(problem: Problem) -> dict[str, float]:
+    """Seconds of each kernel that is worth trying."""
+    return _times(problem, worth_trying(problem, _fitting(problem)))
+
+
+def _times(problem: Problem, fitting: list[str]) -> dict[str, float]:
+    return cache.remembered(problem.key, partial(measure, problem, fitting), bound(problem), fitting)
 
 
 def _fitting(problem: Problem) -> list[str]:
@@ -130,19 +126,47 @@ def worth_trying(problem: Problem, fitting: list[str]) -> list[str]:
 
 
 def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[str, float]:
-    """Median seconds of each kernel, interleaved, on random sets of the same size.
+    """Seconds of each kernel, in turn, on random sets of the same size.
 
     Args:
         problem: the problem to run.
         names: the kernels.
-        seconds: how long to repeat after the first three rounds.
+        seconds: how long to repeat.
     """
     operands, weight = draw(problem)
+    if problem.repeated:
+        runs = {name: repeated(name, problem.product, *weight) for name in names}
+        return interleave({name: partial(run, *operands) for name, run in runs.items()}, seconds, problem.device)
     bias = (None,) if problem.product in ("spmm", "conv") else ()
     conv = () if problem.conv is None else (problem.conv,)
     given = (*operands, *weight, *bias, *conv)
     calls = {name: partial(launch(name, problem.product), *given) for name in names}
     return interleave(calls, seconds, problem.device)
+
+
+SLACK = 20  # how many times slower than a matrix product of a good size a product may be for its FLOPs
+
+
+def bound(problem: Problem) -> float:
+    """Seconds that a problem takes at most, on a machine that does nothing else: for its FLOPs, its bytes and its call.
+
+    A longer time was measured while other programs ran, or the kernel is unusually slow. On a GPU there is no bound,
+    because events time only the GPU.
+    """
+    if problem.device.type != "cpu":
+        return math.inf
+    shape, g = problem.operands[0][0], problem.geometry
+    rows = math.prod(shape[:-1]) if problem.conv is None else shape[0] * math.prod(shape[2:])
+    flops = 2 * rows * g.rows * g.cols
+    moved = 4 * (g.rows * g.cols + rows * (g.rows + g.cols))
+    return SLACK * flops / _flops_a_second(problem.dtype) + moved / 1e9 + 2e-4
+
+
+@functools.cache
+def _flops_a_second(dtype: torch.dtype) -> float:
+    """FLOPs a second of PyTorch's product of two 256 x 256 matrices, with the threads of this process."""
+    x = torch.full((256, 256), 0.5, dtype=dtype, device="cpu")  # no random numbers: the user's must not move
+    return 2 * 256**3 / interleave({"": lambda: x @ x}, 0.02)[""]
 
 
 def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
@@ -163,42 +187,6 @@ def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
     return operands, (index, geometry) if of_weight else (values, index, geometry)
 
 
-def interleave(
-    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device = _CPU
-) -> dict[str, float]:
-    """Median seconds of each call, called in turn. The first round is a warm-up and does not count. The rounds end as
-    described in :func:`measure`."""
-    clock = _cuda_seconds if device.type == "cuda" else _seconds
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    rounds, end = 0, time.perf_counter() + seconds
-    with torch.no_grad():
-        while rounds < 4 or (time.perf_counter() < end and rounds < 20):
-            for name, call in calls.items():
-                times[name].append(clock(call, device))
-            rounds += 1
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _cuda_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds between two events. Writing zeros first empties the cache and lets the CPU queue all launches in time."""
-    with torch.cuda.device(device):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        other = torch.empty(2**27, dtype=torch.uint8, device=device)
-        for _ in range(4):
-            other.zero_()
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-
 def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """A random tensor with these strides. If a stride is 0, elements share memory; so the memory is filled first."""
     shape, strides = layout
@@ -209,67 +197,35 @@ def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> T
 def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]:
     """The measurements for sites with these sizes: product, shape of the activations, threads, seconds by kernel."""
     found = []
-    for key, seconds in _remembered().items():
+    for key, entry in cache.entries().items():
+        seconds = entry["seconds"]
         product, operands, dtype, this, threads, *more = json.loads(key)
         if this is None:  # a conversion, which has no weight
             continue
         shape, perm, lead, (r, c), *counts = this
         seen = Geometry(tuple(shape), tuple(perm), lead, (r, c))
         if _matrix(seen) == _matrix(geometry) and counts == [n_fwd, n_bwd]:
-            *_, widths, act = more
+            *_, widths, act, is_repeated = more
             what = f"{product}{' on tiles' if widths else ''}{f' with {act}' if act else ''}"
+            what = f"{what} of a recurrent layer" if is_repeated else what
             shape = operands[0][0]
             found.append({"product": what, "shape": shape, "dtype": dtype, "threads": threads, "seconds": seconds})
     return found
 
 
-@functools.cache
-def machine() -> str:
-    """The processors and versions that a measurement is valid for."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        model = platform.processor()
-    lib = native_library.library()
-    digest = hashlib.blake2b(Path(lib._name).read_bytes(), digest_size=8).hexdigest() if lib else "none"
-    gpus = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    cpu = f"{model} x{os.cpu_count()}, torch {torch.__version__}, kernels {digest}, {native_library.isa()}"
-    return ", ".join([cpu, *sorted(gpus)])
+def times_of(sites: Iterable[Any]) -> dict[str, Any]:
+    """What a checkpoint holds of the planner's times, see :func:`topkast.runtime.planner.cache.of_model`.
 
+    Args:
+        sites: the model's sites.
+    """
+    own = {(_matrix(site.geometry), site.n_fwd, site.n_bwd) for site in sites}
 
-def _path() -> Path:
-    return Path(os.environ.get("TOPKAST_CACHE", "~/.cache/topkast")).expanduser() / "kernels.json"
+    def belongs(key: list[Any]) -> bool:
+        where = key[3]
+        if where is None:  # a conversion, which any model may need
+            return True
+        shape, perm, lead, (r, c), *counts = where
+        return (_matrix(Geometry(tuple(shape), tuple(perm), lead, (r, c))), *counts) in own
 
-
-_measurements: dict[Path, dict[str, dict[str, dict[str, float]]]] = {}
-
-
-def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):  # no file yet, or an incomplete file: measure again
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _remembered() -> dict[str, dict[str, float]]:
-    path = _path()
-    if path not in _measurements:
-        _measurements[path] = _read(path)
-    return _measurements[path].setdefault(machine(), {})
-
-
-def _remember(key: str, seconds: dict[str, float]) -> None:
-    """Store a measurement. Several processes may write, so the file is read again and replaced in one step."""
-    _remembered()[key] = seconds
-    path = _path()
-    merged = _read(path)
-    merged.setdefault(machine(), {}).update(_remembered())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(merged, file)
-        os.replace(file.name, path)
-    except OSError:
-        return  # the folder cannot be written to: only this process remembers the measurement
+    return cache.of_model(belongs)

@@ -15,12 +15,15 @@ from topkast.runtime.kernels.tiled_products import PRODUCTS, pack
 from topkast.runtime.kernels.tiled_products import width as width_of
 from topkast.runtime.layout import Geometry
 
+from . import cache
 from . import plan as planner
+from .interleave import interleave
 from .plan import Problem
 
 Conversion = tuple[int, int, int]  # rows, columns, width
 
 SECONDS = 0.3  # for one measurement: longer than for kernels, because the difference is only a few percent
+PACK_BOUND = 2e-4  # seconds of a call; what a conversion moves at 1 GB a second is added
 
 
 def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
@@ -32,13 +35,13 @@ def pay(problems: Sequence[Problem], conversions: Sequence[Conversion]) -> bool:
     """
     if planner.setting() != "measure":
         return True
-    found = [planner.remembered(one.key, functools.partial(measure, one)) for one in problems]
+    found = [cache.remembered(one.key, functools.partial(measure, one), planner.bound(one)) for one in problems]
     extra = sum(_conversion(*one) for one in conversions)
     return sum(one["tiles"] for one in found) + extra < sum(one["rows"] for one in found)
 
 
 def measure(problem: Problem, seconds: float = SECONDS) -> dict[str, float]:
-    """Median seconds of a native product on rows, and on the tiles that ``problem.widths`` describes."""
+    """Seconds of a native product on rows, and on the tiles that ``problem.widths`` describes."""
     operands, weight = planner.draw(problem)
     run, bias = PRODUCTS[problem.product], (None,) if problem.product == "spmm" else ()
     taken = problem.widths if problem.product == "sddmm" else problem.widths[:1]
@@ -47,7 +50,7 @@ def measure(problem: Problem, seconds: float = SECONDS) -> dict[str, float]:
         "rows": functools.partial(run, *operands, *weight, *bias),
         "tiles": functools.partial(run, *tiled, *weight, *bias, problem.widths),
     }
-    return planner.interleave(calls, seconds)
+    return interleave(calls, seconds)
 
 
 def _conversion(m: int, n: int, width: int) -> float:
@@ -57,9 +60,9 @@ def _conversion(m: int, n: int, width: int) -> float:
 
     def measured() -> dict[str, float]:
         x = torch.randn(m, n, device="cpu")
-        return planner.interleave({"tiles": lambda: pack(x, width)}, SECONDS / 3)
+        return interleave({"tiles": lambda: pack(x, width)}, SECONDS / 3)
 
-    return planner.remembered(key, measured)["tiles"]
+    return cache.remembered(key, measured, PACK_BOUND + 8 * m * n / 1e9)["tiles"]
 
 
 def refusal(geometry: Geometry, m: int) -> str | None:

@@ -74,7 +74,11 @@ def sites(model: Any) -> dict[str, SiteModule]:
 
 def owned(model: Any) -> dict[str, tuple[SiteModule, list[tuple[str, str]]]]:
     """Parameter name -> (site, (module path, attribute) of each owner; the owner in the parameter name comes first)."""
-    root, _ = find(model)
+    return owned_by(find(model)[0])
+
+
+def owned_by(root: nn.Module) -> dict[str, tuple[SiteModule, list[tuple[str, str]]]]:
+    """The same for any module; its names are relative to the module. Without sparse weights the result is empty."""
     found: dict[int, tuple[str, Any, list[tuple[str, str]]]] = {}
     for path, module in root.named_modules(remove_duplicate=False):
         for attribute, site in sites_of(module).items():

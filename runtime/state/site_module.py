@@ -20,6 +20,7 @@ from topkast.runtime.state.content.parts import Change, Parts
 from topkast.runtime.state.content.shard import local
 from topkast.runtime.state.sharding.part import at_work
 
+from .dynamo_rules import set_dynamo_rules
 from .guarded_weight import guard
 from .persist import portable, state_dict
 from .refresh import refresh, refresh_due
@@ -47,7 +48,11 @@ class SiteModule(Site):
             return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block, self.n_fwd)
         return guard(Read.apply(*given, g, self.n_fwd), self)
 
-    @torch._dynamo.disable  # its callers are not compiled; it must not be compiled by itself at every step
+    def _start(self) -> None:
+        super()._start()
+        set_dynamo_rules(SiteModule.forward.__code__)
+
+    @torch._disable_dynamo  # its callers are not compiled; it must not be compiled by itself at every step
     def refresh_if_due(self) -> None:
         """See :func:`topkast.runtime.state.refresh.refresh_due`."""
         restore_snapshots([self])

@@ -21,7 +21,7 @@ from .refresh import copy_sets
 from .site import Site
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 @torch.no_grad()
 def restore_snapshots(sites: Iterable[Site]) -> None:
     """Before sites are used: give back to each snapshot among them the sets that it was made with."""

@@ -53,7 +53,7 @@ def once_computed(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[
     return args, {**kwargs, place: computed}
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 @torch.no_grad()
 def add_penalty(optimizer: torch.optim.Optimizer, sites: Iterable[SiteModule]) -> None:
     """Add λθ on A and λθ / D_A on B \\ A to the gradients that the optimizer will use."""

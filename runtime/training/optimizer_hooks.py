@@ -50,7 +50,7 @@ def _skipped(optimizer: torch.optim.Optimizer) -> bool:
     return found_inf is not None and bool(found_inf)
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 @torch.no_grad()
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Step | None:
     held = list(_held(optimizer))
@@ -75,7 +75,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
     return once_computed(args, kwargs, functools.partial(add_penalty, optimizer, sites))
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 @torch.no_grad()
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     own = set(map(id, end(optimizer)))

@@ -46,7 +46,7 @@ _seen: weakref.WeakKeyDictionary[SiteModule, _Seen] = weakref.WeakKeyDictionary(
 _warnings: weakref.WeakKeyDictionary[Family, str] = weakref.WeakKeyDictionary()
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 @torch.no_grad()
 def notice_standing(sites: Iterable[SiteModule]) -> None:
     """Before a forward that will be differentiated: warn, once per model, if its weights change but its clock does not.

@@ -21,7 +21,7 @@ import torch
 from topkast.runtime.state.site_module import SiteModule
 
 # Modules whose functions are between the frame that makes a step and our hooks.
-BETWEEN = ("torch._dynamo.", "torch.utils._contextlib", __name__.rpartition(".")[0])
+BETWEEN = ("torch._dynamo.", "torch._compile", "torch.utils._contextlib", __name__.rpartition(".")[0])
 
 PRETENDED_WITHIN = 4  # frames from the hook to torch's function, including the wrapper of a learning-rate schedule
 

@@ -10,10 +10,11 @@
     int8     sparse and int8 together: whole models, and the quality after int8
     convs    ResNet-50's convolutions in ONNX Runtime, node by node
     tokens   tokens a second of a GPT-2 with its key-value cache in ONNX Runtime
+    waiting  five short scripts from their start, with empty caches and again: seconds, and what is compiled
 
-All but `sharded`, `scale` and those in ONNX Runtime take `--device cuda`. Each writes one JSON file. `--quick` is a
-tiny sample to show that everything runs; its figures mean nothing. `python -m topkast.tools.bench.picture` draws the
-README's picture.
+All but `scale`, `sharded`, `waiting` and those in ONNX Runtime take `--device cuda`. Each writes one JSON file.
+`--quick` is a tiny sample to show that everything runs; its figures mean nothing. `python -m
+topkast.tools.bench.picture` draws the README's picture.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ MODULES = {
     "int8": "onnx_runtime.int8_tables",
     "convs": "onnx_runtime.onnx_convs",
     "tokens": "onnx_runtime.onnx_tokens",
+    "waiting": "waiting.table",
 }
 
 

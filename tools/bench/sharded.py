@@ -60,9 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train every case on 1, 2 and 4 processes, then count bytes on 2 and 4."""
-    cases, counts = _cases(), (2, 4)
+    cases, counts = _cases(), [2, 4]
     if args.quick:
-        cases, counts = cases[::7], (2,)
+        cases, counts = cases[::7], [2]
     exact = _exactness(cases, counts)
     CONSOLE.print(_exact_table(exact))
     traffic = _traffic(counts, 64 if args.quick else args.width, args.quick)
@@ -94,10 +94,10 @@ def _options(case: Case) -> dict[str, Any]:
 
 
 def _sharded(model: Any, bf16: bool, mesh: Any) -> None:
-    policy = {"mp_policy": LOW} if bf16 else {}
+    policy = LOW if bf16 else MixedPrecisionPolicy()
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, **policy)
-    fully_shard(model, mesh=mesh, **policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def train_cases(cases: list[Case]) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def train_cases(cases: list[Case]) -> list[dict[str, Any]]:
                 F.mse_loss(model(x[rank::ranks].float()).float(), y[rank::ranks].float()).backward()
                 optimizer.step()
             if kind == "dense":
-                ends[kind] = {name: p.full_tensor().detach() for name, p in model.named_parameters()}  # type: ignore[attr-defined]
+                ends[kind] = {name: p.full_tensor().detach() for name, p in model.named_parameters()}
             else:
                 ends[kind] = topkast.dense_state_dict(model, values="all", full=True)
                 ends["sets"] = topkast.masks(model)
@@ -131,7 +131,7 @@ def _largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in other)
 
 
-def _exactness(cases: list[Case], counts: tuple[int, ...]) -> list[dict[str, Any]]:
+def _exactness(cases: list[Case], counts: list[int]) -> list[dict[str, Any]]:
     found = []
     alone = _spawned(1, train_cases, cases)[0]
     for ranks in counts:
@@ -195,7 +195,7 @@ def count_traffic(width: int, options: dict[str, Any] | None, bf16: bool) -> dic
     if options is not None:
         topkast.sparsify(model, **options, refresh_every=STEPS, seed=0, mesh=mesh)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, **({"mp_policy": LOW} if bf16 else {}))
+        fully_shard(block, mesh=mesh, mp_policy=LOW if bf16 else MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     sent = []
@@ -223,7 +223,7 @@ TRAFFIC = {
 }
 
 
-def _traffic(counts: tuple[int, ...], width: int, quick: bool) -> list[dict[str, Any]]:
+def _traffic(counts: list[int], width: int, quick: bool) -> list[dict[str, Any]]:
     found = []
     for ranks, bf16 in itertools.product(counts, (False, True)):
         dense = _spawned(ranks, count_traffic, width, None, bf16)[0]

@@ -9,6 +9,7 @@ from topkast.tools.common.pairs import geomean, show
 from topkast.tools.common.results import read
 
 from .layer import block_name
+from .onnx_runtime.int8_accuracy import HEADS, accuracy_lines
 
 MEANT = (1, 32, 256)  # rows of x whose mean is shown; the worst cell is that of all rows
 
@@ -178,6 +179,14 @@ def int8_layers() -> str:
         heads = [f"M = {cell['m']}, of dense {base}" for cell in mine for base in ("fp32", "int8")]
         parts += [f"{_threads(threads).capitalize()}:", table(["file", *heads], lines, numbers=True)]
     return _joined(*parts, source(found, f"bench onnx --tables int8 --repeats {found['arguments']['repeats']}"))
+
+
+def int8_accuracy() -> str:
+    """Bits per byte of trained models, dense and sparse, and what int8 adds."""
+    found = read("int8-accuracy")
+    return _joined(
+        table(HEADS, accuracy_lines(found["accuracy"]), numbers=True), source(found, "bench int8 --tables accuracy")
+    )
 
 
 def int8_models() -> str:

@@ -38,4 +38,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-tokens": bench.tokens,
     "bench-int8-layers": bench.int8_layers,
     "bench-int8-models": bench.int8_models,
+    "bench-int8-accuracy": bench.int8_accuracy,
 }

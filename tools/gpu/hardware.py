@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from topkast.runtime.kernels.candidates import KERNELS
-from topkast.runtime.planner.plan import machine
+from topkast.runtime.planner.cache import machine
 from topkast.tools.bench.layer import random_layer
 
 from .timing import device, seconds

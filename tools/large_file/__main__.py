@@ -66,7 +66,7 @@ def main() -> None:
             wanted = model(x).numpy()
         del model
         with step("topkast inspect"):
-            subprocess.run([sys.executable, "-m", "topkast.compiler.cli.inspect_file", str(path)], check=True)
+            subprocess.run([sys.executable, "-m", "topkast.compiler.cli", "inspect", str(path)], check=True)
         for name in ("ONNX Runtime", "ONNX Runtime with the library"):
             with step(name):
                 if name.endswith("library"):

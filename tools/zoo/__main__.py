@@ -4,9 +4,9 @@
     table   the tables of the page docs/models.md, and every failure with its cause, from the records
 
 A run needs torchvision, timm, transformers, torch_geometric, diffusers and peft for the suites of these names:
-`pip install -e ".[zoo]"`. Weights are random, sizes as small as an architecture allows, graphs compiled with
-"aot_eager": the passes are all in it, and what Inductor takes to generate code would be most of the time. For six
-models that time is measured, beside plain torch.compile's.
+`make zoo ARGS="run"` installs them into an environment of their own. Weights are random, sizes as small as an
+architecture allows, graphs compiled with "aot_eager": the passes are all in it, and what Inductor takes to generate
+code would be most of the time. For six models that time is measured, beside plain torch.compile's.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from torch import nn
 from topkast.runtime.errors import ModelError
 
 from .access import Watch
+from .from_file import RESETS, FromFile
 from .tensors import Owners, current, held, on_meta_only, refuse_loose
 
 Init = Callable[[nn.Module], Any]
-RESETS = ("reset_parameters", "_reset_parameters")  # the second is nn.MultiheadAttention's
 REMEDY = "give init=, a function that fills the tensors of the module it is called with"
 
 
@@ -57,6 +57,8 @@ def rehearse(model: nn.Module, init: Init | None) -> Plan:
     Raises:
         ModelError: names the tensors that nothing initialises, that would be overwritten, or that cannot be made.
     """
+    if isinstance(init, FromFile):
+        init.use_rules({id(module): rule for _, module, rule in _in_order(model)})
     plan, real, watch = Plan(held(model)), held(model, meta=False), Watch()
     every, filled = plan.owners | real, set()
     turns: dict[str, list[Step]] = defaultdict(list)

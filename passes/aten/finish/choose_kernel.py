@@ -6,7 +6,8 @@ after:  spmm(x, values, ..., impl="native")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from topkast.runtime.planner import plan as planner
 from topkast.runtime.reference.products import ConvArgs
 
 _PRODUCT_NAMES = {getattr(topkast, product).default: product for product in PRODUCTS}
+# A recurrent layer runs one of these products for each step.
+_REPEATED: dict[Any, str] = {
+    topkast.sparse_recurrence.default: "spmm",
+    topkast.sparse_recurrence_backward.default: "spmm_t",
+}
 
 
 def _in_example(sizes: Sequence[Any]) -> tuple[int, ...]:
@@ -33,13 +39,26 @@ def _conv_args(call: WeightCall) -> ConvArgs | None:
     return ConvArgs(*(options[name] for name in ConvArgs._fields)) if "stride" in options else None
 
 
+def _runs(node: fx.Node) -> int:
+    if node.target not in _REPEATED:
+        return 1
+    whole = next(iter(WeightCall.of(node).operands.values()))  # ``gates`` or ``grad``, one row of all for each step
+    return _in_example(whole.meta["val"].shape[:1])[0]
+
+
 def problem(node: fx.Node) -> planner.Problem:
     """A product as the planner measures and remembers it."""
     call = WeightCall.of(node)
+    repeated = _REPEATED.get(node.target)
     operands = [operand.meta["val"] for operand in call.activations]
+    layouts = tuple((_in_example(operand.shape), _in_example(operand.stride())) for operand in operands)
+    if repeated is not None:
+        operands = [state := call.operands["x" if repeated == "spmm" else "h"].meta["val"]]
+        width = call.geometry.cols if repeated == "spmm" else call.geometry.rows
+        layouts = (((*_in_example(state.shape[:1]), width), (width, 1)),)
     return planner.Problem(
-        _PRODUCT_NAMES[node.target],
-        tuple((_in_example(operand.shape), _in_example(operand.stride())) for operand in operands),
+        repeated or _PRODUCT_NAMES[node.target],
+        layouts,
         operands[0].dtype,
         call.geometry,
         call.n_fwd,
@@ -47,22 +66,48 @@ def problem(node: fx.Node) -> planner.Problem:
         torch.get_num_threads(),
         operands[0].device,
         _conv_args(call),
+        repeated=repeated is not None,
     )
+
+
+_observers: list[list[tuple[planner.Problem, int]]] = []
+
+
+@contextlib.contextmanager
+def observed() -> Iterator[list[tuple[planner.Problem, int]]]:
+    """Inside the ``with``, a list gets every product of the graphs that are compiled, and how often the product runs in
+    a call of the graph: once, or once for each step of a recurrent layer."""
+    found: list[tuple[planner.Problem, int]] = []
+    _observers.append(found)
+    try:
+        yield found
+    finally:
+        _observers.remove(found)
+
+
+def is_observed() -> bool:
+    """Whether this runs inside :func:`observed`."""
+    return bool(_observers)
 
 
 class ChooseKernel(Pass):
     def rewrite(self, graph: fx.Graph) -> None:
         for node in graph.nodes:
-            product = _PRODUCT_NAMES.get(node.target)
+            product = _REPEATED.get(node.target) or _PRODUCT_NAMES.get(node.target)
             if product is None:
                 continue
             kernel = self._kernel(product, node)
+            for found in _observers:
+                found.append((problem(node), _runs(node)))
             node.kwargs = {**node.kwargs, "impl": kernel}
             self.matched(kernel)
 
     def _kernel(self, product: str, node: fx.Node) -> str:
         call = WeightCall.of(node)
-        operand, conv = call.activations[0].meta["val"], _conv_args(call)
+        operand = next(iter(call.activations or call.operands.values())).meta["val"]
+        if node.target in _REPEATED:
+            operand = operand[0]  # one step's; ``gates`` and ``grad`` hold all steps
+        conv = _conv_args(call)
         fitting = candidates(product, operand, call.geometry, conv)
         if fitting[0] in DENSE:  # no sparse kernel fits: the dense product, in its fastest form
             why = None if conv is None else native_conv_refusal(operand, call.geometry, conv)

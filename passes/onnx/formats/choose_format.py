@@ -51,6 +51,8 @@ def may_be_faster(format: Format, weight: Weight) -> bool:
 
 
 def _gain(format: Format, weight: Weight) -> str:
+    if format.name == "dense":
+        return "products of integers: faster in any ONNX Runtime"
     r, c = weight.matrix.block
     where = "with topkast's library, as fast as dense without" if format.needs_library else "in any ONNX Runtime"
     return f"blocks of {r} x {c}: faster {where}"

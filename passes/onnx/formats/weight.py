@@ -16,6 +16,9 @@ from topkast.passes.onnx.graph import Builder, array_of, rows_of
 from topkast.passes.onnx.integers import IntegerProduct, Integers, IntegerWeight
 from topkast.passes.onnx.quantise import LONGEST, STORED, Quantised, quantise
 
+FULL = 0.999  # a weight with fewer zeros than this leaves has none to speak of
+# (new nodes, product, label of its constants) -> None: replaces the product
+Replace = Callable[[Builder, Product, str], None]
 # (new nodes, product to replace by them, matrix, label of its constants, type of its values in the file, rows of x)
 Lower = Callable[[Builder, Product, Blocks, str, type[np.generic], int | None], None]
 
@@ -56,6 +59,11 @@ class Weight:
             self.label = names.get(digest(self._matrix(products[0].transposed)), self.name)
 
     @property
+    def is_full(self) -> bool:
+        """Whether the weight has no zeros to speak of; an empty weight has none."""
+        return self.nonzeros >= FULL * self.array.size
+
+    @property
     def dense_bytes(self) -> int:
         """Bytes of the weight if it is stored dense."""
         return self.array.size * np.dtype(self.dtype).itemsize + (0 if self.scale is None else self.scale.nbytes)
@@ -78,7 +86,7 @@ class Weight:
             return {turned: self._fitting_of(self._matrix(turned)) for turned in self.matrices_read}
         return {
             turned: dataclasses.replace(self._fitting_of(found.values.astype(np.float32)), scale=found.scale)
-            for turned, found in self._quantised.items()
+            for turned, found in self.quantised.items()
         }
 
     @property
@@ -101,7 +109,7 @@ class Weight:
         """float32, of the constant's shape: its numbers; with int8 its integers, to be multiplied by ``scale``."""
         if self.precision != "int8":
             return self.array
-        values = self._quantised[self.products[0].transposed].values.astype(np.float32)
+        values = self.quantised[self.products[0].transposed].values.astype(np.float32)
         return np.ascontiguousarray(values.T if self.products[0].transposed else values).reshape(self.array.shape)
 
     @property
@@ -109,11 +117,11 @@ class Weight:
         """With int8 the scale of each output, of a shape that spreads over the constant's; otherwise None."""
         if self.precision != "int8":
             return None
-        scale, dims = self._quantised[self.products[0].transposed].scale, self.array.ndim
+        scale, dims = self.quantised[self.products[0].transposed].scale, self.array.ndim
         return scale if self.products[0].transposed else scale.reshape(-1, *[1] * (dims - 1))
 
     @cached_property
-    def _quantised(self) -> dict[bool, Quantised]:
+    def quantised(self) -> dict[bool, Quantised]:
         """Whether the constant is read as [in, out] -> its matrix [out, in] in int8."""
         return {turned: quantise(self._matrix(turned), self.label) for turned in self.matrices_read}
 
@@ -134,29 +142,37 @@ class Weight:
 
     def too_long(self) -> str | None:
         """Why 32 bits do not hold every sum of products with the weight in int8, None if they do."""
-        longest = max(matrix.shape[1] for matrix in self.matrices.values())
+        longest = max(self._matrix(turned).shape[1] for turned in self.matrices_read)
         if longest > LONGEST:
             return f"32 bits hold the sum of {LONGEST:,} products, a row has {longest:,}"
         return None
 
     def replace_products(self, lower: Lower) -> tuple[Block, int]:
-        """Compute each product by the nodes of ``lower``; (unit, bytes of the constants they added)."""
+        """Compute each product from blocks by the nodes of ``lower``; (unit, bytes of the constants they added)."""
+
+        def replace(builder: Builder, product: Product, label: str) -> None:
+            lower(builder, product, self.matrices[product.transposed], label, self.dtype, self._rows_of(product))
+
+        return self.matrix.block, self.replace_each(replace)
+
+    def replace_each(self, replace: Replace) -> int:
+        """Compute each product by the nodes of ``replace``; the bytes of the constants they added."""
         added = 0
         for product in self.products:
             label = self.label if product.transposed == self.products[0].transposed else f"{self.label}.T"
             builder = Builder(self.graph, f"{label}.{product.y.name}")
             x, y = str(product.x.name), str(product.y.name)
-            lower(builder, product, self.matrices[product.transposed], label, self.dtype, self._rows_of(product))
+            replace(builder, product, label)
             added += builder.added_bytes
             if self.precision == "int8":
                 (node, *more) = builder.nodes
                 values = None if more else str(node.inputs[1].name)  # type: ignore[union-attr]
                 bias = None if product.bias is None else array_of(product.bias)
                 if values is not None and bias is None:  # our nodes always have a bias, and -0 + 0 is 0
-                    bias = np.zeros(len(self._quantised[product.transposed].scale), np.float32)
-                matrix, conv = self._quantised[product.transposed], product.conv is not None
+                    bias = np.zeros(len(self.quantised[product.transposed].scale), np.float32)
+                matrix, conv = self.quantised[product.transposed], product.conv is not None
                 self.integers.products.append(IntegerProduct(self.label, x, y, values, matrix, bias, conv))
-        return self.matrix.block, added
+        return added
 
     def widen(self) -> ir.Value:
         """Store the constant in its type; nodes, which are folded at load, give float32. The stored constant."""

@@ -1,12 +1,13 @@
-// The kernels of int8 compiled for avx2. Headers come before the pragmas: what they define must run on any processor.
+// The kernels of int8 compiled for avx2. Headers come before TARGET_BEGIN: what they define must run on any processor.
 #ifdef __x86_64__
 #include <immintrin.h>
 
 #include "int8.h"
 #include "parallel.h"
+#include "target.h"
 
-#pragma GCC target("avx2,fma")
-#pragma GCC optimize("fp-contract=off")
+TARGET_BEGIN("avx2,fma")
+NO_FUSED_MULTIPLY_ADD
 
 namespace topkast {
 namespace avx2 {
@@ -38,4 +39,5 @@ static inline void interleave(I* v) {
 
 }  // namespace avx2
 }  // namespace topkast
+TARGET_END
 #endif

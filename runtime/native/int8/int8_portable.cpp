@@ -1,8 +1,9 @@
-// The kernels of int8 compiled for portable. Headers come before the pragmas: what they define must run on any processor.
+// The kernels of int8 compiled for portable. Headers come before TARGET_BEGIN: what they define must run on any processor.
 #include "int8.h"
 #include "parallel.h"
+#include "target.h"
 
-#pragma GCC optimize("fp-contract=off")
+NO_FUSED_MULTIPLY_ADD
 
 namespace topkast {
 namespace portable {

@@ -1,13 +1,14 @@
-// The kernels of int8 compiled for avx512 with VNNI. Headers come before the pragmas: what they define must run on any
+// The kernels of int8 compiled for avx512 with VNNI. Headers come before TARGET_BEGIN: what they define must run on any
 // processor.
 #ifdef __x86_64__
 #include <immintrin.h>
 
 #include "int8.h"
 #include "parallel.h"
+#include "target.h"
 
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma")
-#pragma GCC optimize("fp-contract=off")
+TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma")
+NO_FUSED_MULTIPLY_ADD
 
 namespace topkast {
 namespace vnni {
@@ -47,4 +48,5 @@ static inline void interleave(I* v) {
 
 }  // namespace vnni
 }  // namespace topkast
+TARGET_END
 #endif

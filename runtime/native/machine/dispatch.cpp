@@ -3,21 +3,11 @@
 
 #include <atomic>
 
+#include "processor.h"
+
 using namespace topkast;
 
 namespace {
-
-int32_t detect() {
-#ifdef __x86_64__
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return 2;
-    if (avx2) return 1;
-#endif
-    return 0;
-}
 
 std::atomic<int32_t> in_use{-1};
 
@@ -34,8 +24,7 @@ const Isa& topkast::isa() {
 }
 
 int32_t tk_isa_best(void) {
-    static const int32_t best = detect();
-    return best;
+    return processor().avx512 ? 2 : processor().avx2 ? 1 : 0;
 }
 
 int32_t tk_isa(void) {

@@ -1,11 +1,12 @@
-// The kernels compiled for avx512. Headers come before the pragma: what they define must run on any processor.
+// The kernels compiled for avx512. Headers come before TARGET_BEGIN: what they define must run on any processor.
 #include <type_traits>
 
 #include "dispatch.h"
 #include "parallel.h"
+#include "target.h"
 
 #ifdef __x86_64__
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 
 namespace topkast {
 namespace avx512 {
@@ -22,4 +23,5 @@ static constexpr int SINGLE = 4;      // vectors of batch at once for single wei
 
 }  // namespace avx512
 }  // namespace topkast
+TARGET_END
 #endif

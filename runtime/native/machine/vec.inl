@@ -18,13 +18,23 @@ struct Count<0, i...> {
     typedef Lanes<i...> type;
 };
 
+// The lanes i of a and b side by side. GCC has the first function since its version 12, Clang has only this one.
+template <int... i>
+static inline V shuffled(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, i...);
+#else
+    return __builtin_shuffle(a, b, I{i...});
+#endif
+}
+
 template <int... i>
 static inline V low(V a, V b, Lanes<i...>) {
-    return __builtin_shuffle(a, b, I{(i / 2 + (i % 2) * LANES)...});
+    return shuffled<(i / 2 + (i % 2) * LANES)...>(a, b);
 }
 template <int... i>
 static inline V high(V a, V b, Lanes<i...>) {
-    return __builtin_shuffle(a, b, I{(i / 2 + LANES / 2 + (i % 2) * LANES)...});
+    return shuffled<(i / 2 + LANES / 2 + (i % 2) * LANES)...>(a, b);
 }
 // Lanes of a and b by turns: the lower halves, the upper halves.
 static inline V low(V a, V b) { return low(a, b, Count<LANES>::type()); }
@@ -54,7 +64,7 @@ static constexpr int merged(int level, int high, int i) {
 }
 template <int level, int... i>
 static inline V merge(V a, V b, Lanes<i...>) {
-    return __builtin_shuffle(a, b, I{merged(level, 0, i)...}) + __builtin_shuffle(a, b, I{merged(level, 1, i)...});
+    return shuffled<merged(level, 0, i)...>(a, b) + shuffled<merged(level, 1, i)...>(a, b);
 }
 
 // Sums of n vectors (a power of two, at most LANES) in lanes 0..n-1, and again in the lanes above; destroys v. Each

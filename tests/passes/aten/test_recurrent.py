@@ -93,3 +93,36 @@ def test_flat_weights_follow_a_copy_and_a_cast() -> None:
     sparse.double()
     (output, _), (again, _) = sparse(x.double()), topkast.densify(sparse)(x.double())
     torch.testing.assert_close(output, again)
+
+
+def test_the_graph_does_not_grow_with_the_sequence() -> None:
+    """One operator for each layer, and one more compilation for all other lengths."""
+    sparse = topkast.compile(Sequence(nn.LSTM, num_layers=2), min_size=1, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    for batch, length in [(2, 7), (2, 9), (2, 5)]:
+        sparse(torch.randn(batch, length, 5)).sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one length, then all
+    for row in topkast.report(sparse).sites:
+        assert row["unfused"] == [], row["name"]
+        if "weight_hh" in row["name"]:
+            assert sum(row["fused"]["forward"].values()) == 3, "one operator a call"
+
+
+def test_a_recurrent_model_is_left_to_aot_eager() -> None:
+    model = topkast.compile(Sequence(nn.GRU), min_size=1)
+    assert topkast.report(model).backend == "aot_eager (most sparse weights are recurrent)"
+    other = topkast.compile(nn.Sequential(nn.Linear(64, 64), Sequence(nn.RNN)), min_size=1)
+    assert topkast.report(other).backend == "inductor"
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_values_and_gradients_are_those_of_eager_mode(kind: type[nn.RNNBase]) -> None:
+    x = torch.randn(2, 4, 5)
+    results = []
+    for backend in ("eager", "aot_eager"):
+        torch.manual_seed(0)
+        sparse = topkast.compile(Sequence(kind, bidirectional=True), min_size=1, backend=backend)
+        output = sparse(x)
+        output.square().sum().backward()
+        results.append([output, *(p.grad for p in sparse.parameters())])
+    torch.testing.assert_close(*results)

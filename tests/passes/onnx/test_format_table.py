@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import topkast
-from topkast.compiler.cli.inspect_file import main
+from topkast.compiler.cli.main import main
 from topkast.passes.onnx.formats import AUTO, FASTEST_FIRST, FORMATS, SMALLEST
 from topkast.runtime.errors import ConfigError
 from topkast.tests.support.truth.builders import CASES

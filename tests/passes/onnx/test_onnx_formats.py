@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import topkast
-from topkast.compiler.cli.inspect_file import main
+from topkast.compiler.cli.main import main
 from topkast.compiler.export import parity
 from topkast.passes.onnx import metadata, writer
 from topkast.passes.onnx.blocks import MAX_BLOCK, encode, fitting

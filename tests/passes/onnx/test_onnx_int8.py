@@ -27,6 +27,7 @@ from topkast.tests.support.models.product_files import dense_file, sparse_matrix
 from topkast.tests.support.stated import assert_stated
 
 LIBRARY = native_library.path()
+INTEGERS = ("block", "custom", "dense")  # formats of which products of a matrix are products of integers
 
 
 def convert(model: onnx.ModelProto, wanted: Wanted) -> tuple[list[SiteResult], Integers]:
@@ -62,7 +63,7 @@ def test_one_product(format: str, unit: tuple[int, int], biased: bool, lead: tup
     bias = np.linspace(-1, 1, 96, dtype=np.float32) if biased else None
     model = dense_file(matrix, bias, lead)
     ((site,), integers) = convert(model, Wanted(format, "int8", [unit]))
-    products = site.format in ("block", "custom")
+    products = site.format in INTEGERS
     assert site.precision == "int8" and (len(integers.products), len(integers.weights)) == (products, not products)
     x = torch.randn(*[5, 2][: len(lead)], 160, generator=torch.Generator().manual_seed(0))
     assert_stated(model, {"x": x.numpy()}, f"{format} {unit}")
@@ -159,7 +160,7 @@ def test_a_weight_that_is_read_both_ways(format: str, tmp_path: Path) -> None:
     x = torch.randn(7, 96, generator=torch.Generator().manual_seed(0))
     save_proto(model, tmp_path / "m.onnx")
     check_integers(tmp_path / "m.onnx", integers, {"x": x}, LIBRARY)
-    if format in ("block", "custom"):
+    if format in INTEGERS:
         first, second = integers.products
         assert not np.array_equal(first.matrix.values, second.matrix.values.T)
         assert_same_bits(run(model, x), expected(first, x))
@@ -206,13 +207,63 @@ def test_what_stays_in_float(format: str) -> None:
     ]:
         ((site,), integers) = convert(dense_file(matrix, None), wanted)
         assert site.precision == "fp32" and why in site.why and not integers.products and not integers.weights
-    ((site,), _) = convert(dense_file(np.ones((8, 9), np.float32), None), Wanted(format, "int8"))
+    full = np.ones((6, 9), np.float32)
+    ((site,), _) = convert(conv_file(full, full[:, 0], [3, 3]), Wanted(format, "int8"))
     assert (site.precision, site.why) == ("fp32", "it has no zeros")
     model = dense_file(matrix, None)
     model.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "alone"))
     named = {site.name: site for site in convert(model, Wanted(format, "int8", [(16, 16)]))[0]}
     assert named["alone"].precision == "fp32" and named["w"].precision == "int8"
     assert "no product reads it" in named["alone"].why
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_dense_layer_multiplies_integers_too(format: str, tmp_path: Path) -> None:
+    full = np.random.default_rng(0).standard_normal((24, 35)).astype(np.float32)
+    model, x = dense_file(full, np.ones(24, np.float32)), torch.randn(5, 35)
+    ((site,), integers) = convert(model, Wanted(format, "int8"))
+    assert (site.format, site.precision, site.why) == (
+        "dense",
+        "int8",
+        "it has no zeros",
+    ) and site.bytes < full.size * 2
+    assert_same_bits(run(model, x), expected(integers.products[0], x))
+    ((site,), _) = convert(dense_file(full, None), Wanted(format, "int8", keep_float=[("w", "it is named")]))
+    assert site.precision == "fp32" and "it is named" in site.why
+    full[3, 4] = 1e6  # nobody asked for int8 of this weight, so it is no error
+    ((site,), _) = convert(dense_file(full, None), Wanted(format, "int8"))
+    assert site.precision == "fp32" and "row 3: its largest weight is 1e+06" in site.why
+
+
+def test_a_head_that_is_tied_to_an_embedding(tmp_path: Path) -> None:
+    """The head multiplies integers; the embedding keeps float32, and is stored once."""
+    table = np.random.default_rng(0).standard_normal((31, 8)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["w", "ids"], ["h"]),
+        helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "turned"], ["y"]),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["a", "b"])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["a", "b", n]) for name, n in (("y", 31), ("h", 8))
+    ]
+    graph = helper.make_graph(nodes, "tied", [ids], outputs, [numpy_helper.from_array(table, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    given = torch.randint(0, 31, (3, 4))
+    for wanted in (Wanted("auto", "int8"), Wanted("custom", "int8", keep_float=[("w", "it is named")])):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        ((site,), integers) = convert(changed, wanted)
+        made = onnxruntime.InferenceSession(changed.SerializeToString(), providers=["CPUExecutionProvider"])
+        y, h = (torch.tensor(found) for found in made.run(None, {"ids": given.numpy()}))
+        assert torch.equal(h, torch.tensor(table)[given])
+        kinds = [node.op_type for node in changed.graph.node]
+        if not wanted.keep_float:
+            assert site.precision == "int8" and "Transpose" not in kinds and "MatMul" not in kinds
+            assert_same_bits(y, expected(integers.products[0], h))
+            assert site.bytes == table.nbytes + table.size + 31 * 4
+        else:
+            assert site.precision == "fp32" and kinds == ["Gather", "Transpose", "MatMul"]
 
 
 def test_blocks_of_odd_columns_stay_float_in_block() -> None:

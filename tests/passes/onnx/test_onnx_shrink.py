@@ -14,7 +14,7 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
 import topkast
-from topkast.compiler.cli.inspect_file import main
+from topkast.compiler.cli.main import main
 from topkast.passes.onnx import metadata, writer
 from topkast.passes.onnx.convert import Wanted
 from topkast.passes.onnx.metadata import Shrunk

@@ -108,13 +108,13 @@ def test_is_measured_with_its_own_kernel_on_its_own_device(kernel: str, monkeypa
     problem = planner.Problem(
         "spmm", layouts, torch.bfloat16, geometry, geometry.units // 8, geometry.units // 4, 1, act="gelu"
     )
-    devices, interleave = [], planner.interleave
+    devices, interleave = [], epilogues.interleave
 
     def noted(calls, seconds, device):
         devices.append(device)
         return interleave(calls, seconds, device)
 
-    monkeypatch.setattr(planner, "interleave", noted)
+    monkeypatch.setattr(epilogues, "interleave", noted)
     found = epilogues.measure(problem, kernel, 0.01)
     assert set(found) == {"fused", "apart"} and devices == [torch.device("cpu")]
     assert all(0 < seconds < 60 for seconds in found.values())

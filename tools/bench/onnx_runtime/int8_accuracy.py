@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.tools.common.onnx_sessions import session
-from topkast.tools.common.results import CONSOLE, progress
+from topkast.tools.common.results import progress
 from topkast.tools.demo import __main__ as demo
 from topkast.tools.study import train as study
 from topkast.tools.study.run_fields import Run
@@ -23,6 +23,7 @@ from topkast.tools.study.tasks import LENGTH, loss_of, task_of
 
 from .dense_int8 import quantise_dynamically
 
+HEADS = ("model", "seeds", "float32", "topkast's int8 adds", "quantize_dynamic adds")
 ARMS = ("dense", "sparse")
 
 
@@ -112,16 +113,22 @@ def _bits(file: Path, data: Any) -> float:
 
 def accuracy_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="bits per byte, and what int8 adds: mean over seeds (largest of a seed)")
-    for head in ("model", "arm", "seeds", "float32", "int8 adds", "quantize_dynamic adds"):
-        table.add_column(head, justify="left" if head in ("model", "arm") else "right")
-    for name in MODELS:
-        for arm in ARMS:
-            own = [row["bits"] for row in rows if (row["model"], row["arm"]) == (name, arm)]
-            if own:
-                cells = [_added(own, "int8"), _added(own, "int8 by quantize_dynamic" if arm == "sparse" else "int8")]
-                table.add_row(name, arm, str(len(own)), f"{statistics.fmean(b['fp32'] for b in own):.3f}", *cells)
-    CONSOLE.print("dense int8 is ONNX Runtime's quantize_dynamic per channel", highlight=False)
+    for head in HEADS:
+        table.add_column(head, justify="left" if head == HEADS[0] else "right")
+    for line in accuracy_lines(rows):
+        table.add_row(*line)
     return table
+
+
+def accuracy_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """One line for each model and arm, under :data:`HEADS`."""
+    lines = []
+    for name, arm in dict.fromkeys((row["model"], row["arm"]) for row in rows):
+        own = [row["bits"] for row in rows if (row["model"], row["arm"]) == (name, arm)]
+        ours = _added(own, "int8") if arm == "sparse" else ""
+        theirs = _added(own, "int8 by quantize_dynamic" if arm == "sparse" else "int8")
+        lines.append([f"{name}, {arm}", str(len(own)), f"{statistics.fmean(b['fp32'] for b in own):.3f}", ours, theirs])
+    return lines
 
 
 def _added(own: list[dict[str, float]], name: str) -> str:

@@ -11,6 +11,8 @@ import torch
 from rich.table import Table
 
 import topkast
+from topkast.passes.onnx.quantise import quantise
+from topkast.runtime.errors import ConfigError
 from topkast.tools.bench.layer import block_name
 from topkast.tools.common.onnx_sessions import Feeds, runner, session
 from topkast.tools.common.pairs import show, spread
@@ -70,14 +72,27 @@ def export_all(name: str, folder: Path, quick: bool) -> tuple[dict[str, Path], F
             examples = [{key: _another(value) for key, value in feeds.items()} for _ in range(4)]
             files[DENSE_INT8[0]] = quantise_dynamically(dense.path, folder / f"{name}-dynamic.onnx")
             files[DENSE_INT8[1]] = quantise_statically(dense.path, folder / f"{name}-static.onnx", examples)
-        for precision in ("fp32", "int8"):
+        for precision, keep_float in (("fp32", None), ("int8", _too_wide(model))):
             side = f"{kind}, {precision}"
             path = folder / f"{name}-{format}-{block_name(block)}-{precision}.onnx"
-            result = topkast.export(model, path, (given,), format=format, precision=precision, verify=False)
+            how: dict[str, Any] = {"format": format, "precision": precision, "keep_float": keep_float}
+            result = topkast.export(model, path, (given,), **how, verify=False)
             files[side] = path
             sparse = [site for site in result.sites if site.block is not None]
             shares[side] = sum(s.bytes for s in sparse) / max(1, sum(s.dense_bytes for s in sparse))
     return files, feeds, says, shares
+
+
+def _too_wide(model: torch.nn.Module) -> list[str]:
+    """The weights of which int8 would lose too much, because a row holds few numbers of very different sizes."""
+    names = []
+    for name, weight in topkast.densify(model).named_parameters():
+        if name in topkast.masks(model):
+            try:
+                quantise(weight.detach().flatten(1).numpy(), name)
+            except ConfigError:
+                names.append(name)
+    return names
 
 
 def _another(example: np.ndarray) -> np.ndarray:

@@ -1,0 +1,62 @@
+"""Times of calls that take turns: the minimum over rounds that are spread over time.
+
+Another program on the same cores makes a time longer, never shorter, so the minimum is the time of the call itself. The
+rounds come in bursts with a pause between, because a scheduler gives a core away for some milliseconds at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+BURSTS, ROUNDS, PAUSE = 3, 7, 0.01
+_CPU = torch.device("cpu")
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device = _CPU
+) -> dict[str, float]:
+    """Seconds of each call, called in turn. A first round does not count: it is a warm-up.
+
+    Args:
+        calls: what to time, by name.
+        seconds: how long to repeat; each burst has one round at least.
+        device: on a GPU events give the times.
+    """
+    clock = _cuda_seconds if device.type == "cuda" else _seconds
+    least: dict[str, float] = {}
+    with torch.no_grad():
+        for call in calls.values():
+            clock(call, device)
+        for burst in range(BURSTS):
+            if burst:
+                time.sleep(PAUSE)
+            rounds, end = 0, time.perf_counter() + seconds / BURSTS
+            while rounds < 1 or (time.perf_counter() < end and rounds < ROUNDS):
+                for name, call in calls.items():
+                    spent = clock(call, device)
+                    least[name] = min(spent, least.get(name, spent))
+                rounds += 1
+    return least
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds between two events. Writing zeros first empties the cache and lets the CPU queue all launches in time."""
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        other = torch.empty(2**27, dtype=torch.uint8, device=device)
+        for _ in range(4):
+            other.zero_()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3

@@ -1,0 +1,1 @@
+"""Try a built wheel where there is nothing else: ``python -m topkast.tools.release PYTHON``."""
