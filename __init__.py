@@ -2,7 +2,7 @@
 
 import sys
 
-from topkast.compiler import topology
+from topkast.compiler import topology, watch
 from topkast.compiler.advise.estimate import estimate
 from topkast.compiler.advise.search import advise
 from topkast.compiler.checkpoint.dense_state import dense_state_dict, load_dense_state_dict, masks
@@ -16,6 +16,7 @@ from topkast.compiler.report.report import report
 from topkast.compiler.share import library_save, resume  # noqa: F401  (they extend transformers once it is imported)
 from topkast.compiler.share.from_pretrained import from_pretrained
 from topkast.compiler.topology.dynamics import Dynamics
+from topkast.compiler.watch.loggers import on_refresh
 from topkast.runtime.errors import (
     CheckpointError,
     ConfigError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 # from every program that runs in this folder.
 sys.modules["topkast.onnx"] = onnx
 sys.modules["topkast.topology"] = topology
+sys.modules["topkast.watch"] = watch
 
 __all__ = [
     "CheckpointError",
@@ -62,6 +64,7 @@ __all__ = [
     "load",
     "load_dense_state_dict",
     "masks",
+    "on_refresh",
     "onnx",
     "package",
     "param_groups",
@@ -71,4 +74,5 @@ __all__ = [
     "sparsify",
     "step",
     "topology",
+    "watch",
 ]

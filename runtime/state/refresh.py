@@ -14,6 +14,7 @@ from topkast.runtime.state.content.background import choose_in_thread
 from topkast.runtime.state.content.choose_sets import Chosen, renewed_sets
 from topkast.runtime.state.content.parts import Change, Parts
 
+from .refresh_hooks import call_hooks
 from .site import Site
 from .when import due_before_forward, in_background
 
@@ -50,6 +51,7 @@ def _refresh(sites: Iterable[Site], by_interval: bool) -> None:
     for site in sites:
         site.go_own_way()
     at_home(sites, _renewed_by_interval if by_interval else renewed)
+    call_hooks(sites)
 
 
 def renewed(site: Site, parts: Parts) -> Change:

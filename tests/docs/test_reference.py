@@ -26,7 +26,7 @@ def entries() -> Counter[str]:
 def test_every_public_name_has_one_entry() -> None:
     wanted = {f"topkast.{name}" for name in topkast.__all__ if not isinstance(getattr(topkast, name), ModuleType)}
     modules = [name for name in topkast.__all__ if isinstance(getattr(topkast, name), ModuleType)]
-    assert modules == ["onnx", "topology"]
+    assert modules == ["onnx", "topology", "watch"]
     wanted |= {f"topkast.{module}.{name}" for module in modules for name in getattr(topkast, module).__all__}
     found = entries()
     assert wanted - set(found) == set()

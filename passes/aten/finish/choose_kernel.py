@@ -7,11 +7,12 @@ after:  spmm(x, values, ..., impl="native")
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from topkast.passes.aten.base import Pass
 from topkast.passes.aten.nodes import topkast
@@ -33,6 +34,25 @@ def _in_example(sizes: Sequence[Any]) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else int(size.node.hint) for size in sizes)
 
 
+def _layout(value: Tensor) -> planner.Layout:
+    """Shape and strides for the planner. A symbolic size of a contiguous value becomes the next power of two, so that
+    one plan serves a class of sizes, whichever of them is compiled first."""
+    shape, strides = _in_example(value.shape), _in_example(value.stride())
+    if strides != _contiguous(shape):
+        return shape, strides
+    rounded = tuple(_rounded(size) for size in value.shape)
+    return rounded, _contiguous(rounded)
+
+
+def _rounded(size: Any) -> int:
+    (now,) = _in_example([size])
+    return now if isinstance(size, int) else 1 << (now - 1).bit_length()
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
+
+
 def _conv_args(call: WeightCall) -> ConvArgs | None:
     """The arguments of a convolution; None if the product is none."""
     options = call.options
@@ -51,11 +71,11 @@ def problem(node: fx.Node) -> planner.Problem:
     call = WeightCall.of(node)
     repeated = _REPEATED.get(node.target)
     operands = [operand.meta["val"] for operand in call.activations]
-    layouts = tuple((_in_example(operand.shape), _in_example(operand.stride())) for operand in operands)
+    layouts = tuple(_layout(operand) for operand in operands)
     if repeated is not None:
         operands = [state := call.operands["x" if repeated == "spmm" else "h"].meta["val"]]
         width = call.geometry.cols if repeated == "spmm" else call.geometry.rows
-        layouts = (((*_in_example(state.shape[:1]), width), (width, 1)),)
+        layouts = (((_rounded(state.shape[0]), width), (width, 1)),)
     return planner.Problem(
         repeated or _PRODUCT_NAMES[node.target],
         layouts,

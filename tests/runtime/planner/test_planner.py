@@ -120,6 +120,18 @@ def test_the_report_shows_what_was_measured() -> None:
     json.dumps(report.to_dict())
 
 
+def test_one_plan_serves_a_class_of_symbolic_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned(rows: int, dynamic: bool | None) -> set[str]:
+        keys: set[str] = set()
+        monkeypatch.setattr(planner, "choose", lambda problem: keys.add(problem.key) or "native")
+        torch._dynamo.reset()
+        model = topkast.compile(nn.Linear(64, 96), 0.9, 0.8, backend="aot_eager", min_size=20, dynamic=dynamic)
+        model(torch.randn(rows, 64)).sum().backward()
+        return keys
+
+    assert planned(20, True) == planned(27, True) == planned(32, None) != planned(27, None)
+
+
 def test_every_product_is_measured_with_the_size_of_its_own_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two weights of one shape with the same B and another A; and a weight whose rows are cut into two parts."""
 

@@ -51,15 +51,16 @@ def plan_a_death(kind: str, draw: random.Random) -> None:
     from topkast.runtime.state import refresh
 
     if kind == "save":  # the second save writes no data of this rank
-        late_save = at_call(FileSystemWriter.write_data, 2, lambda: die("inside a save"))
-        FileSystemWriter.write_data = late_save  # type: ignore[method-assign]
-    elif kind == "refresh":  # in the third refresh, when one weight has new sets
+        write_data = at_call(FileSystemWriter.write_data, 2, lambda: die("inside a save"))
+        FileSystemWriter.write_data = write_data  # type: ignore[method-assign]
+    elif kind == "refresh":  # in the third refresh, after its first weight
         refresh.renewed = at_call(refresh.renewed, 18, lambda: die("inside a refresh"))
     else:
         late = draw.random() * 0.05
         timer = threading.Timer(late, lambda: die(f"at a random instant, {late * 1000:.1f} ms after a step began"))
         step = draw.randint(SAVE_EVERY, SAVE_EVERY + 3)
-        torch.Tensor.backward = at_call(torch.Tensor.backward, step, timer.start)  # type: ignore[method-assign]
+        backward = at_call(torch.Tensor.backward, step, timer.start)
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
 
 
 def run(folder: str, program: Path, attempt: int = 0) -> str:

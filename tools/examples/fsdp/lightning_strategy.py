@@ -29,10 +29,11 @@ class Classifier(lightning.LightningModule):
         assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
         torch.manual_seed(0)  # every rank starts from the same weights
-        for layer in (self.net[0], self.net[2], self.net[4]):
-            layer.reset_parameters()  # type: ignore[operator]
+        layers = [layer for layer in self.net if isinstance(layer, nn.Linear)]
+        for layer in layers:
+            layer.reset_parameters()
         topkast.sparsify(self.net, fwd=0.9, bwd=0.8, refresh_every=10, min_size=1, mesh=mesh)
-        for layer in (self.net[0], self.net[2], self.net[4]):
+        for layer in layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(self.net, mesh=mesh)
 

@@ -1,0 +1,216 @@
+"""Figures for loggers, and hooks after a refresh."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import topkast
+import topkast.watch
+from topkast.runtime.errors import ModelError
+from topkast.runtime.state.model import sites
+
+CONVERT: dict[str, Any] = {"fwd": 0.8, "bwd": 0.5, "refresh_every": 2, "min_size": 1, "seed": 0}
+
+
+def made(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    return topkast.sparsify(model, **{**CONVERT, **options})
+
+
+def train(model: nn.Module, steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for _ in range(steps):
+        model(torch.randn(8, 16, generator=generator)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_figures_are_counted_from_the_masks() -> None:
+    model = made(balanced=False)
+    assert "sparse/churn_a" not in topkast.watch.metrics(model)
+    ever = {name: fwd for name, (fwd, _) in topkast.masks(model).items()}
+    for _ in range(3):
+        train(model, 2)
+        topkast.refresh(model)
+        ever = {name: ever[name] | fwd for name, (fwd, _) in topkast.masks(model).items()}
+    found, masks = topkast.watch.metrics(model), topkast.masks(model)
+    numel = sum(fwd.numel() for fwd, _ in masks.values())
+    in_a, in_b = (sum(int(pair[i].sum()) for pair in masks.values()) for i in (0, 1))
+    assert found["sparse/density_a"] == in_a / numel and found["sparse/density_b"] == in_b / numel
+    assert found["sparse/flops_ratio"] == pytest.approx((2 * in_a + in_b) / numel / 3)
+    assert found["sparse/ever_in_a"] == sum(int(mask.sum()) for mask in ever.values()) / numel
+    report = topkast.report(model).totals
+    assert found["sparse/churn_a"] == pytest.approx(report["churn"]["new_a"])
+    assert found["sparse/bytes"] == report["bytes"]["sites"]["sparse"]
+    assert all(type(value) is float for value in found.values())
+
+
+def test_dead_rows() -> None:
+    model = made(balanced=False, fwd=0.9, bwd=0.9)
+    theta = topkast.dense_state_dict(model, values="all")
+    theta["0.weight"][3:7] = 0
+    topkast.load_dense_state_dict(model, theta)
+    expected = sum(int((~fwd.any(1)).sum()) for fwd, _ in topkast.masks(model).values())
+    assert topkast.watch.metrics(model)["sparse/dead_rows"] == expected >= 4
+
+
+def test_the_step_ratio_comes_from_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest kernel of each product against the dense one; measurements without a dense kernel do not count."""
+    entries = [
+        {"product": "spmm", "seconds": {"native": 1.0, "dense": 4.0}},
+        {"product": "sddmm", "seconds": {"native": 7.0, "dense": 6.0, "transient": 5.0}},
+        {"product": "spmm on tiles", "seconds": {"rows": 9.0, "tiles": 1.0}},
+    ]
+    model = made()
+    monkeypatch.setattr("topkast.compiler.watch.figures.measured", lambda geometry, n_fwd, n_bwd: [])
+    assert "sparse/step_ratio" not in topkast.watch.metrics(model)
+    monkeypatch.setattr("topkast.compiler.watch.figures.measured", lambda geometry, n_fwd, n_bwd: entries)
+    assert topkast.watch.metrics(model)["sparse/step_ratio"] == (1 + 5) / (4 + 5)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "rigl", "bwd": None}, {"refresh_in_background": True}], ids=str)
+def test_hooks_follow_each_refresh(options: dict[str, Any]) -> None:
+    model = made(**options)
+    seen: list[tuple[int, list[str], float]] = []
+
+    def look(root: nn.Module, names: list[str]) -> None:
+        assert root is model
+        seen.append((sites(model)[names[0]].step, names, topkast.watch.metrics(model)["sparse/density_a"]))
+
+    handle = topkast.on_refresh(model, look)
+    train(model, 5)
+    every = ["0.weight", "2.weight"]
+    calls = [[name] for name in every] if "method" in options else [every]  # RigL refreshes each weight by itself
+    assert [(step, names) for step, names, _ in seen] == [(step, names) for step in (2, 4) for names in calls]
+    assert {density for _, _, density in seen} == {topkast.watch.metrics(model)["sparse/density_a"]}
+    handle.remove()
+    before = len(seen)
+    topkast.refresh(model)
+    assert len(seen) == before
+
+
+def test_copies_and_pickles_have_no_hooks(tmp_path: Path) -> None:
+    model, seen = made(), list[int]()
+    topkast.on_refresh(model, lambda root, names: seen.append(1))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        topkast.refresh(twin)
+    assert seen == []
+    topkast.refresh(model)
+    assert seen == [1]
+
+
+def test_an_error_in_a_hook_reaches_the_loop_and_leaves_the_model_whole() -> None:
+    model, expected = made(), made()
+
+    def fail(root: nn.Module, names: list[str]) -> None:
+        raise ZeroDivisionError
+
+    handle = topkast.on_refresh(model, fail)
+    with pytest.raises(ZeroDivisionError):
+        topkast.refresh(model)
+    handle.remove()
+    topkast.refresh(expected)
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in expected.state_dict().items())
+    train(model, 3)
+
+
+def test_a_plain_logger(capsys: pytest.CaptureFixture[str]) -> None:
+    model, seen = made(), list[tuple[int, dict[str, float]]]()
+    topkast.watch.every_refresh(model, lambda step, figures: seen.append((step, figures)))
+    handle = topkast.watch.every_refresh(model)
+    train(model, 5)
+    handle.remove()
+    assert [step for step, _ in seen] == [2, 4]
+    assert "topkast, step 2: density_a 0.1" in capsys.readouterr().out
+    assert seen[-1][1] == topkast.watch.metrics(model)
+
+
+def test_a_model_that_was_not_converted() -> None:
+    for call in (topkast.watch.metrics, topkast.watch.every_refresh, lambda model: topkast.on_refresh(model, print)):
+        with pytest.raises(ModelError, match="has not converted"):
+            call(nn.Linear(2, 2))
+
+
+def test_trainer(tmp_path: Path) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    topkast.sparsify(model, **CONVERT)
+    data = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
+    written: list[dict[str, float]] = []
+
+    class Board(transformers.TrainerCallback):
+        """In the place of TensorBoard's callback, which comes before the user's own too."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+            written.append(dict(logs))
+
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=4, logging_steps=2, save_strategy="no", per_device_train_batch_size=4, report_to=[],
+        use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    run = topkast.watch.trainer(transformers.Trainer(model, arguments, train_dataset=data, callbacks=[Board()]))
+    run.train()
+    assert [logs["sparse/density_a"] for logs in written[:2]] == [pytest.approx(0.2, rel=0.1)] * 2
+    assert "sparse/churn_b" in run.state.log_history[1] and "loss" in run.state.log_history[1]
+    with pytest.raises(ModelError, match="has not converted"):
+        topkast.watch.trainer(transformers.Trainer(nn.Linear(2, 2), arguments))
+
+
+def test_lightning(tmp_path: Path) -> None:
+    lightning: Any = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.net(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    class Log(lightning.loggers.logger.Logger):
+        name, version = "log", 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.written: list[tuple[int, dict[str, float]]] = []
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            if any(name.startswith("sparse/") for name in metrics):
+                self.written.append((step, metrics))
+
+        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def run(net: nn.Module, log: Any) -> None:
+        loader = torch.utils.data.DataLoader(torch.randn(32, 16), batch_size=8)
+        quiet = {
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        }
+        callback = topkast.watch.lightning_callback(every=2)
+        trainer = lightning.Trainer(max_epochs=1, logger=log, callbacks=[callback], accelerator="cpu", **quiet)
+        trainer.fit(Module(net), loader)
+
+    log = Log()
+    run(made(), log)
+    assert [step for step, _ in log.written] == [2, 4]
+    assert log.written[0][1]["sparse/density_a"] == pytest.approx(0.2, rel=0.1)
+    with pytest.raises(ModelError, match="was converted"):
+        run(nn.Linear(16, 16), Log())
