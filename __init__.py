@@ -27,6 +27,7 @@ from topkast.runtime.errors import (
     ReservoirError,
     TopkastError,
 )
+from topkast.runtime.methods import Method, Rows, SetState, register_method
 from topkast.runtime.onnx import library as onnx
 from topkast.runtime.training.param_groups import param_groups
 from topkast.runtime.training.running_average import averaged
@@ -44,11 +45,14 @@ __all__ = [
     "ConfigError",
     "Dynamics",
     "ExportError",
+    "Method",
     "ModelError",
     "OperandError",
     "OptimizerError",
     "RefreshError",
     "ReservoirError",
+    "Rows",
+    "SetState",
     "TopkastError",
     "advise",
     "averaged",
@@ -65,6 +69,7 @@ __all__ = [
     "package",
     "param_groups",
     "refresh",
+    "register_method",
     "report",
     "save",
     "sparsify",
