@@ -29,6 +29,7 @@ from topkast.runtime.errors import (
     ReservoirError,
     TopkastError,
 )
+from topkast.runtime.methods import Method, Rows, SetState, register_method
 from topkast.runtime.onnx import library as onnx
 from topkast.runtime.training.param_groups import param_groups
 from topkast.runtime.training.running_average import averaged
@@ -46,12 +47,15 @@ __all__ = [
     "ConfigError",
     "Dynamics",
     "ExportError",
+    "Method",
     "MissingPackageError",
     "ModelError",
     "OperandError",
     "OptimizerError",
     "RefreshError",
     "ReservoirError",
+    "Rows",
+    "SetState",
     "TopkastError",
     "advise",
     "averaged",
@@ -69,6 +73,7 @@ __all__ = [
     "package",
     "param_groups",
     "refresh",
+    "register_method",
     "report",
     "save",
     "sparsify",

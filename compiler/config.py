@@ -16,7 +16,10 @@ from topkast.runtime.state.content.reservoirs import KINDS
 from .options import block_shape, choice, globs, integer, number, option, optional, options, shares
 from .start import Start
 
-one_of_methods = choice(*METHODS)
+
+def one_of_methods(name: str, value: Any) -> Any:
+    """One of topkast's methods, or one that the user has registered."""
+    return choice(*METHODS)(name, value)
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ class Config:
         "topkast",
         f"The rule that chooses the sets: {', '.join(f'``{name!r}``' for name in METHODS)}.".replace("'", '"'),
         " ".join(f'``"{name}"``: {method.says}' for name, method in METHODS.items())
-        + " B = A, unless said otherwise. An option that the method does not use is an error.",
+        + " B = A, unless said otherwise. :func:`topkast.register_method` adds a method of your own. An option that "
+        + "the method does not use is an error.",
         check=one_of_methods,
         kept_by_site=True,
     )

@@ -12,6 +12,7 @@ from topkast.compiler.config import Config
 from topkast.compiler.options import options
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.layout import Index, check_index
+from topkast.runtime.methods import METHODS
 from topkast.runtime.state.content.shard import is_sharded, local
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import owned
@@ -36,6 +37,11 @@ def check_supported(path: Path, theirs: dict[str, Any], version: str) -> None:
         theirs: the file's config.
         version: the version of topkast that wrote the file.
     """
+    if (method := theirs.get("method", Config.method)) not in METHODS:
+        raise CheckpointError(
+            f"{path}: saved with method={method!r}, which this program does not know; topkast.register_method adds the "
+            "method's class; nothing was loaded"
+        )
     for one in options(Config):
         try:
             one.check(one.name, theirs.get(one.name, one.default))

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from .gmp import GMP
-from .magnitude_ste import MagnitudeSTE
+from topkast.runtime.reference.dense_gradient import Rows
+
 from .method import Method
-from .rigl import RigL
-from .set import SET
 from .set_state import SetState
-from .static import Static, StaticMagnitude
-from .topkast import TopKAST
+from .table import METHODS, register_method
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (TopKAST, Static, StaticMagnitude, SET, RigL, MagnitudeSTE, GMP)
-}
-
-__all__ = ["METHODS", "Method", "SetState"]
+__all__ = ["METHODS", "Method", "Rows", "SetState", "register_method"]

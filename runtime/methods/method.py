@@ -17,7 +17,10 @@ Sets = tuple[Tensor, Tensor]
 
 
 class Method(ABC):
-    """The rule of one site. An object belongs to one site.
+    """The rule that chooses A and B of one weight. An object belongs to one weight.
+
+    A class of your own defines ``name``, ``says``, ``uses``, :meth:`start` and :meth:`renew`, and is registered by
+    :func:`topkast.register_method`.
 
     Scores and sets have the shape [groups, units / groups]: one group, or one group for each block row of a balanced
     site. Every group has the same counts. ``score`` is the score of θ, see
@@ -53,6 +56,14 @@ class Method(ABC):
 
     def forget(self) -> None:  # noqa: B027 (most methods remember nothing)
         """Forget all seen gradients, because the sets or θ have changed since the gradients were seen."""
+
+    def saved(self, state: SetState) -> dict[str, Tensor]:
+        """Tensors that a checkpoint needs so that the method continues in the same way. Names, shapes and dtypes never
+        change, also before the first step."""
+        return {}
+
+    def restore(self, saved: dict[str, Tensor]) -> None:  # noqa: B027 (most methods save nothing)
+        """Take the tensors of :meth:`saved` from a checkpoint."""
 
     def see(self, state: SetState, rows: Rows) -> None:  # noqa: B027 (most methods do not look)
         """Receive the dense gradient from a product of a backward; called only if ``watches`` is set."""

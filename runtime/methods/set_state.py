@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from topkast.runtime.layout import Geometry
+from topkast.runtime.reference.dense_gradient import Rows, best_units
 from topkast.runtime.rule import Rule
 
 
@@ -42,6 +43,15 @@ class SetState:
     members: Callable[[], tuple[Tensor, Tensor]]
     draw: Callable[[Tensor, str], Tensor]
     largest: Callable[[Tensor, int], Tensor]
+
+    def gradient_scores(self, rows: Rows) -> Tensor:
+        """The score of each unit by a gradient, float32 [units]: the absolute value of a single weight, the squared
+        L2 norm of a block.
+
+        Args:
+            rows: the gradient, as :meth:`Method.see` receives it.
+        """
+        return best_units(rows, self.geometry, self.geometry.units, balanced=False)[1].float()
 
     @property
     def exploration_ended(self) -> bool:

@@ -27,6 +27,7 @@ SHOWN = {
     "generate": "generated without torch",
     "hf_trainer": "ends in the same bits",
     "lightning_trainer": "validation of the average",
+    "own_method": "ends in the same bits",
     "schedule": "lr 0.0000",
 }
 

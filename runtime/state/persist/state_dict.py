@@ -20,6 +20,7 @@ from . import saved_form, sharded_dict
 from .saved_index import as_plain, as_saved
 
 STATE = "sparse_state"  # submodule of a module with sparse weights: attribute -> site
+METHOD = "method_"  # the names of a method's own tensors begin so
 DENSE = "topkast.load_dense_state_dict(model, state_dict) loads the state dict of the dense model"
 
 
@@ -30,6 +31,7 @@ def add(site: Site, destination: dict[str, Any], prefix: str, keep_vars: bool) -
     destination.update({prefix + name: tensor for name, tensor in outside.items()})
     destination[prefix + "clock"] = site.clock
     destination.update({prefix + name: tensor for name, tensor in site.pending_tensors().items()})
+    destination.update({prefix + name: tensor for name, tensor in _of_method(site).items()})
     if keep_vars:
         return
     destination[prefix + "cols"] = saved_form.as_saved(site, "cols", destination[prefix + "cols"])
@@ -90,6 +92,8 @@ def load(
     own = {**mine, "clock": torch.empty(2)}
     chosen = [f"prepared_{name}" for name in Index._fields] if site.rule.refresh_in_background else []
     own |= {name: mine[name.removeprefix("prepared_")] for name in chosen}
+    of_method = _of_method(site)
+    own |= of_method
     key = {name: places[0] if name == "values" else places[1] + name for name in own}
     found: dict[str, Tensor] = {name: as_plain(state[key[name]]) for name in own if key[name] in state}
     missing += [key[name] for name in own if name not in found]
@@ -114,6 +118,12 @@ def load(
     site.wait()
     fields = _fields(site, found, [found[name].to("cpu", own[name].dtype, copy=True) for name in chosen])
 
+    seen = {name.removeprefix(METHOD): found[name].to(tensor, copy=True) for name, tensor in of_method.items()}
+
+    def after() -> None:
+        site.method.forget()
+        site.method.restore(seen)
+
     @torch.no_grad()
     def apply() -> None:
         if assign:
@@ -122,9 +132,14 @@ def load(
             for name, tensor in mine.items():
                 tensor.copy_(found[name])
         site.remember_index()
-        site.write(None, Change(fields=fields, after=site.method.forget))
+        site.write(None, Change(fields=fields, after=after))
 
     carry_out([site], apply)
+
+
+def _of_method(site: Site) -> dict[str, Tensor]:
+    """The tensors that the site's method saves, by their names in the site's part of a state dict."""
+    return {METHOD + name: tensor for name, tensor in site.method.saved(site.set_state()).items()}
 
 
 def _assign(site: Site, found: dict[str, Tensor]) -> None:
