@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo clang aarch64 other-systems clean
+.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo clang aarch64 macos clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -65,7 +65,7 @@ sanitize: $(READY) $(SANITIZED)
 		$(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py tests/runtime/onnx/test_int8.py tests/passes/onnx/test_onnx_conv.py $(ARGS)
 
 # The tests of native code on the library as Clang compiles it. ZIG is a Python package that holds Clang and the C
-# libraries of other systems. None of the targets from here to other-systems is a part of CI: each compiles for minutes.
+# libraries of other systems. None of the targets from here to macos is a part of CI: each compiles for minutes.
 ZIG := $(BIN)/python -m ziglang c++
 FLAGS := -std=c++17 -O3 -ffp-contract=fast -Wno-psabi -fvisibility=hidden $(addprefix -I,$(wildcard runtime/native/*/))
 SOURCES := $(wildcard runtime/native/*/*.cpp)
@@ -90,13 +90,11 @@ aarch64: $(READY) build/aarch64/server
 		-p topkast.tests.support.emulated.remote_library tests/runtime/native/test_native.py tests/runtime/native/test_native_conv.py \
 		--deselect tests/runtime/native/test_native.py::test_fuzz $(ARGS)
 
-# The library for macOS, Windows and Linux on aarch64. Nothing runs these files: this shows only that the sources compile.
-other-systems: $(VENV)/.zig
-	mkdir -p build/other
-	$(ZIG) -target aarch64-linux-gnu.2.17 $(FLAGS) -fPIC -shared -s $(SOURCES) -o build/other/libtopkast.so
-	$(ZIG) -target aarch64-macos $(FLAGS) -fPIC -shared -s $(SOURCES) -o build/other/libtopkast.dylib
-	$(ZIG) -target x86_64-windows-gnu $(FLAGS) -shared -s $(SOURCES) -o build/other/libtopkast.dll
-	ls -l build/other
+# The library for macOS. Nothing runs the file: this shows only that the sources compile.
+macos: $(VENV)/.zig
+	mkdir -p build/macos
+	$(ZIG) -target aarch64-macos $(FLAGS) -fPIC -shared -s $(SOURCES) -o build/macos/libtopkast.dylib
+	ls -l build/macos
 
 # The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, the one for GPUs (250 MB; it
 # runs on the CPU), or VERSIONS.
