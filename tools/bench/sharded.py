@@ -60,9 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train every case on 1, 2 and 4 processes, then count bytes on 2 and 4."""
-    cases, counts = _cases(), (2, 4)
+    cases, counts = _cases(), [2, 4]
     if args.quick:
-        cases, counts = cases[::7], (2,)
+        cases, counts = cases[::7], [2]
     exact = _exactness(cases, counts)
     CONSOLE.print(_exact_table(exact))
     traffic = _traffic(counts, 64 if args.quick else args.width, args.quick)
@@ -94,7 +94,7 @@ def _options(case: Case) -> dict[str, Any]:
 
 
 def _sharded(model: Any, bf16: bool, mesh: Any) -> None:
-    policy = {"mp_policy": LOW} if bf16 else {}
+    policy: dict[str, Any] = {"mp_policy": LOW} if bf16 else {}
     for block in model.blocks:
         fully_shard(block, mesh=mesh, **policy)
     fully_shard(model, mesh=mesh, **policy)
@@ -117,7 +117,7 @@ def train_cases(cases: list[Case]) -> list[dict[str, Any]]:
                 F.mse_loss(model(x[rank::ranks].float()).float(), y[rank::ranks].float()).backward()
                 optimizer.step()
             if kind == "dense":
-                ends[kind] = {name: p.full_tensor().detach() for name, p in model.named_parameters()}  # type: ignore[attr-defined]
+                ends[kind] = {name: p.full_tensor().detach() for name, p in model.named_parameters()}
             else:
                 ends[kind] = topkast.dense_state_dict(model, values="all", full=True)
                 ends["sets"] = topkast.masks(model)
@@ -131,7 +131,7 @@ def _largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in other)
 
 
-def _exactness(cases: list[Case], counts: tuple[int, ...]) -> list[dict[str, Any]]:
+def _exactness(cases: list[Case], counts: list[int]) -> list[dict[str, Any]]:
     found = []
     alone = _spawned(1, train_cases, cases)[0]
     for ranks in counts:
@@ -194,9 +194,7 @@ def count_traffic(width: int, options: dict[str, Any] | None, bf16: bool) -> dic
     model.blocks = nn.ModuleList(layers)
     if options is not None:
         topkast.sparsify(model, **options, refresh_every=STEPS, seed=0, mesh=mesh)
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, **({"mp_policy": LOW} if bf16 else {}))
-    fully_shard(model, mesh=mesh)
+    _sharded(model, bf16, mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     sent = []
     for _ in range(STEPS):
@@ -209,8 +207,9 @@ def count_traffic(width: int, options: dict[str, Any] | None, bf16: bool) -> dic
     resident = settled() - before
     held = [p.to_local() for p in model.parameters()]
     states = [v.to_local() for s in optimizer.state.values() for v in s.values() if v.dim()]
-    dense = sum(2 * p.nbytes for p in held) + sum(v.nbytes for v in states)
-    places = topkast.report(model).totals["bytes"]["places"]["now"] if options is not None else {"cpu": dense}
+    all_held = sum(p.nbytes * (1 + p.requires_grad) for p in held) + sum(v.nbytes for v in states)
+    reservoir = sum(site.reservoir.nbytes for site in sites(model).values()) if options is not None else 0
+    places = {"training device": all_held, "reservoir": reservoir}
     return {"step": sent[1], "refresh": sent[2] - sent[1], "places": places, "resident": resident}
 
 
@@ -223,7 +222,7 @@ TRAFFIC = {
 }
 
 
-def _traffic(counts: tuple[int, ...], width: int, quick: bool) -> list[dict[str, Any]]:
+def _traffic(counts: list[int], width: int, quick: bool) -> list[dict[str, Any]]:
     found = []
     for ranks, bf16 in itertools.product(counts, (False, True)):
         dense = _spawned(ranks, count_traffic, width, None, bf16)[0]
@@ -236,14 +235,15 @@ def _traffic(counts: tuple[int, ...], width: int, quick: bool) -> list[dict[str,
 def _traffic_table(found: list[dict[str, Any]]) -> Table:
     table = Table(title="bytes of rank 0, and their share of dense FSDP2's")
     for heading in ("ranks", "way", "products", "sent in a step", "of dense", "more in a refresh",
-                    "held by place, of dense", "resident, of dense"):  # fmt: skip
+                    "held on the training device, of dense", "reservoir, of dense", "resident, of dense"):  # fmt: skip
         table.add_column(heading)
     for row in found:
         mine, dense = row["sparse"], row["dense"]
-        places = ", ".join(f"{place} {size / dense['places']['cpu']:.3f}" for place, size in mine["places"].items())
+        whole = sum(dense["places"].values())
         table.add_row(
             str(row["ranks"]), row["way"], "bf16" if row["bf16"] else "fp32", f"{mine['step']:,}",
-            f"{mine['step'] / dense['step']:.3f}", f"{mine['refresh']:,}", places,
+            f"{mine['step'] / dense['step']:.3f}", f"{mine['refresh']:,}",
+            *(f"{size / whole:.3f}" for size in mine["places"].values()),
             f"{mine['resident'] / max(1, dense['resident']):.3f}",
         )  # fmt: skip
     return table
