@@ -147,6 +147,7 @@ def attach(module: nn.Module, attribute: str, site: SiteModule) -> None:
     if attribute in found:
         return  # a module with several names in the model is attached once for each name
     found[attribute] = site
+    site.owners.add(module)
     share_class(module, frozenset(found), complete)
 
 

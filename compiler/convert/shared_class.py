@@ -95,7 +95,8 @@ def _weight(name: str) -> property:
         if not torch.compiler.is_compiling() and is_sharded(values):
             # Between forwards the weight is the sharded parameter, as without topkast. FSDP2 reads it here before
             # it gathers it for the first time; so the site finds its part here at the latest.
-            return sites[name].original
+            sites[name].shard  # noqa: B018
+            return values
         return sites[name](values)
 
     def put(self: Any, value: Tensor) -> None:

@@ -118,6 +118,7 @@ class Site(ShardableSite, nn.Module):
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._own: tuple[int, int] | None = None
         self.owner = None
+        self.owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # all modules that read it; unknown for a copy
         self.noted: Note | None = None
         self._shard: Shard | None = None
         self.compared = False  # whether the ranks of a sharded site were compared

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from topkast.runtime.errors import ConfigError, ModelError
-from topkast.runtime.state.model import find
+from topkast.runtime.state.model import find, sites
 
 
 class Averaged(AveragedModel):
@@ -62,11 +62,13 @@ def averaged(model: Any, decay: float | None = 0.999, device: Any = None) -> Ave
 
     Raises:
         ConfigError: ``decay`` has a value that is not allowed.
-        ModelError: the model was not converted.
+        ModelError: the model was not converted, or ``fully_shard`` has sharded it.
     """
     if decay is not None:
         number = isinstance(decay, (int, float)) and not isinstance(decay, bool) and math.isfinite(decay)
         if not number or not 0 <= decay < 1:
             raise ConfigError(f"decay={decay!r}: must be a number with 0 <= decay < 1, or None for the mean")
     root, _ = find(model)
+    for site in sites(model).values():
+        site.refuse_shard("topkast.averaged")
     return Averaged(root, decay, device)

@@ -194,9 +194,7 @@ def count_traffic(width: int, options: dict[str, Any] | None, bf16: bool) -> dic
     model.blocks = nn.ModuleList(layers)
     if options is not None:
         topkast.sparsify(model, **options, refresh_every=STEPS, seed=0, mesh=mesh)
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=LOW if bf16 else MixedPrecisionPolicy())
-    fully_shard(model, mesh=mesh)
+    _sharded(model, bf16, mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     sent = []
     for _ in range(STEPS):
@@ -209,8 +207,9 @@ def count_traffic(width: int, options: dict[str, Any] | None, bf16: bool) -> dic
     resident = settled() - before
     held = [p.to_local() for p in model.parameters()]
     states = [v.to_local() for s in optimizer.state.values() for v in s.values() if v.dim()]
-    dense = sum(2 * p.nbytes for p in held) + sum(v.nbytes for v in states)
-    places = topkast.report(model).totals["bytes"]["places"]["now"] if options is not None else {"cpu": dense}
+    all_held = sum(p.nbytes * (1 + p.requires_grad) for p in held) + sum(v.nbytes for v in states)
+    reservoir = sum(site.reservoir.nbytes for site in sites(model).values()) if options is not None else 0
+    places = {"training device": all_held, "reservoir": reservoir}
     return {"step": sent[1], "refresh": sent[2] - sent[1], "places": places, "resident": resident}
 
 
@@ -236,14 +235,15 @@ def _traffic(counts: list[int], width: int, quick: bool) -> list[dict[str, Any]]
 def _traffic_table(found: list[dict[str, Any]]) -> Table:
     table = Table(title="bytes of rank 0, and their share of dense FSDP2's")
     for heading in ("ranks", "way", "products", "sent in a step", "of dense", "more in a refresh",
-                    "held by place, of dense", "resident, of dense"):  # fmt: skip
+                    "held on the training device, of dense", "reservoir, of dense", "resident, of dense"):  # fmt: skip
         table.add_column(heading)
     for row in found:
         mine, dense = row["sparse"], row["dense"]
-        places = ", ".join(f"{place} {size / dense['places']['cpu']:.3f}" for place, size in mine["places"].items())
+        whole = sum(dense["places"].values())
         table.add_row(
             str(row["ranks"]), row["way"], "bf16" if row["bf16"] else "fp32", f"{mine['step']:,}",
-            f"{mine['step'] / dense['step']:.3f}", f"{mine['refresh']:,}", places,
+            f"{mine['step'] / dense['step']:.3f}", f"{mine['refresh']:,}",
+            *(f"{size / whole:.3f}" for size in mine["places"].values()),
             f"{mine['resident'] / max(1, dense['resident']):.3f}",
         )  # fmt: skip
     return table

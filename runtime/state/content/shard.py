@@ -98,7 +98,9 @@ class Shard:
         mine[: part.numel()] = part
         found = mine.new_empty(chunk * self.ranks)
         if chunk:  # send bytes, because no backend sends all types
-            torch.distributed.all_gather_into_tensor(found.view(torch.uint8), mine.view(torch.uint8), group=self.group)
+            # torch 2.13 gives the function another name, and warns of the old one.
+            gather = getattr(torch.distributed, "all_gather_single", torch.distributed.all_gather_into_tensor)
+            gather(found.view(torch.uint8), mine.view(torch.uint8), group=self.group)
         return found[:total].to(part.device)
 
     def own_index(self, row_ptr: Tensor, row_fwd: Tensor, cols: Tensor) -> Index:

@@ -65,10 +65,18 @@ class ShardableSite(Derived):
             return cols
         if not torch.compiler.is_compiling() and is_sharded(cols):
             self.refuse_shard()
+            raise ModelError(
+                f"{self.name}: its positions are sharded and its values are not; give fully_shard both (no "
+                "ignored_params)"
+            )
         return cols.view(self.column_type).view(-1)
 
     def refuse_shard(self, what: str = "this") -> None:
-        """Raise ModelError if the site is sharded. what: the name of the function that cannot work on a part."""
+        """Raise ModelError if the site is sharded.
+
+        Args:
+            what: the name of the function that cannot work on a part.
+        """
         if self.shard is not None:
             raise ModelError(
                 f"{self.name}: sharded over several processes, and {what} needs the whole weight; "
@@ -132,8 +140,8 @@ class ShardableSite(Derived):
     def original(self) -> nn.Parameter:
         """B's values as the module's parameter, of :attr:`value_shape`; of a sharded site the parameter that an
         optimizer updates, also while the values are gathered."""
-        shard = self.shard
-        return self.table[self.attribute] if shard is None else shard.values  # type: ignore[return-value]
+        values: Any = self.table[self.attribute]
+        return values if self._shard is None or is_sharded(values) else self._shard.values
 
     def stored(self) -> tuple[Tensor, Index]:
         """The values [values] that this rank has, and their index in the grid of the whole weight."""

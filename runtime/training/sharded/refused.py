@@ -10,7 +10,7 @@ import contextlib
 import functools
 import gc
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -44,10 +44,19 @@ def _answer(self: nn.Module) -> Any:
             tool = ASKERS[frame.f_code.co_name]
             if tool != FULLY_SHARD:
                 refuse(tool)
-            check_shardable([self] if isinstance(self, SiteModule) else [])
+            check_shardable([self] if isinstance(self, SiteModule) else [], _given(frame))
             break
         frame = frame and frame.f_back
     raise AttributeError("not there")
+
+
+def _given(frame: Any) -> Iterator[nn.Module]:
+    """The modules that ``fully_shard`` was called with, and their modules. frame: a frame below the call."""
+    while frame is not None and frame.f_code.co_name != FULLY_SHARD:
+        frame = frame.f_back
+    roots = frame.f_locals["module"] if frame is not None else ()
+    for root in [roots] if isinstance(roots, nn.Module) else roots:
+        yield from root.modules()
 
 
 def _replicate(self: nn.Module) -> NoReturn:

@@ -6,6 +6,8 @@ import warnings
 import weakref
 from collections.abc import Iterable
 
+from torch import nn
+
 from topkast.runtime.errors import ModelError
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.site_module import SiteModule
@@ -13,14 +15,24 @@ from topkast.runtime.state.site_module import SiteModule
 _warned: weakref.WeakSet[Family] = weakref.WeakSet()
 
 
-def check_shardable(sites: Iterable[SiteModule]) -> None:
+def check_shardable(sites: Iterable[SiteModule], inside: Iterable[nn.Module]) -> None:
     """Refuse sites that cannot be sharded, before anything has changed. Warn, once per model, if the index of the sites
     was not prepared for this.
+
+    Args:
+        sites: the sites that are about to be sharded.
+        inside: the modules that ``fully_shard`` was called with, and their modules.
 
     Raises:
         ModelError: the message names the weight and says what to do.
     """
+    inside = set(inside)
     for site in sites:
+        if any(owner not in inside for owner in site.owners):
+            raise ModelError(
+                f"{site.name}: a tied weight, and fully_shard was called with only some of the modules that share it; "
+                "call fully_shard once with all of them: fully_shard([first, second])"
+            )
         if site.method.watches:
             raise ModelError(
                 f"{site.name}: method='rigl': each process would grow by its own gradient, so sets would part ways"

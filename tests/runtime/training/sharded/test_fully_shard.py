@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import topkast
-from topkast.tests.support.sharded import OPTIMIZERS, Run, alone, on_ranks, sharded, train
+from topkast.tests.support.sharded import OPTIMIZERS, Run, alone, mesh_of, on_ranks, sharded, train
+from topkast.tools.common.transport import bytes_sent
 
 BUDGET = 1e-11  # float64; a step's gradient is summed in another order
 
@@ -114,3 +119,39 @@ def test_equals_one_process_in_every_way(tmp_path: Path) -> None:
 def test_equals_one_process_on_more_ranks(ranks: int, tmp_path: Path) -> None:
     runs = {name: run for name, run in FOUR.items() if run.shape is None or ranks == 4}
     check(runs, on_ranks(ranks, tmp_path, trained, runs))
+
+
+def sent(ways: dict[str, dict[str, Any] | None]) -> dict[str, list[int]]:
+    """Run on each rank: the bytes of a step without a refresh, and of a step with one. Options None: a dense model."""
+    os.environ.pop("TOPKAST_COMPARE_RANKS")
+    found = {}
+    for name, options in ways.items():
+        model: Any = nn.Sequential(nn.Linear(128, 512), nn.GELU(), nn.Linear(512, 128))
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        if options is not None:
+            topkast.sparsify(model, fwd=0.9, bwd=0.8, refresh_every=3, seed=0, mesh=mesh_of(Run()), **options)
+        fully_shard(model, mesh=mesh_of(Run()))
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        steps = []
+        for _ in range(3):
+            dist.barrier()
+            before = bytes_sent()
+            optimizer.zero_grad()
+            model(torch.randn(4, 128)).square().mean().backward()
+            optimizer.step()
+            steps.append(bytes_sent() - before)
+        found[name] = steps[1:]
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the bytes of each socket")
+def test_bytes_that_are_sent(tmp_path: Path) -> None:
+    """A step sends less than 0.3 of dense FSDP2's bytes at 0.9/0.8, and a refresh of whole rows nothing."""
+    for found in on_ranks(2, tmp_path, sent, {"dense": None, "rows": {}, "gathered": FREE}):
+        dense = found["dense"][0]
+        for way in ("rows", "gathered"):
+            assert 0.1 * dense < found[way][0] < 0.3 * dense
+        assert found["rows"][0] == found["rows"][1]
+        assert found["gathered"][0] < found["gathered"][1]
