@@ -40,9 +40,8 @@ def test_counts_are_sums_by_hand(ranks: int) -> None:
 
 @pytest.mark.long
 def test_processes_send_what_is_computed() -> None:
-    for options in (SPARSE, SPARSE | {"balanced": False}):
-        for rank in measured(2, options, bf16=False):
-            assert rank["refreshes"] == 1
-            assert rank["step"] == pytest.approx(rank["step computed"], rel=0.05)
-            assert rank["refresh"] == pytest.approx(rank["refresh computed"], rel=0.05, abs=0.05 * rank["step"])
-            assert rank["optimizer"] == rank["held computed"]["optimizer"]
+    for rank in measured(2, SPARSE | {"balanced": False}, bf16=False):
+        assert rank["refreshes"] == 1
+        assert rank["step"] == pytest.approx(rank["step computed"], rel=0.05)
+        assert rank["refresh"] == pytest.approx(rank["refresh computed"], rel=0.05)
+        assert rank["optimizer"] == rank["held computed"]["optimizer"]

@@ -52,10 +52,8 @@ RUNS = {
     "rows": Run(),
     "gathered": Run(options=FREE | {"block": (3, 1)}),
     "without mesh": Run(mesh=False),
-    "blocks": Run(options=BLOCKS),
     "gathered blocks on the host": Run(options=BLOCKS | FREE | {"reservoir": "host"}),
     "not explored": Run("sgd", {"bwd": 0.0}),
-    "end of exploration": Run("sgd", {"stop_exploring_after": 5}),
 }
 SHARDED = ("fsdp", "two replicas")
 WAYS = ("dcp", "file", "async")  # the stages of a chain save in turn
