@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import topkast
-import topkast.watch
 from topkast.runtime.errors import ModelError
 from topkast.runtime.state.model import sites
 
@@ -197,7 +196,7 @@ def test_lightning(tmp_path: Path) -> None:
         def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def run(net: nn.Module, log: Any) -> None:
-        loader = torch.utils.data.DataLoader(torch.randn(32, 16), batch_size=8)
+        loader: Any = torch.utils.data.DataLoader(torch.randn(32, 16), batch_size=8)
         quiet = {
             "log_every_n_steps": 1,
             "enable_progress_bar": False,

@@ -85,7 +85,7 @@ def test_gradient_scores(block: tuple[int, int]) -> None:
     for name, site in sites(model).items():
         blocks = site.geometry.to_blocks(plain.get_parameter(name).grad)
         wanted = blocks[:, 0].abs() if block == (1, 1) else blocks.square().sum(1)
-        torch.testing.assert_close(site.method.seen, wanted)
+        torch.testing.assert_close(site.method.saved(site.set_state())["seen"], wanted)
 
 
 @pytest.mark.parametrize("way", ["save", "state dict", "deepcopy", "pickle"])
@@ -128,7 +128,7 @@ def test_a_file_with_an_unknown_method(tmp_path: Path, inference: bool) -> None:
 def test_a_folder_with_an_unknown_method(tmp_path: Path) -> None:
     hub: Any = pytest.importorskip("huggingface_hub")
 
-    class Net(nn.Sequential, hub.PyTorchModelHubMixin):  # type: ignore[name-defined]
+    class Net(nn.Sequential, hub.PyTorchModelHubMixin):
         def __init__(self) -> None:
             super().__init__(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 6))
 
