@@ -23,6 +23,7 @@ from topkast.runtime.layout import Index
 from topkast.runtime.reference.products import weight
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import Record
+from topkast.runtime.state.persist.saved_form import columns_of
 from topkast.runtime.state.persist.saved_index import as_plain
 from topkast.runtime.state.persist.state_dict import keys
 from topkast.runtime.state.site_module import SiteModule
@@ -61,7 +62,9 @@ def place(owners: list[tuple[str, str]]) -> tuple[str, str]:
 
 def w_a(site: SiteModule, values: Tensor, index: Index) -> Tensor:
     """W_A, dense and in memory of its own, from tensors of a state dict."""
-    return alone(weight(values.reshape(-1), Index(*map(as_plain, index)), site.geometry))
+    row_ptr, row_fwd, cols = map(as_plain, index)
+    index = Index(row_ptr, row_fwd, columns_of(cols, site.geometry.grid[1]))
+    return alone(weight(values.reshape(-1), index, site.geometry))
 
 
 def write_sets(path: Path, found: Owned, record: Record, state: Mapping[str, Any]) -> None:

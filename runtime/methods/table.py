@@ -52,8 +52,13 @@ def register_method(method: M) -> M:
             f"method: {method.__name__}.uses has {', '.join(map(repr, unknown))}; allowed: {', '.join(sorted(USES))}"
         )
     before = METHODS.get(method.name)
-    same = before is not None and (before.__module__, before.__qualname__) == (method.__module__, method.__qualname__)
+    same = before is not None and _place(before) == _place(method)
     if method.name in OWN or (before is not None and not same):
         raise ConfigError(f"method: the name {method.name!r} belongs to {before.__name__}")  # type: ignore[union-attr]
     METHODS[method.name] = method
     return method
+
+
+def _place(method: type[Method]) -> tuple[str, str]:
+    """Where a class is defined: the file, which may be run and imported too, and the name in the file."""
+    return method.renew.__code__.co_filename, method.__qualname__

@@ -104,9 +104,10 @@ class ShardableSite(Derived):
 
     @property
     def own_columns(self) -> Tensor:
-        """The columns of the slots that this rank holds, with the same memory. Only for a sharded site."""
+        """The columns of the slots that this rank holds, with the same memory."""
         shard = self.shard
-        assert shard is not None
+        if shard is None:
+            return self.columns
         cols = shard.cols
         if self.index_is_whole:
             return cols[shard.span(shard.slots, shard.slots_of_chunk)]

@@ -88,8 +88,7 @@ def test_hooks_follow_each_refresh(options: dict[str, Any]) -> None:
     handle = topkast.on_refresh(model, look)
     train(model, 5)
     every = ["0.weight", "2.weight"]
-    calls = [[name] for name in every] if "method" in options else [every]  # RigL refreshes each weight by itself
-    assert [(step, names) for step, names, _ in seen] == [(step, names) for step in (2, 4) for names in calls]
+    assert [(step, names) for step, names, _ in seen] == [(step, every) for step in (2, 4)]
     assert {density for _, _, density in seen} == {topkast.watch.metrics(model)["sparse/density_a"]}
     handle.remove()
     before = len(seen)
