@@ -53,9 +53,7 @@ def extended(given: Any) -> Any:
         call = inspect.signature(given).bind(self, save_directory, *args, **kwargs)
         variant, state = call.arguments.get("variant"), call.arguments.get("state_dict")
         folder, main = Path(save_directory), bool(call.arguments.get("is_main_process", True))
-        if state is not None and not _is_sparse(
-            state
-        ):  # the caller chose what to write, so the sets do not belong to it
+        if state is not None and not _is_sparse(state):  # chosen by the caller, so the sets do not belong to it
             if main:
                 (folder / file_name(variant)).unlink(missing_ok=True)
             return given(*call.args, **call.kwargs)

@@ -18,9 +18,9 @@ from .figures import metrics
 def on_refresh(model: Any, function: Callable[[nn.Module, list[str]], Any]) -> RemovableHandle:
     """Call a function after each refresh of the model. The new sets are complete then.
 
-    The function runs between two steps: before the forward that follows a refresh. The method ``rigl`` refreshes each
-    weight by itself at the end of a step, so the function is called for each weight. An error in the function reaches
-    the training loop. A copy of the model has no hooks.
+    The function runs between two steps: before the forward that follows a step, or at the end of the step if the method
+    is ``rigl`` or the model is sharded. An error in the function reaches the training loop. A copy of the model has no
+    hooks.
 
     Args:
         model: a model converted by topkast, or a wrapper of such a model.
