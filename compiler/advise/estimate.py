@@ -82,7 +82,7 @@ def estimate(
         dense=facts.dense,
         products=products,
         seconds=seconds,
-        bytes={"dense": size["dense"], "sparse": size["sparse"]},
+        memory={"dense": size["dense"], "sparse": size["sparse"]},
         gains=gains,
         why="" if gains else _why(products, plain),
     )

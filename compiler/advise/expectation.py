@@ -15,7 +15,7 @@ from rich.text import Text
 class Product:
     """One kind of product in a step.
 
-    Attributes:
+    Args:
         product: the name of the product, such as "spmm" (forward), "spmm_t" (gradient of the input) or "sddmm"
             (gradient of the weight).
         weight: rows and columns of the weight's matrix.
@@ -37,12 +37,12 @@ class Product:
 class Expectation:
     """The facts of :func:`topkast.estimate`; ``print`` shows them.
 
-    Attributes:
+    Args:
         sparse: weight that would become sparse -> its densities in A and in B.
         dense: parameter that would stay dense -> why.
         products: the products of a step with those weights, with their times.
         seconds: of a training step, "dense" and "sparse" (with its share of the refreshes), neither with Inductor.
-        bytes: of values, gradients and AdamW's state, index and reservoir, "dense" and "sparse"; not of activations.
+        memory: bytes of values, gradients and AdamW's state, index and reservoir, "dense" and "sparse"; not of activations.
         gains: whether the sparse step takes less than 0.95 of the dense step.
         why: why the model will not gain; empty if it gains.
     """
@@ -51,7 +51,7 @@ class Expectation:
     dense: dict[str, str]
     products: list[Product]
     seconds: dict[str, float]
-    bytes: dict[str, int]
+    memory: dict[str, int]
     gains: bool
     why: str
 
@@ -73,12 +73,12 @@ class Expectation:
             times = f"{1e3 * one.sparse:.3f}", f"{1e3 * one.dense:.3f}"
             table.add_row(one.product, f"{rows} x {cols}", str(one.runs), one.kernel, *times)
         step = {name: f"{1e3 * seconds:.1f} ms" for name, seconds in self.seconds.items()}
-        size = {name: f"{count / 1e6:.1f} MB" for name, count in self.bytes.items()}
+        size = {name: f"{count / 1e6:.1f} MB" for name, count in self.memory.items()}
         lines = [
             f"sparse: {len(self.sparse)} weights; dense: {len(self.dense)} parameters",
             f"step: {step['sparse']} sparse, {step['dense']} dense: {self.ratio:.2f}",
             f"memory without activations: {size['sparse']} sparse, {size['dense']} dense: "
-            f"{self.bytes['sparse'] / self.bytes['dense']:.2f}",
+            f"{self.memory['sparse'] / self.memory['dense']:.2f}",
         ]
         lines += [] if self.gains else [f"This model will not gain time, because {self.why}."]
         return Group(table, Text("\n".join(lines)))

@@ -24,7 +24,7 @@ class Method(ABC):
 
     Scores and sets have the shape [groups, units / groups]: one group, or one group for each block row of a balanced
     site. Every group has the same counts. ``score`` is the score of θ, see
-    :func:`topkast.runtime.reference.selection.scores`.
+    ``scores`` in ``topkast.runtime.reference.selection``.
     """
 
     name: ClassVar[str]

@@ -168,6 +168,7 @@ class Site(ShardableSite, nn.Module):
     def accept(self, values: nn.Parameter | None = None) -> None:
         """Accept other tensors in the place of the site's tensors permanently. ``values`` are the values that will be
         set soon; None: the current values."""
+        self.shard  # noqa: B018 (notices that fully_shard has replaced the tensors)
         self._own = id(self.original if values is None else values), id(self.cols)
         if self._index_was_written():
             self.broken = WRITTEN

@@ -37,7 +37,7 @@ def test_finds_every_product_with_its_runs_and_changes_nothing() -> None:
     of_gru = [one.runs for one in found.products if one.product == "spmm" and one.weight == (192, 64)]
     assert sorted(of_gru) == [1, 7], "one for all inputs, one for each of 7 steps"
     assert all(one.sparse > 0 and one.dense > 0 for one in found.products)
-    assert 0 < found.bytes["sparse"] < found.bytes["dense"]
+    assert 0 < found.memory["sparse"] < found.memory["dense"]
     torch.testing.assert_close(model.state_dict(), before)
     assert not hasattr(model, "_topkast") and torch.equal(torch.random.get_rng_state(), state)
     assert "sparse: 4 weights" in str(found) and found.to_dict()["seconds"]["dense"] > 0
@@ -47,7 +47,7 @@ def test_bytes_are_those_of_training_with_adamw() -> None:
     model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 64, bias=False))
     found = topkast.estimate(model, torch.randn(8, 64))
     weights = 2 * 64 * 64 * 4
-    assert found.bytes["dense"] == pytest.approx(4 * weights, rel=0.01)  # values, gradient, two moments
+    assert found.memory["dense"] == pytest.approx(4 * weights, rel=0.01)  # values, gradient, two moments
 
 
 def product(sparse: float, dense: float) -> Product:
