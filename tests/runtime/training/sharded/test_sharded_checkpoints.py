@@ -51,7 +51,6 @@ CHAIN = [
 RUNS = {
     "rows": Run(),
     "gathered": Run(options=FREE | {"block": (3, 1)}),
-    "without mesh": Run(mesh=False),
     "gathered blocks on the host": Run(options=BLOCKS | FREE | {"reservoir": "host"}),
     "not explored": Run("sgd", {"bwd": 0.0}),
 }
