@@ -42,7 +42,7 @@ class Expectation:
         dense: parameter that would stay dense -> why.
         products: the products of a step with those weights, with their times.
         seconds: of a training step, "dense" and "sparse" (with its share of the refreshes), neither with Inductor.
-        memory: bytes of values, gradients, AdamW's state, index and reservoir, "dense" and "sparse", without activations.
+        memory: bytes of values, gradients, AdamW's state, index and reservoir, "dense" and "sparse"; no activations.
         gains: whether the sparse step takes less than 0.95 of the dense step.
         why: why the model will not gain; empty if it gains.
     """
