@@ -16,10 +16,9 @@ from torch import fx
 from topkast.compiler.capture.cpp_compiler import lacks_compiler
 from topkast.compiler.capture.entry import Entries
 from topkast.compiler.capture.no_gain import notice_no_gain
-from topkast.compiler.capture.recurrent import as_one_operator, mostly_recurrent
+from topkast.compiler.capture.trace_recurrent import as_one_operator, mostly_recurrent
 from topkast.compiler.capture.traceable import hides, in_the_open, within
 from topkast.compiler.capture.why_eager import why_eager
-from topkast.compiler.options import Option, choice
 from topkast.compiler.report.pass_logs import keep_log
 from topkast.passes import aten as passes
 from topkast.passes.aten import PassLog
@@ -28,6 +27,8 @@ from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import sites
 from topkast.runtime.training.eager_steps import Watch
+
+from .options import Option, choice
 
 BACKEND = Option(
     "backend",

@@ -11,7 +11,7 @@ from topkast.compiler.convert.sparsify import M, convert
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import find, sites
 from topkast.runtime.state.refresh import refresh as refresh_sites
-from topkast.runtime.state.sharding.dense import reshard
+from topkast.runtime.state.sharding.whole_tensors import reshard
 from topkast.runtime.training.eager_steps import notice_eager_step
 from topkast.runtime.training.optimizer_hooks import advance
 

@@ -15,9 +15,9 @@ from topkast.runtime.state.change.copies import changes_of_copies
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.find_sites import SparseState, joined
 from topkast.runtime.state.model import find, owned, sites
-from topkast.runtime.state.sharding.dense import adapted, has_full_state, reshard, stored, whole
 from topkast.runtime.state.sharding.gathered import gathered
 from topkast.runtime.state.sharding.part import at_work
+from topkast.runtime.state.sharding.whole_tensors import adapted, has_full_state, reshard, stored, whole
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 

@@ -22,7 +22,7 @@ from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.planner.cache import use
 from topkast.runtime.planner.plan import times_of
 from topkast.runtime.state.content.parts import carry_out
-from topkast.runtime.state.content.shard import Shard
+from topkast.runtime.state.content.shards.shard import Shard
 from topkast.runtime.state.model import Record, find, sites
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from topkast.runtime.errors import CheckpointError
-from topkast.runtime.state.content.shard import cut_by_rows, is_sharded, local, rows_held
+from topkast.runtime.state.content.shards.shard import cut_by_rows, is_sharded, local, rows_held
 
 
 def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -19,7 +19,7 @@ from safetensors.torch import save as one_file
 from torch import Tensor
 
 from topkast.runtime.errors import CheckpointError
-from topkast.runtime.state.content.shard import Shard, is_sharded, local
+from topkast.runtime.state.content.shards.shard import Shard, is_sharded, local
 
 from .pack import without_ties
 

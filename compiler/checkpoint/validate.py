@@ -13,7 +13,7 @@ from topkast.compiler.options import options
 from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.layout import Index, check_index
 from topkast.runtime.methods import METHODS
-from topkast.runtime.state.content.shard import is_sharded, local
+from topkast.runtime.state.content.shards.shard import is_sharded, local
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.model import owned
 from topkast.runtime.state.persist.saved_form import columns_of

@@ -16,7 +16,7 @@ import torch
 from topkast.compiler.capture.cpp_compiler import MISSING as NO_COMPILER
 from topkast.compiler.capture.cpp_compiler import has_compiler
 from topkast.compiler.compile import compile
-from topkast.compiler.report.plain_text import labelled
+from topkast.compiler.report.shown.plain_text import labelled
 from topkast.runtime.extras import EXTRAS, missing
 from topkast.runtime.kernels import native_library
 from topkast.runtime.planner import cache

@@ -7,11 +7,11 @@ import json
 import sys
 from importlib.metadata import version
 
-from . import cache, doctor, export_checkpoint, inspect_file, report_checkpoint
+from . import doctor, export_checkpoint, inspect_file, report_checkpoint
 from .answer import Answer, harmless, print_answer
 
 # Each module has NAME, HELP, EXAMPLES, add_arguments(parser) and answer(args).
-COMMANDS = (inspect_file, report_checkpoint, export_checkpoint, doctor, cache)
+COMMANDS = (inspect_file, report_checkpoint, export_checkpoint, doctor, clear_cache)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.state.content.shard import is_sharded
+from topkast.runtime.state.content.shards.shard import is_sharded
 from topkast.runtime.state.persist.state_dict import STATE
 
 _MADE = "_topkast_classes"  # on the class that was extended: attributes -> the class that is sparse in them

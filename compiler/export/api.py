@@ -19,10 +19,10 @@ from topkast.runtime.extras import need
 from topkast.runtime.kernels import native_library
 from topkast.runtime.state.model import find
 
-from .cache import CachedInputs
 from .dimensions.axes import all_axes
 from .flatten import Flat, Inputs, without_cache
 from .int8.int8_options import read_int8_options
+from .kv_cache import CachedInputs
 from .names import file_names
 from .program import first_line, trace
 from .result import ExportResult

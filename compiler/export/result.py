@@ -12,7 +12,7 @@ from rich.table import Table
 
 from topkast.compiler.report.groups import by_kind, grouped, label, with_counts
 from topkast.compiler.report.numbers import plural
-from topkast.compiler.report.plain_text import labelled, to_text
+from topkast.compiler.report.shown.plain_text import labelled, to_text
 
 if TYPE_CHECKING:
     from topkast.compiler.export.int8.calibrate import Calibration

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topkast.runtime.state.content.shard import local
+from topkast.runtime.state.content.shards.shard import local
 from topkast.runtime.state.site_module import SiteModule
 
 

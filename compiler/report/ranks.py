@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from topkast.runtime.state.content.shard_outside import rows_of
+from topkast.runtime.state.content.shards.shard_outside import rows_of
 from topkast.runtime.state.sharding.sums import summed
 from topkast.runtime.state.site_module import SiteModule
 

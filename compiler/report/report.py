@@ -7,11 +7,12 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 
+from topkast.compiler.report.shown.page import fragment, page
+from topkast.compiler.report.shown.plain_text import to_text
+from topkast.compiler.report.shown.screen import screen
+from topkast.compiler.report.shown.table import Details
+
 from .facts import Facts, facts_of
-from .page import fragment, page
-from .plain_text import to_text
-from .screen import screen
-from .table import Details
 
 
 class Report(Facts):

@@ -1,10 +1,10 @@
 """The module ``topkast.watch``: figures about a sparse model during training, and ways to log them.
 
-``figures`` computes them. ``loggers`` brings them to a function of the user's own, to Trainer and to Lightning;
+``sparse_figures`` computes them. ``loggers`` brings them to a function of the user's own, to Trainer and to Lightning;
 their packages are imported only when they are used.
 """
 
-from .figures import metrics
 from .loggers import every_refresh, lightning_callback, trainer
+from .sparse_figures import metrics
 
 __all__ = ["every_refresh", "lightning_callback", "metrics", "trainer"]

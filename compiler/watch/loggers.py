@@ -12,7 +12,7 @@ from topkast.runtime.errors import ModelError
 from topkast.runtime.state.model import find, sites
 from topkast.runtime.state.refresh_hooks import add_hook
 
-from .figures import metrics
+from .sparse_figures import metrics
 
 
 def on_refresh(model: Any, function: Callable[[nn.Module, list[str]], Any]) -> RemovableHandle:

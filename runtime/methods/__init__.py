@@ -5,7 +5,7 @@ from __future__ import annotations
 from topkast.runtime.reference.dense_gradient import Rows
 
 from .method import Method
+from .registered import METHODS, register_method
 from .set_state import SetState
-from .table import METHODS, register_method
 
 __all__ = ["METHODS", "Method", "Rows", "SetState", "register_method"]

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from topkast.runtime.state.sharding.whole_tensors import reshard
+
 from .refresh import refresh_by_interval
-from .sharding.dense import reshard
 from .site import Site
 from .when import due
 

@@ -30,7 +30,7 @@ from topkast.runtime.state.content.index_check import WRITTEN, Note, checked, re
 from topkast.runtime.state.content.optimizer_state import kept_tensors
 from topkast.runtime.state.content.parts import HALF, Change, Copy, Parts, Snapshot
 from topkast.runtime.state.content.reservoirs import values_outside
-from topkast.runtime.state.content.shard import Shard, local
+from topkast.runtime.state.content.shards.shard import Shard, local
 from topkast.runtime.state.sharding.shardable_site import ShardableSite
 
 

@@ -17,7 +17,7 @@ from topkast.runtime.state.change.commit import commit
 from topkast.runtime.state.change.relayout import with_new_sets
 from topkast.runtime.state.content.choose_sets import first_sets
 from topkast.runtime.state.content.parts import Change, Parts
-from topkast.runtime.state.content.shard import local
+from topkast.runtime.state.content.shards.shard import local
 from topkast.runtime.state.sharding.part import at_work
 
 from .dynamo_rules import set_dynamo_rules

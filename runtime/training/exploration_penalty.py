@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.layout import explored_values
-from topkast.runtime.state.content.shard import local
+from topkast.runtime.state.content.shards.shard import local
 from topkast.runtime.state.site_module import SiteModule
 
 Step = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of an optimizer's step

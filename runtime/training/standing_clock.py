@@ -19,7 +19,7 @@ from torch import Tensor
 
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.fingerprint import fingerprint
-from topkast.runtime.state.content.shard import local
+from topkast.runtime.state.content.shards.shard import local
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.when import gradients
 

@@ -1,5 +1,5 @@
-"""Each way of training that would give ranks sets of their own, and its error. tests/support/ranks.py runs this on
-every rank.
+"""Each way of training that would give ranks sets of their own, and its error. tests/support/processes/ranks.py runs
+this on every rank.
 """
 
 from __future__ import annotations

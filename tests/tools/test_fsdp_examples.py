@@ -14,7 +14,7 @@ import pytest
 from topkast.tools.common.places import ROOT
 
 FOLDER = ROOT / "tools" / "examples" / "fsdp"
-NOT_RUN = {"accelerate_plugin", "hf_trainer"}  # trainers that use FSDP2 on GPUs only
+NOT_RUN = {"accelerate_plugin", "sharded_hf_trainer"}  # trainers that use FSDP2 on GPUs only
 
 
 def _output(*command: str | Path) -> str:
@@ -32,7 +32,7 @@ def test_what_was_not_run_says_so() -> None:
 
 @pytest.mark.long
 def test_a_decoder_goes_on_in_the_same_bits(tmp_path: Path) -> None:
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(FOLDER / "decoder.py")]
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(FOLDER / "train_decoder.py")]
     start += ["--folder", str(tmp_path), "--steps", "7", "--save-every", "3"]
     through = _output(*start)
     assert "continue" not in through

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(native_library.path() is None, reason="the native library was not built"),
 ]
-DATA = ("py.typed", "runtime/triton/configs.json", "compiler/report/page.html")
+DATA = ("py.typed", "runtime/triton/configs.json", "compiler/report/shown/page.html")
 TRAIN = """
 import torch, topkast
 model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from topkast.tools.bench.scale.decoder import Size
-from topkast.tools.bench.scale.measured import measured
-from topkast.tools.bench.scale.table import SPARSE, computed
+from topkast.tools.bench.scale.counted_decoder import Size
+from topkast.tools.bench.scale.scale_table import SPARSE, computed
+from topkast.tools.bench.scale.sent_bytes import measured
 
 SIZE = Size(dim=80, layers=3, heads=4, keys=4, inner=240, vocab=40)
 BLOCK = 4 * 80 * 80 + 3 * 80 * 240  # weights of the linear layers of a block

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from topkast.tools.bench.waiting.child import run
-from topkast.tools.bench.waiting.table import child, waiting_table
+from topkast.tools.bench.waiting.waiting_table import child, waiting_table
 
 
 def graphs(script: str, side: str) -> int:

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 import topkast
 from topkast.runtime.state.model import sites
 from topkast.runtime.state.sharding.compare import VARIABLE
-from topkast.tests.support.sharded import OPTIMIZERS, REFRESH, Net, Run, batches, mesh_of, on_ranks
+from topkast.tests.support.processes.sharded import OPTIMIZERS, REFRESH, Net, Run, batches, mesh_of, on_ranks
 from topkast.tools.common.results import CONSOLE
 from topkast.tools.common.transport import bytes_sent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from topkast.tools.bench import tables as bench
-from topkast.tools.bench.scale import page as scale
+from topkast.tools.bench.scale import scale_page as scale
 from topkast.tools.common.places import RESULTS
 from topkast.tools.study.shown import page_tables as study
 from topkast.tools.zoo import records_table

@@ -13,9 +13,9 @@ from topkast.runtime.errors import OptimizerError
 from topkast.runtime.kernels.theta import follow
 from topkast.runtime.layout import Geometry, Index, slot_units
 from topkast.runtime.optimizers.probe import INSTEAD, start
+from topkast.runtime.state.content.shards.shard import local
 
 from .parts import Changing, Parts, carry_out
-from .shard import local
 
 
 class OptimizedSite(Changing, Protocol):

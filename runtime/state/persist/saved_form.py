@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from topkast.runtime.layout import column_type
 from topkast.runtime.state.content.marks import packed, unpacked
 from topkast.runtime.state.content.reservoirs import values_outside
-from topkast.runtime.state.content.shard_outside import has_equal_rows
+from topkast.runtime.state.content.shards.shard_outside import has_equal_rows
 from topkast.runtime.state.site import Site
 
 OUTSIDE = ("reservoir", "ever")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from topkast.runtime.layout import check_index
 from topkast.runtime.state.content.parts import Change, carry_out
-from topkast.runtime.state.content.shard import Shard, is_sharded, local
+from topkast.runtime.state.content.shards.shard import Shard, is_sharded, local
 from topkast.runtime.state.refresh_after_load import refresh_at_next_forward
 from topkast.runtime.state.site import Site
 from topkast.runtime.state.when import due

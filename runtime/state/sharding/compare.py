@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.errors import ModelError
-from topkast.runtime.state.content.shard import Shard, local
+from topkast.runtime.state.content.shards.shard import Shard, local
 
 VARIABLE = "TOPKAST_COMPARE_RANKS"
 

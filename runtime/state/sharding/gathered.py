@@ -8,8 +8,8 @@ from torch import Tensor
 
 from topkast.runtime.layout import Index
 from topkast.runtime.state.content.reservoirs import values_outside
-from topkast.runtime.state.content.shard import local
-from topkast.runtime.state.content.shard_outside import rows_of
+from topkast.runtime.state.content.shards.shard import local
+from topkast.runtime.state.content.shards.shard_outside import rows_of
 
 
 def gathered(site: Any) -> tuple[Tensor, Tensor, Index]:

@@ -21,8 +21,8 @@ from topkast.runtime.state.content.derived import Derived
 from topkast.runtime.state.content.optimizer_state import kept_tensors
 from topkast.runtime.state.content.parts import Change, Copy, Parts
 from topkast.runtime.state.content.reservoirs import values_outside
-from topkast.runtime.state.content.shard import Shard, local
-from topkast.runtime.state.content.shard_outside import rows_of
+from topkast.runtime.state.content.shards.shard import Shard, local
+from topkast.runtime.state.content.shards.shard_outside import rows_of
 
 from .compare import compare_if_asked
 

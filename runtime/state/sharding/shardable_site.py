@@ -15,8 +15,8 @@ from topkast.runtime.errors import ModelError
 from topkast.runtime.kernels.theta import assemble
 from topkast.runtime.layout import Index, column_type, index_masks
 from topkast.runtime.state.content.derived import Derived
-from topkast.runtime.state.content.shard import Shard, is_sharded, local, shard_of
-from topkast.runtime.state.content.shard_outside import own_outside
+from topkast.runtime.state.content.shards.shard import Shard, is_sharded, local, shard_of
+from topkast.runtime.state.content.shards.shard_outside import own_outside
 
 from .gathered import gathered
 

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel
 
 import topkast
 from topkast.compiler.report.report import Report
-from topkast.compiler.report.screen import LINES
+from topkast.compiler.report.shown.screen import LINES
 
 WIDTHS = (80, 100, 120)
 

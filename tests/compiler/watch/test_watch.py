@@ -70,9 +70,9 @@ def test_the_step_ratio_comes_from_measurements(monkeypatch: pytest.MonkeyPatch)
         {"product": "spmm on tiles", "seconds": {"rows": 9.0, "tiles": 1.0}},
     ]
     model = made()
-    monkeypatch.setattr("topkast.compiler.watch.figures.measured", lambda geometry, n_fwd, n_bwd: [])
+    monkeypatch.setattr("topkast.compiler.watch.sparse_figures.measured", lambda geometry, n_fwd, n_bwd: [])
     assert "sparse/step_ratio" not in topkast.watch.metrics(model)
-    monkeypatch.setattr("topkast.compiler.watch.figures.measured", lambda geometry, n_fwd, n_bwd: entries)
+    monkeypatch.setattr("topkast.compiler.watch.sparse_figures.measured", lambda geometry, n_fwd, n_bwd: entries)
     assert topkast.watch.metrics(model)["sparse/step_ratio"] == (1 + 5) / (4 + 5)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from topkast.runtime.kernels.candidates import candidates
 from topkast.runtime.layout import Geometry, build_index
-from topkast.runtime.ops import recurrent as _operators  # noqa: F401  (defines torch.ops.topkast.recurrence)
+from topkast.runtime.ops import recurrence as _operators  # noqa: F401  (defines torch.ops.topkast.recurrence)
 from topkast.runtime.reference.products import weight
 from topkast.runtime.reference.recurrent import GATES
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from topkast.tests.support.ranks import RANKS, SCENARIOS, SPARSE, model_of, run, shares
+from topkast.tests.support.processes.ranks import RANKS, SCENARIOS, SPARSE, model_of, run, shares
 from topkast.tests.support.truth.budget import assert_budget, tally
 from topkast.tests.support.truth.builders import CASES
 from topkast.tests.support.truth.choice import Rules

@@ -13,8 +13,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from topkast.runtime.state.content.reservoirs import values_outside
-from topkast.runtime.state.content.shard import local
-from topkast.runtime.state.content.shard_outside import rows_of
+from topkast.runtime.state.content.shards.shard import local
+from topkast.runtime.state.content.shards.shard_outside import rows_of
 from topkast.runtime.state.site_module import SiteModule
 
 STATES = 2  # tensors of AdamW for each value

@@ -1,4 +1,4 @@
-"""Kill ranks of ``decoder.py`` five times, and compare the end with an undisturbed run: the same bits.
+"""Kill ranks of ``train_decoder.py`` five times, and compare the end with an undisturbed run: the same bits.
 
     python tools/examples/fsdp/kills.py
 
@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(__file__).with_name("decoder.py")
+PROGRAM = Path(__file__).with_name("train_decoder.py")
 KILLS = ("random", "save", "random", "refresh", "random")
 RANKS, STEPS, SAVE_EVERY = 2, 40, 4
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import topkast
-from topkast.tests.support.sharded import OPTIMIZERS, Run, alone, mesh_of, on_ranks, sharded, train
+from topkast.tests.support.processes.sharded import OPTIMIZERS, Run, alone, mesh_of, on_ranks, sharded, train
 from topkast.tools.common.transport import bytes_sent
 
 BUDGET = 1e-11  # float64; a step's gradient is summed in another order

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 import topkast
-from topkast.tests.support.sharded import OPTIMIZERS, STEPS, Run, alone, build, on_ranks, sharded, train
+from topkast.tests.support.processes.sharded import OPTIMIZERS, STEPS, Run, alone, build, on_ranks, sharded, train
 
 BUDGET = 1e-11  # float64; a step's gradient is summed in another order
 FREE = {"balanced": False}

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 import topkast
 from topkast.compiler.checkpoint import together
-from topkast.runtime.state.content.shard import Shard
-from topkast.tests.support.sharded import OPTIMIZERS, Run, build, on_ranks, sharded, start, train
+from topkast.runtime.state.content.shards.shard import Shard
+from topkast.tests.support.processes.sharded import OPTIMIZERS, Run, build, on_ranks, sharded, start, train
 
 RUN = Run()
 COLUMNS = "blocks.0.up.sparse_state.weight.cols"

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import topkast
-from topkast.tests.support.sharded import OPTIMIZERS, Run, batches, build, mesh_of, on_ranks, sharded, train
+from topkast.tests.support.processes.sharded import OPTIMIZERS, Run, batches, build, mesh_of, on_ranks, sharded, train
 
 RUNS = {"rows": Run("sgd"), "gathered": Run("sgd", {"balanced": False}), "without mesh": Run("sgd", mesh=False)}
 

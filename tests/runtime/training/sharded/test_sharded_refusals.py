@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import topkast
-from topkast.tests.support.sharded import OPTIMIZERS, Net, Run, batches, build, mesh_of, sharded
+from topkast.tests.support.processes.sharded import OPTIMIZERS, Net, Run, batches, build, mesh_of, sharded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),

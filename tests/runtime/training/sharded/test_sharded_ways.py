@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import topkast
 from topkast.compiler.backend import compile_module, topkast_aot_eager, topkast_backend
-from topkast.tests.support.sharded import OPTIMIZERS, STEPS, Run, batches, build, mesh_of, on_ranks
+from topkast.tests.support.processes.sharded import OPTIMIZERS, STEPS, Run, batches, build, mesh_of, on_ranks
 
 BUDGET = 1e-11
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .marks import packed, unpacked
+from topkast.runtime.state.content.marks import packed, unpacked
+
 from .shard import Shard
 
 

@@ -1,6 +1,6 @@
 """Hugging Face's Trainer with ``fsdp``. Not run: the Trainer uses FSDP2 on GPUs only, and there was none.
 
-    torchrun --nproc-per-node 8 tools/examples/fsdp/hf_trainer.py
+    torchrun --nproc-per-node 8 tools/examples/fsdp/sharded_hf_trainer.py
 
 The model is made sparse before the Trainer shards it, with the mesh of all ranks.
 """

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.tests.tools.test_zoo import GOOD
 from topkast.tools.zoo import __main__ as zoo
 from topkast.tools.zoo import kernel_sample as _zoo_kernels
 from topkast.tools.zoo import kernel_table as _zoo_kernel_table
@@ -19,6 +18,8 @@ from topkast.tools.zoo import records_table as _zoo_table
 from topkast.tools.zoo import runner as _zoo_run
 from topkast.tools.zoo.model_entry import Entry
 from topkast.tools.zoo.stages import check
+
+from .test_zoo import GOOD
 
 
 def linear(name: str, size: int = 40) -> Entry:

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from .facts import Facts
-from .groups import layers_of, ran
-from .headlines import alike, headlines, reasons, title
+from topkast.compiler.report.facts import Facts
+from topkast.compiler.report.groups import layers_of, ran
+from topkast.compiler.report.headlines import alike, headlines, reasons, title
 
 if TYPE_CHECKING:
     from jinja2 import Template

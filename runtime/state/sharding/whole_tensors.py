@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topkast.runtime.state.content.shard import is_sharded
+from topkast.runtime.state.content.shards.shard import is_sharded
 
 
 def stored(value: Any, like: Any, full: bool) -> Any:

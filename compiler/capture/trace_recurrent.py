@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._decomp import decompositions
 
-from topkast.runtime.ops import recurrent as _operators  # noqa: F401  (defines torch.ops.topkast.recurrence)
+from topkast.runtime.ops import recurrence as _operators  # noqa: F401  (defines torch.ops.topkast.recurrence)
 from topkast.runtime.state.site_module import SiteModule
 
 

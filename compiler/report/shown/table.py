@@ -9,9 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .facts import Facts
-from .groups import grouped, label
-from .numbers import count, share, size
+from topkast.compiler.report.facts import Facts
+from topkast.compiler.report.groups import grouped, label
+from topkast.compiler.report.numbers import count, share, size
+
 from .plain_text import to_text
 
 WIDTH = 160  # columns of text that is printed to no terminal

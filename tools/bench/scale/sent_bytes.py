@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from topkast.tools.common.transport import bytes_sent
 
 from .count import held, sent_in_a_refresh, sent_in_a_step
-from .decoder import Size, sharded
+from .counted_decoder import Size, sharded
 
 SMALL = Size(dim=128, layers=2, heads=4, keys=2, inner=352, vocab=64)
 EVERY = 4

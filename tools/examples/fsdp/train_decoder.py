@@ -2,12 +2,12 @@
 
 On a laptop, two processes on the CPU:
 
-    torchrun --nproc-per-node 2 tools/examples/fsdp/decoder.py --folder run
+    torchrun --nproc-per-node 2 tools/examples/fsdp/train_decoder.py --folder run
 
 On a cluster, 64 GPUs (8 nodes of 8), bf16 products:
 
     torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --max-restarts 3 \\
-        tools/examples/fsdp/decoder.py --folder /shared/run --device cuda --bf16 \\
+        tools/examples/fsdp/train_decoder.py --folder /shared/run --device cuda --bf16 \\
         --dim 4096 --layers 32 --heads 32 --vocab 32000 --sequence 2048 --batch 8 --refresh-every 100 --save-every 500
 
 A run that starts again with the same folder continues from the last complete checkpoint: with the same number of ranks

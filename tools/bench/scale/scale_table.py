@@ -16,8 +16,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from .count import gathered, held, sent_in_a_refresh, sent_in_a_step
-from .decoder import SIZES, Size, sharded
-from .measured import measured
+from .counted_decoder import SIZES, Size, sharded
+from .sent_bytes import measured
 
 RANKS = (8, 64, 256, 1024)
 SPARSE = {"fwd": 0.9, "bwd": 0.8}

@@ -11,10 +11,11 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
-from .facts import Facts
-from .groups import Layers, at_dots, layers_of
-from .headlines import alike, headlines, title
-from .numbers import plural
+from topkast.compiler.report.facts import Facts
+from topkast.compiler.report.groups import Layers, at_dots, layers_of
+from topkast.compiler.report.headlines import alike, headlines, title
+from topkast.compiler.report.numbers import plural
+
 from .plain_text import labelled
 
 LINES = 15
