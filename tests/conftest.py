@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 
 # First: transformers and timm import torchvision, which may have been built for another torch.
 import topkast.tools.zoo.model_entry  # noqa: F401
+from topkast.runtime.methods import METHODS
 from topkast.tests.support.truth import budget, lockstep, ways
 
 # What is tested must not depend on what was faster today, and the oracle sums in the order of dense products; the
@@ -31,11 +32,14 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Same seed, no compiled code and no leftover mode from the test before."""
+    """Same seed, no compiled code and no leftover mode or registered method from the test before."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     torch.set_grad_enabled(True)
+    methods = dict(METHODS)
     yield
+    METHODS.clear()
+    METHODS.update(methods)
     torch._dynamo.reset()
     assert torch._C._is_torch_function_enabled(), "the test has left tensor subclasses, and fx, switched off"
 

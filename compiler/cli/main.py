@@ -7,7 +7,7 @@ import json
 import sys
 from importlib.metadata import version
 
-from . import doctor, export_checkpoint, inspect_file, report_checkpoint
+from . import clear_cache, doctor, export_checkpoint, inspect_file, report_checkpoint
 from .answer import Answer, harmless, print_answer
 
 # Each module has NAME, HELP, EXAMPLES, add_arguments(parser) and answer(args).
