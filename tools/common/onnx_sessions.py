@@ -37,6 +37,20 @@ def runner(made: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], obj
     return lambda: made.run(None, dict(feeds))
 
 
+def bound_runner(made: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], object]:
+    """Runs a session that writes its results where it wrote them before.
+
+    ``session.run`` makes fresh arrays for the results. The system then maps their pages anew: a quarter of a
+    millisecond for 4 MB, which a layer between two others never pays.
+    """
+    binding = made.io_binding()
+    for name, array in feeds.items():
+        binding.bind_cpu_input(name, array)
+    for output, found in zip(made.get_outputs(), made.run(None, dict(feeds)), strict=True):
+        binding.bind_ortvalue_output(output.name, onnxruntime.OrtValue.ortvalue_from_numpy(found))
+    return lambda: made.run_with_iobinding(binding)
+
+
 def memory(path: Path, feeds: Feeds, threads: int, library: Path) -> dict[str, int]:
     """Growth in bytes of a fresh process that opens ``path`` and runs it once.
 

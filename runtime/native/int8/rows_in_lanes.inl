@@ -12,13 +12,14 @@ struct Gathered {
 
 // RV vectors of rows, from `row` on, of groups begin .. end, times S samples, from `sample` on.
 template <int T, int RV, int S>
-static inline void lanes_sums(const Int8Matrix& w, int64_t begin, int64_t end, int row, int64_t sample, Gathered<T>& in) {
+static inline void lanes_sums(const Int8Matrix& w, int64_t begin, int64_t end, int row, int64_t sample, bool fresh,
+                              Gathered<T>& in) {
     I acc[S][RV];
     int32_t* const sums = in.sums + sample * w.r + row;
 #pragma GCC unroll 16
     for (int j = 0; j < S; ++j)
 #pragma GCC unroll 4
-        for (int v = 0; v < RV; ++v) acc[j][v] = load_words(sums + j * w.r + v * LANES);
+        for (int v = 0; v < RV; ++v) acc[j][v] = fresh ? I{} : load_words(sums + j * w.r + v * LANES);
     const int8_t* weights = w.packed + (begin * w.r + row) * GROUP;
     const int32_t* x = in.words + sample;
     for (int64_t g = begin; g < end; ++g, weights += w.r * GROUP, x += Gathered<T>::W) {
@@ -39,10 +40,10 @@ static inline void lanes_sums(const Int8Matrix& w, int64_t begin, int64_t end, i
 }
 
 template <int T, int RV>
-static inline int lanes_rows(const Int8Matrix& w, int64_t begin, int64_t end, int row, Gathered<T>& in) {
+static inline int lanes_rows(const Int8Matrix& w, int64_t begin, int64_t end, int row, bool fresh, Gathered<T>& in) {
     constexpr int64_t W = Gathered<T>::W, S = SUMS / RV < W ? SUMS / RV : W;
     for (; row + RV * LANES <= w.r; row += RV * LANES)
-        for (int64_t sample = 0; sample < W; sample += S) lanes_sums<T, RV, S>(w, begin, end, row, sample, in);
+        for (int64_t sample = 0; sample < W; sample += S) lanes_sums<T, RV, S>(w, begin, end, row, sample, fresh, in);
     return row;
 }
 
@@ -51,8 +52,9 @@ template <int T>
 static inline void lanes_unit(const Int8Matrix& w, int64_t unit, const Samples& in, const float* bias, Gathered<T>& gathered,
                               float* out, int64_t pitch) {
     constexpr int64_t W = Gathered<T>::W, PIECE = Gathered<T>::PIECE;
-    for (int64_t i = 0; i < W * w.r; i += LANES) store_words(gathered.sums + i, I{});
-    for (int64_t begin = w.starts[unit], end = w.starts[unit + 1]; begin < end; begin += PIECE) {
+    const int64_t first = w.starts[unit], end = w.starts[unit + 1];
+    if (first == end) __builtin_memset(gathered.sums, 0, sizeof(int32_t) * static_cast<size_t>(W * w.r));
+    for (int64_t begin = first; begin < end; begin += PIECE) {
         const int64_t stop = end - begin < PIECE ? end : begin + PIECE;
         for (int64_t g = begin; g < stop; ++g) {
             I x[T];
@@ -60,8 +62,8 @@ static inline void lanes_unit(const Int8Matrix& w, int64_t unit, const Samples& 
 #pragma GCC unroll 4
             for (int t = 0; t < T; ++t) store_words(gathered.words + (g - begin) * W + t * LANES, x[t]);
         }
-        const int row = lanes_rows<T, 2>(w, begin, stop, 0, gathered);
-        lanes_rows<T, 1>(w, begin, stop, row, gathered);
+        const int row = lanes_rows<T, 2>(w, begin, stop, 0, begin == first, gathered);
+        lanes_rows<T, 1>(w, begin, stop, row, begin == first, gathered);
     }
     const int64_t n = unit * w.r;
     alignas(64) float rest[RANGE];  // the bias ends with the matrix, not with the block

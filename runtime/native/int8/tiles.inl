@@ -1,11 +1,11 @@
 // Many rows of activations: tiles of T vectors of samples. A column of a tile is a line: one vector of words if T is 1,
-// else T / GROUP registers of narrow numbers, that is as many bytes or twice as many.
+// else registers of narrow numbers, each for GROUP vectors of samples; the last register may be full in part.
 
 static constexpr int64_t PART = 256;  // columns that one task packs
 static constexpr int64_t RANGE = 64;  // rows of y in one task, at least those of a block
 
 template <int T>
-static constexpr int LINE = T == 1 ? LANES : T / GROUP * LANES;  // words of a line
+static constexpr int LINE = T == 1 ? LANES : (T + GROUP - 1) / GROUP * LANES;  // words of a line
 
 // The words of GROUP columns, T vectors of samples.
 template <int T>
@@ -18,11 +18,15 @@ static inline void operands(const int32_t* lines, const int32_t* cols, I* x) {
 #pragma GCC unroll 4
         for (int g = 1; g < GROUP; ++g) x[0] |= load_words(from[g]) << (g * BITS);
     } else {
+        constexpr int H = T < GROUP ? T : GROUP;
 #pragma GCC unroll 8
         for (int t = 0; t < T; t += GROUP) {
+            I v[GROUP];
 #pragma GCC unroll 4
-            for (int g = 0; g < GROUP; ++g) x[t + g] = load_words(from[g] + t / GROUP * LANES);
-            interleave(x + t);
+            for (int g = 0; g < GROUP; ++g) v[g] = load_words(from[g] + t / GROUP * LANES);
+            interleave(v);
+#pragma GCC unroll 4
+            for (int g = 0; g < H; ++g) x[t + g] = v[g];
         }
     }
 }
@@ -75,10 +79,11 @@ struct Tiles {
     // The lines of a part; the first part writes the scales down.
     void quantise(int64_t tile, int64_t part) const {
         constexpr int G = T == 1 ? 1 : GROUP;  // vectors that make a register of a line
+        constexpr int H = T < G ? T : G;       // those that there are
         const int64_t n0 = part * PART, n1 = n0 + PART < columns ? n0 + PART : columns;
         for (int t = 0; t < T; t += G) {
             Scale scale[G];
-            for (int g = 0; g < G; ++g) {
+            for (int g = 0; g < H; ++g) {
                 scale[g] = found(tile, t + g);
                 if (part > 0) continue;
                 store(s + tile * W + (t + g) * LANES, scale[g].s);
@@ -87,9 +92,9 @@ struct Tiles {
             for (int64_t n = n0; n < n1; ++n) {
                 const float* const from = floats + (tile * columns + n) * W + t * LANES;
                 int32_t* const to = lines + (tile * columns + n) * LINE<T> + t / G * LANES;
-                I q[G];
+                I q[G] = {};
 #pragma GCC unroll 4
-                for (int g = 0; g < G; ++g) q[g] = scale[g].quantised(load(from + g * LANES));
+                for (int g = 0; g < H; ++g) q[g] = scale[g].quantised(load(from + g * LANES));
                 if constexpr (T == 1) {
                     store_words(to, q[0]);
                 } else {
@@ -110,11 +115,21 @@ struct Tiles {
         return Scale(range);
     }
 
+    // Asks for the lines of y that compute will write, so that they arrive meanwhile. If y is in no cache, waiting for
+    // them is a quarter of a product with blocks of 16 x 1, and this saves a third of the wait.
+    static void claim(int64_t m0, int64_t n0, int64_t n1, const tk_view& y) {
+        constexpr int64_t CACHE_LINE = 16;
+        if (y.stride_n != 1) return;
+        for (int64_t m = m0; m < m0 + W && m < y.m; ++m)
+            for (int64_t n = n0; n < n1 && n < y.n; n += CACHE_LINE) __builtin_prefetch(y.data + m * y.stride_m + n, 1);
+    }
+
     // Units first .. end of y.
     void compute(int64_t tile, int64_t first, int64_t end, const float* bias, int32_t act, const tk_view& y) const {
         alignas(64) float own[RANGE * W];
         const Samples in{lines + tile * columns * LINE<T>, z + tile * W, s + tile * W};
         const int64_t n0 = first * w.r, n1 = end * w.r;
+        claim(tile * W, n0, n1, y);
         if (w.r % LANES == 0) {
             Gathered<T> gathered;
             for (int64_t unit = first; unit < end; ++unit)
@@ -154,21 +169,24 @@ static void run_tiles(const tk_parallel* p, const Int8Matrix& w, const tk_view& 
     }
 }
 
-// Vectors of samples in a tile.
+// Vectors of samples in a tile: 1, 2 or 4.
 static inline int tile_width(const Int8Matrix& w, int64_t m) {
-    return m <= LANES ? 1 : w.r < 4 && m > WIDE * LANES ? WIDE_FEW : WIDE;
+    return m <= LANES ? 1 : m <= 2 * LANES ? 2 : w.r < 4 && m > WIDE * LANES ? WIDE_FEW : WIDE;
 }
 
 static int64_t tiles_workspace(const Int8Matrix& w, int64_t m) {
-    const int width = tile_width(w, m);
-    return width == 1 ? Tiles<1>::floats_needed(w, m)
-                      : width == WIDE ? Tiles<WIDE>::floats_needed(w, m) : Tiles<WIDE_FEW>::floats_needed(w, m);
+    switch (tile_width(w, m)) {
+        case 1: return Tiles<1>::floats_needed(w, m);
+        case 2: return Tiles<2>::floats_needed(w, m);
+        default: return Tiles<4>::floats_needed(w, m);
+    }
 }
 
 static void tiles(const tk_parallel* p, const Int8Matrix& w, const tk_view& x, const float* bias, int32_t act,
                   const tk_view& y, float* work) {
-    const int width = tile_width(w, x.m);
-    if (width == 1) run_tiles<1>(p, w, x, bias, act, y, work);
-    else if (width == WIDE) run_tiles<WIDE>(p, w, x, bias, act, y, work);
-    else run_tiles<WIDE_FEW>(p, w, x, bias, act, y, work);
+    switch (tile_width(w, x.m)) {
+        case 1: return run_tiles<1>(p, w, x, bias, act, y, work);
+        case 2: return run_tiles<2>(p, w, x, bias, act, y, work);
+        default: return run_tiles<4>(p, w, x, bias, act, y, work);
+    }
 }

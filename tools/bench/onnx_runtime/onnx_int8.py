@@ -1,7 +1,8 @@
 """One linear layer in ONNX Runtime, float32 and int8, dense and sparse: all files in one loop.
 
 Dense int8 is what ``quantize_dynamic`` makes of the dense file, with a scale for each output. "library" files run with
-topkast's kernels, "stock" files with standard operators alone.
+topkast's kernels, "stock" files with standard operators alone. Results go to the same memory in every run, as they do
+between the layers of a model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rich.table import Table
 
 import topkast
 from topkast.tools.bench.layer import block_name
-from topkast.tools.common.onnx_sessions import runner, session
+from topkast.tools.common.onnx_sessions import bound_runner, session
 from topkast.tools.common.pairs import show, spread
 from topkast.tools.common.results import progress
 from topkast.tools.common.rotation import measure_rounds, ratios
@@ -57,7 +58,7 @@ def measure_int8(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
                 x = np.random.default_rng(0).standard_normal((m, columns)).astype(np.float32)
                 # Few rows are short work: one run says little, so each turn has some of them.
                 count = max(1, 8 // m)
-                sides = {kind: repeated(runner(one, {"x": x}), count) for kind, one in made.items()}
+                sides = {kind: repeated(bound_runner(one, {"x": x}), count) for kind, one in made.items()}
                 times = measure_rounds(sides, args.repeats)
                 cells.append(
                     {
