@@ -136,6 +136,8 @@ def parallel_already(parameters: Iterable[nn.Parameter]) -> str | None:
 
 
 def _wrapped(held: set[int]) -> bool:
-    # Not issubclass, which takes seconds for all objects of a process.
-    wrappers = [one for one in gc.get_objects() if DistributedDataParallel in type(one).__mro__]
+    # A process has millions of objects and few kinds of them. Not isinstance, which runs code of the objects.
+    every = gc.get_objects()
+    kinds = {kind for kind in set(map(type, every)) if DistributedDataParallel in kind.__mro__}
+    wrappers = [one for one in every if type(one) in kinds] if kinds else []
     return any(id(parameter) in held for one in wrappers for parameter in one.parameters())

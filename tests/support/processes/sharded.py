@@ -112,8 +112,19 @@ def sharded(run: Run, mesh: Any = None) -> Net:
     return model
 
 
+_alone: dict[str, tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], Any]] = {}
+
+
 def alone(run: Run) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], Any]:
-    """θ, the sets and the optimizer after the same run in one process. A refresh that is due is done."""
+    """θ, the sets and the optimizer after the same run in one process. A refresh that is due is done. Many tests ask
+    for the same run, so its result is kept."""
+    key = f"{run.optimizer} {sorted(run.options.items())}"
+    if key not in _alone:
+        _alone[key] = _trained_alone(run)
+    return _alone[key]
+
+
+def _trained_alone(run: Run) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], Any]:
     model = build(run)
     optimizer = OPTIMIZERS[run.optimizer](model.parameters())
     train(model, optimizer)
@@ -143,7 +154,7 @@ def start(ranks: int, work: Callable[..., None], *args: Any) -> None:
 
     The processes are forks of one server that has imported everything, because imports are most of their time.
     """
-    multiprocessing.set_forkserver_preload([__name__, "torch.distributed.checkpoint.state_dict"])
+    multiprocessing.set_forkserver_preload([__name__.replace("sharded", "preloaded")])
     torch.multiprocessing.start_processes(work, args, nprocs=ranks, start_method="forkserver")
 
 

@@ -23,10 +23,9 @@ DENSE_BLOCKS = {"block": (16, 16), "fwd": 0.5, "bwd": 0.25}
 FREE = {"balanced": False}
 
 QUICK = {"adamw": Run(), "gathered": Run("sgd", FREE)}
+# A run has several options at once if they have nothing to do with each other.
 MATRIX = {
     "sgd in blocks": Run("sgd", DENSE_BLOCKS),
-    "without mesh": Run(mesh=False),
-    "sgd": Run("sgd"),
     "adamw in blocks": Run(options=DENSE_BLOCKS),
     "gathered, adamw in blocks": Run(options=DENSE_BLOCKS | FREE),
     "gathered, without mesh": Run(options=FREE, mesh=False),
@@ -34,11 +33,9 @@ MATRIX = {
     "the paper's penalty": Run("sgd", {"exploration_decay": 0.0, "exploration_l2": 0.01}),
     "the paper's penalty, gathered": Run("sgd", {"exploration_decay": 0.0, "exploration_l2": 0.01, **FREE}),
     "a rate of decay": Run("sgd", {"exploration_decay": 0.1}),
-    "random": Run(options={"explore": "random"}),
-    "random, gathered": Run(options={"explore": "random", **FREE}),
+    "random, host": Run(options={"explore": "random", "reservoir": "host"}),
+    "random, gathered, disk": Run(options={"explore": "random", "reservoir": "disk", **FREE}),
     "end of exploration": Run(options={"stop_exploring_after": 3}),
-    "host": Run(options={"reservoir": "host"}),
-    "disk, gathered": Run(options={"reservoir": "disk", **FREE}),
     "set": Run(options={"method": "set", "bwd": None}),
     "gmp": Run(options={"method": "gmp", "bwd": None, "stop_exploring_after": 5}),
     "magnitude-ste": Run(options={"method": "magnitude-ste", "bwd": None}),
