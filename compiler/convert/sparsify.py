@@ -24,6 +24,7 @@ from topkast.compiler.start import Start
 from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.layout import Geometry
+from topkast.runtime.memory_pages import trim_heap
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.content.reservoirs import RESERVOIRS, values_outside
@@ -171,6 +172,9 @@ def convert(
             site.adopt(model.get_submodule(owners[0][0]), owners[0][1])
             for path, attribute in owners:
                 attach(model.get_submodule(path), attribute, site)
+            site.place.rest(site.reservoir)
+            del parameter
+            trim_heap()  # so that the next weight finds the memory of this one
 
     def end() -> None:
         undo.closed = True

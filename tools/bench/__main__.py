@@ -36,12 +36,12 @@ MODULES = {
     "model": "memory",
     "large": "large",
     "sharded": "sharded",
-    "scale": "scale.table",
+    "scale": "scale.scale_table",
     "onnx": "onnx_runtime.onnx",
     "int8": "onnx_runtime.int8_tables",
     "convs": "onnx_runtime.onnx_convs",
     "tokens": "onnx_runtime.onnx_tokens",
-    "waiting": "waiting.table",
+    "waiting": "waiting.waiting_table",
 }
 
 

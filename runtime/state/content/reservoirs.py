@@ -14,6 +14,7 @@ from torch import Tensor
 
 from topkast.runtime.errors import ReservoirError
 from topkast.runtime.layout import Geometry
+from topkast.runtime.memory_pages import leave_pages
 from topkast.runtime.rule import Rule
 
 _forks = 0  # the number of forks of this process and of its ancestors
@@ -57,6 +58,9 @@ class Reservoir(ABC):
     def unshared(self, reservoir: Tensor) -> Tensor:
         """A reservoir that may be written to: the same tensor, or a copy if another process shares the tensor."""
         return reservoir
+
+    def rest(self, reservoir: Tensor) -> None:  # noqa: B027 (only OnDisk can take memory from values and keep them)
+        """Take as little memory as possible until the next access. The values do not change."""
 
     def check_room(self, size: int) -> None:  # noqa: B027 (only OnDisk knows in advance how much is free)
         """Raise ReservoirError if there is no room for ``size`` bytes, as far as this is known in advance."""
@@ -106,6 +110,10 @@ class OnDisk(Reservoir):
         if getattr(reservoir, "mapped_at", _forks) == _forks:
             return reservoir
         return self.allocate(reservoir.numel(), reservoir).copy_(reservoir)
+
+    def rest(self, reservoir: Tensor) -> None:
+        if hasattr(reservoir, "mapped_at"):  # an empty reservoir is not mapped
+            leave_pages(reservoir)
 
     def check_room(self, size: int) -> None:
         folder = tempfile.gettempdir()

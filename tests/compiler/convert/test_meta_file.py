@@ -15,6 +15,7 @@ from torch import nn
 import topkast
 from topkast.compiler.convert.meta import from_file
 from topkast.runtime.errors import CheckpointError, ConfigError
+from topkast.runtime.memory_pages import trim_heap
 from topkast.runtime.state.model import sites
 
 CONVERT: dict[str, Any] = {"fwd": 0.9, "bwd": 0.8, "min_size": 1, "seed": 0}
@@ -170,3 +171,23 @@ def test_a_whole_checkpoint_gives_no_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         topkast.sparsify(on_meta(), **CONVERT, init=str(tmp_path))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells and resets the peak of memory")
+def test_takes_the_memory_of_one_layer_beside_the_sets_on_disk(tmp_path: Path) -> None:
+    """12 weights of 4 MiB. The peak is about 40 MiB. It was 143 MiB with untrimmed heap and the reservoir's pages."""
+
+    def mebibytes(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+    count, width = 12, 1024
+    save_file({f"{i}.weight": torch.randn(width, width) for i in range(count)}, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(count)))
+    topkast.sparsify(nn.Linear(128, 128), fwd=0.9)  # what the first conversion imports
+    trim_heap()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = mebibytes("VmRSS")
+    topkast.sparsify(model, fwd=0.9, bwd=0.8, reservoir="disk", init=tmp_path)
+    assert mebibytes("VmHWM") - before < 80

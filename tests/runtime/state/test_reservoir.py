@@ -6,7 +6,9 @@ import os
 import re
 import resource
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -61,3 +63,19 @@ def test_the_room_is_the_disks_already(monkeypatch: pytest.MonkeyPatch) -> None:
         found = RESERVOIRS["disk"].allocate(300_000, torch.empty(0))
     assert sizes == [pytest.approx(found.nbytes, abs=4096)] and sizes[0] >= found.nbytes
     assert torch.count_nonzero(found) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+def test_at_rest_the_disk_alone_holds_the_values() -> None:
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssFile")).split()[1]) * 1024
+
+    place = RESERVOIRS["disk"]
+    found = place.allocate(2**21, torch.empty(0))
+    found.copy_(torch.arange(2.0**21))
+    before = mapped()
+    place.rest(found)
+    assert before - mapped() > 0.9 * found.nbytes
+    assert torch.equal(found, torch.arange(2.0**21))
+    place.rest(place.allocate(0, torch.empty(0)))
