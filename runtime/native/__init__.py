@@ -60,6 +60,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_isa": (c_int32, []),
     "tk_set_isa": (c_int32, [c_int32]),
     "tk_workspace": (c_int64, [POINTER(Matrix), c_int64]),
+    "tk_spmm_t_workspace": (c_int64, [POINTER(Matrix), c_int64]),
     "tk_width": (c_int64, [POINTER(Matrix)]),
     "tk_pack": (None, [POINTER(Parallel), POINTER(View), POINTER(View)]),
     "tk_spmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p, c_int32, POINTER(View), c_void_p]),

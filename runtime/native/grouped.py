@@ -41,7 +41,8 @@ def _each(
     for part, begin, end in operands.runs(ends, x.shape[0], geometry):
         w, keep = matrix(values, index, geometry, part, ends.numel())
         here, there = view(name, xs[begin:end]), view("y", y[begin:end])
-        getattr(lib(), product)(byref(parallel()), byref(w), byref(here), *epilogue, byref(there), _work(w, here.m))
+        given = byref(w), byref(here), *epilogue, byref(there)
+        getattr(lib(), product)(byref(parallel()), *given, _work(w, here.m, product))
         del keep
     return y.to(x.dtype)
 

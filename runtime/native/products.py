@@ -44,9 +44,10 @@ def lib() -> ctypes.CDLL:
     return found
 
 
-def _work(w: Matrix, m: int) -> int:
-    """The address of scratch memory for a product of m rows."""
-    return scratch(lib().tk_workspace(byref(w), m))
+def _work(w: Matrix, m: int, product: str = "") -> int:
+    """The address of scratch memory for a product of m rows; ``product`` is "tk_spmm_t" or another."""
+    floats = lib().tk_spmm_t_workspace if product == "tk_spmm_t" else lib().tk_workspace
+    return scratch(floats(byref(w), m))
 
 
 def scratch(floats: int) -> int:
@@ -189,7 +190,8 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths:
     for part in range(len(dys)):
         w, keep = matrix(values, index, geometry, part, len(dys))
         here = view("dy", dys[part])
-        lib().tk_spmm_t(byref(parallel()), byref(w), byref(here), byref(view("dx", dx[part])), _work(w, here.m))
+        to = byref(view("dx", dx[part]))
+        lib().tk_spmm_t(byref(parallel()), byref(w), byref(here), to, _work(w, here.m, "tk_spmm_t"))
         del keep
     return _result(dx, dy, widths).to(dy.dtype)
 

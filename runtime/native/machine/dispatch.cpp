@@ -45,6 +45,10 @@ int64_t tk_workspace(const tk_matrix* w, int64_t m) {
     return (m + 64) * (rows * w->r + cols * w->c) + rows * (cols * w->c / 256 + 3) + 64;
 }
 
+int64_t tk_spmm_t_workspace(const tk_matrix* w, int64_t m) {
+    return tk_workspace(w, m) + (turns(*w, m) ? turned_floats(*w) : 0);
+}
+
 int64_t tk_width(const tk_matrix* w) { return isa().width(w); }
 void tk_pack(const tk_parallel* p, const tk_view* from, tk_view* to) { isa().pack(p, from, to); }
 void tk_spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, const float* bias, int32_t act, tk_view* y,

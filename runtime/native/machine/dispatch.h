@@ -3,6 +3,7 @@
 #include "conv.h"
 #include "positions.h"
 #include "topkast.h"
+#include "transposed.h"
 
 namespace topkast {
 

@@ -1,10 +1,10 @@
 // One instruction set's kernels behind the table of dispatch.h. Included by isa_*.cpp, which set LANES and the tiles:
 // B rows of a block at once, and vectors of batch TB beside them (T1 for single weights), as registers allow.
 
-#include "vec.inl"
 #include "pack.inl"
 #include "epilogue.inl"
 #include "products.inl"
+#include "transposed.inl"
 #include "few.inl"
 #include "sddmm.inl"
 #include "images.inl"
@@ -13,7 +13,7 @@
 
 // Vectors of batch in a tile, where there are rows enough to fill it.
 template <int RB>
-static constexpr int WIDE = RB >= 8 ? TB : 4;
+static constexpr int WIDE = RB >= 8 ? TB : LANES == 8 && RB == 1 ? 8 : 4;
 
 template <int RB, int C, class Col>
 static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, int32_t act,
@@ -30,6 +30,16 @@ static void spmm_t_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy
     if (dy.m <= LANES) return spmm_t_tiles<1, RB, C, Col>(p, w, dy, dx, work);
     if (dy.m <= 2 * LANES || T == 2) return spmm_t_tiles<2, RB, C, Col>(p, w, dy, dx, work);
     spmm_t_tiles<T, RB, C, Col>(p, w, dy, dx, work);
+}
+
+template <class Col>
+static void spmm_t_turned(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& dx, float* work) {
+    float* const spare = work + turned_floats(w);
+    if (w.rows <= 1 << 16) {
+        spmm_b<1, 1, uint16_t>(p, transposed<Col, uint16_t>(p, w, work, spare), dy, nullptr, TK_NONE, dx, spare);
+    } else {
+        spmm_b<1, 1, int32_t>(p, transposed<Col, int32_t>(p, w, work, spare), dy, nullptr, TK_NONE, dx, spare);
+    }
 }
 
 // f<RB, C, Col>: the largest group of rows that the block has, single columns known to the compiler.
@@ -61,7 +71,13 @@ static void spmm(const tk_parallel* p, const tk_matrix* w, const tk_view* x, con
     }
 }
 static void spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_view* dx, float* work) {
-    DISPATCH(spmm_t_b, p, *w, *dy, *dx, work);
+    if (!turns(*w, dy->m)) {
+        DISPATCH(spmm_t_b, p, *w, *dy, *dx, work);
+    } else if (w->col_bytes == 2) {
+        spmm_t_turned<uint16_t>(p, *w, *dy, *dx, work);
+    } else {
+        spmm_t_turned<int32_t>(p, *w, *dy, *dx, work);
+    }
 }
 
 static void sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const tk_view* x, float* grad, float* work) {

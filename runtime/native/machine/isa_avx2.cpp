@@ -6,6 +6,7 @@
 #include "target.h"
 
 #ifdef __x86_64__
+#include <immintrin.h>
 TARGET_BEGIN("avx2,fma")
 
 namespace topkast {
@@ -19,6 +20,8 @@ static constexpr int OUTER = 8;       // columns of dW at once beside one vector
 static constexpr int OUTER_TILE = 4;  // columns, or rows, beside two vectors of the other
 static constexpr int SINGLE = 4;      // vectors of batch at once for single weights
 
+#include "vec.inl"
+#include "turn8.inl"
 #include "isa.inl"
 
 }  // namespace avx2

@@ -15,6 +15,8 @@ static constexpr int OUTER = 8;       // columns of dW at once beside one vector
 static constexpr int OUTER_TILE = 4;  // columns, or rows, beside two vectors of the other
 static constexpr int SINGLE = 4;      // vectors of batch at once for single weights
 
+#include "vec.inl"
+#include "turn.inl"
 #include "isa.inl"
 
 }  // namespace portable

@@ -57,6 +57,16 @@ static void pack_panels(const tk_view& x, int64_t m0, int64_t width, int64_t n0,
         }
 }
 
+static constexpr int64_t BATCH = 256;  // rows of the batch that are packed at once, at least
+
+// Rows m0.. of x, `count` of them at most; of tiles, whole tiles.
+static inline tk_view rows_of(const tk_view& x, int64_t m0, int64_t count) {
+    tk_view part = x;
+    part.data += x.width ? m0 * x.n : m0 * x.stride_m;
+    part.m = x.m - m0 < count ? x.m - m0 : count;
+    return part;
+}
+
 static constexpr int64_t RANGE = 512;  // rows of dW in one task, at most: x is read anew for each
 
 // cell(begin, end, slots, chunks): the products of block rows begin..end in one cell of columns. chunk: rows of the
@@ -104,14 +114,18 @@ template <int RB, int C, class Col>
 static void sddmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& x, float* grad,
                     float* work) {
     const bool rows = w.r % LANES == 0, columns = C != 1 && w.c % LANES == 0;
-    // Every block row's slots, chunk by chunk, in a cell whose x stays in the second-level cache.
+    // Every block row's slots, chunk by chunk, in a cell whose x stays in the second-level cache. What is packed at once
+    // stays in the third-level cache until it is read (.73 of the time of 2,048 rows packed first).
     const auto run = [&](int64_t chunk, const auto& row) {
-        sddmm_tiles<Col>(p, w, dy, x, grad, work, chunk, cell_width(w, chunk, 16 * L1), RANGE, rows, columns,
-                         [&](int64_t begin, int64_t end, const Slots* slots, const Chunks& all) {
-                             for (int64_t t = 0; t < all.count(); ++t)
-                                 for (int64_t i = begin; i < end; ++i)
-                                     row(slots[i - begin], all.dy_at(t, i * w.r), all.x_at(t), all.width(t), t > 0);
-                         });
+        const int64_t batch = chunk > BATCH ? chunk : BATCH;
+        for (int64_t m0 = 0; m0 < x.m; m0 += batch)
+            sddmm_tiles<Col>(p, w, rows_of(dy, m0, batch), rows_of(x, m0, batch), grad, work, chunk,
+                             cell_width(w, chunk, 16 * L1), RANGE, rows, columns,
+                             [&](int64_t begin, int64_t end, const Slots* slots, const Chunks& all) {
+                                 for (int64_t t = 0; t < all.count(); ++t)
+                                     for (int64_t i = begin; i < end; ++i)
+                                         row(slots[i - begin], all.dy_at(t, i * w.r), all.x_at(t), all.width(t), m0 + t > 0);
+                             });
     };
     if constexpr (RB == 1 && C == 1) {
         sddmm_tiles<Col>(p, w, dy, x, grad, work, SINGLE * LANES, SINGLE_COLS, SINGLE_RANGE, false, false,

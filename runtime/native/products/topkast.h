@@ -43,8 +43,9 @@ int32_t tk_isa_best(void);                 // the best this processor has
 int32_t tk_isa(void);                      // the one in use
 int32_t tk_set_isa(int32_t isa);           // use another; returns 0, or -1 if the processor lacks it
 
-// Floats of scratch a product needs for m rows of activations.
+// Floats of scratch a product needs for m rows of activations; and what tk_spmm_t needs, which may transpose A first.
 int64_t tk_workspace(const tk_matrix* w, int64_t m);
+int64_t tk_spmm_t_workspace(const tk_matrix* w, int64_t m);
 
 // The width of the tiles that a product with this weight takes and gives, for the instruction set in use.
 int64_t tk_width(const tk_matrix* w);

@@ -25,6 +25,7 @@ from topkast.runtime.native import Conv, Image, Matrix, View
 # images. k: scratch memory. n: a number. f: a float. The others are arrays, whose bytes _ARRAYS counts.
 _ARGUMENTS = {
     "tk_isa_best": "", "tk_isa": "", "tk_set_isa": "n", "tk_width": "w", "tk_workspace": "wn", "tk_pack": "pvv",
+    "tk_spmm_t_workspace": "wn",
     "tk_spmm": "pwvbnvk", "tk_spmm_t": "pwvvk", "tk_sddmm": "pwvvgk", "tk_conv_workspace": "wc",
     "tk_conv_forward": "pwcxbyk", "tk_conv_input_grad": "pwcyxk", "tk_conv_weight_grad": "pwcyxgk",
     "tk_dense": "pwd", "tk_gather": "pwvg", "tk_squares": "pwgq", "tk_scale_explored": "pwfg",

@@ -1,0 +1,20 @@
+// Where dX is computed on a transpose of A (transposed.inl), and the scratch that the transpose needs.
+#pragma once
+#include "topkast.h"
+
+namespace topkast {
+
+static constexpr int64_t TURNED_ROWS = 128;  // rows of activations from which on the transpose pays (measured)
+
+inline bool turns(const tk_matrix& w, int64_t m) { return w.r == 1 && w.c == 1 && m >= TURNED_ROWS; }
+
+inline int64_t forward_slots(const tk_matrix& w) {
+    int64_t slots = 0;
+    for (int64_t i = 0; i < w.rows; ++i) slots += w.row_fwd[i] - w.row_ptr[i];
+    return slots;
+}
+
+// Floats of the transpose: pointers, values and columns, in whole lines of the cache.
+inline int64_t turned_floats(const tk_matrix& w) { return (2 * (w.columns + 1) + 2 * forward_slots(w) + 15) / 16 * 16; }
+
+}  // namespace topkast
