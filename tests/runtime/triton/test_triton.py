@@ -149,7 +149,7 @@ def test_the_table_of_configurations() -> None:
 @pytest.mark.long
 def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
     """For Hopper, without one: within its shared memory, on its tensor cores, with pipelined copies of 16 bytes."""
-    module = "topkast.tests.support.ahead_of_time"
+    module = "topkast.tools.gpu.compiled"
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-m", module, "90"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -160,5 +160,9 @@ def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
     for name, facts in found.items():
         assert facts["shared"] <= 227 * 1024, name
         if name.split()[0] in configs.PRODUCTS:
-            assert facts["tensor cores"] > 0 and facts["wide copies"] > 0, f"{name}: {facts}"
+            assert facts["wgmma"] or (facts["mma"] and name == "sddmm 16 bf16 large"), f"{name}: {facts}"
+            assert facts["wide copies"] > 0, f"{name}: {facts}"
+            # The exact GELU on 256 x 128 sums needs more registers than there are; nothing else does.
+            assert (facts["stack"] > 0) == (name == "spmm 128 bf16 large"), f"{name}: {facts}"
+            assert facts["loop"]["operations"] and facts["loop"]["bytes"] == facts["step"], f"{name}: {facts}"
             assert facts["shared"] >= 2 * facts["step"], f"{name}: while one step is summed the next must be on its way"

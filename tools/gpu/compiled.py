@@ -1,15 +1,18 @@
-"""Compile the Triton kernels for a GPU that is not there. Run by test_triton.py in a process of its own, as the
-interpreter cannot be switched off in one that has it on.
+"""Compile the Triton kernels for a GPU that is not there, and read what the compiler made of them.
 
-What it says of each kernel, as JSON: shared memory in bytes, how many instructions of tensor cores there are, and of
-asynchronous copies of 16 bytes; for a product also the bytes that one step of its sum reads.
+    python -m topkast.tools.gpu.compiled 90          some of the kernels, for sm_90; JSON
+    python -m topkast.tools.gpu.compiled 90 all      every row of the table of tile sizes
+
+Needs a process without TRITON_INTERPRET: the interpreter cannot be switched off where it is on.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import tempfile
 import warnings
 from typing import Any
 
@@ -21,7 +24,52 @@ with warnings.catch_warnings():
 
 from topkast.runtime.triton import configs, move_kernels, sddmm_kernels, sets_kernels, single_kernels, spmm_kernels
 
+WIDE = r"cp\.async\.c[ag]\S* \[[^]]*\], \[[^]]*\], 0x10"
 POINTERS = {"bf16": "half", "fp32": "single"}
+
+
+def facts(kernel: Any) -> dict[str, Any]:
+    """What the compiled kernel says of itself.
+
+    Returns:
+        registers of a thread, and bytes of its stack, where spilled registers go; shared memory in bytes; threads;
+        how many instructions of tensor cores (wgmma, mma) and copies of 16 bytes there are; and ``loop``: the bytes
+        that one turn of the sum's loop reads, and its floating-point operations. Without such a loop both are 0.
+    """
+    ptx, threads = kernel.asm["ptx"], 32 * kernel.metadata.num_warps
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return {
+        "registers": found["REG"],
+        "stack": found["STACK"] + found["LOCAL"],
+        "shared": kernel.metadata.shared,
+        "threads": threads,
+        "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "mma": len(re.findall(r"\bmma\.sync", ptx)),
+        "wide copies": len(re.findall(WIDE, ptx)),
+        "loop": dict(zip(("bytes", "operations"), loop(ptx, threads), strict=True)),
+    }
+
+
+def loop(ptx: str, threads: int) -> tuple[int, int]:
+    """Bytes read from global memory and floating-point operations in one turn of the loop that has the most of them."""
+    found = []
+    for label, body in re.findall(r"^(\$L__BB\d+_\d+):(.*?)bra(?:\.uni)? \s*\1;", ptx, re.DOTALL | re.MULTILINE):
+        inner = body.rpartition(f"{label}:")[2] or body
+        # Copies of 16 bytes bring operands. Smaller ones bring the index, the same for all threads.
+        wide = 16 * len(re.findall(WIDE, inner))
+        loads = sum(int(v or 1) * int(b) // 8 for v, b in re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+) \{", inner))
+        read = wide or loads
+        operations = 0
+        for op, m, n, k in re.findall(r"(wgmma\.mma_async|\bmma\.sync)\S*m(\d+)n(\d+)k(\d+)", inner):
+            operations += 2 * int(m) * int(n) * int(k) * threads // (128 if op.startswith("wgmma") else 32)
+        operations = operations or 2 * threads * len(re.findall(r"\bfma\.rn\.f32", inner))
+        found.append((read * threads, operations))
+    return max(found, key=lambda one: one[1], default=(0, 0))
 
 
 def build(kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], **options: int) -> Any:
@@ -49,7 +97,8 @@ def product(name: str, side: int, kind: str, rows: str, capability: int) -> tupl
     types = dict.fromkeys(("x", "values", "bias", "y"), pointer) | dict.fromkeys(("begins", "ends"), "*i64")
     types |= dict.fromkeys(("slot_of", "block_of"), "*i32" if transposed else "*u16")
     constants |= {"INNER": side, "OUTER": side, "WIDTH": side, "TRANSPOSED": transposed, "GROUP": chosen.group}
-    constants |= {"EXACT": side % chosen.depth == 0, "HAS_BIAS": not transposed, "bias_n": 1, "ACTIVATION": "gelu"}
+    constants |= {"EXACT": side % chosen.depth == 0, "HAS_BIAS": not transposed, "bias_n": 1}
+    constants |= {"ACTIVATION": "" if transposed else "gelu"}
     return build(spmm_kernels.spmm_kernel, capability, types, constants, **options), step
 
 
@@ -89,7 +138,7 @@ def single(pointer: str, capability: int) -> dict[str, Any]:
     }
 
 
-def main(capability: int, everything: bool) -> dict[str, dict[str, int]]:
+def main(capability: int, everything: bool) -> dict[str, dict[str, Any]]:
     sides = configs.SIDES if everything else (16, 128)
     kinds = POINTERS if everything else ("bf16",)
     built = others(capability) | {
@@ -99,15 +148,7 @@ def main(capability: int, everything: bool) -> dict[str, dict[str, int]]:
         for kind in kinds
         for rows in (configs.ROWS if everything else ("large",))
     }
-    return {
-        name: {
-            "shared": kernel.metadata.shared,
-            "tensor cores": len(re.findall(r"wgmma\.mma_async|\bmma\.sync", kernel.asm["ptx"])),
-            "step": step,
-            "wide copies": len(re.findall(r"cp\.async\.c[ag]\S* \[[^]]*\], \[[^]]*\], 0x10", kernel.asm["ptx"])),
-        }
-        for name, (kernel, step) in built.items()
-    }
+    return {name: facts(kernel) | {"step": step} for name, (kernel, step) in built.items()}
 
 
 if __name__ == "__main__":
