@@ -197,3 +197,18 @@ def check_backend(backend: str, options: dict[str, Any]) -> None:
             f"unknown arguments {', '.join(unknown)}: not of topkast.compile, and for backend={backend!r} "
             f"torch.compile takes {', '.join(allowed)}"
         )
+    for name in ("fullgraph", "dynamic", "disable"):
+        kinds = (True, False, None) if name == "dynamic" else (True, False)
+        if name in options and not any(options[name] is one for one in kinds):
+            raise ConfigError(f"{name}={options[name]!r}: must be {' or '.join(map(str, kinds))}")
+    mode, of_inductor = options.get("mode"), options.get("options")
+    if mode is not None and of_inductor is not None:
+        raise ConfigError(f"mode={mode!r}: torch.compile takes mode or options, not both")
+    if mode is not None and mode not in (known := ["default", *torch._inductor.list_mode_options()]):
+        raise ConfigError(f"mode={mode!r}: must be one of {', '.join(map(repr, dict.fromkeys(known)))}")
+    if of_inductor is not None and not isinstance(of_inductor, dict):
+        raise ConfigError(f"options={of_inductor!r}: must be a dict of options of Inductor")
+    if wrong := sorted(map(repr, set(of_inductor or ()) - set(torch._inductor.list_options()))):
+        raise ConfigError(
+            f"options: {', '.join(wrong)} not known to Inductor; torch._inductor.list_options() lists all"
+        )

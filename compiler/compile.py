@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -80,6 +81,15 @@ def refresh(model: torch.nn.Module) -> None:
     refresh_sites(sites(model).values())
 
 
+def _rate(lr: Any) -> float:
+    one = isinstance(lr, torch.Tensor) and lr.numel() == 1 and not lr.is_complex()
+    if one or (isinstance(lr, (int, float)) and not isinstance(lr, bool)):
+        found = float(lr)
+        if 0 <= found < math.inf:
+            return found
+    raise ConfigError(f"lr={lr!r}: must be a finite number of 0 or more, or None")
+
+
 @torch.no_grad()
 def step(model: torch.nn.Module, lr: float | None = None) -> None:
     """Tell the model that an optimizer step is complete.
@@ -92,10 +102,12 @@ def step(model: torch.nn.Module, lr: float | None = None) -> None:
             says so once.
 
     Raises:
-        ConfigError: ``exploration_l2`` is set. This term must be added to the gradient before the step, and only an
-            optimizer's hook can do that.
+        ConfigError: ``lr`` is no finite number of 0 or more; or ``exploration_l2`` is set. This term must be added to
+            the gradient before the step, and only an optimizer's hook can do that.
         ModelError: the model was not converted, or was loaded for inference.
     """
+    if lr is not None:
+        lr = _rate(lr)
     for site in sites(model).values():
         site.check_trainable("an optimizer step")
         if site.rule.exploration_l2:

@@ -17,6 +17,7 @@ from torch import nn
 from topkast.compiler.backend import BACKEND, check_backend
 from topkast.compiler.config import OPTIONS, Config, pair
 from topkast.compiler.convert.check import check_model
+from topkast.compiler.options import block_shape
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.extras import need
 
@@ -98,6 +99,11 @@ def _start(
             raise ConfigError(f"{name}={value!r}: must be a whole number, at least {low}")
     if bwd is None:
         bwd = [pair("", fwd, None)[1], fwd, max(0.0, round(1 - 5 * (1 - fwd), 12))]
+    for name, value in (("block", block), ("bwd", bwd), ("refresh_every", refresh_every)):
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{name}={value!r}: must be a list of the values to try")
+    for one in block:
+        block_shape("block: each of its values", one)
     found = {"block": [tuple(b) for b in block], "bwd": list(bwd), "refresh_every": list(refresh_every)}
     for name, values in found.items():
         if not values:

@@ -110,13 +110,16 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
             value.
 
     Raises:
-        CheckpointError: keys are missing or unexpected, shapes are wrong, weights are not finite, or a tied weight has
+        CheckpointError: keys are missing or unexpected, shapes are wrong, weights are not finite, a
+            number is too large for its tensor, a parameter holds NaN, or a tied weight has
             more than one value. The message lists them.
         ModelError: the model was not converted.
     """
     root, _ = find(model)
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f"state_dict: a {type(state_dict).__name__}, must be a dict from names to tensors")
     (found, keys), own = _with_keys(model), root.state_dict()
-    names = _dense_keys(root, own)
+    names, trained = _dense_keys(root, own), {key for key, _ in root.named_parameters(remove_duplicate=False)}
     reshard(root)
     wrong: list[str] = []
     if strict:
@@ -136,6 +139,8 @@ def load_dense_state_dict(model: Any, state_dict: Mapping[str, Any], strict: boo
             rest[key] = value
             if isinstance(own[key], Tensor) and getattr(value, "shape", None) != own[key].shape:
                 wrong.append(f"{key}: {_shape(value)}, expected shape {tuple(own[key].shape)}")
+            elif isinstance(own[key], Tensor):
+                wrong += _check_numbers(key, value, own[key].dtype, key in trained)
     if wrong:
         raise CheckpointError("state_dict does not fit the model, nothing was loaded: " + "; ".join(wrong))
     rest._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]
@@ -155,11 +160,27 @@ def _shape(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
+def _check_numbers(key: str, value: Any, dtype: torch.dtype, trained: bool) -> list[str]:
+    """Refuse numbers that ``dtype`` cannot hold, and NaN in a parameter. A parameter or buffer may hold infinities."""
+    name = str(dtype).removeprefix("torch.")
+    if value.is_complex() and not dtype.is_complex:
+        return [f"{key}: complex numbers, expected {name}"]
+    if not value.is_floating_point() or not dtype.is_floating_point:
+        return []
+    if trained and bool(value.isnan().any()):
+        return [f"{key}: holds NaN"]
+    if value.dtype.itemsize > dtype.itemsize and bool((value.to(dtype).isinf() & value.isfinite()).any()):
+        return [f"{key}: holds numbers that are too large for {name}"]
+    return []
+
+
 def _check_weight(key: str, value: Any, site: SiteModule, before: Tensor | None) -> list[str]:
     if not isinstance(value, Tensor) or tuple(value.shape) != site.geometry.shape:
         return [f"{key}: {_shape(value)}, expected shape {site.geometry.shape}"]
     if not bool(value.isfinite().all()):
         return [f"{key}: holds NaN or infinite values"]
+    if wrong := _check_numbers(key, value, site.values.dtype, True):
+        return wrong
     if before is not None and before is not value and not torch.equal(before, value):
         return [f"{key}: differs from another key of the same tied weight {site.name}"]
     return []

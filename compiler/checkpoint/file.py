@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from topkast.compiler.config import Config
 from topkast.runtime.errors import CheckpointError, ConfigError
+from topkast.runtime.new_file import path_of
 from topkast.runtime.planner.cache import use
 from topkast.runtime.planner.plan import times_of
 from topkast.runtime.state.content.parts import carry_out
@@ -29,10 +30,12 @@ from topkast.runtime.state.snapshots import restore_snapshots
 
 from .format1 import in_order, upgrade, upgrade_optimizer
 from .optimizer_part import describe_optimizer, load_optimizer, pack_optimizer, parameter_of, trained_parameters
-from .pack import names, pack, read, unpack, write
+from .pack import named, names, pack, read, unpack, write
 from .read_forward_sets import load_for_inference
+from .schema import check_format, parsed
 from .together import agreed, write_together
-from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors
+from .validate import check_config, check_optimizer, check_sites, check_supported, check_tensors, refuse
+from .validate_optimizer import check_content, check_given
 
 FORMAT = "topkast"
 SHOWN = ("fwd", "bwd")  # options that a summary shows even if they are the default
@@ -54,11 +57,16 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
         optimizer: any ``torch.optim.Optimizer`` over the model's parameters. None: no optimizer is saved.
 
     Raises:
-        CheckpointError: the optimizer or a module's extra state holds a value that is neither a tensor nor plain data.
+        CheckpointError: the optimizer or a module's extra state holds a value that is neither a tensor nor plain data;
+            or the file cannot be written: only a regular file is replaced. An older file is unchanged.
+        ConfigError: ``path`` is no path, or ``optimizer`` is no optimizer or trains no parameter of the model.
         ModelError: the model was not converted, or was loaded with ``inference=True``.
     """
+    path = path_of("path", path)
     root, record = find(model)
     found = sites(model)
+    if optimizer is not None:
+        check_given(root, optimizer)
     for site in found.values():
         site.check_trainable("a checkpoint")
     restore_snapshots(found.values())
@@ -84,9 +92,9 @@ def save(model: Any, path: str | os.PathLike[str], optimizer: torch.optim.Optimi
         header["optimizer"] = json.dumps(pack_optimizer(root, optimizer, tensors))
     shard = _shard(found)
     if shard is None:
-        write(Path(path), tensors, header)
+        write(path, tensors, header)
     else:
-        write_together(Path(path), tensors, header, shard)
+        write_together(path, tensors, header, shard)
 
 
 def load(
@@ -121,18 +129,22 @@ def load(
         CheckpointError: the file is damaged or has another format or a newer version; the file has an option's value
             that is no longer supported; or the file belongs to another model, config or optimizer. The message says
             what was found and what was expected.
-        ConfigError: ``inference=True`` and an optimizer are given together.
+        ConfigError: ``inference=True`` and an optimizer are given together; ``path`` is no path; or ``optimizer`` is no
+            optimizer or trains no parameter of the model.
         ModelError: the model was not converted, or was loaded with ``inference=True`` before; or, with
             ``inference=True``, the model is converted already.
     """
+    path = path_of("path", path)
     if inference:
-        _load_for_inference(model, Path(path), optimizer)
+        _load_for_inference(model, path, optimizer)
         return
     root, record = find(model)
+    if optimizer is not None:
+        check_given(root, optimizer)
     found = sites(model)
     for site in found.values():
         site.check_trainable("a checkpoint to train on")
-    apply = agreed(_shard(found), lambda: _checked(root, record, found, Path(path), optimizer))
+    apply = agreed(_shard(found), lambda: _checked(root, record, found, path, optimizer))
     carry_out(found.values(), apply)
 
 
@@ -158,6 +170,7 @@ def _checked(
     # The optimizer's tensors and the tensors inside extra state are not part of the model's state dict.
     prefixes = ("optimizer/", "extra/")
     state: dict[str, Any] = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefixes)}
+    refuse(path, "tensors are missing", [name for name in named(list(extra.values())) if name not in tensors])
     state.update({key: unpack(value, tensors) for key, value in extra.items()})
     is_old = header["format_version"] == "1"
     upgrade(root, state)
@@ -168,12 +181,14 @@ def _checked(
         if is_old and packed is not None:
             packed, order = upgrade_optimizer(root, packed, mine)
         packed = check_optimizer(path, mine, packed)
-        wanted = _named(packed["state"])
+        wanted = named(packed["state"])
         if any(name not in tensors for name in wanted):
             raise CheckpointError(f"{path}: missing tensors: {', '.join(n for n in wanted if n not in tensors)}")
     content = None if optimizer is None or packed is None else unpack(packed["state"], tensors)
     if content is not None and order is not None and optimizer is not None:
         content = in_order(content, order, trained)
+    if content is not None and optimizer is not None:
+        check_content(path, root, optimizer, content, trained)
 
     def apply() -> None:
         root.load_state_dict(state)
@@ -215,13 +230,6 @@ def own_version() -> str:
         return "not installed"
 
 
-def parsed(path: Path, header: dict[str, str], key: str) -> Any:
-    try:
-        return json.loads(header[key])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: the header's {key!r} is missing or broken") from error
-
-
 def config_entries(record: Record) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(record.config)))
 
@@ -257,8 +265,6 @@ def read_summary(path: Path) -> dict[str, Any]:
     _check_format(path, header)
     config, theirs = parsed(path, header, "config"), parsed(path, header, "sites")
     optimizer = parsed(path, header, "optimizer") if "optimizer" in header else {"class": None}
-    if not all(isinstance(part, dict) for part in (config, theirs, optimizer)):
-        raise CheckpointError(f"{path}: the header is broken")
     default = json.loads(json.dumps(asdict(Config())))
     return {
         "step": header.get("step", "?"),
@@ -273,20 +279,4 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _check_format(path: Path, header: dict[str, str]) -> None:
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a safetensors file, but not written by topkast.save")
-    given = header.get("format_version", "")
-    if not given.isdecimal() or int(given) > VERSION:
-        raise CheckpointError(
-            f"{path}: format version {given or 'unknown'}, this topkast ({own_version()}) reads up to {VERSION}; "
-            f"it was written by topkast {header.get('topkast_version', '?')}"
-        )
-
-
-def _named(packed: Any) -> list[str]:
-    """Names of all tensors in a packed value."""
-    if isinstance(packed, dict):
-        if isinstance(packed.get("tensor"), str):
-            return [packed["tensor"]]
-        packed = list(packed.values())
-    return [name for item in packed for name in _named(item)] if isinstance(packed, list) else []
+    check_format(path, header, FORMAT, VERSION, "not written by topkast.save", own_version())

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from topkast.runtime.errors import CheckpointError
+from topkast.runtime.new_file import new_file
 from topkast.runtime.state.content.shards.shard import cut_by_rows, is_sharded, local, rows_held
+
+from .schema import DTYPES, check_aliases
+from .tensor_file import TensorWriter, data_of, in_order, wrong_sum
+
+# The errors of safetensors and torch about a file's content; a strange dtype, for one, is a KeyError.
+DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError)
 
 
 def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -47,7 +52,8 @@ def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of :func:`pack`; the tensors are copies of the file's tensors."""
+    """The inverse of :func:`pack`, for a value that :func:`topkast.compiler.checkpoint.schema.check_packed` has passed.
+    The tensors are copies of the file's tensors."""
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):
@@ -56,27 +62,40 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[content].clone()
     if kind == "dtype":
-        return getattr(torch, content)
+        return DTYPES[content]
     if kind == "tuple":
         return tuple(unpack(item, tensors) for item in content)
     return {unpack(key, tensors): unpack(item, tensors) for key, item in content}
 
 
+def named(packed: Any) -> list[str]:
+    """Names of all tensors in a packed value."""
+    if isinstance(packed, dict):
+        if isinstance(packed.get("tensor"), str):
+            return [packed["tensor"]]
+        packed = list(packed.values())
+    return [name for item in packed for name in named(item)] if isinstance(packed, list) else []
+
+
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write a safetensors file completely or not at all: a temporary file beside it is written, then renamed.
+    """Write a safetensors file with checksums, completely or not at all.
 
     A tensor with several names is stored once; the header lists its other names.
+
+    Raises:
+        CheckpointError: the file cannot be written. An older file is unchanged.
     """
     tensors, aliases = without_ties(tensors)
-    header = {**header, "aliases": json.dumps(aliases)}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tensors = in_order(tensors)
     try:
-        save_file({name: alone(tensor) for name, tensor in tensors.items()}, beside, metadata=header)
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        with new_file(path) as file:
+            writer = TensorWriter(file, tensors, {**header, "aliases": json.dumps(aliases)})
+            for tensor in tensors.values():
+                writer.next_tensor()
+                writer.add(data_of(tensor))
+            writer.finish()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
 
 def alone(tensor: Tensor) -> Tensor:
@@ -106,11 +125,14 @@ def read(
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: _read(file, name, like(name)) for name in filter(wanted, file.keys())}
-    except SafetensorError as error:
+        wrong = wrong_sum(path, wanted)
+    except DAMAGED as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
-    aliases = json.loads(header.get("aliases", "{}"))
-    # A name without a tensor is left out here and is reported later with all other missing names.
-    tensors.update({alias: tensors[name] for alias, name in aliases.items() if name in tensors})
+    if wrong is not None:
+        raise CheckpointError(f"{path}: damaged: the checksum of {wrong} is wrong")
+    for alias, name in check_aliases(path, header).items():
+        if name in tensors:  # a name without a tensor is reported later with all other missing names
+            tensors[alias] = tensors[name]
     return header, tensors
 
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from topkast.compiler.config import Config
 from topkast.compiler.convert.check import check_model
 from topkast.compiler.convert.use_forward_sets import ForwardSet, owners_of, use_forward_sets
+from topkast.runtime.errors import CheckpointError, ConfigError
 from topkast.runtime.layout import Geometry, Index, check_index, forward_part
 from topkast.runtime.methods import METHODS
 from topkast.runtime.state.find_sites import joined
 from topkast.runtime.state.persist.saved_form import columns_of
 from topkast.runtime.state.persist.state_dict import keys
 
-from .pack import read, unpack
+from .pack import named, read, unpack
 from .validate import differences, kind_of, refuse
 
 
@@ -43,13 +44,18 @@ def load_for_inference(
     prefixes = ("optimizer/", *(prefix for found in places.values() for _, prefix in found))
     _, tensors = read(path, lambda name: name not in values and not name.startswith(prefixes))
     rest: dict[str, Any] = {key: tensor for key, tensor in tensors.items() if not key.startswith("extra/")}
+    refuse(path, "tensors are missing", [name for name in named(list(extra.values())) if name not in tensors])
     rest |= {key: unpack(value, tensors) for key, value in extra.items()}
     wanted = {key: value for key, value in own.items() if key not in values}
     refuse(path, "tensors do not fit the model", differences(wanted, rest))
     weights = {
         name: _forward_set(path, name, sites[name], places[name][0], model.get_parameter(name)) for name in sites
     }
-    use_forward_sets(model, config_of(config), weights, rest, path.name)
+    try:
+        options = config_of(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: the file's options do not fit together: {error}") from error
+    use_forward_sets(model, options, weights, rest, path.name)
 
 
 def config_of(given: dict[str, Any]) -> Config:

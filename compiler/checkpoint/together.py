@@ -5,23 +5,23 @@ The writer never holds a whole model: the parts of a tensor come one after the o
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save as one_file
 from torch import Tensor
 
 from topkast.runtime.errors import CheckpointError
+from topkast.runtime.new_file import new_file
 from topkast.runtime.state.content.shards.shard import Shard, is_sharded, local
 
 from .pack import without_ties
+from .tensor_file import TensorWriter, data_of, in_order
 
 T = TypeVar("T")
 
@@ -75,18 +75,17 @@ def write_together(path: Path, tensors: dict[str, Tensor], header: dict[str, str
         dist.broadcast_object_list(plan, group=group, group_src=0)
     aliases: dict[str, str] = plan[0]
     kept = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-    names = sorted(kept, key=lambda name: (-kept[name].element_size(), name))  # so that all data is aligned
     metadata = {**header, "aliases": json.dumps(aliases)}
 
-    agreed(shard, lambda: _write(path, {name: kept[name] for name in names}, metadata, shard, first))
+    agreed(shard, lambda: _write(path, in_order(kept), metadata, shard, first))
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], shard: Shard, first: bool) -> None:
-    file = _NewFile(path) if first else None
+    file = _NewFile(path, tensors, metadata) if first else None
     try:
-        if file is not None:
-            file.add(_head(tensors, metadata))
         for tensor in tensors.values():
+            if file is not None:
+                file.next_tensor()
             for part in _parts(tensor, shard, first):
                 if file is not None:
                     file.add(part)
@@ -97,24 +96,6 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], sha
             file.close()
 
 
-def _head(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """The beginning of a safetensors file: eight bytes with the length of the JSON after them, and this JSON."""
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        entries[name] = {"dtype": _word(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-@functools.cache
-def _word(dtype: torch.dtype) -> str:
-    """The format's own word for a dtype."""
-    return str(json.loads(one_file({"tensor": torch.empty(0, dtype=dtype)})[8:])["tensor"]["dtype"])
-
-
 def _parts(tensor: Any, shard: Shard, first: bool) -> Iterator[Any]:
     """The bytes of a tensor, part by part, on the first rank. The other ranks send their parts and get nothing."""
     like = shard.values
@@ -122,7 +103,7 @@ def _parts(tensor: Any, shard: Shard, first: bool) -> Iterator[Any]:
         tensor = tensor.full_tensor()
     if not is_sharded(tensor):
         if first:
-            yield _data(tensor)
+            yield data_of(tensor)
         return
     sends = all(dist.get_rank(group) == 0 for group in shard.copies)
     chunk, row = -(-tensor.shape[0] // shard.ranks), tensor.element_size() * math.prod(tensor.shape[1:])
@@ -131,55 +112,58 @@ def _parts(tensor: Any, shard: Shard, first: bool) -> Iterator[Any]:
         if not size:
             break
         if first and rank == 0:
-            yield _data(local(tensor))
+            yield data_of(local(tensor))
         elif first:
             part = torch.empty(size, dtype=torch.uint8, device=like.device_mesh.device_type)
             dist.recv(part, group=shard.group, group_src=rank)
-            yield _data(part)
+            yield data_of(part)
         elif sends and rank == shard.rank:
             mine = local(tensor).contiguous().view(-1).view(torch.uint8)
             dist.send(mine.to(like.device_mesh.device_type), group=shard.group, group_dst=0)
-
-
-def _data(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 class _NewFile:
     """A file that takes the place of ``path`` when it is complete. After an error it drops further bytes, because other
     ranks are still sending them; :meth:`finish` raises the error."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.beside = path, path.with_name(f".{path.name}.{os.getpid()}.part")
-        self.file: Any = None
+    def __init__(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        self.path = path
         self.error: OSError | None = None
+        self.open = contextlib.ExitStack()
         try:
-            self.file = open(self.beside, "wb")  # noqa: SIM115 (see close)
+            self.writer = TensorWriter(self.open.enter_context(new_file(path)), tensors, metadata)
         except OSError as error:
-            self.error = error
+            self._fail(error)
+
+    def next_tensor(self) -> None:
+        if self.error is None:
+            self.writer.next_tensor()
 
     def add(self, data: Any) -> None:
         try:
             if self.error is None:
                 self._write(data)
         except OSError as error:
-            self.error = error
+            self._fail(error)
 
     def _write(self, data: Any) -> None:
-        self.file.write(data)
+        self.writer.add(data)
 
     def finish(self) -> None:
         try:
             if self.error is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                os.replace(self.beside, self.path)
+                self.writer.finish()
+                self.open.close()
         except OSError as error:
-            self.error = error
+            self._fail(error)
         if self.error is not None:
             raise CheckpointError(f"{self.path}: cannot be written ({self.error})") from self.error
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        self.beside.unlink(missing_ok=True)
+        """Remove the file, unless it is finished."""
+        self._fail(self.error or OSError("it is not complete"))
+
+    def _fail(self, error: OSError) -> None:
+        self.error = error
+        with contextlib.suppress(OSError):
+            self.open.__exit__(OSError, error, error.__traceback__)

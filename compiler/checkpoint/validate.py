@@ -98,6 +98,9 @@ def check_tensors(path: Path, root: nn.Module, state: dict[str, Any]) -> None:
     for name, (site, owners) in owned(root).items():
         for module, attribute in owners:
             _, prefix = keys(joined(module, ""), attribute)
+            step, refreshed_at = (int(n) for n in state[prefix + "clock"])
+            if not -1 <= refreshed_at <= step:
+                wrong.append(f"{name}: the clock says step {step}, refreshed at step {refreshed_at}")
             kinds = ("", "prepared_") if site.rule.refresh_in_background else ("",)
             for kind in kinds:
                 row_ptr, row_fwd, cols = (state[prefix + kind + field] for field in Index._fields)

@@ -31,7 +31,7 @@ def answer(args: argparse.Namespace) -> Answer:
         if record.get("shrunk"):
             shown.append(shrunk_table(record))
         return Answer({**record, "file_bytes": size}, [*shown, summary(args.file, record, size)])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"{args.file}: the record that topkast.export wrote is damaged") from error
 
 
@@ -47,11 +47,16 @@ def read(path: Path) -> tuple[dict[str, Any], int]:
 
     from topkast.passes.onnx import metadata
 
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
         raise ValueError(f"{path} is no ONNX file: {error}") from error
-    found = metadata.read({entry.key: entry.value for entry in model.metadata_props})
+    try:
+        found = metadata.read({entry.key: entry.value for entry in model.metadata_props})
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the record that topkast.export wrote is damaged") from error
     if found is None:
         raise ValueError(f"{path} was not written by topkast.export: it has no metadata of the key {metadata.KEY!r}")
     beside = path.with_name(f"{path.name}.data")

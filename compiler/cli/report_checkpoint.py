@@ -30,7 +30,7 @@ def answer(args: argparse.Namespace) -> Answer:
     summary = read_summary(args.checkpoint)
     try:
         weights = [_weight(name, site) for name, site in summary["sites"].items()]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise CheckpointError(f"{args.checkpoint}: the header's entry of a sparse weight is damaged") from error
     table = Table(title=cell(f"step {summary['step']}, written by topkast {summary['topkast_version']}"))
     for head in HEADS:

@@ -46,11 +46,14 @@ def check_model(model: Any) -> None:
 
 
 def check_finite(name: str, parameter: Tensor) -> None:
-    """Raise ModelError if the parameter has an entry that cannot be ranked by size."""
+    """Raise ModelError if the parameter holds NaN, or if it may be a sparse weight and holds infinite values."""
     # The smallest and largest entry are enough: isfinite() would need a copy of the whole parameter.
     ends = parameter.detach().aminmax() if parameter.is_floating_point() and parameter.numel() else ()
-    if not all(bool(end.isfinite()) for end in ends):
-        raise ModelError(f"{name}: holds NaN or infinite values, by which no largest weights can be chosen")
+    if any(bool(end.isnan()) for end in ends):
+        raise ModelError(f"{name}: holds NaN, so every result of the model would be NaN")
+    # A parameter that adds to scores may hold -inf as a mask, and stays dense.
+    if parameter.dim() > 1 and parameter.requires_grad and any(bool(end.isinf()) for end in ends):
+        raise ModelError(f"{name}: holds infinite values, by which no largest weights can be chosen")
 
 
 def _is_dtensor(parameter: nn.Parameter) -> bool:

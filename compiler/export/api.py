@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError, ExportError
 from topkast.runtime.extras import need
 from topkast.runtime.kernels import native_library
+from topkast.runtime.new_file import path_of, take_name
 from topkast.runtime.state.model import find
 
 from .dimensions.axes import all_axes
@@ -160,7 +160,7 @@ def export(
     from .parity import compare
 
     find(model)
-    path = Path(path)
+    path = path_of("path", path)
     check_arguments(path, format, precision, library, opset, use_cache, dynamic_shapes)
     plain = densify(model).cpu().eval()
     if precision == "fp16":
@@ -233,7 +233,7 @@ def export(
             annotate(file, format, precision, found, dense.shrunk, checked.max_error, int8_error)
             size = sum(part.stat().st_size for part in folder.iterdir())
             for part in sorted(folder.iterdir(), reverse=True):  # the weights file first, then the model file
-                os.replace(part, path.parent / part.name)
+                take_name(part, path.parent / part.name)
     return ExportResult(
         path,
         format,

@@ -16,6 +16,7 @@ from topkast.compiler.densify import densify
 from topkast.passes.aten import PassLog
 from topkast.runtime.errors import ExportError
 from topkast.runtime.layout import forward_part
+from topkast.runtime.new_file import path_of, take_name
 from topkast.runtime.state.model import find, owned, sites
 
 from .flatten import arguments, flatten_outputs
@@ -54,7 +55,7 @@ def package(model: Any, path: str | os.PathLike[str], example_inputs: Any, *, dy
         ModelError: the model was not converted.
     """
     find(model)
-    path = Path(path)
+    path = path_of("path", path)
     if path.suffix != SUFFIX:
         raise ExportError(f"path: {path.name!r} must end in {SUFFIX}; topkast.export writes ONNX files")
     check_folder(path)
@@ -67,7 +68,7 @@ def package(model: Any, path: str | os.PathLike[str], example_inputs: Any, *, dy
             file = _compiled(twin, folder / path.name, args, kwargs, dynamic_shapes)
             given = flatten_outputs(torch._inductor.aoti_load_package(str(file))(*args, **kwargs))
         _compare(given, wanted)
-        os.replace(file, path)
+        take_name(file, path)
     return path
 
 

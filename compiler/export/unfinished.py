@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from topkast.runtime.errors import ExportError
+from topkast.runtime.new_file import new_folder
 
 
 def check_folder(path: Path) -> None:
@@ -20,8 +19,9 @@ def check_folder(path: Path) -> None:
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
     """A hidden folder in the folder of ``path``, so that a file moves to ``path`` at once. It is removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(new_folder(path))
+        except OSError as error:
+            raise ExportError(f"path: {path} cannot be written ({error})") from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkast.compiler.checkpoint.file import config_entries, describe, own_version, parsed
+from topkast.compiler.checkpoint.file import config_entries, describe, own_version
 from topkast.compiler.checkpoint.pack import alone, read, write
+from topkast.compiler.checkpoint.schema import check_format, parsed
 from topkast.compiler.checkpoint.validate import check_supported
 from topkast.runtime.errors import CheckpointError
 from topkast.runtime.layout import Index
@@ -143,14 +144,7 @@ def read_sets(path: Path) -> SetsFile:
             an option's value that this version refuses.
     """
     header, tensors = read(path)
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a safetensors file, but not the sets of a sparse model")
-    given = header.get("format_version", "")
-    if not given.isdecimal() or int(given) > VERSION:
-        raise CheckpointError(
-            f"{path}: format version {given or 'unknown'}, this topkast ({own_version()}) reads up to {VERSION}; it "
-            f"was written by topkast {header.get('topkast_version', '?')}"
-        )
+    check_format(path, header, FORMAT, VERSION, "not the sets of a sparse model", own_version())
     config, sites, dense = (parsed(path, header, key) for key in ("config", "sites", "dense"))
     check_supported(path, config, header.get("topkast_version", "?"))
     for name, entry in sites.items():

@@ -53,10 +53,13 @@ def mask_distance(a: Any, b: Any, *, match: bool | Interchangeable = False, exam
         example_inputs: for ``match=True``, to trace a model with; see :func:`topkast.topology.interchangeable`.
 
     Raises:
-        ConfigError: the two differ in parameters or shapes, or ``match=True`` and neither is a model.
+        ConfigError: ``match`` is another value, the two differ in parameters or shapes, or ``match=True`` and neither
+            is a model.
         MissingPackageError: a match was asked for, and the extra ``topkast[statistics]`` (scipy) is not installed.
         ModelError: a model was not converted or could not be traced.
     """
+    if not isinstance(match, (bool, Interchangeable)):
+        raise ConfigError(f"match={match!r}: must be True, False, or a result of topkast.topology.interchangeable")
     one, two = (given if isinstance(given, Mapping) else masks(given) for given in (a, b))
     _check(one, two)
     if match is True:

@@ -107,8 +107,10 @@ def interchangeable(model: nn.Module, example_inputs: Any = None) -> Interchange
         example_inputs: as for :func:`topkast.compile`; None: the model's own ``dummy_inputs``.
 
     Raises:
-        ModelError: the model could not be traced as a whole; the message gives the reason.
+        ModelError: ``model`` is no module, or could not be traced as a whole; the message gives the reason.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model: a {type(model).__name__}, must be a torch.nn.Module")
     plain = densify(model) if any("_topkast" in m.__dict__ for m in model.modules()) else model
     captured = capture(plain, example_inputs)
     if not captured.how.startswith("torch.export"):

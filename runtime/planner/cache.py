@@ -18,7 +18,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 
 from topkast.runtime.doing import doing
 from topkast.runtime.kernels import native_library
+from topkast.runtime.new_file import new_file
 
 DAYS, TRIES, AT_ONCE, PAUSE = 30, 6, 3, 0.05
 Times = dict[str, float]
@@ -109,7 +109,7 @@ def use(times: Any) -> None:
 
 def _are_seconds(times: Any) -> bool:
     """Whether a checkpoint, which may hold anything, has times by name."""
-    return isinstance(times, dict) and bool(times) and all(isinstance(one, int | float) for one in times.values())
+    return isinstance(times, dict) and bool(times) and all(map(_is_second, times.values()))
 
 
 def loaded() -> str:
@@ -157,16 +157,19 @@ def _store(key: str, entry: dict[str, Any]) -> None:
     merged.setdefault(machine(), {}).update(entries())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(merged, file)
-        os.replace(file.name, path)
+        with new_file(path) as file:
+            file.write(json.dumps(merged).encode())
     except OSError:
         return  # the folder cannot be written to: only this process remembers the measurement
 
 
 def folder() -> Path:
     """The folder of the file; it may not exist yet."""
-    return Path(os.environ.get("TOPKAST_CACHE", "~/.cache/topkast")).expanduser()
+    path = Path(os.environ.get("TOPKAST_CACHE", "~/.cache/topkast"))
+    try:
+        return path.expanduser()
+    except RuntimeError:  # the user has no home: no file can be in a folder of this name
+        return Path("/nonexistent/topkast")
 
 
 def _path() -> Path:
@@ -175,17 +178,26 @@ def _path() -> Path:
 
 def _read(path: Path) -> dict[str, Entries]:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):  # no file yet, or an incomplete file: measure again
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):  # no file yet, or an incomplete file: measure again
         return {}
     if not isinstance(found, dict):
         return {}
     own = {name: entries for name, entries in found.items() if isinstance(entries, dict)}
-    return {name: {key: one for key, one in entries.items() if _is_entry(one)} for name, entries in own.items()}
+    return {name: {key: one for key, one in entries.items() if _is_entry(key, one)} for name, entries in own.items()}
 
 
-def _is_entry(one: Any) -> bool:
-    return isinstance(one, dict) and {"seconds", "when", "tries", "doubtful"} <= set(one) and bool(one["seconds"])
+def _is_entry(key: str, one: Any) -> bool:
+    fits = isinstance(one, dict) and _are_seconds(one.get("seconds")) and type(one.get("tries")) is int
+    try:
+        json.loads(key)
+    except (ValueError, RecursionError):
+        return False
+    return fits and _is_second(one.get("when")) and type(one.get("doubtful")) is bool
+
+
+def _is_second(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 @functools.cache
