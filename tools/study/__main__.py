@@ -22,7 +22,7 @@ from rich.markup import escape
 from topkast.tools.common.arguments import positive
 from topkast.tools.common.places import RESULTS
 
-from .grid import Point, read_grid
+from .grid import Point, arms, chosen, read_grid
 from .run_fields import StudyError
 from .store import complete, read
 from .times import read_times
@@ -44,6 +44,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if name in ("run", "time"):
             command.add_argument("--data", type=Path, help="file or folder of a task that has no data of its own")
         if name == "run":
+            command.add_argument("--arms", nargs="+", help="only these; default: all of the grid")
             command.add_argument("--workers", type=positive, default=1, help="processes, one thread each")
         elif name == "time":
             command.add_argument("--repeats", type=positive, default=15, help="pairs of each figure")
@@ -62,7 +63,15 @@ def grid_path(name: str) -> Path:
 
 def train(grid: list[Point], args: argparse.Namespace, console: Console) -> int:
     """What is not in the file of results yet; 1 if a run failed."""
-    failed = complete([point.run for point in grid], args.results, args.workers, args.data, console)
+    failed = []
+    if any(point.tuned for point in grid):  # an arm's rate decides what is run for the seeds
+        for group in arms(grid):
+            trials = [point.trial() for point in group if point.tuned]
+            failed += complete(trials, args.results, args.workers, args.data, console)
+            points = chosen(group, read(args.results))
+            failed += complete([point.run for point in points], args.results, args.workers, args.data, console)
+    else:
+        failed = complete([point.run for point in grid], args.results, args.workers, args.data, console)
     for line in failed:
         console.print(f"[red]failed:[/] {escape(line)}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
@@ -117,6 +126,10 @@ def main(argv: list[str] | None = None) -> int:
         times = None if args.command == "time" else read_times(args.times)
         grid = read_grid(grid_path(args.grid), times)
         if args.command == "run":
+            known = dict.fromkeys(point.arm for point in grid)
+            if unknown := set(args.arms or ()) - known.keys():
+                raise StudyError(f"--arms {min(unknown)!r}: must be of {', '.join(known)}")
+            grid = [point for point in grid if not args.arms or point.arm in args.arms]
             return train(grid, args, console)
         if args.command == "time":
             from .clock import measure_grid
