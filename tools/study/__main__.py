@@ -25,7 +25,7 @@ from topkast.tools.common.places import RESULTS
 from .grid import Point, arms, chosen, read_grid
 from .run_fields import StudyError
 from .store import complete, read
-from .times import read_times
+from .times import read_times, times_of
 
 HERE = Path(__file__).parent
 FOLDER = RESULTS / "study"
@@ -50,7 +50,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             command.add_argument("--repeats", type=positive, default=15, help="pairs of each figure")
             command.add_argument("--quick", action="store_true", help="without code generation: does everything run?")
         elif name == "table":
-            command.add_argument("--against", default="topkast", help="the arm that the others are compared with")
+            command.add_argument("--against", help="the arm that the others are compared with")
         elif name == "plot":
             command.add_argument("--out", type=Path, default=Path("build/study"), help="folder for the picture")
     return parser.parse_args(argv)
@@ -81,11 +81,11 @@ def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
     """The tables or the picture of one grid."""
     # What draws and counts needs packages that training does not.
     from topkast.tools.study.shown.estimates import rows
-    from topkast.tools.study.shown.grid_tables import sheets
+    from topkast.tools.study.shown.grid_tables import baseline, sheets
 
-    found = rows(grid, read(args.results), read_times(args.times))
+    found = rows(grid, read(args.results), times_of(grid_path(args.grid).stem, args.times))
     if args.command == "table":
-        for sheet in sheets(found, args.against):
+        for sheet in sheets(found, args.against or baseline(found)):
             console.print(sheet.rich())
         return
     from topkast.tools.study.shown.plot import plot
@@ -101,13 +101,14 @@ def report(args: argparse.Namespace, console: Console) -> None:
     from topkast.tools.study.shown.plot import plot
     from topkast.tools.study.shown.whole_report import tables
 
-    held, times = read(args.results), read_times(args.times)
-    text = tables(HERE / "grids", held, times, FOLDER / "topology")
+    held = read(args.results)
+    text = tables(HERE / "grids", held, args.times, FOLDER / "topology")
     (FOLDER / "TABLES.md").write_text(text, encoding="utf-8")
     for old in FOLDER.glob("*.svg"):  # one of a grid that is gone, or of results that are, would stay
         old.unlink()
     for path in sorted((HERE / "grids").glob("*.toml")):
         try:
+            times = times_of(path.stem, args.times)
             found = rows(read_grid(path, times), held, times)
         except StudyError as error:
             console.print(f"[yellow]left out:[/] {escape(str(error))}", highlight=False, soft_wrap=True)

@@ -60,18 +60,15 @@ class Point:
         return replace(self.run, seed=TUNING_SEED, tuning=True)
 
 
-Group = list[Point]
-
-
-def arms(points: Sequence[Point]) -> list[Group]:
+def arms(points: Sequence[Point]) -> list[list[Point]]:
     """The points of each arm at each place, of all seeds and rates, in the order of the grid."""
-    found: dict[Any, Group] = defaultdict(list)
+    found: dict[Any, list[Point]] = defaultdict(list)
     for point in points:
         found[point.arm, repr(point.where)].append(point)
     return list(found.values())
 
 
-def chosen(group: Group, held: Results) -> Group:
+def chosen(group: Sequence[Point], held: Results) -> Sequence[Point]:
     """The points of an arm at the rate whose tuning run ended best; none while one of these runs is missing."""
     if not group[0].tuned:
         return group
@@ -110,7 +107,7 @@ def read_grid(path: Path, times: Times | None = None) -> list[Point]:
             for rate in rates if isinstance(rates, list) else [rates]:
                 try:
                     found.append(Point(arm, where, *_run(given | _rates(rate), times), tuned))
-                except (TypeError, ValueError, StudyError) as error:
+                except (TypeError, StudyError) as error:
                     raise StudyError(f"{path}: {arm}: {error}") from error
     return found
 
@@ -118,6 +115,8 @@ def read_grid(path: Path, times: Times | None = None) -> list[Point]:
 def _rates(rate: Any) -> dict[str, float]:
     """The fields that a rate, a pair of rates or None stands for."""
     if isinstance(rate, list):
+        if len(rate) != 2:
+            raise StudyError(f"lr={rate}: must be a rate or [matrices, the rest]")
         return dict(zip(("lr", "lr_rest"), rate, strict=True))
     return {} if rate is None else {"lr": rate}
 

@@ -115,9 +115,15 @@ TASKS = {
     "wikitext103": _text_task(data.wikitext103),
     "digits": _image_task(lambda path: data.digits(), 32, 0, 1, 10, (1, 2)),
     "digits-resnet": Task(
-        "test error, %", torchvision_resnet, 32, 1, lambda path: data.large_digits(), _image_batch, _image_score,
+        "test error, %",
+        torchvision_resnet,
+        32,
+        1,
+        lambda path: data.large_digits(),
+        _image_batch,
+        _image_score,
         _image_hold_out,
-    ),  # fmt: skip
+    ),
     "cifar10": _image_task(partial(data.cifar, 10), 32, 4, 3, 10, (1, 2, 1, 2, 1)),
     "cifar100": _image_task(partial(data.cifar, 100), 32, 4, 3, 100, (1, 2, 1, 2, 1)),
 }
