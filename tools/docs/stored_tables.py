@@ -22,6 +22,8 @@ def zoo() -> str:
 # name -> the Markdown
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": zoo,
+    "study-tuned": lambda: study.tuned().markdown(),
+    "study-frontier": lambda: study.frontier().markdown(),
     "study-rivals": lambda: study.rivals().markdown(),
     "study-balanced": lambda: study.balanced().markdown(),
     "study-rates": lambda: study.rates().markdown(),

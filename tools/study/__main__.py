@@ -22,10 +22,10 @@ from rich.markup import escape
 from topkast.tools.common.arguments import positive
 from topkast.tools.common.places import RESULTS
 
-from .grid import Point, read_grid
+from .grid import Point, arms, chosen, read_grid
 from .run_fields import StudyError
 from .store import complete, read
-from .times import read_times
+from .times import read_times, times_of
 
 HERE = Path(__file__).parent
 FOLDER = RESULTS / "study"
@@ -44,12 +44,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if name in ("run", "time"):
             command.add_argument("--data", type=Path, help="file or folder of a task that has no data of its own")
         if name == "run":
+            command.add_argument("--arms", nargs="+", help="only these; default: all of the grid")
             command.add_argument("--workers", type=positive, default=1, help="processes, one thread each")
         elif name == "time":
             command.add_argument("--repeats", type=positive, default=15, help="pairs of each figure")
             command.add_argument("--quick", action="store_true", help="without code generation: does everything run?")
         elif name == "table":
-            command.add_argument("--against", default="topkast", help="the arm that the others are compared with")
+            command.add_argument("--against", help="the arm that the others are compared with")
         elif name == "plot":
             command.add_argument("--out", type=Path, default=Path("build/study"), help="folder for the picture")
     return parser.parse_args(argv)
@@ -62,7 +63,15 @@ def grid_path(name: str) -> Path:
 
 def train(grid: list[Point], args: argparse.Namespace, console: Console) -> int:
     """What is not in the file of results yet; 1 if a run failed."""
-    failed = complete([point.run for point in grid], args.results, args.workers, args.data, console)
+    failed = []
+    if any(point.tuned for point in grid):  # an arm's rate decides what is run for the seeds
+        for group in arms(grid):
+            trials = [point.trial() for point in group if point.tuned]
+            failed += complete(trials, args.results, args.workers, args.data, console)
+            points = chosen(group, read(args.results))
+            failed += complete([point.run for point in points], args.results, args.workers, args.data, console)
+    else:
+        failed = complete([point.run for point in grid], args.results, args.workers, args.data, console)
     for line in failed:
         console.print(f"[red]failed:[/] {escape(line)}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
@@ -72,11 +81,11 @@ def show(grid: list[Point], args: argparse.Namespace, console: Console) -> None:
     """The tables or the picture of one grid."""
     # What draws and counts needs packages that training does not.
     from topkast.tools.study.shown.estimates import rows
-    from topkast.tools.study.shown.grid_tables import sheets
+    from topkast.tools.study.shown.grid_tables import baseline, sheets
 
-    found = rows(grid, read(args.results), read_times(args.times))
+    found = rows(grid, read(args.results), times_of(grid_path(args.grid).stem, args.times))
     if args.command == "table":
-        for sheet in sheets(found, args.against):
+        for sheet in sheets(found, args.against or baseline(found)):
             console.print(sheet.rich())
         return
     from topkast.tools.study.shown.plot import plot
@@ -92,13 +101,14 @@ def report(args: argparse.Namespace, console: Console) -> None:
     from topkast.tools.study.shown.plot import plot
     from topkast.tools.study.shown.whole_report import tables
 
-    held, times = read(args.results), read_times(args.times)
-    text = tables(HERE / "grids", held, times, FOLDER / "topology")
+    held = read(args.results)
+    text = tables(HERE / "grids", held, args.times, FOLDER / "topology")
     (FOLDER / "TABLES.md").write_text(text, encoding="utf-8")
     for old in FOLDER.glob("*.svg"):  # one of a grid that is gone, or of results that are, would stay
         old.unlink()
     for path in sorted((HERE / "grids").glob("*.toml")):
         try:
+            times = times_of(path.stem, args.times)
             found = rows(read_grid(path, times), held, times)
         except StudyError as error:
             console.print(f"[yellow]left out:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -117,6 +127,10 @@ def main(argv: list[str] | None = None) -> int:
         times = None if args.command == "time" else read_times(args.times)
         grid = read_grid(grid_path(args.grid), times)
         if args.command == "run":
+            known = dict.fromkeys(point.arm for point in grid)
+            if unknown := set(args.arms or ()) - known.keys():
+                raise StudyError(f"--arms {min(unknown)!r}: must be of {', '.join(known)}")
+            grid = [point for point in grid if not args.arms or point.arm in args.arms]
             return train(grid, args, console)
         if args.command == "time":
             from .clock import measure_grid

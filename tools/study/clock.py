@@ -6,7 +6,9 @@ use too they do not hold the others' time.
 
 from __future__ import annotations
 
+import copy
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +28,7 @@ from topkast.tools.study.tasks import task_of
 from topkast.tools.study.train import make_optimizer, prepare, train_step
 
 from .grid import Point
+from .models import ByteModel
 from .run_fields import BASELINES, Run, canonical
 from .times import UNMEASURED, add_time, key_of, read_times
 
@@ -36,7 +40,7 @@ def measure_grid(points: Sequence[Point], path: Path, repeats: int, backend: str
     """Measure what ``path`` does not hold yet and add it there, on one thread."""
     torch.set_num_threads(1)
     facts = machine() | {"backend": backend, "threads": 1}
-    wanted = {key_of(p.run): p.run for p in points if p.run.method not in ("dense", *UNMEASURED)}
+    wanted = {key_of(p.run): p.run for p in points if times_differ(p.run)}
     todo = [run for key, run in wanted.items() if key not in read_times(path).entries]
     for number, run in enumerate(todo, 1):
         entry = measure_run(run, repeats, backend, data)
@@ -47,6 +51,11 @@ def measure_grid(points: Sequence[Point], path: Path, repeats: int, backend: str
             f"a refresh {1e3 * entry['refresh']:.1f} ms, a dense step {1e3 * entry['seconds']['dense']:.1f} ms",
             highlight=False,
         )
+
+
+def times_differ(run: Run) -> bool:
+    """Whether a step of the run is to be measured: not the dense model's own, nor what runs dense here."""
+    return run.method not in UNMEASURED and (run.method != "dense" or run.width is not None)
 
 
 # Beyond its limit Dynamo would go on uncompiled, and the figure would be of something else.
@@ -63,11 +72,11 @@ def measure_run(run: Run, repeats: int, backend: str, data: Path | None = None) 
     task = task_of(run.task)
     batch = task.batch(task.load(data), torch.Generator().manual_seed(0), run.batch)
     run = replace(run, steps=STEPS, backend=backend, refresh_every=run.refresh_every and STEPS)
-    twin = canonical(replace(run, method="dense"))
-    (dense, _), (step, model) = (_stepper(each, batch, backend) for each in (twin, run))
+    twin = canonical(replace(run, method="dense", width=None, lr_rest=None))
+    (dense, base), (step, model) = (_stepper(each, batch, backend) for each in (twin, run))
     found = []
     for place, share in course(run):
-        if run.method != "small-dense":
+        if run.method not in BASELINES:
             _move(model, round(place * STEPS))
         pairs = measure([dense], [step], repeats, clock=time.process_time)
         found.append((share, pairs.ratio(), pairs.seconds()))
@@ -75,7 +84,29 @@ def measure_run(run: Run, repeats: int, backend: str, data: Path | None = None) 
         "ratio": {name: sum(share * ratio[name] for share, ratio, _ in found) for name in SPREAD},
         "seconds": {side: sum(share * seconds[side] for share, _, seconds in found) for side in ("dense", "sparse")},
         "refresh": _refresh(step, model, repeats) if run.refresh_every else 0.0,
+        **(exported(base, model, batch[0][:1], repeats) if isinstance(model, ByteModel) else {}),
     }
+
+
+def exported(base: nn.Module, model: nn.Module, x: Tensor, repeats: int) -> dict[str, float]:
+    """The ONNX file of ``model`` over that of ``base``: "file", its bytes; "latency", its time on one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        files, runs = [], []
+        for number, one in enumerate((base, model)):
+            files.append(Path(folder) / f"{number}.onnx")
+            if sites(one):
+                topkast.export(one.eval(), files[-1], (x,))
+            else:
+                plain = copy.deepcopy(getattr(one, "_orig_mod", one)).eval()
+                plain._compiled_call_impl = None
+                torch.onnx.export(plain, (x,), files[-1], dynamo=True, verbose=False, external_data=False)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            session = topkast.onnx.session(files[-1], options)
+            runs.append(partial(session.run, None, {session.get_inputs()[0].name: x.numpy()}))
+        pairs = measure([runs[0]], [runs[1]], repeats, clock=time.process_time)
+        sizes = [file.stat().st_size for file in files]
+    return {"file": sizes[1] / sizes[0], "latency": pairs.ratio()["median"]}
 
 
 def course(run: Run) -> list[tuple[float, float]]:

@@ -5,7 +5,10 @@ run, ``[arms.NAME]`` what is compared, ``[tasks.NAME]`` values for one task. Lat
 ``like = "NAME"`` takes what is not said here from the grid of that name beside this one.
 
 Values are the fields of :class:`_study_run.Run`, where besides
-    lr        may be a list: every rate is run, and an arm is shown at its best one; as an axis, at each,
+    lr        may be a list: every rate is run, and an arm is shown at its best one; as an axis, at each; a rate may be
+              [matrices, the rest],
+    tune      is true where the rate is chosen by one tuning run each, so that only the chosen one is run for the
+              seeds and no rate has seen what is reported,
     bwd       may be "fwd": B = A,
     initial   may be "none": θ as it was drawn,
     any       may be "default": what topkast.compile has, where the base says otherwise,
@@ -17,16 +20,21 @@ Values are the fields of :class:`_study_run.Run`, where besides
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
-from dataclasses import dataclass, fields
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .run_fields import Run, StudyError, canonical
+from .store import Results
 from .times import Times
 
 TABLES = ("base", "axes", "arms", "tasks")
-OF_GRID = ("times", "equal")  # what decides about the steps and is no field of a run
+OF_GRID = ("times", "equal", "tune")  # what is no field of a run
+TUNING_SEED = 100  # no grid reports it
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,37 @@ class Point:
         where: (axis, value) of the grid's axes but the seed.
         run: what is trained.
         unit: steps of the dense model that a cost is given in shares of.
+        tuned: its rate is one of those that :meth:`trial` chooses from.
     """
 
     arm: str
     where: tuple[tuple[str, Any], ...]
     run: Run
     unit: int
+    tuned: bool = False
+
+    def trial(self) -> Run:
+        """The tuning run of this arm at this rate."""
+        return replace(self.run, seed=TUNING_SEED, tuning=True)
+
+
+def arms(points: Sequence[Point]) -> list[list[Point]]:
+    """The points of each arm at each place, of all seeds and rates, in the order of the grid."""
+    found: dict[Any, list[Point]] = defaultdict(list)
+    for point in points:
+        found[point.arm, repr(point.where)].append(point)
+    return list(found.values())
+
+
+def chosen(group: Sequence[Point], held: Results) -> Sequence[Point]:
+    """The points of an arm at the rate whose tuning run ended best; none while one of these runs is missing."""
+    if not group[0].tuned:
+        return group
+    ends = {point.trial().key: point.trial() for point in group}
+    if not ends.keys() <= held.keys():
+        return []
+    best = min(ends, key=lambda key: math.inf if held[key]["quality"] is None else held[key]["quality"])
+    return [point for point in group if point.trial().key == best]
 
 
 def read_grid(path: Path, times: Times | None = None) -> list[Point]:
@@ -70,13 +103,22 @@ def read_grid(path: Path, times: Times | None = None) -> list[Point]:
                 raise StudyError(f"{path}: {arm}: at.{min(unknown)}: must be an axis, one of {', '.join(axes)}")
             if any(point[axis] not in allowed for axis, allowed in only.items()):
                 continue
-            rates = given.get("lr")
+            rates, tuned = given.get("lr"), bool(given.pop("tune", False))
             for rate in rates if isinstance(rates, list) else [rates]:
                 try:
-                    found.append(Point(arm, where, *_run(given | ({} if rate is None else {"lr": rate}), times)))
+                    found.append(Point(arm, where, *_run(given | _rates(rate), times), tuned))
                 except (TypeError, StudyError) as error:
                     raise StudyError(f"{path}: {arm}: {error}") from error
     return found
+
+
+def _rates(rate: Any) -> dict[str, float]:
+    """The fields that a rate, a pair of rates or None stands for."""
+    if isinstance(rate, list):
+        if len(rate) != 2:
+            raise StudyError(f"lr={rate}: must be a rate or [matrices, the rest]")
+        return dict(zip(("lr", "lr_rest"), rate, strict=True))
+    return {} if rate is None else {"lr": rate}
 
 
 def _declared(path: Path) -> dict[str, dict[str, Any]]:

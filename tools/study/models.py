@@ -54,6 +54,21 @@ class ByteModel(nn.Module):
         return self.head(self.norm(self.blocks(self.bytes(x) + places)))
 
 
+def start_as_gpt2(model: nn.Module) -> None:
+    """Draw a text model as GPT-2 draws its own: 0.02, what is added to the residual stream smaller by its layers.
+
+    Raises:
+        StudyError: the model is no text model.
+    """
+    if not isinstance(model, ByteModel):
+        raise StudyError("initial='gpt2': must be a text task's")
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            added = name.endswith((".out", ".down"))
+            nn.init.normal_(layer.weight, std=0.02 / (2 * len(model.blocks)) ** 0.5 if added else 0.02)
+            nn.init.zeros_(layer.bias)
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions around a shortcut; ``stride`` 2 halves the image."""
 

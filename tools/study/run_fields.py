@@ -15,7 +15,8 @@ from topkast.runtime.methods import METHODS
 # Beside the methods of topkast.compile: the dense model, a dense one with as many parameters as the sparse one works
 # with, and two that sparsify in another place.
 BASELINES = ("dense", "small-dense", "meprop", "swat")
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "sgd", "muon", "nanogpt")
+DENSE_ONLY = ("muon", "nanogpt")
 
 
 class StudyError(Exception):
@@ -33,9 +34,13 @@ class Run:
             of the steps. What a method does not use is None, so that no two runs differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
         initial: as ``topkast.compile`` has it, None where "auto" changes nothing; of "dense" also "small": a weight
-            that could be sparse starts with the norm that its largest tenth has.
-        optimizer: "adamw", or "sgd" with momentum 0.9.
+            that could be sparse starts with the norm that its largest tenth has, and "gpt2": as GPT-2 draws its own.
+        optimizer: "adamw", "sgd" with momentum 0.9, and for dense models "muon" (AdamW for what is no matrix) and
+            "nanogpt", the AdamW of that repository's small models.
         lr: peak of the schedule (warm-up over a tenth of the steps, then a cosine to a twentieth).
+        lr_rest: that of norms, biases and embeddings; None: ``lr`` too.
+        width: of the model; None: the task's.
+        tuning: train without a part of the training data, and take the quality on that part: what a rate is chosen by.
         seed: of the weights, the batches and the sets.
     """
 
@@ -60,6 +65,9 @@ class Run:
     initial: str | None = Config.initial
     optimizer: str = "adamw"
     weight_decay: float = 0.01
+    lr_rest: float | None = None
+    width: int | None = None
+    tuning: bool = False
     backend: str = "eager"
 
     @property
@@ -88,6 +96,8 @@ def canonical(run: Run) -> Run:
         raise StudyError(f"method={run.method!r}: must be one of {', '.join([*METHODS, *BASELINES])}")
     if run.optimizer not in OPTIMIZERS:
         raise StudyError(f"optimizer={run.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}")
+    if run.optimizer in DENSE_ONLY and run.method not in ("dense", "small-dense"):
+        raise StudyError(f"optimizer={run.optimizer!r}: must be 'adamw' or 'sgd' with method={run.method!r}")
     uses = METHODS[run.method].uses if run.method in METHODS else ()
     unused: dict[str, Any] = {name: None for name in OPTIONAL if name not in uses}
     if run.method not in ("meprop", "swat"):
@@ -101,6 +111,8 @@ def canonical(run: Run) -> Run:
     alike = run.distribution == "uniform" and not TENTH < 1 - (run.fwd or 0) <= QUARTER
     if run.initial == "auto" and (alike or not first):
         unused["initial"] = None
+    if run.lr_rest == run.lr:
+        unused["lr_rest"] = None
     if "bwd" in uses:
         try:
             unused["bwd"] = pair("", run.fwd, run.bwd)[1]

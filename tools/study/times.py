@@ -23,7 +23,8 @@ MACHINE = ("cpu", "torch", "backend", "threads")  # what times must have in comm
 def key_of(run: Run) -> str:
     """Names what is measured for a run."""
     run = replace(run, method=SAME.get(run.method, run.method))
-    return json.dumps([getattr(run, name) for name in DECIDES])
+    decides = [getattr(run, name) for name in DECIDES]
+    return json.dumps(decides if run.width is None else [*decides, run.width])  # the task's own width goes unsaid
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Times:
     Args:
         machine: where, empty if nothing was measured.
         entries: :func:`key_of` a run -> "ratio" (quartiles of a step's time over that of compiled dense), "seconds"
-            (median of either) and "refresh" (seconds that a step with a refresh takes longer).
+            (median of either) and "refresh" (seconds that a step with a refresh takes longer); if it was exported also
+            "file" and "latency", its ONNX file's size and time in ONNX Runtime over those of the dense one.
     """
 
     machine: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +43,7 @@ class Times:
 
     def ratio(self, run: Run) -> float | None:
         """Time of a step, with its share of the refreshes, over that of a dense step; None where not measured."""
-        if run.method == "dense":
+        if run.method == "dense" and run.width is None:
             return 1.0
         entry = self.entries.get(key_of(run))
         if entry is None:
@@ -55,11 +57,18 @@ class Times:
         ratio, dense = self.ratio(run), self._dense_step(run)
         return None if ratio is None or dense is None else run.steps * ratio * dense
 
+    def exported(self, run: Run) -> dict[str, float]:
+        """ "file" and "latency" as shares of the dense model's; empty where not measured."""
+        if run.method == "dense" and run.width is None:
+            return {"file": 1.0, "latency": 1.0}
+        entry = self.entries.get(key_of(run), {})
+        return {name: entry[name] for name in ("file", "latency") if name in entry}
+
     def _dense_step(self, run: Run) -> float | None:
         alike = ("task", "batch", "optimizer")
         found = []
         for key, entry in self.entries.items():
-            of = dict(zip(DECIDES, json.loads(key), strict=True))
+            of = dict(zip(DECIDES, json.loads(key), strict=False))  # a width may follow
             if all(of[name] == getattr(run, name) for name in alike):
                 found.append(entry["seconds"]["dense"])
         return statistics.median(found) if found else None
@@ -86,6 +95,12 @@ def read_times(path: Path) -> Times:
         return Times(held["machine"], {json.dumps(entry.pop("of")): entry for entry in held["times"]})
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(f"{path}: no file of measured times: {error}") from error
+
+
+def times_of(grid: str, path: Path) -> Times:
+    """Those of a grid: its own file beside ``path``, of the machine that measured it, or else ``path``."""
+    own = path.with_name(f"{grid}-times.json")
+    return read_times(own if own.exists() else path)
 
 
 def add_time(path: Path, run: Run, entry: dict[str, Any], machine: dict[str, Any]) -> None:

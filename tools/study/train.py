@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import topkast
 from topkast.tools.common.measure import memory
 
-from .models import width_for
+from .models import start_as_gpt2, width_for
 from .references import layers_of, meprop, swat
 from .run_fields import Run
 from .tasks import Task, loss_of, task_of
+from .two_rates import Optimizer, make_optimizer
 
 LOOKS = 20  # how often in a run the sets are counted for its FLOPs
 
@@ -25,10 +26,12 @@ LOOKS = 20  # how often in a run the sets are counted for its FLOPs
 def prepare(run: Run, task: Task) -> nn.Module:
     """The model of a run from its seed."""
     torch.manual_seed(run.seed)
-    model = task.build(task.width)
+    model = task.build(run.width or task.width)
     if run.method == "dense":
         if run.initial == "small":
             start_small(model)
+        elif run.initial == "gpt2":
+            start_as_gpt2(model)
         return model
     if run.method == "small-dense":
         assert run.fwd is not None
@@ -54,14 +57,7 @@ def start_small(model: nn.Module) -> None:
         layer.weight *= largest.norm() / layer.weight.norm()
 
 
-def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    """That of the run, at its peak rate."""
-    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    own = {"momentum": 0.9} if run.optimizer == "sgd" else {}
-    return kinds[run.optimizer](model.parameters(), lr=run.lr, weight_decay=run.weight_decay, **own)
-
-
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+def train_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
     """One step; returns its loss."""
     optimizer.zero_grad()
     loss = loss_of(model, x, y)
@@ -81,9 +77,7 @@ def schedule(step: int, steps: int) -> float:
 
 def flops_share(run: Run, model: nn.Module, dense: int) -> float:
     """Weight FLOPs of a training step now, of the layers that could be sparse, as a share of the dense model's."""
-    if run.method == "dense":
-        return 1.0
-    if run.method == "small-dense":
+    if run.method in ("dense", "small-dense"):
         return sum(layer.weight.numel() for layer in layers_of(model, min_size=1)) / dense
     if run.method == "meprop":
         assert run.activations is not None
@@ -110,20 +104,23 @@ def train(run: Run, data_path: Path | None = None) -> dict[str, Any]:
     """
     task = task_of(run.task)
     data = task.load(data_path)
+    if run.tuning:
+        data = task.hold_out(data)
     dense = sum(layer.weight.numel() for layer in layers_of(task.build(task.width)))
     model = prepare(run, task)
     optimizer = make_optimizer(run, model)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, run.steps))
+    peaks = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(run.seed)
     losses, shares, wall, cpu = [], [], [], []
     model.train()
     for step in range(run.steps):
         x, y = task.batch(data, generator, run.batch)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * schedule(step, run.steps)
         start = time.perf_counter(), time.process_time()
         losses.append(train_step(model, optimizer, x, y).item())
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
-        scheduler.step()
         if step % max(1, run.steps // LOOKS) == 0:
             shares.append(flops_share(run, model, dense))
         if not math.isfinite(losses[-1]):

@@ -13,7 +13,7 @@ from topkast.compiler.config import Config
 from topkast.compiler.options import options
 from topkast.runtime.methods import METHODS
 from topkast.tools.study import __main__ as study
-from topkast.tools.study.grid import Point, read_grid
+from topkast.tools.study.grid import TUNING_SEED, Point, arms, chosen, read_grid
 from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.store import read
 from topkast.tools.study.tasks import TASKS
@@ -47,7 +47,10 @@ def test_the_grids_that_are_here_are_sound() -> None:
         places = {(point.where, point.run.key) for point in found}
         assert len(places) == len(found), path  # no arm is another one under a second name
         assert {point.run.task for point in found} <= TASKS.keys()
-        assert "topkast" in {point.arm for point in found}, path  # what the tables compare with
+        assert {"topkast", "dense 128"} & {point.arm for point in found}, path  # what the tables compare with
+        if {"dense", "small-dense", "gmp"} & {point.run.method for point in found}:  # no baseline that was not tuned
+            tries = [len({point.trial().key for point in group if point.tuned}) for group in arms(found)]
+            assert min(tries) > 1 and len(set(tries)) == 1, path
 
 
 def test_no_grid_asks_for_what_topkast_refuses() -> None:
@@ -119,6 +122,22 @@ def test_equal_time_gives_as_many_steps_as_fit(tmp_path: Path) -> None:
     assert len(points(tmp_path, swat)) == 8  # what `time` reads
 
 
+def test_two_rates_are_chosen_by_tuning_runs_alone(tmp_path: Path) -> None:
+    text = BASE.replace("lr = 5e-3", "tune = true\nlr = [[0.1, 0.2], [0.3, 0.3]]")
+    (group,) = arms(points(tmp_path, text))
+    assert [(p.run.lr, p.run.lr_rest, p.run.seed) for p in group] == [
+        (0.1, 0.2, 0), (0.3, None, 0), (0.1, 0.2, 1), (0.3, None, 1),  # one rate is one rate, however it is said
+    ]  # fmt: skip
+    trials = {point.trial().key: point.trial() for point in group}
+    assert len(trials) == 2 and {(run.seed, run.tuning) for run in trials.values()} == {(TUNING_SEED, True)}
+    first, second = trials
+    # What the seeds came to counts for nothing, and a choice waits for every tuning run.
+    held: dict[str, Any] = {point.run.key: {"quality": point.run.lr} for point in group} | {first: {"quality": 9.0}}
+    assert chosen(group, held) == []
+    assert {point.run.lr for point in chosen(group, held | {second: {"quality": 1.0}})} == {0.3}
+    assert {point.run.lr for point in chosen(group, held | {second: {"quality": None}})} == {0.1}
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -132,6 +151,11 @@ def test_equal_time_gives_as_many_steps_as_fit(tmp_path: Path) -> None:
         (BASE + "bwd = 0.95", "topkast: bwd=0.95: must be at most fwd=0.9"),
         (BASE.replace('"topkast"', '"wiggle"'), "method='wiggle': must be one of topkast, static"),
         (BASE.replace("batch = 16", 'optimizer = "lbfgs"\nbatch = 16'), "optimizer='lbfgs': must be one of adamw, sgd"),
+        (
+            BASE.replace("batch = 16", 'optimizer = "muon"\nbatch = 16'),
+            "optimizer='muon': must be 'adamw' or 'sgd' with",
+        ),
+        (BASE.replace("lr = 5e-3", "lr = [[1.0, 2.0, 3.0]]"), r"topkast: lr=\[1.0, 2.0, 3.0\]: must be a rate or \[matrices, the rest\]"),
         (BASE.replace("steps = 30", ""), "steps"),
         (BASE.replace('"digits"', '"chess"'), "task='chess': must be one of bytes"),
         (BASE.replace('"digits"', '"enwik8"'), "task enwik8: needs --data PATH, the file enwik8"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from topkast.tools.study import __main__ as study
 from topkast.tools.study.grid import Point, read_grid
 from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.shown import page_tables
-from topkast.tools.study.shown.dense_note import caption
 from topkast.tools.study.shown.estimates import Row, compared, estimate, rows
+from topkast.tools.study.shown.frontier_claims import claims
 from topkast.tools.study.shown.grid_tables import sheets
 from topkast.tools.study.shown.topology import WAYS, topology
 from topkast.tools.study.shown.whole_report import about, summary, tables
@@ -115,32 +116,66 @@ def test_only_what_can_be_compared_is_reported() -> None:
     assert [row.arm for row in found] == ["dense", "topkast", "static"]
     lines = summary(found).lines
     assert lines == [
-        ["dense", "1.00, n = 1", "1.00", "1.00"],
+        ["dense", "1.00, n = 1", "0.50", "2.00"],
         ["topkast", "not run", "-", "-"],
-        ["static", "diverged", "1.00", "1.00"],
+        ["static", "diverged", "0.50", "2.00"],
     ]
 
 
-def test_a_table_with_dense_says_what_holds_dense_back() -> None:
-    def said(task: str, steps: int, *arms: str) -> str:
-        found = [
-            Row(arm, (("task", task),), 0.01, 1, steps, {0: 1.0}, 0, 0, {"flops": 1.0, "bytes": 1.0}, 1) for arm in arms
-        ]
-        (sheet,) = sheets(found, "topkast")
-        assert sheet.note == caption(found) and summary(found).note == sheet.note
-        assert sheet.markdown().endswith(f" |\n\n{sheet.note}\n" if sheet.note else " |\n")
-        return sheet.note
+def tuned(ends: dict[float, float], known: dict[float, float]) -> Row:
+    """The row of an arm with two pairs of rates, whose runs end so, and so in the tuning runs that are known."""
+    grid, held = [], {}
+    for lr, end in ends.items():
+        for seed in range(2):
+            point = Point(
+                "dense", (), canonical(Run(method="dense", seed=seed, lr_rest=1.0, **COMMON | {"lr": lr})), 1, True
+            )
+            grid.append(point)
+            held[point.run.key] = result(end + seed)
+            if lr in known:
+                held[point.trial().key] = result(known[lr])
+    (row,) = rows(grid, held, Times())
+    return row
 
-    short, long = said("bytes", 300, "topkast", "dense"), said("bytes", 1500, "dense", "gmp")
-    assert "one learning rate, 0.01" in short and "0.118 ± 0.098 better" in short and "gmp" not in short
-    assert "0.169 ± 0.032" in long and "gmp is likely under-tuned" in long
-    assert "not tried here" in said("digits", 200, "dense", "small-dense", "gmp")
+
+def test_a_tuned_arm_is_shown_at_what_its_tuning_runs_chose() -> None:
+    row = tuned({0.1: 3.0, 0.2: 2.0}, {0.1: 1.0, 0.2: 5.0})
+    assert (row.lr, row.lr_rest, row.rates, row.tuned, row.qualities) == (0.1, 1.0, 2, 1.0, {0: 3.0, 1: 4.0})
+    (sheet,) = sheets([row], "topkast")
+    assert sheet.lines[0][1] == "0.1 / 1 of 2" and "that its tuning runs chose" in sheet.title
+    row = tuned({0.1: 3.0, 0.2: 2.0}, {0.1: 1.0})  # a tuning run is missing
+    assert not row.qualities and not row.costs and "not run" in sheets([row], "topkast")[0].lines[0]
+
+
+def test_claims_are_answered_with_their_interval() -> None:
+    def row(arm: str, shift: float, tuned: float, **costs: float) -> Row:
+        ends = {seed: 2.0 + seed / 10 + shift for seed in range(3)}
+        return Row(arm, (("task", "bytes"),), 0.1, 1, 1, ends, 0, 0, costs, 1, tuned=tuned)
+
+    dense = row("dense 128", 0.0, 1.0, time=10.0, bytes=10.0, file=1.0)
+    good = row("topkast wide", -0.1, 1.0, time=9.0, bytes=4.0, file=0.5)
+    small = row("topkast small", 0.3, 2.0, time=2.0, bytes=1.0, file=0.1)
+    a, b, c, d = ([cell for cell in line[1:]] for line in claims([dense, good, small]).lines)
+    assert a == ["yes", "topkast wide", "0.90", "-0.100 ± 0.000"]
+    assert b[:2] == ["no", "topkast small"] and d[0] == "no" and c[:2] == ["yes", "topkast wide"]
+    lucky = replace(
+        small, qualities={seed: 0.0 for seed in range(3)}
+    )  # a better end does not make it the one that speaks
+    assert claims([dense, good, lucky]).lines[0][2] == "topkast wide"
+    absent = replace(small, qualities={}, costs={})
+    answers = [line[1] for line in claims([dense, good, absent]).lines]
+    assert answers == ["yes", "not run yet", "yes", "not run yet"]
+    worse = replace(good, qualities={seed: 3.0 + seed / 10 for seed in range(3)})
+    assert claims([dense, worse, absent]).lines[0][1] == "no of the 1 of 2 arms run so far"
+    assert {line[1] for line in claims([absent, good]).lines} == {"not run yet"}
+    single = replace(dense, qualities={0: 2.0})  # one seed has no interval
+    assert {line[1] for line in claims([single, good, small]).lines} == {"not run yet"}
 
 
 def test_what_is_in_the_repository_is_what_the_results_give() -> None:
     """`python -m topkast.tools.study report` mends it."""
-    held, times = read(study.FOLDER / "runs.jsonl"), read_times(study.FOLDER / "times.json")
-    made = tables(study.HERE / "grids", held, times, study.FOLDER / "topology")
+    held = read(study.FOLDER / "runs.jsonl")
+    made = tables(study.HERE / "grids", held, study.FOLDER / "times.json", study.FOLDER / "topology")
     assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
 
 
@@ -168,7 +203,9 @@ def test_the_tables_of_the_page_are_those_of_the_grids() -> None:
     assert [line[0] for line in page_tables.balanced().lines] == [
         "bytes, static", "bytes, topkast", "digits, static", "digits, topkast",
     ]  # fmt: skip
-    assert page_tables.rivals().lines[0][0] == "topkast" and "0.118 ± 0.098" in page_tables.rivals().note
+    assert page_tables.rivals().lines[0][0] == "topkast"
+    assert [line[0] for line in page_tables.frontier().lines] == [line[0] for line in claims([]).lines]
+    assert {"dense", "topkast"} <= {line[0] for line in page_tables.tuned().lines}
 
 
 def test_topology_over_pairs_of_seeds(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import topkast
 from topkast.tools.study.data import cifar, digits, enwik8, wikitext103
 from topkast.tools.study.models import ByteModel, ConvNet
 from topkast.tools.study.references import SparseGradient, SparseOperands, largest, meprop, swat
-from topkast.tools.study.run_fields import StudyError
+from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.tasks import TASKS
+from topkast.tools.study.train import prepare, train_step
+from topkast.tools.study.two_rates import make_optimizer
 
 
 def test_meprop_keeps_the_largest_gradients() -> None:
@@ -73,6 +75,51 @@ def test_digits_are_split_in_two() -> None:
     images, classes, tests, wanted = digits()
     assert (len(images), len(tests)) == (899, 898) and images.shape[1:] == (1, 8, 8)
     assert images.min() >= -1 and images.max() <= 1 and set(classes.tolist()) == set(wanted.tolist()) == set(range(10))
+
+
+def test_what_rates_are_chosen_on_is_neither_trained_on_nor_reported() -> None:
+    images, classes, tests, wanted = digits()
+    kept = TASKS["digits"].hold_out((images, classes, tests, wanted))
+    assert (len(kept[0]), len(kept[2])) == (786, 113) and torch.equal(kept[2], images[::8])
+    assert torch.equal(kept[3], classes[::8]) and torch.equal(kept[0][:7], images[1:8])
+    text = TASKS["bytes"].load(None)
+    held = TASKS["bytes"].hold_out(text)
+    assert torch.equal(torch.cat([held.train, held.validation]), text.train)
+    assert len(held.validation) == pytest.approx(len(text.train) / 8, abs=1)
+
+
+@pytest.mark.parametrize("method", ["dense", "topkast"])
+def test_matrices_and_the_rest_have_their_own_rates(method: str) -> None:
+    run = canonical(Run("bytes", method, 1, 2, lr=0.1, lr_rest=0.2))
+    model = prepare(run, TASKS["bytes"])
+    matrices, rest = make_optimizer(run, model).param_groups
+    assert (matrices["lr"], rest["lr"]) == (0.1, 0.2)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = sorted(names.pop(id(parameter)) for parameter in matrices["params"])
+    layers = [f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("down", "out", "qkv", "up")]
+    assert found == [*layers, "head.weight"]
+    assert sorted(names) == sorted(id(parameter) for parameter in rest["params"])  # each once
+
+
+@pytest.mark.parametrize("optimizer, initial", [("muon", None), ("nanogpt", "gpt2")])
+def test_dense_recipes_move_every_parameter(optimizer: str, initial: str | None) -> None:
+    run = canonical(Run("bytes", "dense", 1, 2, lr=0.01, lr_rest=0.02, optimizer=optimizer, initial=initial))
+    model = prepare(run, TASKS["bytes"])
+    if initial:
+        deviations = [model.blocks[0].up.weight.std().item(), model.blocks[0].down.weight.std().item()]
+        assert deviations == pytest.approx([0.02, 0.01], rel=0.02) and not model.head.bias.any()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    task = TASKS["bytes"]
+    x, y = task.batch(task.load(None), torch.Generator().manual_seed(0), 2)
+    train_step(model, make_optimizer(run, model), x, y)
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert all(moved)
+    if optimizer == "muon":  # AdamW's first step would move each element by the rate, whatever the others do
+        step = model.blocks[0].up.weight - before[[*dict(model.named_parameters())].index("blocks.0.up.weight")]
+        largest_value = float(torch.linalg.matrix_norm(step.detach(), 2))
+        assert largest_value == pytest.approx(0.01 * 0.2 * 512**0.5, rel=0.3)  # match_rms_adamw: 0.2 sqrt(longer side)
+        moved_rows = (model.bytes.weight - before[0]).detach().abs()
+        torch.testing.assert_close(moved_rows[x[0, 0]], torch.full((128,), 0.02), rtol=0.05, atol=1e-4)
 
 
 @pytest.mark.parametrize("classes", [10, 100])

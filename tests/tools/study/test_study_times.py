@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import topkast
 from topkast.tools.study import __main__ as study
-from topkast.tools.study.clock import _move, course
+from topkast.tools.study.clock import _move, course, exported
+from topkast.tools.study.models import ByteModel
 from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.tasks import TASKS
-from topkast.tools.study.times import Times, add_time, key_of, read_times
+from topkast.tools.study.times import Times, add_time, key_of, read_times, times_of
 from topkast.tools.study.train import prepare
 
 COMMON: dict[str, Any] = {"task": "digits", "steps": 100, "batch": 8, "lr": 0.1, "fwd": 0.9}
@@ -47,6 +49,23 @@ def test_the_tool_measures_each_kind_once(tmp_path: Path, capsys: pytest.Capture
     assert refreshing > 0 == plain  # a refresh of these sets is well above what steps differ by
 
 
+@pytest.mark.long
+def test_a_text_models_file_is_measured() -> None:
+    torch.manual_seed(0)
+    base, wide = (ByteModel(width, layers=1).eval() for width in (64, 128))
+    x = torch.randint(256, (1, 64))
+    found = exported(base, wide, x, 3)
+    assert 2 < found["file"] < 4 and found["latency"] > 1
+    assert exported(base, topkast.compile(base, fwd=0.9, backend="eager"), x, 3)["file"] < 0.9
+
+
+def test_a_grid_may_have_times_of_its_own(tmp_path: Path) -> None:
+    add_time(tmp_path / "times.json", run("topkast"), ENTRY, MACHINE)
+    add_time(tmp_path / "small-times.json", run("set"), ENTRY, MACHINE | {"cpu": "b"})
+    assert times_of("small", tmp_path / "times.json").machine["cpu"] == "b"
+    assert times_of("other", tmp_path / "times.json").machine["cpu"] == "a"
+
+
 def test_seconds_are_steps_x_ratio_x_a_dense_step() -> None:
     times = Times(MACHINE, {key_of(run("topkast")): ENTRY, key_of(run("static")): ENTRY | {"refresh": 0.0}})
     assert times.seconds(run("dense")) == pytest.approx(100 * 0.2)
@@ -54,6 +73,11 @@ def test_seconds_are_steps_x_ratio_x_a_dense_step() -> None:
     assert times.seconds(run("topkast", refresh_every=10)) == pytest.approx(100 * 0.1 + 10 * 0.4)
     assert times.seconds(run("topkast", bwd=0.5)) is times.seconds(run("swat")) is None
     assert times.seconds(run("dense", task="bytes")) is None
+    wide, other = run("dense", width=64), {"file": 0.5, "latency": 0.4}
+    assert times.seconds(wide) is None and times.exported(wide) == times.exported(run("topkast")) == {}
+    times.entries[key_of(wide)] = ENTRY | other
+    assert times.seconds(wide) == pytest.approx(100 * 0.5 * 0.2) and times.exported(wide) == other
+    assert times.exported(run("dense")) == {"file": 1.0, "latency": 1.0}
 
 
 def test_gradual_pruning_is_measured_along_its_course() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy import stats
 
-from topkast.tools.study.grid import Point
+from topkast.tools.study.grid import Point, arms, chosen
 from topkast.tools.study.store import Results
 from topkast.tools.study.times import Times
 
@@ -52,8 +52,11 @@ class Row:
         qualities: seed -> quality, of the runs that stayed finite.
         diverged, missing: seeds whose loss was not finite, and that have not been run.
         costs: means of a whole run's "density" (forward), "flops" (of weights, in dense runs of ``unit`` steps),
-            "bytes" and "time" (seconds by the measured step; absent where not measured). Empty without a result.
+            "bytes", "time" (seconds by the measured step), "file" and "latency" (of dense); the last three are absent
+            where not measured. Empty without a result.
         unit: steps that "flops" is a share of.
+        lr_rest: the rate of norms, biases and embeddings, None if it is ``lr``.
+        tuned: quality of the tuning run that chose the rates; None without one.
     """
 
     arm: str
@@ -66,6 +69,8 @@ class Row:
     missing: int
     costs: dict[str, float]
     unit: int
+    lr_rest: float | None = None
+    tuned: float | None = None
 
     @property
     def task(self) -> str:
@@ -84,16 +89,22 @@ class Row:
 
 def rows(grid: Sequence[Point], held: Results, times: Times) -> list[Row]:
     """A row for each arm and place, in the order of the grid."""
-    groups: dict[tuple[Any, ...], dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
-    for point in grid:
-        groups[point.arm, repr(point.where)][point.run.lr].append(point)
-    found = []
-    for by_rate in groups.values():
-        each = [_row(points, held, times) for points in by_rate.values()]
-        best = min(each, key=lambda row: (not row.costs, row.diverged, row.missing, row.mean()))
-        best.rates = max(1, sum(bool(row.costs) for row in each))
-        found.append(best)
-    return found
+    return [_arm(group, held, times) for group in arms(grid)]
+
+
+def _arm(group: Sequence[Point], held: Results, times: Times) -> Row:
+    """At the rates that tuning runs chose; without such, at those with the best mean."""
+    points = chosen(group, held)
+    by_rate: dict[Any, list[Point]] = defaultdict(list)
+    for point in points or group:
+        by_rate[point.run.lr, point.run.lr_rest].append(point)
+    each = [_row(same, held if points else {}, times) for same in by_rate.values()]
+    best = min(each, key=lambda row: (not row.costs, row.diverged, row.missing, row.mean()))
+    best.rates = max(1, sum(bool(row.costs) for row in each))
+    if points and group[0].tuned:
+        best.rates = len({point.trial().key for point in group})
+        best.tuned = held[points[0].trial().key]["quality"]
+    return best
 
 
 def compared(found: Sequence[Row]) -> list[Row]:
@@ -117,8 +128,9 @@ def _row(points: Sequence[Point], held: Results, times: Times) -> Row:
         }
         if (seconds := times.seconds(first.run)) is not None:
             costs["time"] = seconds
+        costs |= times.exported(first.run)
     where = dict(first.where) | {"task": first.run.task}
     return Row(
         first.arm, tuple(where.items()), first.run.lr, 1, first.run.steps, good, len(results) - len(good),
-        len(runs) - len(results), costs, first.unit,
+        len(runs) - len(results), costs, first.unit, first.run.lr_rest,
     )  # fmt: skip

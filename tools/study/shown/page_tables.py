@@ -11,9 +11,10 @@ from topkast.tools.common.places import RESULTS
 from topkast.tools.study.grid import read_grid
 from topkast.tools.study.run_fields import StudyError
 from topkast.tools.study.store import read
-from topkast.tools.study.times import read_times
+from topkast.tools.study.times import times_of
 
 from .estimates import Row, rows
+from .frontier_claims import claims
 from .grid_tables import Sheet
 from .whole_report import summary
 
@@ -24,6 +25,16 @@ GRIDS = Path(__file__).parents[1] / "grids"
 def rivals() -> Sheet:
     """Top-KAST, as ``topkast.compile`` does it by default, beside its rivals."""
     return summary(_rows("rivals-balanced"))
+
+
+def tuned() -> Sheet:
+    """Top-KAST beside dense models, each at the two rates that its tuning runs chose."""
+    return summary([*_rows("tuned"), *_rows("tuned-digits")])
+
+
+def frontier() -> Sheet:
+    """The four claims about the best model for a given cost."""
+    return claims(_rows("frontier"))
 
 
 def balanced() -> Sheet:
@@ -81,7 +92,7 @@ def churn(path: Path) -> Sheet:
 
 def _rows(name: str) -> Sequence[Row]:
     """The rows of a grid, from what is stored."""
-    times = read_times(FOLDER / "times.json")
+    times = times_of(name, FOLDER / "times.json")
     return rows(read_grid(GRIDS / f"{name}.toml", times), read(FOLDER / "runs.jsonl"), times)
 
 

@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from topkast.tools.common.figures import BLUE, FAINT, GREY, SMALL, VERMILLION, frame, svg
 from topkast.tools.study.tasks import task_of
 
-from .dense_note import ALIKE
 from .estimates import Row, estimate
+from .grid_tables import DENSE
+from .plot_frontier import draw_frontier
 from .plot_rates import draw_rates
 
 COSTS = {"flops": ("FLOPs", 1.0), "time": ("time, s", 1.0), "bytes": ("state, MB", 1e6)}  # title, unit
@@ -58,10 +59,10 @@ def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
     tasks = dict.fromkeys(row.task for row in ran)
     says = "Mean over seeds and its 95 % interval; lower is better. "
     says += "; ".join(f"{task}: {task_of(task).quality}" for task in tasks) + "."
-    if held := [arm for arm in ("dense", *ALIKE) if any(row.arm == arm for row in ran)]:
-        says += f"\nOne learning rate for all parameters, so likely under-tuned: {', '.join(held)}."
     if "lr" in dict(ran[0].where):
         draw_rates(ran, name, says, path)
+    elif name == "frontier" and any(row.arm in DENSE for row in ran):
+        draw_frontier(ran, says, path)
     else:
         _draw_arms(ran, name, says, path)
     return path
