@@ -26,24 +26,45 @@ ITERATIONS = 20  # of the power method: a direction that training wrote stands o
 
 
 @torch.no_grad()
-def start_scales(sites: dict[str, SiteModule], initial: str | None) -> dict[str, float]:
-    """The factor for each θ that gives W_A the norm that ``initial`` asks for. The factor changes no set.
+def start_scale(site: SiteModule, initial: str | None) -> float | None:
+    """The factor for a θ, as it was made, that gives W_A the norm that ``initial`` asks for. The factor changes no set.
 
     Args:
-        sites: all sites of a model, as they were made.
+        site: a site with all of its θ.
         initial: "auto", "random" or None, see :func:`topkast.compile`.
+
+    Returns:
+        None if the weight was trained: then no weight of the model is scaled, because in a model that was trained a
+        little some weights still look freshly drawn.
+    """
+    if initial is None or (initial == "auto" and not _too_many(site)):
+        return 1.0
+    if initial == "auto" and not as_drawn(_matrix(site)):
+        return None
+    return _scale(site, initial)
+
+
+def start_scales(
+    sites: dict[str, SiteModule], initial: str | None, known: dict[str, float | None]
+) -> dict[str, float]:
+    """The factor for each θ of a model.
+
+    Args:
+        sites: all sites of the model, as they were made.
+        initial: as for :func:`start_scale`.
+        known: name of a site that has only a part of its θ by now -> its :func:`start_scale`.
 
     Returns:
         Parameter name -> the factor. A weight that is not scaled has no entry.
     """
-    if initial is None:
-        return {}
-    if initial == "auto":
-        sites = {name: site for name, site in sites.items() if _too_many(site)}
-        # All weights or none: in a model that was trained a little, some weights still look freshly drawn.
-        if not all(as_drawn(_matrix(site)) for site in sites.values()):
+    found: dict[str, float] = {}
+    for name, site in sites.items():
+        scale = known[name] if name in known else start_scale(site, initial)
+        if scale is None:
             return {}
-    return {name: _scale(site, initial) for name, site in sites.items()}
+        if scale != 1.0:
+            found[name] = scale
+    return found
 
 
 def _scale(site: SiteModule, initial: str) -> float:

@@ -29,13 +29,13 @@ from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.content.reservoirs import RESERVOIRS, values_outside
 from topkast.runtime.state.model import Record, sites
-from topkast.runtime.state.sharding.compare import make_alike
+from topkast.runtime.state.sharding.compare import make_alike, numbers
 from topkast.runtime.state.site_module import SiteModule
 
 from .attach import attach
 from .check import check_model
 from .distribute import Count, Counts, distribute
-from .initial import start_scales
+from .initial import start_scale, start_scales
 from .outside import CONVERTED
 from .select import Selection, select
 from .undo import Undo
@@ -158,6 +158,8 @@ def convert(
     RESERVOIRS[config.reservoir].check_room(sum(outside))
 
     undo = Undo(model)
+    # Of the sites that keep only a part: what a later line has to know about their whole weight.
+    known_scales, known_numbers = dict[str, float | None](), dict[str, list[int]]()
 
     def build(name: str) -> None:
         if name in geometries:
@@ -172,6 +174,9 @@ def convert(
             site.adopt(model.get_submodule(owners[0][0]), owners[0][1])
             for path, attribute in owners:
                 attach(model.get_submodule(path), attribute, site)
+            if start.mesh is not None and plan is not None and name in plan.owners:
+                known_scales[name], known_numbers[name] = start_scale(site, config.initial), numbers(site)
+                site.keep_part(start.mesh)
             site.place.rest(site.reservoir)
             del parameter
             trim_heap()  # so that the next weight finds the memory of this one
@@ -192,8 +197,8 @@ def convert(
         model._topkast = record  # type: ignore[assignment]
         found = sites(model)
         if start.mesh is not None:
-            make_alike(found.values(), start.mesh)
-        record.scaled = start_scales(found, config.initial)
+            make_alike(found.values(), start.mesh, known_numbers)
+        record.scaled = start_scales(found, config.initial, known_scales)
         model.register_forward_pre_hook(refresh_before_forward, prepend=True)
         model.register_load_state_dict_pre_hook(refuse_dense)
         if last is not None:

@@ -64,6 +64,7 @@ class Undo:
             table.update(entries)
         for parameter, site, grad, dense in self._parameters:
             unregister(site)
-            if parameter.shape != site.geometry.shape:
+            # A site that is a part was made from a parameter that only this conversion has.
+            if parameter.shape != site.geometry.shape and not site.is_part:
                 parameter.set_(dense())  # type: ignore[call-overload]
             parameter.grad = grad

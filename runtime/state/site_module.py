@@ -87,6 +87,9 @@ class SiteModule(Site):
         """Multiply all of θ by a number. The sets do not change. A second call with the same number does nothing."""
         if self.scaled == factor:
             return
+        if self.is_part:
+            self.scale_part(factor)
+            return
         live = self.parts()
         parts = live.scaled(factor)
         commit(self, live, Change(parts, {"scaled": factor}))

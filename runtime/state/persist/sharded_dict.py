@@ -15,6 +15,7 @@ from topkast.runtime.layout import check_index
 from topkast.runtime.state.content.parts import Change, carry_out
 from topkast.runtime.state.content.shards.shard import Shard, is_sharded, local
 from topkast.runtime.state.refresh_after_load import refresh_at_next_forward
+from topkast.runtime.state.sharding.whole_tensors import adapted
 from topkast.runtime.state.site import Site
 from topkast.runtime.state.when import due
 
@@ -56,7 +57,8 @@ def load(site: Site, state: dict[str, Any], key: dict[str, str], missing: list[s
     if len(found) < len(key):
         return
     for name, tensor in mine.items():
-        given = found[name]
+        # A whole tensor of every rank: a state dict that torch gathered (StateDictOptions(full_state_dict=True)).
+        given = found[name] = adapted(found[name], tensor)
         if given.shape != tensor.shape or is_sharded(given) != is_sharded(tensor):
             errors.append(
                 f"size mismatch for {key[name]}: {type(given).__name__} {tuple(given.shape)}, expected "

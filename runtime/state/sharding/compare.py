@@ -60,8 +60,18 @@ def hashed(tensor: Tensor) -> int:
     return zlib.crc32(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes())
 
 
-def make_alike(sites: Iterable[Any], mesh: Any) -> None:
+def numbers(site: Any) -> list[int]:
+    """Numbers that depend on all of a site's weights, while it has all of them."""
+    return [hashed(tensor) for tensor in (site.original, *site.index, site.reservoir)]
+
+
+def make_alike(sites: Iterable[Any], mesh: Any, known: dict[str, list[int]]) -> None:
     """Compare the sites of all ranks before they are sharded, and give every rank the seed of the first rank.
+
+    Args:
+        sites: all sites of the model.
+        mesh: the mesh that ``fully_shard`` will be called with.
+        known: the name of a site that has only a part by now -> its :func:`numbers` from before.
 
     Raises:
         ModelError: the models of the ranks differ; raised on every rank.
@@ -71,8 +81,8 @@ def make_alike(sites: Iterable[Any], mesh: Any) -> None:
         group = mesh.get_group(dim)
         ranks: list[Any] = [None] * torch.distributed.get_world_size(group)
         shapes = [(s.name, s.geometry, s.n_fwd, s.n_bwd, vars(s.rule.replaced(seed=0))) for s in sites]
-        numbers = [[hashed(tensor) for tensor in (s.original, *s.index, s.reservoir)] for s in sites]
-        torch.distributed.all_gather_object(ranks, (shapes, numbers, [s.rule.seed for s in sites]), group=group)
+        own = [known.get(s.name) or numbers(s) for s in sites]
+        torch.distributed.all_gather_object(ranks, (shapes, own, [s.rule.seed for s in sites]), group=group)
         for rank, (other, weights, _) in enumerate(ranks):
             if other != ranks[0][0]:
                 raise ModelError(f"model: rank {rank} converts with other arguments, or another model, than rank 0")

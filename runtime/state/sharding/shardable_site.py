@@ -19,6 +19,7 @@ from topkast.runtime.state.content.shards.shard import Shard, is_sharded, local,
 from topkast.runtime.state.content.shards.shard_outside import own_outside
 
 from .gathered import gathered
+from .untouched import with_rows
 
 
 class ShardableSite(Derived):
@@ -28,6 +29,8 @@ class ShardableSite(Derived):
     ever: Tensor
     _shard: Shard | None
     _own: tuple[int, int] | None
+    _part: tuple[int, int] | None  # (rank, ranks) if the site has only the rows that this rank will hold
+    scaled: float
     compared: bool
     column_type: torch.dtype
     _buffers: dict[str, Tensor | None]
@@ -52,6 +55,37 @@ class ShardableSite(Derived):
         cols = self._buffers.pop("cols")
         assert cols is not None
         self.register_parameter("cols", nn.Parameter(cols.view(torch.uint8).view(rows, -1), requires_grad=False))
+
+    @torch.no_grad()
+    def keep_part(self, mesh: Any) -> None:
+        """Keep only what this rank will hold when ``fully_shard`` has cut the values. After :meth:`share_index` and
+        :meth:`adopt`; until ``fully_shard`` every other use of the site raises ModelError.
+
+        Args:
+            mesh: the mesh that ``fully_shard`` will be called with.
+        """
+        place = mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1)
+        shard = Shard(self.original, self.cols, None, *place, (), self.n_bwd)
+        reservoir, self.ever = own_outside(self, shard)
+        self.reservoir = self.place.allocate(reservoir.numel(), reservoir).copy_(reservoir)
+        for tensor in (self.original, self.cols):
+            tensor.set_(with_rows(tensor.detach(), shard.span(tensor.shape[0], shard.chunk)))  # type: ignore[call-overload]
+        self.remember_index()
+        self._part = place
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the site has only its own rows, see :meth:`keep_part`."""
+        return self._part is not None
+
+    @torch.no_grad()
+    def scale_part(self, factor: float) -> None:
+        """Multiply the θ of a site that :meth:`keep_part` was called for."""
+        rank, ranks = self._part or (0, 1)
+        rows = Shard(self.original, self.cols, None, rank, ranks, (), self.n_bwd)
+        self.original[rows.span(self.original.shape[0], rows.chunk)].mul_(factor)
+        self.reservoir.mul_(factor)
+        self.scaled = factor
 
     @property
     def columns(self) -> Tensor:
@@ -121,12 +155,23 @@ class ShardableSite(Derived):
         values = self.table.get(self.attribute)
         if is_sharded(values) and (self._shard is None or values is not self._shard.values):
             self._become_sharded(values)
+        elif self._part is not None and self._shard is None:
+            raise ModelError(
+                f"{self.name}: made on the meta device with mesh, so this process has only the rows that it will hold; "
+                "call fully_shard with this mesh first"
+            )
         return self._shard
 
     @torch.no_grad()
     def _become_sharded(self, values: Any) -> None:
         shard = shard_of(self.name, values, self.cols, self.n_bwd)
-        if self._shard is None:
+        if self._part not in (None, (shard.rank, shard.ranks)):
+            raise ModelError(
+                f"{self.name}: fully_shard was called with a mesh in which this process is part {shard.rank} of "
+                f"{shard.ranks}, and topkast.sparsify with a mesh in which it is part {self._part[0]} of "  # type: ignore[index]
+                f"{self._part[1]}; use the same mesh"  # type: ignore[index]
+            )
+        if self._shard is None and self._part is None:
             reservoir, self.ever = own_outside(self, shard)
             self.reservoir = self.place.allocate(reservoir.numel(), reservoir).copy_(reservoir)
         self._shard, self._own = shard, (id(values), id(shard.cols))

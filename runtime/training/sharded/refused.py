@@ -80,6 +80,16 @@ def refuse(tool: str) -> NoReturn:
     )
 
 
+def refuse_engine() -> None:
+    """Raise ModelError if DeepSpeed's engine has called the current forward. The engine flattens the parameters of all
+    layers and steps with the flat copies, so the model's own clock would stand still."""
+    frame: Any = sys._getframe(1) if "deepspeed" in sys.modules else None
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("deepspeed.runtime."):
+            refuse("DeepSpeed's engine")
+        frame = frame.f_back
+
+
 def refuse_optimizer(optimizer: Any) -> None:
     """Raise OptimizerError if an optimizer updates different weights on different ranks."""
     loaded = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")

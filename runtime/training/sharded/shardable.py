@@ -35,7 +35,13 @@ def check_shardable(sites: Iterable[SiteModule], inside: Iterable[nn.Module]) ->
             )
         if site.method.watches:
             raise ModelError(
-                f"{site.name}: method='rigl': each process would grow by its own gradient, so sets would part ways"
+                f"{site.name}: method={site.method.name!r}: each process would grow by its own gradient, so sets would "
+                "part ways"
+            )
+        if state := site.method.saved(site.set_state()):
+            raise ModelError(
+                f"{site.name}: method={site.method.name!r}: it keeps {', '.join(sorted(state))} beside the sets, of which "
+                "fully_shard cannot cut a part for each process; use DistributedDataParallel"
             )
         if site.rule.refresh_in_background:
             raise ModelError(

@@ -52,6 +52,8 @@ class Net(nn.Module):
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
+    # An eps above the differences of the gradients' sums, see test_adam_near_zero.py.
+    "adamw, eps 1e-5": lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, eps=1e-5),
 }
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 import topkast
+from topkast.runtime.methods import METHODS
 from topkast.tests.support.processes.sharded import OPTIMIZERS, Run, alone, mesh_of, on_ranks, sharded, train
 from topkast.tools.common.transport import bytes_sent
 
@@ -21,6 +22,23 @@ BUDGET = 1e-11  # float64; a step's gradient is summed in another order
 
 DENSE_BLOCKS = {"block": (16, 16), "fwd": 0.5, "bwd": 0.25}
 FREE = {"balanced": False}
+
+
+class Wandering(topkast.Method):
+    """A method of a user's own, which draws B's rest."""
+
+    name = "wandering"
+    says = "A is the largest weights, B is drawn."
+    uses = ("bwd", "refresh_every")
+    largest_first = True
+
+    def start(self, state: topkast.SetState, score: Tensor) -> tuple[Tensor, Tensor]:
+        fwd = state.largest(score, state.fwd_per_group)
+        drawn = state.draw(score, "rest") * torch.arange(1, score.shape[1] + 1)
+        return fwd, state.largest(torch.where(fwd, 2.0 * score.shape[1], drawn.to(score.dtype)), state.bwd_per_group)
+
+    renew = start
+
 
 QUICK = {"adamw": Run(), "gathered": Run("sgd", FREE)}
 # A run has several options at once if they have nothing to do with each other.
@@ -40,6 +58,8 @@ MATRIX = {
     "gmp": Run(options={"method": "gmp", "bwd": None, "stop_exploring_after": 5}),
     "magnitude-ste": Run(options={"method": "magnitude-ste", "bwd": None}),
     "dense": Run(options={"fwd": 0.0, "bwd": 0.0}),
+    "a user's method": Run(options={"method": Wandering.name}),
+    "a user's method, gathered": Run("sgd", {"method": Wandering.name, **FREE}),
 }
 # With 4 ranks, the last ranks hold no rows of several weights.
 FOUR = {
@@ -53,6 +73,7 @@ FOUR = {
 def trained(runs: dict[str, Run]) -> dict[str, Any]:
     """Run on each rank: what the ranks hold together after each of the runs."""
     found = {}
+    topkast.register_method(Wandering)
     for name, run in runs.items():
         model = sharded(run)
         optimizer = OPTIMIZERS[run.optimizer](model.parameters())
@@ -107,7 +128,8 @@ def test_equals_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_equals_one_process_in_every_way(tmp_path: Path) -> None:
+def test_equals_one_process_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, Wandering.name, Wandering)
     check(MATRIX, on_ranks(2, tmp_path, trained, MATRIX))
 
 

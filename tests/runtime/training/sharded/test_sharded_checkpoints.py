@@ -16,7 +16,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
@@ -151,3 +159,43 @@ def test_one_process_and_two_ranks_read_each_others_checkpoints(tmp_path: Path) 
 def test_a_chain_of_all_kinds_and_numbers_of_ranks(tmp_path: Path) -> None:
     runs = {name: number for number, name in enumerate(IN_CHAIN)}
     check(on_ranks(4, tmp_path, chain, CHAIN, runs, str(tmp_path)))
+
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def as_written(folder: str) -> Any:
+    """Train half of a run, save the model and the optimizer themselves, and their whole state dicts on rank 0."""
+    model = sharded(RUNS["rows"])
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    train(model, optimizer, dist.get_rank(), dist.get_world_size(), slice(4))
+    dcp.save({"model": model, "optim": optimizer}, checkpoint_id=f"{folder}/as-written")
+    return get_model_state_dict(model, options=WHOLE), get_optimizer_state_dict(model, optimizer, options=WHOLE)
+
+
+def resumed(folder: str, whole: Any) -> dict[str, Any]:
+    """Load each of the two with another number of ranks, and train the other half."""
+    found = {}
+    for way in ("as written", "whole"):
+        model = sharded(RUNS["rows"])
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+        train(model, optimizer, dist.get_rank(), dist.get_world_size(), slice(1))
+        if way == "as written":
+            dcp.load({"model": model, "optim": optimizer}, checkpoint_id=f"{folder}/as-written")
+        else:
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(model, whole[0], options=options)
+            set_optimizer_state_dict(model, optimizer, whole[1], options=options)
+        train(model, optimizer, dist.get_rank(), dist.get_world_size(), slice(4, None))
+        found[way] = topkast.dense_state_dict(model, values="all", full=True)
+    return found
+
+
+def test_model_and_optimizer_as_they_are(tmp_path: Path) -> None:
+    """``dcp.save({"model": model, "optim": opt})`` on two ranks, read by one."""
+    saved, read = tmp_path / "saved", tmp_path / "read"
+    saved.mkdir(), read.mkdir()
+    whole = on_ranks(2, saved, as_written, str(tmp_path))[0]
+    for theta in on_ranks(1, read, resumed, str(tmp_path), whole)[0].values():
+        for key, value in alone(RUNS["rows"])[0].items():
+            assert float((theta[key] - value).abs().max()) < BUDGET, key

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import topkast
+from topkast.runtime.methods import METHODS
 from topkast.tests.support.processes.sharded import OPTIMIZERS, Net, Run, batches, build, mesh_of, sharded
 
 pytestmark = [
@@ -93,6 +94,33 @@ def _values_left_out() -> None:
     _step(model, batches()[0][0])
 
 
+class Remembering(topkast.Method):
+    """A user's method with a tensor of its own."""
+
+    name = "remembering"
+    says = "as topkast."
+    uses = ("bwd", "refresh_every")
+    largest_first = True
+
+    def start(self, state: topkast.SetState, score: Tensor) -> tuple[Tensor, Tensor]:
+        return state.largest(score, state.fwd_per_group), state.largest(score, state.bwd_per_group)
+
+    renew = start
+
+    def saved(self, state: topkast.SetState) -> dict[str, Tensor]:
+        return {"seen": torch.zeros(state.geometry.units)}
+
+
+def _with_state_of_its_own() -> None:
+    before = dict(METHODS)
+    try:
+        topkast.register_method(Remembering)
+        sharded(Run(options={"method": "remembering"}))
+    finally:
+        METHODS.clear()
+        METHODS.update(before)
+
+
 ASKED: dict[str, tuple[Callable[[], Any], str]] = {
     "the first of a tied weight": (
         lambda: _tied("first"),
@@ -103,6 +131,7 @@ ASKED: dict[str, tuple[Callable[[], Any], str]] = {
     "compile after": (lambda: _sharded_before(topkast.compile, "blocks.0"), "a DTensor; convert the model before"),
     "another DTensor": (_other_dtensor, "first.weight: a DTensor; convert the model before it is sharded"),
     "cut by columns": (_cut_by_columns, "fully_shard has cut along their first dimension"),
+    "a method with state": (_with_state_of_its_own, "method='remembering': it keeps seen beside the sets"),
     "values left out": (_values_left_out, "its positions are sharded and its values are not"),
     "convert again": (lambda: topkast.sparsify(sharded(RUN)), "already converted"),
     "averaged": (lambda: topkast.averaged(sharded(RUN)), "topkast.averaged needs the whole weight"),
