@@ -140,7 +140,13 @@ def threads() -> int:
 
 def parallel() -> Parallel:
     """A parallel_for on torch's threads, with the current number of ``torch.set_num_threads``."""
-    lib, count = library(), threads()
+    return _parallel(threads())
+
+
+@functools.cache
+def _parallel(count: int) -> Parallel:
+    """The parallel_for of a number of threads. Calls only read it, so all of them share it."""
+    lib = library()
     assert lib is not None
     if count == 1:
         return Parallel(ctypes.cast(lib.tk_run_serial, c_void_p), None, 1)

@@ -118,7 +118,7 @@ def whole(width: int) -> bool:
 
 def _check(geometry: Geometry, widths: Sequence[int]) -> None:
     """Raise ConfigError if the kernels in use would read or write tiles of these widths out of bounds."""
-    if any(widths) and {*widths} - {0, width(geometry)}:
+    if widths and any(widths) and {*widths} - {0, width(geometry)}:
         raise ConfigError(f"tiles of {max(widths)} rows: the kernels in use take {width(geometry)}; compile again")
 
 
@@ -155,45 +155,37 @@ def spmm(
     """Y = act(X W_A^T + bias). x: [M, cols] or [E, M, cols], any strides; ``widths`` as in :func:`_operands`; ``act``
     is one of :data:`ACTIVATIONS`. An activation needs x in float32 and a bias that is None or [rows]."""
     _check(geometry, widths)
-    xs, y = _operands("x", x, geometry, geometry.cols, widths, geometry.rows)
-    per_row = None
-    if bias is not None and bias.shape == (geometry.rows,) and len(xs) == 1:
-        address("bias", bias)
+    y, pairs = _operands("x", x, geometry, geometry.cols, widths, geometry.rows)
+    per_row, at_bias = None, None
+    if bias is not None and len(pairs) == 1 and bias.shape == (geometry.rows,):
         per_row, bias = bias.float().contiguous(), None
+        at_bias = address("bias", per_row)
     if bias is not None:
-        operands.broadcasts("bias", bias, _result(y, x, widths).shape)
+        operands.broadcasts("bias", bias, y.shape)
     if act:
         operands.one_of("act", act, ACTIVATIONS)
         if bias is not None or x.dtype != torch.float32:
             operands.wrong("x", x, f"float32, and a bias [{geometry.rows}] or none, where act={act!r}")
-    for part in range(len(xs)):
-        w, keep = matrix(values, index, geometry, part, len(xs))
-        here = view("x", xs[part])
-        lib().tk_spmm(
-            byref(parallel()),
-            byref(w),
-            byref(here),
-            None if per_row is None else per_row.data_ptr(),
-            ACTIVATIONS.index(act),
-            byref(view("y", y[part])),
-            _work(w, here.m),
-        )
+    number, threads = ACTIVATIONS.index(act), byref(parallel())
+    for part, (one, to) in enumerate(pairs):
+        w, keep = matrix(values, index, geometry, part, len(pairs))
+        here = view("x", one)
+        lib().tk_spmm(threads, byref(w), byref(here), at_bias, number, byref(view("y", to)), _work(w, here.m))
         del keep
-    y = _result(y, x, widths)
     return (y if bias is None else y + bias).to(x.dtype)
 
 
 def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
     """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides; ``widths`` as in :func:`_operands`."""
     _check(geometry, widths)
-    dys, dx = _operands("dy", dy, geometry, geometry.rows, widths, geometry.cols, each=True)
-    for part in range(len(dys)):
-        w, keep = matrix(values, index, geometry, part, len(dys))
-        here = view("dy", dys[part])
-        to = byref(view("dx", dx[part]))
-        lib().tk_spmm_t(byref(parallel()), byref(w), byref(here), to, _work(w, here.m, "tk_spmm_t"))
+    dx, pairs = _operands("dy", dy, geometry, geometry.rows, widths, geometry.cols, each=True)
+    threads = byref(parallel())
+    for part, (one, to) in enumerate(pairs):
+        w, keep = matrix(values, index, geometry, part, len(pairs))
+        here = view("dy", one)
+        lib().tk_spmm_t(threads, byref(w), byref(here), byref(view("dx", to)), _work(w, here.m, "tk_spmm_t"))
         del keep
-    return _result(dx, dy, widths).to(dy.dtype)
+    return dx.to(dy.dtype)
 
 
 def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
@@ -202,31 +194,34 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
     _check(geometry, widths)
     operands.pair(dy, x, geometry, widths)
     address("dy", dy), address("x", x)
-    dys, xs = (_stack(t.float(), bool(w)) for t, w in zip((dy, x), widths or (0, 0), strict=True))
+    of_dy, of_x = widths or (0, 0)
+    dys, xs = _parts(dy.float(), of_dy), _parts(x.float(), of_x)
     if len(dys) != len(xs):
         operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
     if dy.numel() == 0:
         operands.weight(None, index, geometry)
         return dy.new_zeros(index.cols.numel() * geometry.unit)
     grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
+    threads, to = byref(parallel()), address("grad", grad)
     for part in range(len(dys)):
         w, keep = matrix(None, index, geometry, part, len(dys))
-        here = view("dy", dys[part])
-        args = byref(here), byref(view("x", xs[part])), address("grad", grad)
-        lib().tk_sddmm(byref(parallel()), byref(w), *args, _work(w, here.m))
+        left, right = view("dy", dys[part]), view("x", xs[part])
+        lib().tk_sddmm(threads, byref(w), byref(left), byref(right), to, _work(w, left.m))
         del keep
     return grad.to(dy.dtype)
 
 
-def _stack(activations: Tensor, packed: bool = False) -> Tensor:
-    """Add a first dim for the stacked weights. Its size is 1 unless the rows are batched."""
-    return activations.contiguous()[None] if packed else activations if activations.dim() == 3 else activations[None]
+def _parts(activations: Tensor, width: int = 0) -> Sequence[Tensor]:
+    """The activations of each stacked weight: there is one weight, unless the rows are batched."""
+    if width:
+        return (activations.contiguous(),)
+    return activations.unbind(0) if activations.dim() == 3 else (activations,)
 
 
 def _operands(
     name: str, x: Tensor, geometry: Geometry, k: int, widths: Sequence[int], n: int, each: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The operand, and new memory for a result of ``n`` columns.
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """New memory for a result of ``n`` columns; and for each stacked weight its operand in float32 and its result.
 
     Args:
         name: the name of the operand.
@@ -242,11 +237,11 @@ def _operands(
     address(name, x)
     if given and m % given:
         operands.wrong(name, x, f"a multiple of {given} rows, as the result is tiles")
-    xs = _stack(x.float(), bool(taken))
+    xs = _parts(x.float(), taken)
     n = n if each else n // len(xs)
-    return xs, torch.empty((len(xs), m // given, n, given) if given else (len(xs), m, n), device="cpu")
-
-
-def _result(found: Tensor, like: Tensor, widths: Sequence[int]) -> Tensor:
-    """The result without the stack's dim, if the operand had no such dim."""
-    return found[0] if any(widths) or like.dim() == 2 else found
+    shape = (m // given, n, given) if given else (m, n)
+    if x.dim() == 3 and not taken:
+        y = torch.empty((len(xs), *shape), device="cpu")
+        return y, list(zip(xs, y.unbind(0), strict=True))
+    y = torch.empty(shape, device="cpu")
+    return y, [(xs[0], y)]

@@ -84,7 +84,10 @@ def unpack(tiles: Tensor) -> Tensor:
 def _given(*more: Any) -> tuple[Any, ...]:
     """Widths and activation, if there are any: only kernels that support them have these arguments. (AOTInductor gives
     None for an empty list.)"""
-    return more if any(any(one or ()) for one in more) else ()
+    for one in more:
+        if one and any(one):
+            return more
+    return ()
 
 
 def _watch(key: Tensor, rows: Callable[[], gradient.Rows]) -> None:

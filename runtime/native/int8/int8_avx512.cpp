@@ -20,7 +20,7 @@ static constexpr int WIDE = 2;      // vectors of samples beside them
 static constexpr int WIDE_FEW = 4;  // vectors of samples beside fewer than four
 
 #include "vec.inl"
-#include "turn8.inl"
+#include "turn.inl"
 #include "pack.inl"
 #include "epilogue.inl"
 

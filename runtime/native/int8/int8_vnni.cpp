@@ -21,7 +21,7 @@ static constexpr int WIDE = 4;      // vectors of samples beside them
 static constexpr int WIDE_FEW = 4;  // vectors of samples beside fewer than four
 
 #include "vec.inl"
-#include "turn8.inl"
+#include "turn.inl"
 #include "pack.inl"
 #include "epilogue.inl"
 
