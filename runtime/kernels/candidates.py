@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Geometry, Index
-from topkast.runtime.native import convolution, densified, grouped, library, products
+from topkast.runtime.native import bfloat16, convolution, densified, grouped, library, products
 from topkast.runtime.reference.products import REFERENCE, ConvArgs
 from topkast.runtime.reference.products import pack as reference_pack
 from topkast.runtime.reference.products import unpack as reference_unpack
@@ -75,6 +75,7 @@ KERNELS = {
     for kernel in [
         Kernel("triton", blocks, lambda product, x, geometry, conv: conv is None and blocks.fits(product, x, geometry)),
         Kernel("csr", single, lambda product, x, geometry, conv: conv is None and single.fits(product, x, geometry)),
+        Kernel("bf16", bfloat16, lambda product, x, geometry, conv: conv is None and bfloat16.fits(product, x, geometry)),
         Kernel("native", NATIVE, _native_fits),
         Kernel("transient", transient.TRANSIENT, lambda product, x, geometry, conv: transient.fits(x)),
         Kernel("dense", densified.DENSE, lambda product, x, geometry, conv: densified.fits(x)),

@@ -67,10 +67,15 @@ def view(name: str, tensor: Tensor) -> View:
 
 
 def matrix(
-    values: Tensor | None, index: Index, geometry: Geometry, part: int = 0, parts: int = 1
+    values: Tensor | None,
+    index: Index,
+    geometry: Geometry,
+    part: int = 0,
+    parts: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Matrix, list[Tensor]]:
-    """The weight, or part number ``part`` of ``parts`` weights stacked in its rows; and tensors that must exist until
-    the call has ended.
+    """The weight with its values in ``dtype``, or part number ``part`` of ``parts`` weights stacked in its rows; and
+    tensors that must exist until the call has ended.
 
     Raises:
         OperandError: the index or the values belong to another weight, or are not in the CPU's memory.
@@ -80,7 +85,7 @@ def matrix(
     keep = [tensor.contiguous() for tensor in index]
     row_ptr, row_fwd, cols = keep
     if values is not None:
-        values = values.float().contiguous()
+        values = values.to(dtype).contiguous()
         keep.append(values)
     begins = address("row_ptr", row_ptr)
     operands.within(begins, geometry.grid[0], cols)
