@@ -68,15 +68,20 @@ static void pack_panels(const tk_view& x, int64_t m0, int64_t width, int64_t n0,
                     m0 + m < x.m && n < x.n ? *at(x, m0 + m, n) : 0;
         return;
     }
-    for (int64_t m = 0; m < width; m += 2)
+    // 32 rows at a time: rows are read as they lie, and what is written lies together.
+    for (int64_t i = 0; i < width; i += HALVES)
         for (int64_t n = n0; n < n1; n += HALVES) {
             const __mmask32 inside = first(x.n - n);
-            const Halves a = m0 + m < x.m ? _mm512_maskz_loadu_epi16(inside, at(x, m0 + m, n)) : none();
-            const Halves b = m0 + m + 1 < x.m ? _mm512_maskz_loadu_epi16(inside, at(x, m0 + m + 1, n)) : none();
-            alignas(64) Half both[2 * HALVES];
-            pair_up(a, b, both);
-            Half* const to = out + (n - n0) * width + m * LANES;
-            store(to, load(both));
-            if (n + LANES < n1) store(to + LANES * width, load(both + HALVES));
+            for (int64_t m = i; m < i + HALVES; m += 2) {
+                Halves v[2] = {none(), none()};
+                UNROLL for (int h = 0; h < 2; ++h)
+                    if (m0 + m + h < x.m) {
+                        v[h] = _mm512_maskz_loadu_epi16(inside, at(x, m0 + m + h, n));
+                        __builtin_prefetch(at(x, m0 + m + h, n + AHEAD));
+                    }
+                Half* const to = out + (n - n0) * width + m * LANES;
+                store(to, first_pairs(v[0], v[1]));
+                if (n + LANES < n1) store(to + LANES * width, last_pairs(v[0], v[1]));
+            }
         }
 }

@@ -37,12 +37,14 @@ static inline Halves rounded(Sums lo, Sums hi) {
     return _mm512_permutexvar_epi16(load(order), (Halves)_mm512_cvtne2ps_pbh(hi, lo));
 }
 
-// a0 b0 a1 b1 ..: the vectors' numbers by turns, the first half of them and the second.
-static inline void pair_up(Halves a, Halves b, void* out) {
-    alignas(64) static const int32_t order[2][LANES] = {{0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23},
-                                                        {8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31}};
-    store(out, _mm512_permutex2var_epi32(low(a, b), load(order[0]), high(a, b)));
-    store(static_cast<Half*>(out) + HALVES, _mm512_permutex2var_epi32(low(a, b), load(order[1]), high(a, b)));
+// a0 b0 a1 b1 ..: the vectors' numbers by turns, of their first halves and of their last.
+static inline Halves first_pairs(Halves a, Halves b) {
+    alignas(64) static const int32_t order[LANES] = {0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23};
+    return _mm512_permutex2var_epi32(low(a, b), load(order), high(a, b));
+}
+static inline Halves last_pairs(Halves a, Halves b) {
+    alignas(64) static const int32_t order[LANES] = {8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31};
+    return _mm512_permutex2var_epi32(low(a, b), load(order), high(a, b));
 }
 
 // Transpose 32 vectors in place: interleaving halves five times sends number j of vector i to number i of j.

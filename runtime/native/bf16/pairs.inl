@@ -63,7 +63,10 @@ static inline void put_pair(const Half* a, const Half* b, int64_t step, int64_t 
     }
     int64_t q = 0;
     if (STEP == 1)
-        for (; q + HALVES <= count; q += HALVES) pair_up(load(a + q), load(b + q), to + 2 * q);
+        for (; q + HALVES <= count; q += HALVES) {
+            const Halves one = load(a + q), other = load(b + q);
+            store(to + 2 * q, first_pairs(one, other)), store(to + 2 * q + HALVES, last_pairs(one, other));
+        }
     for (; q < count; ++q) to[2 * q] = a[q * step], to[2 * q + 1] = b[q * step];
 }
 

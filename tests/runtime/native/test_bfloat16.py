@@ -3,8 +3,6 @@ sizes, strides, empty rows; and what is not a finite, normal number."""
 
 from __future__ import annotations
 
-import itertools
-
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -17,7 +15,7 @@ from topkast.runtime.kernels.candidates import candidates
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.native import bfloat16, products
 from topkast.runtime.reference.products import REFERENCE
-from topkast.tests.runtime.native.test_native import BLOCKS, check, sets
+from topkast.tests.runtime.native.test_native import BLOCKS, check, sets, within
 from topkast.tests.support.truth.builders import CASES
 
 LIBRARY = native.library()
@@ -149,12 +147,24 @@ def test_stacked_weights() -> None:
         torch.randn(shape).bfloat16()
         for shape in ((index.cols.numel() * 4,), (3, 9, 20), (3, 9, 16), (3, 1, 16))
     )
-    for ours, plain in (
-        (bfloat16.spmm(x, values, index, geometry, bias), REFERENCE.spmm(x, values, index, geometry, bias)),
-        (bfloat16.spmm_t(dy, values, index, geometry), REFERENCE.spmm_t(dy, values, index, geometry)),
-        (bfloat16.sddmm(dy, x, index, geometry), REFERENCE.sddmm(dy, x, index, geometry)),
-    ):
-        torch.testing.assert_close(ours, plain)
+    exact = [tensor.double() for tensor in (x, values, bias, dy)]
+    truth = (
+        REFERENCE.spmm(exact[0], exact[1], index, geometry, exact[2]),
+        REFERENCE.spmm_t(exact[3], exact[1], index, geometry),
+        REFERENCE.sddmm(exact[3], exact[0], index, geometry),
+    )
+    plain = (
+        REFERENCE.spmm(x, values, index, geometry, bias),
+        REFERENCE.spmm_t(dy, values, index, geometry),
+        REFERENCE.sddmm(dy, x, index, geometry),
+    )
+    ours = (
+        bfloat16.spmm(x, values, index, geometry, bias),
+        bfloat16.spmm_t(dy, values, index, geometry),
+        bfloat16.sddmm(dy, x, index, geometry),
+    )
+    for mine, theirs, right in zip(ours, plain, truth, strict=True):
+        within(mine, [theirs], right, "stacked")
 
 
 def test_only_bfloat16_on_a_processor_that_has_it() -> None:
