@@ -114,6 +114,7 @@ def repeated(kernel: str, product: str, values: Tensor, index: Index, geometry: 
 
 # Kernels whose spmm can include a bias and an activation, with the dtypes that this works for; and the activations.
 FUSING: dict[str, tuple[torch.dtype, ...]] = {"native": (torch.float32,), "triton": blocks.DTYPES, "csr": blocks.DTYPES}
+SUMMING = ("bf16", "native")  # whose sddmm sums in float32, and can give that
 FUSED_ACTIVATIONS = products.ACTIVATIONS
 CSR_DENSITY = single.DENSITY  # above this share of single weights in a set, "csr" on a GPU is not measured
 

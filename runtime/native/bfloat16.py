@@ -63,8 +63,10 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tens
     return dx if dy.dim() == 3 else dx[0]
 
 
-def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """dY^T X at B, [slots * r * c], summed in float32, in bfloat16. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or
+def sddmm(
+    dy: Tensor, x: Tensor, index: Index, geometry: Geometry, *, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """dY^T X at B, [slots * r * c], summed in float32, in ``dtype``. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or
     [E, M, cols], both in bfloat16, any strides."""
     operands.pair(dy, x, geometry, ())
     dys, xs = _stack("dy", dy), _stack("x", x)
@@ -72,7 +74,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
         operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
     if dy.numel() == 0:
         operands.weight(None, index, geometry)
-        return dy.new_zeros(index.cols.numel() * geometry.unit)
+        return dy.new_zeros(index.cols.numel() * geometry.unit, dtype=dtype)
     grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
     for part in range(len(dys)):
         w, keep = matrix(None, index, geometry, part, len(dys))
@@ -80,7 +82,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
         args = byref(here), byref(view("x", xs[part])), address("grad", grad)
         lib().tk_bf16_sddmm(byref(run), byref(w), *args, _work(run, w, here.m))
         del keep
-    return grad.to(dy.dtype)
+    return grad.to(dtype)
 
 
 def _stack(name: str, activations: Tensor) -> Tensor:

@@ -199,9 +199,17 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths:
     return _result(dx, dy, widths).to(dy.dtype)
 
 
-def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
+def sddmm(
+    dy: Tensor,
+    x: Tensor,
+    index: Index,
+    geometry: Geometry,
+    widths: Sequence[int] = (),
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides. If
-    the width of dy or x in ``widths`` is not 0, the tensor is tiles."""
+    the width of dy or x in ``widths`` is not 0, the tensor is tiles. ``dtype`` is the result's; None for that of dy."""
     _check(geometry, widths)
     operands.pair(dy, x, geometry, widths)
     address("dy", dy), address("x", x)
@@ -210,7 +218,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
         operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
     if dy.numel() == 0:
         operands.weight(None, index, geometry)
-        return dy.new_zeros(index.cols.numel() * geometry.unit)
+        return dy.new_zeros(index.cols.numel() * geometry.unit, dtype=dtype)
     grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
     for part in range(len(dys)):
         w, keep = matrix(None, index, geometry, part, len(dys))
@@ -218,7 +226,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
         args = byref(here), byref(view("x", xs[part])), address("grad", grad)
         lib().tk_sddmm(byref(parallel()), byref(w), *args, _work(w, here.m))
         del keep
-    return grad.to(dy.dtype)
+    return grad.to(dy.dtype if dtype is None else dtype)
 
 
 def _stack(activations: Tensor, packed: bool = False) -> Tensor:

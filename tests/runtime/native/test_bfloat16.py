@@ -13,10 +13,14 @@ import topkast
 from topkast.runtime import native
 from topkast.runtime.kernels.candidates import candidates
 from topkast.runtime.layout import Geometry, Index
-from topkast.runtime.native import bfloat16, products
+from topkast.runtime.native import bfloat16
+from topkast.runtime.planner.plan import Problem, choose
 from topkast.runtime.reference.products import REFERENCE
 from topkast.tests.runtime.native.test_native import BLOCKS, check, sets, within
+from topkast.tests.support.pass_counts import pass_counts
 from topkast.tests.support.truth.builders import CASES
+from topkast.tests.support.truth.lockstep import Trio, sgd, sites_of
+from topkast.tests.test_exact_loops import autocast
 
 LIBRARY = native.library()
 pytestmark = pytest.mark.skipif(
@@ -181,3 +185,27 @@ def test_only_bfloat16_on_a_processor_that_has_it() -> None:
     index, geometry, (values, x, dy) = case((4, 1))
     with pytest.raises(topkast.TopkastError, match="x: .*expected bfloat16"):
         bfloat16.spmm(x.float(), values, index, geometry, None)
+
+
+@pytest.mark.parametrize("name, block", [("mlp", (1, 1)), ("hf_conv1d", (4, 1))])
+def test_autocast_trains_as_the_oracle_does(name: str, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast a compiled model takes these kernels for all three products and equals the oracle, step by step;
+    its gradients come in float32."""
+    monkeypatch.setenv("TOPKAST_KERNEL", "bf16")
+    options = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "block": block, "backend": "aot_eager"}
+    trio = Trio(CASES[name], options, sgd)
+    trio.run(autocast)
+    for site in sites_of(trio.ours.model).values():
+        assert {kernel for _, kernel, _ in site.ran} == {"bf16"}
+    rewrites, _ = pass_counts(trio.ours.model, "KeepSums")
+    assert rewrites["weight gradient"] == len(sites_of(trio.ours.model))
+
+
+def test_the_planner_measures_and_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPKAST_KERNEL", "measure")
+    geometry = Geometry((1024, 512), (0, 1), 1, (16, 1))
+    layouts = {"spmm": (((512, 512), (512, 1)),), "spmm_t": (((512, 1024), (1024, 1)),)}
+    layouts["sddmm"] = (*layouts["spmm_t"], *layouts["spmm"])
+    for product, operands in layouts.items():
+        problem = Problem(product, operands, torch.bfloat16, geometry, geometry.units // 10, geometry.units // 5, 1)
+        assert choose(problem) == "bf16", product
