@@ -10,6 +10,7 @@ from torch import fx
 
 from topkast.passes.aten.finish.choose_kernel import ChooseKernel
 from topkast.passes.aten.finish.explain_unfused import ExplainUnfused
+from topkast.passes.aten.finish.keep_sums import KeepSums
 from topkast.passes.aten.finish.keep_transposed import KeepTransposed
 from topkast.passes.aten.finish.recompute_weight import RecomputeWeight
 from topkast.passes.aten.fuse.fuse_convolution import FuseConvolution
@@ -44,6 +45,7 @@ JOINT: list[type[Pass]] = [
     ExplainUnfused,  # after all that fuse products, because a weight that is still read now stays dense
     RecomputeWeight,  # after all that fuse products, because only the weights that stay dense are made again
     ChooseKernel,  # after all that fuse products, because each sparse product gets its kernel here
+    KeepSums,  # after ChooseKernel, because only some kernels sum in float32
     FuseEpilogue,  # after ChooseKernel, because only some kernels take a bias and an activation
     KeepTransposed,  # last, because only native products take tiles, and a fused activation is no value to lay out
 ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Geometry, Index
-from topkast.runtime.native import convolution, densified, grouped, library, products
+from topkast.runtime.native import bfloat16, convolution, densified, grouped, library, products
 from topkast.runtime.reference.products import REFERENCE, ConvArgs
 from topkast.runtime.reference.products import pack as reference_pack
 from topkast.runtime.reference.products import unpack as reference_unpack
@@ -75,6 +75,7 @@ KERNELS = {
     for kernel in [
         Kernel("triton", blocks, lambda product, x, geometry, conv: conv is None and blocks.fits(product, x, geometry)),
         Kernel("csr", single, lambda product, x, geometry, conv: conv is None and single.fits(product, x, geometry)),
+        Kernel("bf16", bfloat16, lambda product, x, geometry, conv: conv is None and bfloat16.fits(product, x, geometry)),
         Kernel("native", NATIVE, _native_fits),
         Kernel("transient", transient.TRANSIENT, lambda product, x, geometry, conv: transient.fits(x)),
         Kernel("dense", densified.DENSE, lambda product, x, geometry, conv: densified.fits(x)),
@@ -113,6 +114,7 @@ def repeated(kernel: str, product: str, values: Tensor, index: Index, geometry: 
 
 # Kernels whose spmm can include a bias and an activation, with the dtypes that this works for; and the activations.
 FUSING: dict[str, tuple[torch.dtype, ...]] = {"native": (torch.float32,), "triton": blocks.DTYPES, "csr": blocks.DTYPES}
+SUMMING = ("bf16", "native")  # whose sddmm sums in float32, and can give that
 FUSED_ACTIVATIONS = products.ACTIVATIONS
 CSR_DENSITY = single.DENSITY  # above this share of single weights in a set, "csr" on a GPU is not measured
 

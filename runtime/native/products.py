@@ -68,10 +68,15 @@ def view(name: str, tensor: Tensor) -> View:
 
 
 def matrix(
-    values: Tensor | None, index: Index, geometry: Geometry, part: int = 0, parts: int = 1
+    values: Tensor | None,
+    index: Index,
+    geometry: Geometry,
+    part: int = 0,
+    parts: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Matrix, list[Tensor]]:
-    """The weight, or part number ``part`` of ``parts`` weights stacked in its rows; and tensors that must exist until
-    the call has ended.
+    """The weight with its values in ``dtype``, or part number ``part`` of ``parts`` weights stacked in its rows; and
+    tensors that must exist until the call has ended.
 
     Raises:
         OperandError: the index or the values belong to another weight, or are not in the CPU's memory.
@@ -81,7 +86,7 @@ def matrix(
     keep = [tensor.contiguous() for tensor in index]
     row_ptr, row_fwd, cols = keep
     if values is not None:
-        values = values.float().contiguous()
+        values = values.to(dtype).contiguous()
         keep.append(values)
     begins = address("row_ptr", row_ptr)
     operands.within(begins, geometry.grid[0], cols)
@@ -188,9 +193,17 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths:
     return dx.to(dy.dtype)
 
 
-def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Sequence[int] = ()) -> Tensor:
+def sddmm(
+    dy: Tensor,
+    x: Tensor,
+    index: Index,
+    geometry: Geometry,
+    widths: Sequence[int] = (),
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides. If
-    the width of dy or x in ``widths`` is not 0, the tensor is tiles."""
+    the width of dy or x in ``widths`` is not 0, the tensor is tiles. ``dtype`` is the result's; None for that of dy."""
     _check(geometry, widths)
     operands.pair(dy, x, geometry, widths)
     address("dy", dy), address("x", x)
@@ -200,7 +213,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
         operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
     if dy.numel() == 0:
         operands.weight(None, index, geometry)
-        return dy.new_zeros(index.cols.numel() * geometry.unit)
+        return dy.new_zeros(index.cols.numel() * geometry.unit, dtype=dtype)
     grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
     threads, to = byref(parallel()), address("grad", grad)
     for part in range(len(dys)):
@@ -208,7 +221,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, widths: Seque
         left, right = view("dy", dys[part]), view("x", xs[part])
         lib().tk_sddmm(threads, byref(w), byref(left), byref(right), to, _work(w, left.m))
         del keep
-    return grad.to(dy.dtype)
+    return grad.to(dy.dtype if dtype is None else dtype)
 
 
 def _parts(activations: Tensor, width: int = 0) -> Sequence[Tensor]:

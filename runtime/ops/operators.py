@@ -46,7 +46,8 @@ SCHEMAS = {
     "weight_grad": f"(Tensor grad, {_INDEX}, {_GEOMETRY}, str why='eager') -> Tensor",
     "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str impl='reference', int[] widths=[], str act='') -> Tensor",
     "spmm_t": f"(Tensor dy, {_SPARSE}, str impl='reference', int[] widths=[]) -> Tensor",
-    "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str impl='reference', int[] widths=[]) -> Tensor",
+    "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str impl='reference', int[] widths=[], "
+    "ScalarType? dtype=None) -> Tensor",
     "pack": "(Tensor x, int width) -> Tensor",
     "unpack": "(Tensor tiles) -> Tensor",
     "conv": f"(Tensor x, {_SPARSE}, Tensor? bias, {_CONV}, str impl='reference') -> Tensor",
@@ -137,12 +138,15 @@ def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_
     return launch(impl, "spmm_t")(dy, values, index, geometry, *_given(widths))
 
 
-def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=()):
+def sddmm(
+    dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=(), dtype=None
+):
     count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     taken, other = widths or (0, 0)
     _watch(key, lambda: gradient.product_rows(unpack(dy) if taken else dy, unpack(x) if other else x))
-    return launch(impl, "sddmm")(dy, x, index, geometry, *_given(widths))
+    wide = {} if dtype is None else {"dtype": dtype}  # only kernels that sum in float32 have this argument
+    return launch(impl, "sddmm")(dy, x, index, geometry, *_given(widths), **wide)
 
 
 def conv(x, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, bias, *args, impl="reference"):
@@ -174,8 +178,8 @@ def _fake_weight(values, row_ptr, row_fwd, cols, key, shape, *rest, **options):
     return values.new_empty(shape)
 
 
-def _fake_values(like: Tensor, cols: Tensor, block: list[int]) -> Tensor:
-    return like.new_empty(cols.shape[0] * block[0] * block[1])
+def _fake_values(like: Tensor, cols: Tensor, block: list[int], dtype: torch.dtype | None = None) -> Tensor:
+    return like.new_empty(cols.shape[0] * block[0] * block[1], dtype=dtype)
 
 
 def _fake_weight_grad(grad, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, why="eager"):
@@ -209,8 +213,10 @@ def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, blo
     return _fake_result(dy, cols, *widths) if any(widths) else dy.new_empty(*dy.shape[:-1], cols)
 
 
-def _fake_sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=()):
-    return _fake_values(dy, cols, block)
+def _fake_sddmm(
+    dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=(), dtype=None
+):
+    return _fake_values(dy, cols, block, dtype)
 
 
 # A convolution chooses its output's memory format from the operands: the dense operator gives shape and strides.

@@ -26,7 +26,9 @@ topkast::Processor detect() {
     const bool avx2 = fma && (b >> 5 & 1) && (saved & ymm) == ymm;
     const uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
     const bool avx512 = avx2 && (b & f_dq_bw_vl) == f_dq_bw_vl && (saved & zmm) == zmm;
-    return {avx2, avx512, avx512 && (c >> 11 & 1)};
+    const bool vnni = avx512 && (c >> 11 & 1);
+    const bool more = a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d);
+    return {avx2, avx512, vnni, avx512 && more && (a >> 5 & 1)};
 }
 #else
 topkast::Processor detect() { return {}; }

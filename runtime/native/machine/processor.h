@@ -7,6 +7,7 @@ struct Processor {
     bool avx2;    // with fused multiply-add
     bool avx512;  // F, DQ, BW and VL, and avx2
     bool vnni;    // products of bytes, on top of avx512
+    bool bf16;    // products of bfloat16, on top of avx512
 };
 
 const Processor& processor();

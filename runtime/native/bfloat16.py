@@ -1,0 +1,97 @@
+"""The products of :mod:`topkast.runtime.reference.products` in bfloat16 with sums in float32, for processors with
+AVX512_BF16. The kernels of :mod:`.products` go through float32 instead."""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from topkast.runtime import operands
+from topkast.runtime.layout import Geometry, Index
+from topkast.runtime.operands import address
+
+from . import library, parallel, products
+from .products import lib, matrix, scratch, view
+
+
+def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
+    """Whether the kernels of this file can run a product with these activations (real or fake)."""
+    found = library()
+    return (
+        found is not None
+        and product in ("spmm", "spmm_t", "sddmm")
+        and operand.dtype == torch.bfloat16
+        and products.fits(product, operand, geometry)
+        and bool(found.tk_bf16())
+    )
+
+
+def spmm(x: Tensor, values: Tensor, index: Index, geometry: Geometry, bias: Tensor | None) -> Tensor:
+    """Y = X W_A^T + bias, in bfloat16. x: [M, cols] or [E, M, cols] in bfloat16, any strides; values in any dtype: they
+    are rounded here."""
+    operands.rows("x", x, geometry.cols, geometry, False)
+    xs = _stack("x", x)
+    y = torch.empty(len(xs), xs.shape[1], geometry.rows // len(xs), dtype=torch.bfloat16, device="cpu")
+    per_row = None
+    if bias is not None and bias.shape == (geometry.rows,) and len(xs) == 1:
+        address("bias", bias)
+        per_row, bias = bias.float().contiguous(), None
+    if bias is not None:
+        operands.broadcasts("bias", bias, y.shape if x.dim() == 3 else y.shape[1:])
+    at = None if per_row is None else per_row.data_ptr()
+    for part in range(len(xs)):
+        w, keep = matrix(values, index, geometry, part, len(xs), torch.bfloat16)
+        run, here = parallel(), view("x", xs[part])
+        lib().tk_bf16_spmm(byref(run), byref(w), byref(here), at, byref(view("y", y[part])), _work(run, w, here.m))
+        del keep
+    y = y if x.dim() == 3 else y[0]
+    return y if bias is None else (y + bias).to(x.dtype)
+
+
+def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
+    """dX = dY W_A, in bfloat16. dy: [M, rows] or [E, M, rows / E] in bfloat16, any strides."""
+    operands.rows("dy", dy, geometry.rows, geometry, True)
+    dys = _stack("dy", dy)
+    dx = torch.empty(len(dys), dys.shape[1], geometry.cols, dtype=torch.bfloat16, device="cpu")
+    for part in range(len(dys)):
+        w, keep = matrix(values, index, geometry, part, len(dys), torch.bfloat16)
+        run, here = parallel(), view("dy", dys[part])
+        lib().tk_bf16_spmm_t(byref(run), byref(w), byref(here), byref(view("dx", dx[part])), _work(run, w, here.m))
+        del keep
+    return dx if dy.dim() == 3 else dx[0]
+
+
+def sddmm(
+    dy: Tensor, x: Tensor, index: Index, geometry: Geometry, *, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """dY^T X at B, [slots * r * c], summed in float32, in ``dtype``. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or
+    [E, M, cols], both in bfloat16, any strides."""
+    operands.pair(dy, x, geometry, ())
+    dys, xs = _stack("dy", dy), _stack("x", x)
+    if len(dys) != len(xs):
+        operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
+    if dy.numel() == 0:
+        operands.weight(None, index, geometry)
+        return dy.new_zeros(index.cols.numel() * geometry.unit, dtype=dtype)
+    grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
+    for part in range(len(dys)):
+        w, keep = matrix(None, index, geometry, part, len(dys))
+        run, here = parallel(), view("dy", dys[part])
+        args = byref(here), byref(view("x", xs[part])), address("grad", grad)
+        lib().tk_bf16_sddmm(byref(run), byref(w), *args, _work(run, w, here.m))
+        del keep
+    return grad.to(dtype)
+
+
+def _stack(name: str, activations: Tensor) -> Tensor:
+    """The activations with a first dim for the stacked weights."""
+    address(name, activations)
+    if activations.dtype != torch.bfloat16:
+        operands.wrong(name, activations, "bfloat16")
+    return activations if activations.dim() == 3 else activations[None]
+
+
+def _work(run: object, w: object, m: int) -> int:
+    return scratch(lib().tk_bf16_workspace(byref(run), byref(w), m))  # type: ignore[arg-type]
