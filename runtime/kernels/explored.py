@@ -7,6 +7,11 @@ from torch import Tensor
 
 from topkast.runtime.layout import Geometry, Index, explored_values, slot_units
 from topkast.runtime.native import densified
+from topkast.runtime.triton import scaling
+from topkast.runtime.triton.scaling import scale_explored as scale_all
+from topkast.runtime.triton.scaling import squares_of_a
+
+__all__ = ["scale_all", "scale_explored", "square_sum_of_a", "squares_of_a", "together"]
 
 
 def square_sum_of_a(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
@@ -28,3 +33,8 @@ def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: flo
 
 def _native(values: Tensor) -> bool:
     return densified.fits(values) and values.is_contiguous()
+
+
+def together(values: Tensor) -> bool:
+    """Whether many weights with values such as these decay in one launch, by :mod:`topkast.runtime.triton.scaling`."""
+    return scaling.fits(values)

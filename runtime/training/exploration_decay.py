@@ -7,11 +7,12 @@ the weights of A.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from topkast.runtime.kernels.explored import scale_explored, square_sum_of_a
+from topkast.runtime.kernels.explored import scale_all, scale_explored, square_sum_of_a, squares_of_a, together
 from topkast.runtime.state.sharding.sums import summed
 from topkast.runtime.state.site_module import SiteModule
 
@@ -34,8 +35,16 @@ def decay_explored(steps: Iterable[tuple[SiteModule, float | Tensor]]) -> None:
         steps: sites, each with the learning rate of its step.
     """
     decaying = [(site, lr) for site, lr in steps if _decays(site)]
-    sizes = _sizes([site for site, _ in decaying if site.rule.exploration_decay is None])
+    alike: dict[Any, list[tuple[SiteModule, float | Tensor]]] = {}
+    single: list[tuple[SiteModule, float | Tensor]] = []
     for site, lr in decaying:
+        values = site.stored()[0]
+        rate = (lr.dtype, lr.device) if isinstance(lr, Tensor) else float
+        (alike.setdefault((values.device, values.dtype, rate), []) if together(values) else single).append((site, lr))
+    for group in alike.values():
+        _decay_together(group)
+    sizes = _sizes([site for site, _ in single if site.rule.exploration_decay is None])
+    for site, lr in single:
         asked = site.rule.exploration_decay
         decay = lr * (DECAY / sizes[site] if asked is None else asked)
         values, index = site.stored()
@@ -44,6 +53,30 @@ def decay_explored(steps: Iterable[tuple[SiteModule, float | Tensor]]) -> None:
         else:
             site.record_decay(decay)  # not for a tensor: it would need a sync, only for a warning
             scale_explored(values, index, site.geometry, 1 - min(decay, MOST_DECAY))
+
+
+def _decay_together(steps: list[tuple[SiteModule, float | Tensor]]) -> None:
+    """The same for sites on one GPU whose values have one dtype, in two launches."""
+    parts = [(*site.stored(), site.geometry) for site, _ in steps]
+    asked = [site.rule.exploration_decay for site, _ in steps]
+    sums = squares_of_a(parts)
+    if any(site.shard is not None for site, _ in steps):
+        whole = summed({site: sums[i].sum() for i, (site, _) in enumerate(steps)})
+        sums = torch.stack([whole[site] for site, _ in steps])[:, None]
+    shares = [DECAY if one is None else one for one in asked]
+    rates: Tensor | list[float]
+    if isinstance(steps[0][1], Tensor):
+        rates = torch.stack([lr for _, lr in steps if isinstance(lr, Tensor)]).to(sums)
+        rates = rates * torch.tensor(shares, dtype=torch.float64, device=rates.device)
+    else:
+        rates = [float(lr) * share for (_, lr), share in zip(steps, shares, strict=True)]
+        for (site, _), one, rate in zip(steps, asked, rates, strict=True):
+            if one is not None:
+                site.record_decay(rate)
+    counts = [
+        site.n_fwd * site.geometry.unit if one is None else 0 for (site, _), one in zip(steps, asked, strict=True)
+    ]
+    scale_all(parts, sums, rates, counts, MOST_DECAY)
 
 
 def _decays(site: SiteModule) -> bool:

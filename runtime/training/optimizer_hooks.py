@@ -8,6 +8,7 @@ optimizer steps are nested, this happens once for all of them.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -83,10 +84,29 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     held = [(site, group.get("lr"), had_gradient(site)) for site, group in every if id(site) in own]
     if _skipped(optimizer):
         return
-    if every:
+    if every and _state_changed(optimizer, [site for site, *_ in held]):
         check_elementwise(optimizer, [site for site, _ in every])
+        _checked[optimizer] = _size(optimizer)
     advance([(site, lr if moved else None) for site, lr, moved in held])
     notice_eager_step(site for site, *_ in held)
+
+
+# Optimizer -> how many parameters and how many entries its state had when it was checked.
+_checked: weakref.WeakKeyDictionary[torch.optim.Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
+
+
+def _state_changed(optimizer: torch.optim.Optimizer, sites: Sequence[SiteModule]) -> bool:
+    """Whether the optimizer's state must be checked: entries came or went, or a refresh is going to move it.
+
+    Looking at every tensor of every parameter in every step would be the largest part of a hook's time.
+    """
+    same = _checked.get(optimizer) == _size(optimizer)
+    return not same or any(due_at_step_end(site) or due(site) for site in sites)
+
+
+def _size(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    state = optimizer.state
+    return len(state), sum(len(entry) for entry in state.values() if isinstance(entry, dict))
 
 
 def advance(steps: Sequence[tuple[SiteModule, float | Tensor | None]]) -> None:

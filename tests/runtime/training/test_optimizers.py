@@ -179,3 +179,24 @@ def test_outside_stands_still(name: str) -> None:
             torch.equal(m, n) for key in masks for m, n in zip(masks[key], topkast.masks(model)[key], strict=True)
         )
     assert moved
+
+
+def test_the_state_is_not_looked_at_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first step, and before each refresh; and at once if an entry appears."""
+    from topkast.runtime.errors import OptimizerError
+    from topkast.runtime.training import optimizer_hooks
+
+    looked: list[int] = []
+    check = optimizer_hooks.check_elementwise
+    monkeypatch.setattr(optimizer_hooks, "check_elementwise", lambda *args: (looked.append(step), check(*args)))
+    model = topkast.sparsify(nn.Linear(16, 16), 0.8, 0.5, min_size=1, refresh_every=4)
+    optimizer = optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(7):
+        if step == 6:
+            optimizer.state[model.bias]["rows"] = torch.zeros(3, 3)
+        model(torch.ones(2, 16)).sum().backward()
+        optimizer.step()
+    assert looked[0] == 0 and looked[-1] == 6 and len(looked) < 5
+    optimizer.state[next(iter(optimizer.state))]["odd"] = torch.zeros(5, 1000)
+    with pytest.raises(OptimizerError, match="'odd'"):
+        optimizer.step()
