@@ -1,4 +1,4 @@
-"""Draw cases of one kind until the time is over; a failure is shrunk. The process that ``__main__`` starts for a kind."""
+"""Draw cases of one kind until the time is over, and shrink a failure: the process of a kind, see ``__main__``."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from topkast.tests.support.truth.lockstep import sites_of
 
 from .trained import assert_sound, everything, net, same, train, trained
 
-CALLS = ("refresh", "load", "dense", "save", "compile", "step")
+CALLS = ("refresh", "load", "dense", "save", "compile")
 RULES: tuple[dict[str, Any], ...] = (
     {},
     {"reservoir": "host", "block": (4, 2), "balanced": False},
@@ -48,8 +48,6 @@ class Setting:
             topkast.load_dense_state_dict(self.model, net(9).state_dict())
         elif self.call == "save":
             topkast.save(self.model, self.file, self.optimizer)
-        elif self.call == "step":
-            topkast.step(self.model, lr=0.1)
         else:
             topkast.compile(self.plain, min_size=1, backend="eager", seed=1, initial="random")
 
@@ -57,7 +55,7 @@ class Setting:
 def parts(setting: Setting) -> list[Any]:
     """What may be old or new, each part by itself: a refresh changes one weight after the other."""
     model, clocks, optimizer = everything(setting.model, setting.optimizer)
-    if setting.call not in ("refresh", "step"):
+    if setting.call != "refresh":
         return [(model, clocks, optimizer)]
     found = []
     for number, name in enumerate(sites_of(setting.model)):

@@ -61,5 +61,7 @@ def assert_sound(model: nn.Module) -> None:
     for name, (fwd, bwd) in sites.items():
         site = model.get_submodule(name.rpartition(".")[0]).sparse_state.weight
         assert not bool((fwd & ~bwd).any()), f"{name}: A is not inside B"
-        assert (int(fwd.sum()), int(bwd.sum())) == (site.n_fwd, site.n_bwd), f"{name}: the counts are wrong"
+        unit = site.geometry.unit  # the sizes of `net` are whole blocks
+        counts = int(fwd.sum()), int(bwd.sum())
+        assert counts == (site.n_fwd * unit, site.n_bwd * unit), f"{name}: the counts are wrong"
         assert torch.equal(dense[name], torch.where(fwd, theta[name], 0)), f"{name}: W_A is not θ on A"
