@@ -171,7 +171,7 @@ class Config:
         None,
         "Seed of the sets that are drawn at random; None takes torch's.",
         "``topkast.save`` keeps the seed, a state dict does not: give a seed if you resume from a state dict.",
-        check=optional(integer(0)),
+        check=optional(number(0, 2**63, whole=True)),
         kept_by_site=True,
     )
     min_size: int = option(4096, "Weights with fewer elements stay dense.", check=integer(1))

@@ -17,7 +17,7 @@ from torch import nn
 from topkast.compiler.backend import BACKEND, check_backend
 from topkast.compiler.config import OPTIONS, Config, pair
 from topkast.compiler.convert.check import check_model
-from topkast.compiler.options import block_shape
+from topkast.compiler.options import block_shape, number
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.extras import need
 
@@ -104,6 +104,9 @@ def _start(
             raise ConfigError(f"{name}={value!r}: must be a list of the values to try")
     for one in block:
         block_shape("block: each of its values", one)
+    for name, value in (("bwd", bwd), ("refresh_every", refresh_every)):
+        for one in value:
+            number(0)(f"{name}: each of its values", one)
     found = {"block": [tuple(b) for b in block], "bwd": list(bwd), "refresh_every": list(refresh_every)}
     for name, values in found.items():
         if not values:

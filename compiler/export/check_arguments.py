@@ -28,7 +28,7 @@ def check_arguments(
         raise ConfigError(f'precision="auto": is for format="auto", the format is {format!r}')
     if not isinstance(library, bool) or (format == "custom" and not library):
         raise ConfigError(f'library={library!r}: must be True or False, and format="custom" needs True')
-    if opset not in OPSETS:
+    if type(opset) is not int or opset not in OPSETS:
         raise ConfigError(f"opset={opset!r}: must be an integer from {OPSETS[0]} to {OPSETS[-1]}")
     if not isinstance(use_cache, bool):
         raise ConfigError(f"use_cache={use_cache!r}: must be True or False")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.extras import need
 from topkast.runtime.kernels import native_library
+from topkast.runtime.new_file import path_of
 
 from . import providers as placement
 
@@ -56,7 +57,7 @@ def session(
             started.
 
     Raises:
-        ConfigError: the library was not built.
+        ConfigError: the library was not built, or ``path`` is no path.
         MissingPackageError: the packages of the extra ``topkast[onnx]`` are not installed.
         Other errors: ONNX Runtime's own errors, if ONNX Runtime or the library refuses the file.
     """
@@ -65,7 +66,10 @@ def session(
 
     options = onnxruntime.SessionOptions() if sess_options is None else sess_options
     options.register_custom_ops_library(str(library_path()))
-    asked, file = providers or ["CPUExecutionProvider"], path if isinstance(path, bytes) else os.fspath(path)
+    asked, file = (
+        providers or ["CPUExecutionProvider"],
+        path if isinstance(path, bytes) else os.fspath(path_of("path", path)),
+    )
     made = onnxruntime.InferenceSession(file, options, providers=asked)
     placement.check(asked, made, file)
     return made

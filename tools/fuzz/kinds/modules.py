@@ -1,0 +1,154 @@
+"""Random modules, options and kernels, trained beside the masked-dense oracle: equal sets, values within the budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from topkast.tests.support.truth.builders import Case
+from topkast.tests.support.truth.lockstep import Trio, plain, sites_of
+
+BACKEND = os.environ.get("TOPKAST_FUZZ_BACKEND", "eager")
+
+
+class Layer(nn.Module):
+    """A product with a weight that is held and used in one of the ways in :data:`WAYS`."""
+
+    def __init__(self, way: str, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.way, self.shape = way, (outputs, inputs)
+        made = torch.randn(outputs, inputs) / inputs**0.5
+        if way == "view":
+            made = made.view(-1)[: outputs * inputs].view(outputs, inputs)
+        elif way == "slice of larger memory":
+            made = torch.cat([made, made])[:outputs]
+        elif way == "transposed memory":
+            made = made.t().contiguous().t()
+        elif way in ("x @ w", "closure"):
+            made = made.t().contiguous()
+        elif way == "three dims":
+            made = made.unsqueeze(0).contiguous()
+        self.w = nn.Parameter(made)
+        self.b = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor, extra: Any = None, *, scale: float = 1.0) -> Any:
+        way, w = self.way, self.w
+        if way == "x @ w":
+            out = x @ w + self.b
+        elif way == "x @ w.t()":
+            out = x @ w.t() + self.b
+        elif way == "einsum":
+            out = torch.einsum("...i,oi->...o", x, w) + self.b
+        elif way == "expanded":
+            flat = x.reshape(-1, 1, x.shape[-1])
+            out = torch.bmm(flat, w.t().unsqueeze(0).expand(flat.shape[0], -1, -1)).reshape(*x.shape[:-1], -1) + self.b
+        elif way == "three dims":
+            out = F.linear(x, w[0], self.b)
+        elif way == "reshaped":
+            out = F.linear(x, w.reshape(-1).view(self.shape), self.b)
+        elif way == "closure":
+
+            def product(y: Tensor) -> Tensor:
+                return torch.addmm(self.b, y.reshape(-1, y.shape[-1]), w).view(*y.shape[:-1], -1)
+
+            out = product(x)
+        elif way == "control flow":
+            out = F.linear(x, w, self.b)
+            out = out * 2 if x.dim() > 2 else out - out.mean()
+        else:
+            out = F.linear(x, w, self.b)
+        return out if extra is None else {"out": out * scale, "extra": extra}
+
+
+WAYS = (
+    *("linear", "x @ w", "x @ w.t()", "einsum", "view", "slice of larger memory", "transposed memory"),
+    *("three dims", "expanded", "reshaped", "closure", "control flow"),
+)
+
+
+class Model(nn.Module):
+    """Layers one after the other. A layer that is "shared" runs twice; a "dict" gets keywords and returns a dict."""
+
+    def __init__(self, width: int, layers: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.layers, self.calls = nn.ModuleList(), [(call, act) for _, _, call, act in layers]
+        for way, outputs, call, _ in layers:
+            outputs = width if call == "shared" else outputs
+            self.layers.append(Layer(way, width, outputs))
+            width = outputs
+        self.last = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor, nothing: Any = None) -> Tensor:
+        x = torch.tanh(self.first(x))
+        for layer, (call, act) in zip(self.layers, self.calls, strict=True):
+            if call == "dict":
+                x = layer(x, {"none": None}, scale=0.5)["out"]
+            elif call == "shared":
+                x = layer(torch.tanh(layer(x)))
+            else:
+                x = layer(x)
+            x = {"relu": F.relu, "gelu": F.gelu, "none": lambda y: y}[act](x)
+        return self.last(x)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "momentum": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "decay": partial(torch.optim.SGD, lr=0.05, weight_decay=0.01),
+    "adagrad": partial(torch.optim.Adagrad, lr=0.02),
+}
+layer = st.tuples(
+    st.sampled_from(WAYS),
+    st.integers(3, 23),
+    st.sampled_from(["once", "once", "shared", "dict"]),
+    st.sampled_from(["relu", "gelu", "none"]),
+)
+
+
+@st.composite
+def options(draw: st.DrawFn) -> dict[str, Any]:
+    fwd = draw(st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.9, 0.99]))
+    return {
+        "fwd": fwd,
+        "bwd": draw(st.sampled_from([None, 0.0, fwd / 2, fwd])),
+        "block": draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 4), (4, 1), (3, 2)])),
+        "balanced": draw(st.booleans()),
+        "refresh_every": draw(st.integers(1, 3)),
+        "stop_exploring_after": draw(st.sampled_from([None, None, 2])),
+        "explore": draw(st.sampled_from(["topk", "topk", "random"])),
+        "exploration_decay": draw(st.sampled_from([None, 0.0, 3.0])),
+        "reservoir": draw(st.sampled_from(["device", "device", "host"])),
+        "seed": 1,
+    }
+
+
+cases = st.tuples(
+    st.integers(3, 19),
+    st.lists(layer, min_size=1, max_size=3).map(tuple),
+    options(),
+    st.sampled_from(sorted(OPTIMIZERS)),
+    st.sampled_from(["native", "first", "measure"]),
+    st.sampled_from([(5,), (4, 3), (1,)]),
+    st.sampled_from(["float32", "float32", "bfloat16"]),
+)
+
+
+def check(case: Any) -> str:
+    width, layers, given, optimizer, kernel, lead, dtype = case
+    torch._dynamo.reset()
+    made = Case("fuzz", partial(Model, width, layers), (*lead, width), ())
+    kind = getattr(torch, dtype)
+    with mock.patch.dict(os.environ, {"TOPKAST_KERNEL": kernel}):
+        trio = Trio(made, {**given, "backend": BACKEND}, OPTIMIZERS[optimizer], dtype=kind, ties=True)
+        if any(site.original.numel() == 1 for site in sites_of(trio.ours.model).values()):
+            return "one weight in B, which the comparison takes for a number of the optimizer"
+        trio.run(plain, bitwise=False)
+    return f"{BACKEND}, {dtype}"
