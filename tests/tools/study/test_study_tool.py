@@ -67,8 +67,9 @@ def test_a_small_grid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_tuning_runs_come_first_and_decide(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Of two rates, with one it learns nothing, only the better is run for the seeds; and only the arms that are asked for."""
-    text = TINY.replace("lr = 5e-3", "tune = true\nlr = [[1e-9, 1e-9], [5e-3, 1e-2]]").replace("steps = 100", "steps = 20")
+    """A model learns nothing at one of the two rates, so only the other is run for the seeds; no other arm is run."""
+    rates = "tune = true\nlr = [[1e-9, 1e-9], [5e-3, 1e-2]]"
+    text = TINY.replace("lr = 5e-3", rates).replace("steps = 100", "steps = 20")
     path, results = grid(tmp_path, text + '\n[arms.dense]\nmethod = "dense"\n'), tmp_path / "r.jsonl"
     assert study.main(["run", path, "--arms", "dense", "--results", str(results)]) == 0
     runs = [json.loads(key) for key in read(results)]
