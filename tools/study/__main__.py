@@ -4,7 +4,7 @@
     time    measure the step of each kind of run with the real kernels, beside compiled dense, in pairs
     table   mean, deviation and 95 % interval over seeds, and the paired difference from one arm
     plot    quality against density, FLOPs, measured time and bytes, one SVG
-    report  all grids of tools/study/grids: TABLES.md and the SVGs beside the results
+    report  all grids of tools/study/grids: TABLES.md, and the SVGs of the page beside the results
 
 A grid is a TOML file of tools/study/grids (its name is enough) or your own; results are JSON lines, one file for all
 grids: a run that two of them share is trained once.
@@ -29,6 +29,7 @@ from .times import read_times, times_of
 
 HERE = Path(__file__).parent
 FOLDER = RESULTS / "study"
+PICTURES = ("tuned", "frontier", "rivals-balanced", "range-balanced", "rates")  # grids whose picture is kept
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -106,7 +107,7 @@ def report(args: argparse.Namespace, console: Console) -> None:
     (FOLDER / "TABLES.md").write_text(text, encoding="utf-8")
     for old in FOLDER.glob("*.svg"):  # one of a grid that is gone, or of results that are, would stay
         old.unlink()
-    for path in sorted((HERE / "grids").glob("*.toml")):
+    for path in sorted(path for path in (HERE / "grids").glob("*.toml") if path.stem in PICTURES):
         try:
             times = times_of(path.stem, args.times)
             found = rows(read_grid(path, times), held, times)

@@ -84,25 +84,24 @@ def measure_run(run: Run, repeats: int, backend: str, data: Path | None = None) 
         "ratio": {name: sum(share * ratio[name] for share, ratio, _ in found) for name in SPREAD},
         "seconds": {side: sum(share * seconds[side] for share, _, seconds in found) for side in ("dense", "sparse")},
         "refresh": _refresh(step, model, repeats) if run.refresh_every else 0.0,
-        **(exported(base, model, batch[0][:1], repeats) if isinstance(model, ByteModel) else {}),
+        **(exported(base, model, run.method, batch[0][:1], repeats) if isinstance(model, ByteModel) else {}),
     }
 
 
-def exported(base: nn.Module, model: nn.Module, x: Tensor, repeats: int) -> dict[str, float]:
+def exported(base: nn.Module, model: nn.Module, method: str, x: Tensor, repeats: int) -> dict[str, float]:
     """The ONNX file of ``model`` over that of ``base``: "file", its bytes; "latency", its time on one thread."""
     with tempfile.TemporaryDirectory() as folder:
         files, runs = [], []
-        for number, one in enumerate((base, model)):
+        for number, (one, kind) in enumerate(((base, "dense"), (model, method))):
             files.append(Path(folder) / f"{number}.onnx")
-            if sites(one):
+            if kind not in BASELINES:
                 topkast.export(one.eval(), files[-1], (x,))
             else:
-                plain = copy.deepcopy(getattr(one, "_orig_mod", one)).eval()
-                plain._compiled_call_impl = None
+                plain = copy.deepcopy(one).eval()  # a copy is not compiled
                 torch.onnx.export(plain, (x,), files[-1], dynamo=True, verbose=False, external_data=False)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            session = topkast.onnx.session(files[-1], options)
+            session = topkast.onnx.session(files[-1], sess_options=options)
             runs.append(partial(session.run, None, {session.get_inputs()[0].name: x.numpy()}))
         pairs = measure([runs[0]], [runs[1]], repeats, clock=time.process_time)
         sizes = [file.stat().st_size for file in files]

@@ -77,6 +77,8 @@ def schedule(step: int, steps: int) -> float:
 
 def flops_share(run: Run, model: nn.Module, dense: int) -> float:
     """Weight FLOPs of a training step now, of the layers that could be sparse, as a share of the dense model's."""
+    if run.method == "dense" and run.width is None:
+        return 1.0
     if run.method in ("dense", "small-dense"):
         return sum(layer.weight.numel() for layer in layers_of(model, min_size=1)) / dense
     if run.method == "meprop":

@@ -84,7 +84,7 @@ def test_layers_and_distances_are_drawn(tmp_path: Path) -> None:
             assert f">{text}<" in drawn, text
 
 
-@pytest.mark.parametrize("name", ["rivals-balanced", "rates", "exploration"])
+@pytest.mark.parametrize("name", ["rivals-balanced", "rates", "tuned"])
 def test_a_picture_in_the_repository_is_what_the_results_give(name: str, tmp_path: Path) -> None:
     """`python -m topkast.tools.study report` mends it."""
     kept = study.FOLDER / f"{name}.svg"

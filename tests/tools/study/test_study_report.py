@@ -170,6 +170,8 @@ def test_claims_are_answered_with_their_interval() -> None:
     assert {line[1] for line in claims([absent, good]).lines} == {"not run yet"}
     single = replace(dense, qualities={0: 2.0})  # one seed has no interval
     assert {line[1] for line in claims([single, good, small]).lines} == {"not run yet"}
+    half_run = replace(dense, missing=1)
+    assert {line[1] for line in claims([half_run, good, small]).lines} == {"not run yet"}
 
 
 def test_what_is_in_the_repository_is_what_the_results_give() -> None:

@@ -66,6 +66,21 @@ def test_a_small_grid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert ">topkast<" in picture and ">test error, %<" in picture and len(picture) < 60_000
 
 
+def test_tuning_runs_come_first_and_decide(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A model learns nothing at one of the two rates, so only the other is run for the seeds; no other arm is run."""
+    rates = "tune = true\nlr = [[1e-9, 1e-9], [5e-3, 1e-2]]"
+    text = TINY.replace("lr = 5e-3", rates).replace("steps = 100", "steps = 20")
+    path, results = grid(tmp_path, text + '\n[arms.dense]\nmethod = "dense"\n'), tmp_path / "r.jsonl"
+    assert study.main(["run", path, "--arms", "dense", "--results", str(results)]) == 0
+    runs = [json.loads(key) for key in read(results)]
+    assert [(run["tuning"], run["lr"], run["seed"]) for run in runs] == [
+        (True, 1e-9, 100), (True, 5e-3, 100), (False, 5e-3, 0), (False, 5e-3, 1),
+    ]  # fmt: skip
+    assert {run["method"] for run in runs} == {"dense"} and {run["lr_rest"] for run in runs[2:]} == {1e-2}
+    assert study.main(["run", path, "--arms", "other", "--results", str(results)]) == 2
+    assert "--arms 'other': must be of topkast, rigl, dense" in capsys.readouterr().out
+
+
 def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     text = AGAIN.replace("[0, 1]", "[0]").replace("steps = 100", "steps = 2") + "block = '999x999'\n"
     results = tmp_path / "r.jsonl"

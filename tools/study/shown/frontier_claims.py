@@ -59,5 +59,5 @@ def _answer(claim: Claim, base: Row | None, sparse: Sequence[Row]) -> list[str]:
 
 
 def _paired(row: Row, base: Row) -> bool:
-    """Whether the two have enough seeds in common for an interval."""
-    return len(row.qualities.keys() & base.qualities.keys()) > 1
+    """Whether every seed of both was run, and enough ended well for an interval."""
+    return not row.missing and not base.missing and len(row.qualities.keys() & base.qualities.keys()) > 1
