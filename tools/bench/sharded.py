@@ -181,7 +181,7 @@ def share_of_budget(row: dict[str, Any], what: str) -> str:
 def _exact_table(found: list[dict[str, Any]]) -> Table:
     table = Table(title="distance from one process")
     for heading in ("ranks", "optimizer", "block", "balanced", "reservoir", "products", "error", "of its budget",
-                    "in equal sets", "sets equal on all ranks", "entries of sets unlike one process", "refreshes"):  # fmt: skip
+                    "in equal sets", "sets equal on all ranks", "unlike one process", "refreshes"):  # fmt: skip
         table.add_column(heading)
     for row in found:
         shares = [share_of_budget(row, what) for what in ("error", "error in equal sets")]
