@@ -42,7 +42,9 @@ class Start:
         "For FSDP2: the device mesh that torch's ``fully_shard`` will be called with; None means another way to train.",
         "A mesh of one dimension, or of two (replicas, parts). The model must be the same on every rank. The positions "
         "of the sparse weights become frozen parameters, so that ``fully_shard`` shards them together with the values. "
-        "Without it they are replicated: right too, but each rank holds and receives all of them.",
+        "Without it they are replicated: right too, but each rank holds and receives all of them. Of a model on the "
+        "meta device each rank keeps only its part of each weight: call ``fully_shard`` with this mesh before any "
+        "other use.",
         check=optional(device_mesh),
     )
 

@@ -44,9 +44,7 @@ def start_scale(site: SiteModule, initial: str | None) -> float | None:
     return _scale(site, initial)
 
 
-def start_scales(
-    sites: dict[str, SiteModule], initial: str | None, known: dict[str, float | None]
-) -> dict[str, float]:
+def start_scales(sites: dict[str, SiteModule], initial: str | None, known: dict[str, float | None]) -> dict[str, float]:
     """The factor for each θ of a model.
 
     Args:

@@ -121,7 +121,6 @@ class Site(ShardableSite, nn.Module):
         self.owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # all modules that read it; unknown for a copy
         self.noted: Note | None = None
         self._shard: Shard | None = None
-        self._part: tuple[int, int] | None = None
         self.compared = False  # whether the ranks of a sharded site were compared
 
     def _hold(self, index: Index, ever: Tensor, reservoir: Tensor) -> None:

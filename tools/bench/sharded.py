@@ -3,7 +3,8 @@
 The error is the largest difference of a weight from the same training in one process on all batches together. Its
 budget is twice the same distance of the dense model under plain FSDP2. Adam divides a gradient by its own size, so a
 gradient near Adam's eps turns any rounding into a step: AdamW stands here with its default eps of 1e-8, and with 1e-5.
-What is sent is the kernel's count of the bytes
+In bf16 two weights can be so near to each other that one process keeps the first and several keep the second; the error
+is therefore also given for the entries that are in the same sets. What is sent is the kernel's count of the bytes
 of each process's sockets.
 """
 
@@ -129,8 +130,17 @@ def train_cases(cases: list[Case]) -> list[dict[str, Any]]:
     return found
 
 
-def _largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    return max(float((one[name] - other[name]).abs().max()) for name in other)
+def _largest(one: dict[str, Tensor], other: dict[str, Tensor], where: dict[str, Tensor] | None = None) -> float:
+    """The largest difference of a weight; ``where``: only of these entries of a sparse weight."""
+    differences = {name: (one[name] - other[name]).abs() for name in other}
+    for name, entries in (where or {}).items():
+        differences[name] = differences[name].where(entries, 0.0)
+    return max(float(difference.max()) for difference in differences.values())
+
+
+def _in_equal_sets(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Tensor]:
+    """The entries that are in the same sets in both."""
+    return {name: (pair[0] == other[name][0]) & (pair[1] == other[name][1]) for name, pair in one.items()}
 
 
 def _exactness(cases: list[Case], counts: list[int]) -> list[dict[str, Any]]:
@@ -141,10 +151,12 @@ def _exactness(cases: list[Case], counts: list[int]) -> list[dict[str, Any]]:
         for number, case in enumerate(cases):
             one, several = alone[number], [rank[number] for rank in ends]
             error, plain = (_largest(several[0][kind], one[kind]) for kind in ("sparse", "dense"))
+            alike = _in_equal_sets(several[0]["sets"], one["sets"])
             pairs = [pair for rank in several for pair in zip(rank["sets"].values(), one["sets"].values(), strict=True)]
             found.append(
                 asdict(case)
                 | {"ranks": ranks, "error": error, "budget": 2 * plain, "refreshes": several[0]["refreshes"]}
+                | {"error in equal sets": _largest(several[0]["sparse"], one["sparse"], alike)}
                 | {
                     "sets equal": all(
                         torch.equal(mine, its)
@@ -161,16 +173,21 @@ def _exactness(cases: list[Case], counts: list[int]) -> list[dict[str, Any]]:
     return found
 
 
+def share_of_budget(row: dict[str, Any], what: str) -> str:
+    """An error of a row, as a share of the row's budget."""
+    return f"{row[what] / row['budget'] if row['budget'] else float(row[what] > 0):.2f}"
+
+
 def _exact_table(found: list[dict[str, Any]]) -> Table:
     table = Table(title="distance from one process")
     for heading in ("ranks", "optimizer", "block", "balanced", "reservoir", "products", "error", "of its budget",
-                    "sets equal on all ranks", "entries of sets unlike one process", "refreshes"):  # fmt: skip
+                    "in equal sets", "sets equal on all ranks", "unlike one process", "refreshes"):  # fmt: skip
         table.add_column(heading)
     for row in found:
-        share = row["error"] / row["budget"] if row["budget"] else float(row["error"] > 0)
+        shares = [share_of_budget(row, what) for what in ("error", "error in equal sets")]
         table.add_row(
             str(row["ranks"]), row["optimizer"], f"{row['block']}x{row['block']}", "yes" if row["balanced"] else "no",
-            row["reservoir"], "bf16" if row["bf16"] else "fp32", f"{row['error']:.1e}", f"{share:.2f}",
+            row["reservoir"], "bf16" if row["bf16"] else "fp32", f"{row['error']:.1e}", *shares,
             "yes" if row["sets equal"] else "NO", str(row["other than one process"]), str(row["refreshes"]),
         )  # fmt: skip
     return table

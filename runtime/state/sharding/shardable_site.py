@@ -29,7 +29,7 @@ class ShardableSite(Derived):
     ever: Tensor
     _shard: Shard | None
     _own: tuple[int, int] | None
-    _part: tuple[int, int] | None  # (rank, ranks) if the site has only the rows that this rank will hold
+    _part: tuple[int, int] | None = None  # (rank, ranks) if the site has only the rows that this rank will hold
     scaled: float
     compared: bool
     column_type: torch.dtype

@@ -1,5 +1,5 @@
-"""A tensor of which this process fills a few rows. The other rows are pages of memory that nobody has written, and which
-therefore take none."""
+"""A tensor of which this process fills a few rows. The other rows are pages that nobody has written, so they take no
+memory."""
 
 from __future__ import annotations
 

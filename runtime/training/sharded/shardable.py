@@ -40,8 +40,8 @@ def check_shardable(sites: Iterable[SiteModule], inside: Iterable[nn.Module]) ->
             )
         if state := site.method.saved(site.set_state()):
             raise ModelError(
-                f"{site.name}: method={site.method.name!r}: it keeps {', '.join(sorted(state))} beside the sets, of which "
-                "fully_shard cannot cut a part for each process; use DistributedDataParallel"
+                f"{site.name}: method={site.method.name!r}: it keeps {', '.join(sorted(state))} beside the sets, which "
+                "fully_shard cannot cut into parts; use DistributedDataParallel"
             )
         if site.rule.refresh_in_background:
             raise ModelError(

@@ -4,8 +4,8 @@ optimizer step and first compiled block."""
 import atexit
 import gc
 
-import torch._dynamo  # noqa: F401
-import torch._inductor.compile_fx  # noqa: F401
+import torch._dynamo
+import torch._inductor.compile_fx
 import torch.distributed.checkpoint.state_dict  # noqa: F401
 
 from . import sharded  # noqa: F401

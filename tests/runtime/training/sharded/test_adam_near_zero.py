@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -69,6 +70,7 @@ def _distances(one: Step, other: Step) -> tuple[float, Tensor, Tensor]:
     return largest, torch.cat(distances), torch.cat(sizes)
 
 
+@pytest.mark.long
 def test_only_gradients_near_eps_exceed_the_budget(tmp_path: Path) -> None:
     folders = [tmp_path / str(ranks) for ranks in (1, 2)]
     for folder in folders:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 import topkast
 from topkast.tests.support.processes.sharded import OPTIMIZERS, REFRESH, Net, Run, mesh_of, on_ranks, train
+from topkast.tools.bench.large import give_back_at_once
 
 BUDGET = 1e-11  # float64; a step's gradient is summed in another order
 WAYS: dict[str, dict[str, Any]] = {
@@ -36,9 +37,9 @@ def trained() -> dict[str, Any]:
     for name, options in WAYS.items():
         mesh = mesh_of(Run())
         model = made(options, mesh)
-        for use in (lambda: topkast.masks(model), lambda: model.state_dict(), lambda: model(torch.zeros(2, 10).double())):
+        for use in (topkast.masks, nn.Module.state_dict, lambda model: model(torch.zeros(2, 10).double())):
             with pytest.raises(topkast.ModelError, match="call fully_shard with this mesh first"):
-                use()
+                use(model)
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -47,7 +48,7 @@ def trained() -> dict[str, Any]:
         found[name] = start, topkast.dense_state_dict(model, values="all", full=True), topkast.masks(model)
     model = made({}, mesh)
     fully_shard(model, mesh=mesh_of(Run(shape=(2, 1))))
-    with pytest.raises(topkast.ModelError, match="first.weight: fully_shard was called with a mesh .* same mesh"):
+    with pytest.raises(topkast.ModelError, match=r"first.weight: fully_shard was called with a mesh .* same mesh"):
         topkast.masks(model)
     return found
 
@@ -66,7 +67,7 @@ def test_equals_one_process(tmp_path: Path) -> None:
         for key, value in topkast.dense_state_dict(model, values="all").items():
             assert float((end[key] - value).abs().max()) < BUDGET, f"{name}: {key}"
         for key, pair in topkast.masks(model).items():
-            assert all(torch.equal(mine, its) for rank in ranks for mine, its in zip(rank[name][2][key], pair, strict=True))
+            assert all(all(map(torch.equal, rank[name][2][key], pair)) for rank in ranks), f"{name}: sets of {key}"
 
 
 def _resident(field: str) -> int:
@@ -87,12 +88,20 @@ def resident(layers: int, width: int) -> tuple[int, int]:
     return _resident("VmHWM") - before, _resident("VmRSS") - before
 
 
+def without_its_start(layers: int, width: int) -> tuple[int, int]:
+    """Run on each rank: :func:`resident`, without what the first use of everything takes."""
+    give_back_at_once()
+    resident(1, 64)
+    return resident(layers, width)
+
+
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux says what is resident")
 def test_a_rank_has_no_more_than_its_part_and_one_weight(tmp_path: Path) -> None:
     layers, width = 12, 1536
     weight = 4 * width**2
-    for peak, settled in on_ranks(2, tmp_path, resident, layers, width):
-        # θ and two bytes for each of a fifth of the weights; a weight that is made has copies of itself (scores, order).
-        part = layers * 1.1 * weight / 2
-        assert settled < part + 2 * weight, (peak / weight, settled / weight)
-        assert peak < 0.9 * layers * weight, (peak / weight, settled / weight)
+    for peak, settled in on_ranks(2, tmp_path, without_its_start, layers, width):
+        # θ, and two bytes for each of a fifth of the weights. Without parts: 12.6 weights, and 16.2 at the peak.
+        part = 1.1 * layers / 2
+        assert settled / weight < part + 2
+        assert peak / weight < part + 5.4  # the weight that is made, its scores and their order

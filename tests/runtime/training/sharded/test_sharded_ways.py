@@ -162,7 +162,7 @@ def trained(ways: dict[str, Way]) -> dict[str, Any]:
 
 
 def _alone(way: Way, known: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """θ and the sets after the same steps in one process. Most ways ask for the same steps: ``known`` has their ends."""
+    """θ and the sets after the same steps in one process. Most ways make the same steps: ``known`` has their ends."""
     key = f"{way.work.__name__} {way.options}"
     if key not in known:
         model = build(way.run)
