@@ -47,8 +47,9 @@ def estimate(
 
     Two copies of the model make a few steps with AdamW and a learning rate of 0: the plain model, and the converted
     model with ``backend="aot_eager"``. Each kind of product in the step is also timed by itself, sparse and dense, and
-    explains the times of the steps. Nothing is compiled with Inductor. Inductor makes the rest of a step shorter on both sides, so the ratio of compiled
-    models differs somewhat. For a choice between settings, and for losses, use :func:`topkast.advise`.
+    explains the times of the steps. Nothing is compiled with Inductor. Inductor makes the rest of a step shorter on
+    both sides, so the ratio of compiled models differs somewhat. For a choice between settings, and for losses, use
+    :func:`topkast.advise`.
 
     Args:
         model: the plain model, as for :func:`topkast.compile`. It is not changed.

@@ -71,8 +71,11 @@ def test_says_why_a_model_does_not_gain(products: list[Product], why: str, monke
 
 
 def test_the_sentence_is_printed() -> None:
-    no = module.Expectation({}, {}, [], (2, 8), {"dense": 1.0, "sparse": 1.2}, {"dense": 4, "sparse": 3}, False, "it is small")
-    assert "This model will not gain time, because it is small." in str(no)
+    no = module.Expectation(
+        {}, {}, [], (2, 8), {"dense": 1.0, "sparse": 1.2}, {"dense": 4, "sparse": 3}, False, "small"
+    )
+    assert "This model will not gain time, because small." in str(no)
+    assert "step with 2 of 8 examples: 1200.0 ms sparse" in str(no)
 
 
 def test_refuses_what_compile_refuses() -> None:
