@@ -1,4 +1,4 @@
-"""Give memory that the process holds, but does not need now, back to the system. Nothing happens where that is not possible."""
+"""Give memory that the process holds but does not need back to the system; do nothing where that is not possible."""
 
 from __future__ import annotations
 

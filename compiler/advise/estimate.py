@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from topkast.compiler.capture.trace import arguments, compiled, forget
 from topkast.compiler.compile import compile, refresh
@@ -20,6 +20,7 @@ from topkast.compiler.report.cost import count_model_bytes
 from topkast.compiler.report.report import report
 from topkast.passes.aten.finish.choose_kernel import observed
 from topkast.runtime.doing import doing
+from topkast.runtime.errors import ConfigError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.planner import plan as planner
 from topkast.runtime.planner.before import seconds_before
@@ -29,25 +30,34 @@ from .expectation import Expectation, Product
 from .trial import own_randomness
 
 GAIN = 0.95  # a step that is expected to take a larger share of the dense step is no gain
+LEAST = 5  # steps that are made in any case
 STEPS = 3  # timed of both sides, in turn; the minimum counts
 
 
 @doing("estimating")
 def estimate(
-    model: nn.Module, example_inputs: Any, fwd: float = Config.fwd, bwd: float | None = Config.bwd, **options: Any
+    model: nn.Module,
+    example_inputs: Any,
+    fwd: float = Config.fwd,
+    bwd: float | None = Config.bwd,
+    seconds: float = 10.0,
+    **options: Any,
 ) -> Expectation:
     """Say which weights of a model would become sparse, and what a training step would cost in time and memory.
 
     Two copies of the model make a few steps with AdamW and a learning rate of 0: the plain model, and the converted
     model with ``backend="aot_eager"``. Each kind of product in the step is also timed by itself, sparse and dense, and
-    explains the times of the steps. Nothing is compiled with Inductor, so the answer comes in about ten seconds if a
-    step takes less than a second. Inductor makes the rest of a step shorter on both sides, so the ratio of compiled
-    models differs somewhat. For a choice between settings, and for losses, use :func:`topkast.advise`.
+    explains the times of the steps. Nothing is compiled with Inductor. Inductor makes the rest of a step shorter on
+    both sides, so the ratio of compiled models differs somewhat. For a choice between settings, and for losses, use
+    :func:`topkast.advise`.
 
     Args:
         model: the plain model, as for :func:`topkast.compile`. It is not changed.
         example_inputs: one batch of the usual size: a tensor, a tuple of arguments or a dict of keywords.
         fwd, bwd: the sparsities, as for :func:`topkast.compile`.
+        seconds: about how long the steps may take. If the batch is too large for that, and every tensor of the example
+            has the same first dimension, a part of the batch is run, of at least two examples. Nothing is repeated when
+            the time is over. Tracing the model and timing its products come on top.
         options: further arguments of :func:`topkast.compile`, except ``backend``.
 
     Raises:
@@ -55,11 +65,16 @@ def estimate(
         ModelError: the model cannot be converted, or no weight of it can be sparse.
     """
     check_model(model)
+    if not seconds > 0:
+        raise ConfigError(f"seconds={seconds!r}: must be above 0")
     args, kwargs = arguments(example_inputs)
     dense, sparse = copy.deepcopy(model), copy.deepcopy(model)
     before = compiled()
     with own_randomness(model, 0):
         compile(sparse, fwd, bwd, example_inputs=example_inputs, backend="aot_eager", **options)
+        end = time.perf_counter() + seconds
+        needed = LEAST * _seconds(_Step(dense, args, kwargs).run)
+        (args, kwargs), examples = _part((args, kwargs), seconds / needed)
         steps = [_Step(twin, args, kwargs) for twin in (dense, sparse)]
         try:
             with observed() as found:
@@ -68,24 +83,47 @@ def estimate(
             forget(before)
         for step in steps:  # makes the optimizer's state
             step.run()
-        rounds = [[_seconds(step.run) for step in steps] for _ in range(STEPS)]
+        rounds = [[_seconds(step.run) for step in steps]]
+        while len(rounds) < STEPS and time.perf_counter() < end:
+            rounds.append([_seconds(step.run) for step in steps])
         refreshing = min(_seconds(lambda: refresh(sparse)) for _ in range(2))
     plain, converted = (min(times) for times in zip(*rounds, strict=True))
     products = _products(found)
     facts = report(sparse)
     every = next(iter(sites(sparse).values())).rule.refresh_every
-    seconds = {"dense": plain, "sparse": converted + refreshing / every}
+    share = 1.0 if examples is None else examples[0] / examples[1]
+    step_seconds = {"dense": plain, "sparse": converted + share * refreshing / every}
     size = count_model_bytes(sparse, sites(sparse))
-    gains = seconds["sparse"] < GAIN * plain
+    gains = step_seconds["sparse"] < GAIN * plain
     return Expectation(
         sparse={row["name"]: (row["density_a"], row["density_b"]) for row in facts.sites},
         dense=facts.dense,
         products=products,
-        seconds=seconds,
+        examples=examples,
+        seconds=step_seconds,
         memory={"dense": size["dense"], "sparse": size["sparse"]},
         gains=gains,
         why="" if gains else _why(products, plain),
     )
+
+
+def _part(given: Any, share: float) -> tuple[Any, tuple[int, int] | None]:
+    """A part of a batch.
+
+    Args:
+        given: arguments with tensors.
+        share: the wanted share; from 1 on, the batch stays whole.
+
+    Returns:
+        The arguments; the number of examples in them and before, None if the batch is whole.
+    """
+    tensors = [one for one in tree_leaves(given) if isinstance(one, Tensor)]
+    counts = {one.shape[0] if one.ndim else 0 for one in tensors}
+    count = min(counts, default=0)
+    kept = max(2, int(count * share))
+    if len(counts) > 1 or kept >= count:
+        return given, None
+    return tree_map_only(Tensor, lambda one: one[:kept], given), (kept, count)
 
 
 def _why(products: list[Product], step: float) -> str:

@@ -41,6 +41,7 @@ class Expectation:
         sparse: weight that would become sparse -> its densities in A and in B.
         dense: parameter that would stay dense -> why.
         products: the products of a step with those weights, with their times.
+        examples: how many examples of the given batch the steps had, and how many were given; None: all.
         seconds: of a training step, "dense" and "sparse" (with its share of the refreshes), neither with Inductor.
         memory: bytes of values, gradients, AdamW's state, index and reservoir, "dense" and "sparse"; no activations.
         gains: whether the sparse step takes less than 0.95 of the dense step.
@@ -50,6 +51,7 @@ class Expectation:
     sparse: dict[str, tuple[float, float]]
     dense: dict[str, str]
     products: list[Product]
+    examples: tuple[int, int] | None
     seconds: dict[str, float]
     memory: dict[str, int]
     gains: bool
@@ -74,9 +76,10 @@ class Expectation:
             table.add_row(one.product, f"{rows} x {cols}", str(one.runs), one.kernel, *times)
         step = {name: f"{1e3 * seconds:.1f} ms" for name, seconds in self.seconds.items()}
         size = {name: f"{count / 1e6:.1f} MB" for name, count in self.memory.items()}
+        part = "" if self.examples is None else " with {} of {} examples".format(*self.examples)
         lines = [
             f"sparse: {len(self.sparse)} weights; dense: {len(self.dense)} parameters",
-            f"step: {step['sparse']} sparse, {step['dense']} dense: {self.ratio:.2f}",
+            f"step{part}: {step['sparse']} sparse, {step['dense']} dense: {self.ratio:.2f}",
             f"memory without activations: {size['sparse']} sparse, {size['dense']} dense: "
             f"{self.memory['sparse'] / self.memory['dense']:.2f}",
         ]

@@ -11,10 +11,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 
-def environment(folder: Path, wheel: Path) -> Path:
+def environment(folder: Path, wheel: Path | None) -> Path:
     """Make an environment and install a wheel in it, without what the wheel asks for; return its interpreter."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
+    if wheel is None:
+        return python
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-index", "--no-deps"]
     subprocess.run([*pip, "--disable-pip-version-check", str(wheel)], check=True, stdin=subprocess.DEVNULL)
     return python
@@ -32,8 +34,19 @@ def link_requirements(folder: Path, extra: str = "") -> list[str]:
     """
     (site,) = folder.glob("lib/python*/site-packages")
     (record,) = site.glob("topkast-*.dist-info")
+    return link(folder, _required(Distribution.at(record).requires or (), extra))
+
+
+def link(folder: Path, names: Iterable[str]) -> list[str]:
+    """Link packages, and all that these ask for, from this environment; return the names of all.
+
+    Args:
+        folder: the environment.
+        names: the packages.
+    """
+    (site,) = folder.glob("lib/python*/site-packages")
     found: dict[str, Distribution] = {}
-    waiting = list(_required(Distribution.at(record).requires or (), extra))
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name not in found:

@@ -14,7 +14,7 @@ import pytest
 
 import topkast
 from topkast.runtime.kernels import native_library
-from topkast.tests.support.installed import environment, link_requirements
+from topkast.tests.support.installed import environment, link, link_requirements
 from topkast.tools.common.places import ROOT
 from topkast.tools.release.readme_lines import SHOW, readme_lines, run_in_emptiness
 
@@ -23,6 +23,25 @@ pytestmark = [
     pytest.mark.skipif(native_library.path() is None, reason="the native library was not built"),
 ]
 DATA = ("py.typed", "runtime/triton/configs.json", "compiler/report/shown/page.html")
+# A user's script in tools/examples -> the packages it needs beside topkast[onnx], what it prints.
+USERS = {
+    "users/finetune": (("transformers", "accelerate"), "the shared folder holds the same bits"),
+    "users/vision": (("timm", "lightning"), "the checkpoint holds the same bits"),
+    "own_method": ((), "it ends in the same bits"),
+    "users/package": ((), "files as recorded; missing here: 1"),  # the C++ compiler
+}
+# torchvision, which timm imports, may be built for another torch. No model here calls its operators.
+IMPORT_TIMM = """
+import sys, torch
+try:
+    import timm
+except RuntimeError:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("timm", "torchvision")]:
+        del sys.modules[name]
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 TRAIN = """
 import torch, topkast
 model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
@@ -102,3 +121,30 @@ def test_the_wheel_runs_with_nothing_but_what_it_asks_for(wheel: Path, tmp_path:
     done = run_in_emptiness(python, readme_lines() + SHOW)
     assert done.returncode == 0, done.stderr
     assert f"library {tmp_path.resolve()}" in done.stdout, done.stdout
+
+
+def run_script(python: Path, name: str, *words: Path) -> str:
+    """What a script of tools/examples prints."""
+    path = ROOT / "tools" / "examples" / f"{name}.py"
+    arguments = [str(path), *map(str, words)]
+    code = f"import runpy, sys; sys.argv = {arguments}; runpy.run_path({str(path)!r}, run_name='__main__')"
+    done = run_in_emptiness(python, (IMPORT_TIMM if name == "users/vision" else "") + code)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_five_users(wheel: Path, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """Each script runs on the wheel alone; what the fine-tuner hands over runs where topkast and torch are missing."""
+    python = environment(tmp_path / "env", wheel)
+    link_requirements(tmp_path / "env", "onnx")
+    for name, (packages, shown) in USERS.items():
+        with subtests.test(name):
+            for package in packages:
+                pytest.importorskip(package, exc_type=(ImportError, RuntimeError))
+            link(tmp_path / "env", packages)
+            folder = tmp_path / name
+            folder.mkdir(parents=True)
+            assert shown in run_script(python, name, folder)
+    bare = environment(tmp_path / "bare", None)
+    link(tmp_path / "bare", ["onnxruntime"])
+    assert "results are those of training" in run_script(bare, "users/deploy", tmp_path / "users/finetune/deployed")

@@ -39,6 +39,25 @@ def kernels() -> str:
     return _joined(*parts, source(found, f"bench kernels --repeats {found['arguments']['repeats']}"))
 
 
+def waiting() -> str:
+    """CPU seconds until the first step has ended, cold and warm, and graphs; dense / sparse."""
+    found = read("waiting")
+    lines = []
+    for script in found["arguments"]["script"]:
+        rows = {(row["caches"], row["side"]): row["steps"] for row in found["rows"] if row["script"] == script}
+        cells = [f"`{script}`"]
+        for caches, at, field, form in (
+            ("cold", 0, "cpu seconds", ".1f"),
+            ("warm", 0, "cpu seconds", ".1f"),
+            ("cold", -1, "cpu seconds", ".1f"),
+            ("cold", -1, "graphs", "d"),
+        ):
+            cells.append(" / ".join(format(rows[caches, side][at][field], form) for side in ("dense", "sparse")))
+        lines.append(cells)
+    heads = ["script", "first step, cold", "first step, warm", "whole script, cold", "graphs"]
+    return _joined(table(heads, lines, numbers=True), source(found, "bench waiting"))
+
+
 def steps() -> str:
     """Whole training steps, with the seconds of the first step, which compiles."""
     lines = []

@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-churn-fast": lambda: study.churn(DYNAMICS / "rate-1e-2.json").markdown(),
     "bench-kernels": bench.kernels,
     "bench-steps": bench.steps,
+    "bench-waiting": bench.waiting,
     "bench-memory": bench.memory,
     "bench-large": bench.large,
     "bench-scale-computed": scale.computed,

