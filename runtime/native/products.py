@@ -161,9 +161,9 @@ def spmm(
     is one of :data:`ACTIVATIONS`. An activation needs x in float32 and a bias that is None or [rows]."""
     _check(geometry, widths)
     y, pairs = _operands("x", x, geometry, geometry.cols, widths, geometry.rows)
-    per_row, at_bias = None, None
+    at_bias: int | None = None
     if bias is not None and len(pairs) == 1 and bias.shape == (geometry.rows,):
-        per_row, bias = bias.float().contiguous(), None
+        per_row, bias = bias.float().contiguous(), None  # kept until the call has ended
         at_bias = address("bias", per_row)
     if bias is not None:
         operands.broadcasts("bias", bias, y.shape)

@@ -6,7 +6,6 @@
 #include "target.h"
 
 #ifdef __x86_64__
-#include <immintrin.h>
 TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 
 namespace topkast {
@@ -21,7 +20,7 @@ static constexpr int OUTER_TILE = 8;  // columns, or rows, beside two vectors of
 static constexpr int SINGLE = 4;      // vectors of batch at once for single weights
 
 #include "vec.inl"
-#include "turn8.inl"
+#include "turn.inl"
 #include "isa.inl"
 
 }  // namespace avx512

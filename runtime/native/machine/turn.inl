@@ -1,7 +1,4 @@
-// A square of floats, turned, for any instruction set.
-static constexpr int SQUARE = LANES;
-
-// to[j * to_step + i] = from[i * step + j].
+// A square of LANES x LANES floats, turned, for any instruction set: to[j * to_step + i] = from[i * step + j].
 static inline void turn(const float* from, int64_t step, float* to, int64_t to_step) {
     V v[LANES];
 #pragma GCC unroll 16

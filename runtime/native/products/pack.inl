@@ -50,10 +50,8 @@ static void pack(const tk_view& x, int64_t m0, int64_t width, int64_t n0, int64_
         if (here >= LANES && x.stride_m == 1) {
             for (; n < full_n; ++n) store(out + (n - n0) * width + i, load(from + n * x.stride_n));
         } else if (here >= LANES && x.stride_n == 1) {
-            const int64_t end = n0 + (full_n - n0) / SQUARE * SQUARE;
-            for (int j = 0; j < LANES; j += SQUARE)
-                for (n = n0; n < end; n += SQUARE)
-                    turn(from + j * x.stride_m + n, x.stride_m, out + (n - n0) * width + i + j, width);
+            for (; n + LANES <= full_n; n += LANES)
+                turn(from + n, x.stride_m, out + (n - n0) * width + i, width);
         }
         for (; n < n1; ++n) {
             float* to = out + (n - n0) * width + i;
@@ -73,10 +71,8 @@ static void unpack(const float* in, int64_t m0, int64_t width, int64_t n0, int64
         if (here >= LANES && y.stride_m == 1) {
             for (; n < n1; ++n) store(to + n * y.stride_n, load(in + (n - n0) * width + i));
         } else if (here >= LANES && y.stride_n == 1) {
-            const int64_t end = n0 + (n1 - n0) / SQUARE * SQUARE;
-            for (int j = 0; j < LANES; j += SQUARE)
-                for (n = n0; n < end; n += SQUARE)
-                    turn(in + (n - n0) * width + i + j, width, to + j * y.stride_m + n, y.stride_m);
+            for (; n + LANES <= n1; n += LANES)
+                turn(in + (n - n0) * width + i, width, to + n, y.stride_m);
         }
         for (; n < n1; ++n)
             for (int64_t j = 0; j < LANES && j < here; ++j)

@@ -123,6 +123,22 @@ def test_long_rows(isa: str, block: tuple[int, int]) -> None:
         check(m, geometry, sets(geometry, 0.2, 0.4), torch.float32, "plain", True, "native")
 
 
+def test_input_gradient_of_many_rows(isa: str) -> None:
+    """So many rows that their numbers take four bytes in A's transpose; and a set too dense for a transpose."""
+    for rows, cols, fwd in [(2**16 + 5, 3, 0.3), (40, 30, 0.9)]:
+        geometry = Geometry((rows, cols), (0, 1), 1, (1, 1))
+        index = sets(geometry, fwd, 0.95)
+        values, dy = torch.randn(index.cols.numel()), torch.randn(128, rows)
+        values[0] = float("nan")  # the first weight of A
+        ours = products.spmm_t(dy, values, index, geometry)
+        w = REFERENCE.matrix(values, index, geometry)
+        nan = w.isnan().any(0)
+        assert ours[:, nan].isnan().all() and int(nan.sum()) == 1
+        plains = [dy[:, n] @ w[n] for n in (torch.randperm(rows) for _ in range(2))]
+        truth = dy.double() @ w.double()
+        within(ours[:, ~nan], [p[:, ~nan] for p in plains], truth[:, ~nan], f"spmm_t {geometry} {isa}")
+
+
 @settings(deadline=None, max_examples=120, derandomize=True)
 @given(
     st.integers(1, 90), st.integers(1, 70), st.integers(1, 90), st.sampled_from(BLOCKS),
@@ -240,12 +256,13 @@ def test_selection_of_many_chunks() -> None:
     assert native_sets.largest(score, 123_456).equal(choose.largest(score, 123_456))
 
 
+@pytest.mark.parametrize("rows", [1, 4, 16])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_nothing(threads: int) -> None:
+def test_threads_change_nothing(threads: int, rows: int) -> None:
     """Every sum is made by one thread in a fixed order: any number of threads gives the same bits."""
-    geometry = Geometry((300, 200), (0, 1), 1, (4, 1))
+    geometry = Geometry((300, 700), (0, 1), 1, (rows, 1))
     index = sets(geometry, 0.2, 0.4)
-    values, x, dy = torch.randn(index.cols.numel() * 4), torch.randn(70, 200), torch.randn(70, 300)
+    values, x, dy = torch.randn(index.cols.numel() * rows), torch.randn(300, 700), torch.randn(300, 300)
     run = lambda: (  # noqa: E731
         products.spmm(x, values, index, geometry, None),
         products.spmm_t(dy, values, index, geometry),
