@@ -123,7 +123,5 @@ def autocast_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(head, justify="right")
     for row in rows:
         for name, ratio in row["ratios"].items():
-            table.add_row(
-                row["says"], str(row["threads"]), name, show(ratio), f"{row['seconds'][name]['median']:.3f}"
-            )
+            table.add_row(row["says"], str(row["threads"]), name, show(ratio), f"{row['seconds'][name]['median']:.3f}")
     return table
