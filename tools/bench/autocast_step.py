@@ -1,4 +1,4 @@
-"""Whole training steps under autocast in bfloat16 beside those in float32, dense and sparse, all in turn."""
+"""Layers in bfloat16, and training steps under autocast beside those in float32: dense and sparse, all in turn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +15,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import topkast
+from topkast.runtime.kernels.candidates import launch
 from topkast.tools.common.arguments import block
-from topkast.tools.common.pairs import add_timing, bound, show, spread
+from topkast.tools.common.pairs import add_timing, bound, measure, show, spread
 from topkast.tools.common.results import CONSOLE
 
-from .layer import block_name
+from .layer import PRODUCTS, block_name, random_layer
 from .step import Trainer, kernels
 from .step_models import Workload, gpt2
 
 CPU = torch.device("cpu")
+SHAPES = [(2048, 1024, 4096), (2048, 1024, 1024), (256, 1024, 4096)]  # M, K, N
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -48,7 +51,7 @@ WORKLOADS: dict[str, Callable[[bool], Workload]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing(parser, repeats=9)
-    parser.add_argument("--model", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--model", nargs="*", choices=WORKLOADS, default=list(WORKLOADS), help="none: only layers")
     parser.add_argument("--block", nargs="+", type=block, default=[(16, 1), (1, 1), (32, 32)], metavar="RxC")
 
 
@@ -71,8 +74,51 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         for name in args.model
         for threads in args.threads
     ]
-    CONSOLE.print(autocast_table(rows))
-    return {"rows": rows}
+    layers = [
+        measured_layer((m // 16, k // 16, n // 16) if args.quick else (m, k, n), unit, threads, args.repeats)
+        for m, k, n in SHAPES
+        for unit in args.block
+        for threads in args.threads
+    ]
+    CONSOLE.print(layer_table(layers))
+    if rows:
+        CONSOLE.print(autocast_table(rows))
+    return {"layers": layers, "rows": rows}
+
+
+def clock_for(threads: int) -> Callable[[], float]:
+    """Other programs cost one thread no CPU time; several threads wait for one another, which only the time shows."""
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
+def measured_layer(shape: tuple[int, int, int], unit: tuple[int, int], threads: int, repeats: int) -> dict[str, Any]:
+    """The three products of a layer in bfloat16 as shares of dense ones: by the kernels for bfloat16, and through
+    float32. Values are rounded at each call, and dW comes in float32, as under autocast."""
+    layer = random_layer(shape, unit, 0.9, 0.8)
+    low, found = layer.to(torch.bfloat16), {}
+    torch.set_num_threads(threads)
+    for kernel in ("bf16", "native"):
+        weight = (layer.values, layer.index, layer.geometry)
+        sparse = [
+            partial(launch(kernel, "spmm"), low.x, *weight, None),
+            partial(launch(kernel, "spmm_t"), low.dy, *weight),
+            partial(launch(kernel, "sddmm"), low.dy, low.x, *weight[1:], dtype=torch.float32),
+        ]
+        pairs = measure(low.dense(), sparse, repeats, clock=clock_for(threads))
+        parts = {name: pairs.ratio(number) for number, name in enumerate(PRODUCTS.values())}
+        found[kernel] = {"step": pairs.ratio(), **parts, "seconds": pairs.seconds()}
+    return {"shape": shape, "block": unit, "threads": threads, "bound": bound(0.9, 0.8), "kernels": found}
+
+
+def layer_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="products of a layer in bfloat16, time / dense bf16, median and quartiles")
+    for head in ("M, K, N", "block", "threads", "kernel", "step", *PRODUCTS.values()):
+        table.add_column(head, justify="right")
+    for row in rows:
+        for kernel, found in row["kernels"].items():
+            shares = [show(found[what]) for what in ("step", *PRODUCTS.values())]
+            table.add_row(str(row["shape"]), block_name(row["block"]), str(row["threads"]), kernel, *shares)
+    return table
 
 
 def measured(
@@ -81,7 +127,7 @@ def measured(
     """All sides of one model, step by step in turn, each as a share of dense bf16 in the same round."""
     torch._dynamo.reset()
     torch.set_num_threads(threads)
-    clock = time.thread_time if threads == 1 else time.perf_counter  # other programs cost one thread no CPU time
+    clock = clock_for(threads)
     sides: dict[str, Trainer] = {}
     for dtype, kind in DTYPES.items():
         mine = under(workload, kind)
