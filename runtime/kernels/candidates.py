@@ -70,12 +70,18 @@ def _native_fits(product: str, operand: Tensor, geometry: Geometry, conv: ConvAr
     return library() is not None and convolution.refusal(operand, geometry, conv) is None
 
 
+def _matrices_only(
+    fits: Callable[[str, Tensor, Geometry], bool],
+) -> Callable[[str, Tensor, Geometry, ConvArgs | None], bool]:
+    return lambda product, operand, geometry, conv: conv is None and fits(product, operand, geometry)
+
+
 KERNELS = {
     kernel.name: kernel
     for kernel in [
-        Kernel("triton", blocks, lambda product, x, geometry, conv: conv is None and blocks.fits(product, x, geometry)),
-        Kernel("csr", single, lambda product, x, geometry, conv: conv is None and single.fits(product, x, geometry)),
-        Kernel("bf16", bfloat16, lambda product, x, geometry, conv: conv is None and bfloat16.fits(product, x, geometry)),
+        Kernel("triton", blocks, _matrices_only(blocks.fits)),
+        Kernel("csr", single, _matrices_only(single.fits)),
+        Kernel("bf16", bfloat16, _matrices_only(bfloat16.fits)),
         Kernel("native", NATIVE, _native_fits),
         Kernel("transient", transient.TRANSIENT, lambda product, x, geometry, conv: transient.fits(x)),
         Kernel("dense", densified.DENSE, lambda product, x, geometry, conv: densified.fits(x)),

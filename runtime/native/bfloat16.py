@@ -63,9 +63,7 @@ def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tens
     return dx if dy.dim() == 3 else dx[0]
 
 
-def sddmm(
-    dy: Tensor, x: Tensor, index: Index, geometry: Geometry, *, dtype: torch.dtype = torch.bfloat16
-) -> Tensor:
+def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """dY^T X at B, [slots * r * c], summed in float32, in ``dtype``. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or
     [E, M, cols], both in bfloat16, any strides."""
     operands.pair(dy, x, geometry, ())

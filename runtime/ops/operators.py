@@ -138,9 +138,7 @@ def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_
     return launch(impl, "spmm_t")(dy, values, index, geometry, *_given(widths))
 
 
-def sddmm(
-    dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=(), dtype=None
-):
+def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=(), dtype=None):
     count_run(key, "weight gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
     taken, other = widths or (0, 0)

@@ -2,6 +2,7 @@
 
     kernels  the three products of a linear layer, and what others offer for them
     step     whole training steps of a GPT-2 and of a ResNet-50
+    autocast training steps in bfloat16 and float32, dense and sparse, in turn
     model    resident memory of a 100-million-parameter model while it trains
     large    a model that dense training does not fit
     sharded  FSDP2 on 2 and 4 processes: distance from one process, bytes held and sent
@@ -33,6 +34,7 @@ from topkast.tools.common.results import machine, write
 MODULES = {
     "kernels": "kernels",
     "step": "step",
+    "autocast": "autocast_step",
     "model": "memory",
     "large": "large",
     "sharded": "sharded",

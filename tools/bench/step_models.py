@@ -32,9 +32,9 @@ class Workload:
     says: str
 
 
-def gpt2(quick: bool, device: torch.device) -> Workload:
+def gpt2(quick: bool, device: torch.device, layers: int = 12) -> Workload:
     """GPT-2 style over bytes, without dropout, on the standard library's sources."""
-    layers, width, heads, batch, length = (2, 64, 2, 2, 16) if quick else (12, 512, 8, 8, 256)
+    layers, width, heads, batch, length = (2, 64, 2, 2, 16) if quick else (layers, 512, 8, 8, 256)
     off: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = GPT2Config(
         vocab_size=VOCABULARY,

@@ -58,6 +58,22 @@ def waiting() -> str:
     return _joined(table(heads, lines, numbers=True), source(found, "bench waiting"))
 
 
+def autocast() -> str:
+    """The products of a layer in bfloat16, beside dense ones in bfloat16."""
+    found = read("autocast")
+    lines = []
+    for row in found["layers"]:
+        ours, through = (row["kernels"][name] for name in ("bf16", "native"))
+        shares = [f"{ours[what]['median']:.2f}" for what in ("forward", "input gradient", "weight gradient")]
+        shape = " x ".join(map(str, row["shape"]))
+        steps = [show(one["step"]) for one in (ours, through)]
+        lines.append([shape, block_name(tuple(row["block"])), str(row["threads"]), *steps, *shares])
+    heads = ["M x K x N", "block", "threads", "step", "through float32", "forward", "input gradient", "weight gradient"]
+    given = found["arguments"]
+    command = f"bench autocast --threads {' '.join(map(str, given['threads']))} --repeats {given['repeats']}"
+    return _joined(table(heads, lines, numbers=True), source(found, command))
+
+
 def steps() -> str:
     """Whole training steps, with the seconds of the first step, which compiles."""
     lines = []

@@ -30,6 +30,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-churn": lambda: study.churn(DYNAMICS / "rate-1e-3.json").markdown(),
     "study-churn-fast": lambda: study.churn(DYNAMICS / "rate-1e-2.json").markdown(),
     "bench-kernels": bench.kernels,
+    "bench-autocast": bench.autocast,
     "bench-steps": bench.steps,
     "bench-waiting": bench.waiting,
     "bench-memory": bench.memory,

@@ -3,7 +3,7 @@
     before: grad = _to_copy(sddmm(dy, x, ..., impl="bf16"), float32)
     after:  grad = sddmm(dy, x, ..., impl="bf16", dtype=float32)
 
-Autocast rounds the gradient of a weight to bfloat16 and widens it again: two passes over the values of B, and a rounding
+Autocast rounds the gradient of a weight to bfloat16 and widens it again: two passes over B's values, and a rounding
 that no one asked for.
 """
 

@@ -141,6 +141,10 @@ static Pairs pairs_transposed(const tk_parallel* p, const tk_matrix& w, Room& ro
         each_slot(part, [&](int64_t i, int64_t s) {
             int32_t& here = next[part * groups + cols[s]];
             const Half* v = values(w, s);
+            if (w.r == 1 && w.c == 1) {
+                from[here] = static_cast<int32_t>(i), weights[here++] = *v;
+                return;
+            }
             for (int64_t q = 0; q < w.r; ++q) from[here + q] = static_cast<int32_t>(i * w.r + q);
             if (w.r % 2 == 0) {
                 Half* const to = weights + static_cast<int64_t>(here) * w.c;

@@ -84,9 +84,7 @@ def run(index: Index, geometry: Geometry, values: Tensor, x: Tensor, dy: Tensor)
 def test_values_in_float32_are_rounded() -> None:
     index, geometry, (values, x, dy) = case((4, 1))
     wide = torch.randn(values.shape)
-    for ours, same in zip(
-        run(index, geometry, wide, x, dy), run(index, geometry, wide.bfloat16(), x, dy), strict=True
-    ):
+    for ours, same in zip(run(index, geometry, wide, x, dy), run(index, geometry, wide.bfloat16(), x, dy), strict=True):
         assert ours.equal(same)
 
 
@@ -148,8 +146,7 @@ def test_stacked_weights() -> None:
     geometry = Geometry((3, 16, 20), (0, 1, 2), 2, (4, 1))
     index = sets(geometry, 0.2, 0.5, 3)
     values, x, dy, bias = (
-        torch.randn(shape).bfloat16()
-        for shape in ((index.cols.numel() * 4,), (3, 9, 20), (3, 9, 16), (3, 1, 16))
+        torch.randn(shape).bfloat16() for shape in ((index.cols.numel() * 4,), (3, 9, 20), (3, 9, 16), (3, 1, 16))
     )
     exact = [tensor.double() for tensor in (x, values, bias, dy)]
     truth = (
@@ -182,8 +179,8 @@ def test_only_bfloat16_on_a_processor_that_has_it() -> None:
         assert candidates("spmm", low, geometry)[0] == "native"
     finally:
         LIBRARY.tk_set_isa(LIBRARY.tk_isa_best())
-    index, geometry, (values, x, dy) = case((4, 1))
-    with pytest.raises(topkast.TopkastError, match="x: .*expected bfloat16"):
+    index, geometry, (values, x, _) = case((4, 1))
+    with pytest.raises(topkast.TopkastError, match=r"x: .*expected bfloat16"):
         bfloat16.spmm(x.float(), values, index, geometry, None)
 
 
