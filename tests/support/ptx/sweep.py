@@ -45,8 +45,9 @@ def one(block: str, dtype: str, case: tuple[int, str, bool], gpu: Emulator) -> N
     m, how, whole = case
     torch.manual_seed(m)
     cut = (0, 0) if whole else (5, 3)
-    geometry = Geometry((2 * rows - cut[0], 3 * columns - cut[1]), (0, 1), 1, (rows, columns))
-    kernel = "csr" if block == "1x1" else "triton"
+    single = block == "1x1"
+    shape = (53, 41) if single else (2 * rows - cut[0], 3 * columns - cut[1])
+    geometry, kernel = Geometry(shape, (0, 1), 1, (rows, columns)), "csr" if single else "triton"
     index = sets(geometry, 0.5, 0.7, 2, wide=how == "cut")
     check(m, geometry, index, getattr(torch, dtype), how, how != "cut", kernel)
     decays(geometry, index, getattr(torch, dtype), gpu)
