@@ -80,3 +80,21 @@ def test_devices_without_the_dtypes(kind: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(topkast.DeviceError, match="weight: on meta"):
         site.to("meta")
     assert not any(tensor.is_meta for tensor in (*site.buffers(), *model.parameters()))
+
+
+@pytest.mark.parametrize("reservoir", ["device", "host"])
+def test_addresses_stay_across_refreshes(reservoir: str) -> None:
+    """A CUDA graph that was captured once reads new sets at the old addresses."""
+    model = topkast.sparsify(nn.Linear(32, 32), 0.8, 0.6, min_size=1, reservoir=reservoir)
+    (site,) = sites(model).values()
+
+    def addresses() -> list[int]:
+        values, index = site.stored()
+        return [tensor.data_ptr() for tensor in (values, *index, *model.parameters())]
+
+    before, sets = addresses(), topkast.masks(model)["weight"]
+    with torch.no_grad():
+        site.original.mul_(torch.rand_like(site.original))
+    topkast.refresh(model)
+    assert not torch.equal(sets[1], topkast.masks(model)["weight"][1])
+    assert addresses() == before
