@@ -1,4 +1,4 @@
-# The commands: setup, demo, test, test-all, lint, docs, sanitize, wheels, zoo. Each makes what it needs first, so any of them works from a fresh clone.
+# The commands: setup, demo, test, test-all, lint, docs, sanitize, wheels, zoo, other-torch. Each makes what it needs first, so any of them works from a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo clang aarch64 macos clean
+.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo other-torch clang aarch64 macos clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -126,6 +126,20 @@ $(ZOO)/.ready: pyproject.toml setup.py constraints-zoo.txt $(wildcard runtime/na
 	touch $@
 zoo: $(ZOO)/.ready
 	$(ZOO)/bin/python -m topkast.tools.zoo $(ARGS)
+
+# The tests on another torch, TORCH, in an environment of its own, with the numpy that its Triton runs with. The package
+# index may give the build with CUDA (4.6 GB), which runs on the CPU too. Not a part of CI.
+TORCH := 2.11.0
+NUMPY := 2.3.*
+OTHER := .venv-torch-$(TORCH)
+$(OTHER)/.ready: pyproject.toml setup.py $(wildcard runtime/native/*/*)
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install -q --no-input --no-compile torch==$(TORCH) "numpy==$(NUMPY)"
+	$(OTHER)/bin/python -m pip install -q --no-input --no-compile -e ".[test]" "numpy==$(NUMPY)"
+	touch $@
+other-torch: $(OTHER)/.ready
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not long" \
+		-W default -o filterwarnings=default $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info runtime/native/*.so runtime/native/*.dylib runtime/native/*.dll .pytest_cache .mypy_cache .ruff_cache .hypothesis

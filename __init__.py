@@ -20,7 +20,9 @@ from topkast.compiler.watch.loggers import on_refresh
 from topkast.runtime.errors import (
     CheckpointError,
     ConfigError,
+    DeviceError,
     ExportError,
+    GraphError,
     MissingPackageError,
     ModelError,
     OperandError,
@@ -45,8 +47,10 @@ sys.modules["topkast.watch"] = watch
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DeviceError",
     "Dynamics",
     "ExportError",
+    "GraphError",
     "Method",
     "MissingPackageError",
     "ModelError",

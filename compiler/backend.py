@@ -23,6 +23,7 @@ from topkast.compiler.report.pass_logs import keep_log
 from topkast.passes import aten as passes
 from topkast.passes.aten import PassLog
 from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
+from topkast.runtime.devices import check_graph_inputs
 from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.state.model import sites
@@ -67,6 +68,10 @@ def _inductor(
 
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
     patches = {**patches, **(options or {}), "joint_custom_pre_pass": JointPass(log)}
+    with torch._inductor.config.patch(patches):
+        config = torch._inductor.config
+        tensors = [one for one in inputs if isinstance(one, torch.Tensor)]
+        check_graph_inputs(config.triton.cudagraphs, config.graph_partition, [one.device for one in tensors])
     with _traced_to_products(module):
         return compile_fx(module, inputs, config_patches=patches)
 

@@ -37,5 +37,13 @@ class CheckpointError(TopkastError, RuntimeError):
     """A checkpoint does not belong to this model, to its options or to its optimizer."""
 
 
+class DeviceError(TopkastError, RuntimeError):
+    """The device cannot hold a sparse weight."""
+
+
+class GraphError(TopkastError, RuntimeError):
+    """Something that needs Python in every step would become a part of a CUDA graph, whose replays run none."""
+
+
 class ExportError(TopkastError, RuntimeError):
     """The model could not be written, or the written file does not agree with the model."""

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from topkast.runtime.devices import check_device
 from topkast.runtime.errors import ModelError
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.training.sharded.refused import parallel_already
 
 
 def check_model(model: Any) -> None:
-    """Raise ModelError if ``model`` cannot be converted; the message says what is wrong and what to do."""
+    """Raise ModelError, or DeviceError, if ``model`` cannot be converted; the message says what is wrong and what to
+    do."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("model: a scripted module, whose parameters are fixed; pass the module before torch.jit")
     if not isinstance(model, nn.Module):
@@ -36,6 +38,7 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{name}: not initialised yet; run the model once before")
         if _is_dtensor(parameter):
             raise ModelError(f"{name}: a DTensor; convert the model before it is sharded")
+        check_device(name, parameter.device)
         if not parameter.is_meta:  # parameters on the meta device are checked once they have values
             check_finite(name, parameter)
     tool = parallel_already(model.parameters())

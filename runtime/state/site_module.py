@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from topkast.runtime.devices import check_device
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.ops.eager_weight import Read, as_constant
 from topkast.runtime.registry import register
@@ -133,8 +134,10 @@ class SiteModule(Site):
         register(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SiteModule:
+        goal = fn(local(self.original.detach()).new_empty(0))
+        check_device(self.name, goal.device)
         super()._apply(fn, recurse)
-        self.cast_reservoir(fn(local(self.original.detach()).new_empty(0)))
+        self.cast_reservoir(goal)
         return self
 
     @contextmanager

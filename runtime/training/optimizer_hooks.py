@@ -18,6 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from topkast.runtime.devices import check_step_not_captured
 from topkast.runtime.optimizers.probe import check_probed
 from topkast.runtime.state.content.optimizer_state import check_elementwise, prepare_state
 from topkast.runtime.state.find_sites import alive
@@ -60,6 +61,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> St
         return None
     if getattr(optimizer, "world_size", 2) > 1:  # with one rank, the sharded optimizer updates every weight itself
         refuse_optimizer(optimizer)
+    check_step_not_captured()
     for site in sites:
         site.check_whole()
         if site.shard is not None and not site.compared:

@@ -8,6 +8,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -34,7 +35,8 @@ Row = dict[str, Any]
 
 
 def work(name: str, dry: bool, path: Path) -> None:
-    """Run one part; every row it finds is on the disk at once."""
+    """Run one part in a session of its own; every row it finds is on the disk at once."""
+    os.setsid()
     module, function, _, _ = PARTS[name]
     with path.open("a") as file:
 
@@ -59,7 +61,8 @@ def supervise(name: str, dry: bool, path: Path, limit: float) -> Row:
     ended = "complete" if child.exitcode == 0 else f"failed, exit code {child.exitcode}"
     if child.exitcode is None:
         ended = f"stopped after {limit:.0f} s"
-        child.kill()
+        assert child.pid is not None
+        os.killpg(child.pid, signal.SIGKILL)  # with what the part has started: compilers, tests
         child.join()
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     CONSOLE.print(f"{name}: {ended}, {len(rows)} rows, {time.perf_counter() - start:.0f} s", highlight=False)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from topkast.runtime.devices import check_gradient_is_seen
 from topkast.runtime.kernels.sets import largest
 from topkast.runtime.kernels.theta import assemble
 from topkast.runtime.layout import Index, explored_values, index_masks
@@ -124,6 +125,7 @@ class Derived(Placed):
 
     def see_gradient(self, rows: Rows) -> None:
         """Give the rows of a dense gradient, computed in a backward, to the method."""
+        check_gradient_is_seen(self.name, self.rule.method)
         self.method.see(self.set_state(), rows)
 
     def wait(self) -> None:

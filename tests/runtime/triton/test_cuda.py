@@ -266,3 +266,21 @@ def test_what_fits_on_the_gpu():
     geometry = Geometry((256, 256), (0, 1), 1, (32, 32))
     for dtype, expected in itertools.product(DTYPES, [["triton", "transient", "reference"]]):
         assert candidates("spmm", torch.ones(4, 256, device="cuda", dtype=dtype), geometry) == expected
+
+
+def test_a_captured_step_and_rigl_in_a_graph_are_refused():
+    """What tests/runtime/test_devices.py shows with a stand-in."""
+    model = topkast.sparsify(nn.Linear(64, 64), 0.8, 0.6, min_size=1).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), capturable=True)
+    x = torch.randn(8, 64, device="cuda")
+    model(x).sum().backward()
+    optimizer.step()
+    with pytest.raises(topkast.GraphError, match="replay runs no hook"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()
+    torch.cuda.synchronize()
+    options = {"method": "rigl", "min_size": 1, "mode": "reduce-overhead"}
+    grown = topkast.compile(nn.Linear(64, 64).cuda(), 0.8, **options)
+    with pytest.raises(topkast.GraphError, match="'rigl' reads the gradient"):
+        for _ in range(4):
+            torch.compiler.cudagraph_mark_step_begin()
+            grown(x).square().mean().backward()

@@ -141,7 +141,8 @@ def _compute(cta: Lanes, step: Instruction, mask: Array | None) -> None:
 
 
 def _function(cta: Lanes, step: Instruction, mask: Array | None) -> None:
-    cta.put(step.args[0], UNARY[step.op[0]](cta.get(step.args[1], "f", 32)).astype(np.float32), mask)
+    _, width = step.kind
+    cta.put(step.args[0], UNARY[step.op[0]](cta.get(step.args[1], "f", width)).astype(F[width]), mask)
 
 
 def to_bfloat16(x: Array) -> Array:
@@ -163,7 +164,7 @@ def _convert(cta: Lanes, step: Instruction, mask: Array | None) -> None:
     elif to == "bf16":
         found = to_bfloat16(cta.get(step.args[1], "f", 32))
     elif source == "bf16":
-        found = from_bfloat16(cta.get(step.args[1], "b", 16))
+        found = from_bfloat16(cta.get(step.args[1], "b", 16)).astype(F[int(to[1:])])
     elif to == "tf32":
         bits = cta.get(step.args[1], "b", 32).astype(np.uint64)
         found = ((bits + 0x1000) & 0xFFFFE000).astype(np.uint32)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from topkast.runtime.kernels import explored
-from topkast.runtime.layout import Geometry, Index, explored_values
+from topkast.runtime.layout import Geometry, Index, build_index, explored_values
 from topkast.runtime.triton import scaling
 from topkast.tests.runtime.native.test_native import check, sets
 from topkast.tools.gpu.compiled import facts
@@ -43,13 +43,16 @@ def one(block: str, dtype: str, case: tuple[int, str, bool], gpu: Emulator) -> N
     """The three products on one weight; raises where one is wrong."""
     rows, columns = map(int, block.split("x"))
     m, how, whole = case
-    torch.manual_seed(m)
+    torch.manual_seed(2 * m + 1)
     cut = (0, 0) if whole else (5, 3)
-    geometry = Geometry((2 * rows - cut[0], 3 * columns - cut[1]), (0, 1), 1, (rows, columns))
-    kernel = "csr" if block == "1x1" else "triton"
+    single = block == "1x1"
+    shape = (53, 41) if single else (3 * rows - cut[0], 3 * columns - cut[1])
+    geometry, kernel = Geometry(shape, (0, 1), 1, (rows, columns)), "csr" if single else "triton"
     index = sets(geometry, 0.5, 0.7, 2, wide=how == "cut")
     check(m, geometry, index, getattr(torch, dtype), how, how != "cut", kernel)
-    decays(geometry, index, getattr(torch, dtype), gpu)
+    score = torch.rand(geometry.grid)
+    score[:, 0], score[:, 1] = 0.4, 0.6  # a block of A and an explored block in every row
+    decays(geometry, build_index(score < 0.5, score < 0.7, int((score < 0.7).sum()) + 2), getattr(torch, dtype), gpu)
 
 
 def decays(geometry: Geometry, index: Index, dtype: torch.dtype, gpu: Emulator) -> None:
