@@ -54,7 +54,7 @@ def test_advise_wants_several_blocks() -> None:
 
 
 def with_first(state: dict[str, Any], key: str, number: Any, dtype: torch.dtype) -> dict[str, Any]:
-    changed = state[key].to(dtype)
+    changed = state[key].to(dtype, copy=True)
     changed.view(-1)[0] = number
     return {**state, key: changed}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import threading
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -94,6 +96,10 @@ def test_workers_of_a_data_loader_may_use_a_model_of_their_own() -> None:
     assert same(everything(teacher), before)
 
 
+def summed(model: nn.Module) -> str:
+    return repr([float(value.double().sum()) for value in topkast.dense_state_dict(model).values()])
+
+
 def test_a_fork_trains_on_as_its_parent_does() -> None:
     model, optimizer = trained()
     reading, writing = os.pipe()
@@ -102,13 +108,12 @@ def test_a_fork_trains_on_as_its_parent_does() -> None:
         train(model, optimizer, 5, 9)
         os.write(
             writing,
-            f"{float(sum(value.double().sum() for value in topkast.dense_state_dict(model).values()))!r}".encode(),
+            summed(model).encode(),
         )
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     train(model, optimizer, 5, 9)
-    mine = float(sum(value.double().sum() for value in topkast.dense_state_dict(model).values()))
-    assert os.read(reading, 100).decode() == repr(mine)
+    assert os.read(reading, 1000).decode() == summed(model)
     os.close(reading)
     os.close(writing)
 
@@ -116,12 +121,13 @@ def test_a_fork_trains_on_as_its_parent_does() -> None:
 def _spawned(model: nn.Module, pipe: Any) -> None:
     with torch.no_grad():
         out = model(torch.ones(2, 12))
-    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
-    train(model, optimizer, 4)
-    assert_sound(model)
+    mine = copy.deepcopy(model)  # PyTorch shares the memory of what it sends
+    train(mine, torch.optim.AdamW(mine.parameters(), 0.1), 4)
+    assert_sound(mine)
     pipe.send(out.tolist())
 
 
+@pytest.mark.long  # the process imports everything again
 def test_a_model_goes_to_a_process_that_was_spawned() -> None:
     model, _ = trained()
     model.eval()
