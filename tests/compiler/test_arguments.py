@@ -25,6 +25,7 @@ from topkast.tools.fuzz.kinds.trained import net, trained
         ("compile mode", "text"),
         ("compile options", "dict"),
         ("compile seed", "large"),
+        ("compile drop_fraction", "tensor"),
         ("step lr", "nan"),
         ("step lr", "text"),
         ("mask_distance match", "number"),

@@ -74,7 +74,7 @@ def test_report_of_a_hostile_file(checkpoint: Path, capsys: pytest.CaptureFixtur
     assert not set("\x1b\x07\u202e") & set(text)
     header["sites"] = json.dumps({"0.weight": {"shape": ["a"]}})
     save_file(tensors, checkpoint, metadata=header)
-    assert "damaged" in answered(capsys, "report", checkpoint, status=2)
+    assert "header's 'sites' is broken" in answered(capsys, "report", checkpoint, status=2)
     save_file(tensors, checkpoint, metadata={"format": HOSTILE})
     assert "not written by topkast.save" in as_json(capsys, "report", checkpoint, status=2)["error"]
 
