@@ -192,7 +192,8 @@ class Config:
         of_some = {name for other in METHODS.values() for name in other.uses}
         for one in options(Config):
             value = getattr(self, one.name)
-            if one.name in of_some and one.name not in method.uses and value != one.default:
+            unused = one.name in of_some and one.name not in method.uses
+            if unused and one.check(one.name, value) != one.default:
                 used = f"it uses {', '.join(method.uses)}" if method.uses else "it uses no argument of that kind"
                 raise ConfigError(f"{one.name}={value!r}: method={self.method!r} does not use it; {used}")
         if self.method == "gmp" and not self.stop_exploring_after:

@@ -93,7 +93,8 @@ def of_model(belongs: Callable[[list[Any]], bool]) -> dict[str, Any]:
     Args:
         belongs: whether a key, parsed, is a product of the model.
     """
-    own = {key: entry["seconds"] for key, entry in entries().items() if belongs(json.loads(key))}
+    parsed = {key: _parsed(key) for key in entries()}
+    own = {key: entries()[key]["seconds"] for key, problem in parsed.items() if problem and belongs(problem)}
     return {"machine": machine(), "seconds": own | _used}
 
 
@@ -184,15 +185,20 @@ def _read(path: Path) -> dict[str, Entries]:
     if not isinstance(found, dict):
         return {}
     own = {name: entries for name, entries in found.items() if isinstance(entries, dict)}
-    return {name: {key: one for key, one in entries.items() if _is_entry(key, one)} for name, entries in own.items()}
+    return {name: {key: one for key, one in entries.items() if _is_entry(one)} for name, entries in own.items()}
 
 
-def _is_entry(key: str, one: Any) -> bool:
-    fits = isinstance(one, dict) and _are_seconds(one.get("seconds")) and type(one.get("tries")) is int
+def _parsed(key: str) -> list[Any] | None:
+    """The problem that a key stands for; None if the key is no list in JSON, as in a file that somebody has changed."""
     try:
-        json.loads(key)
+        found = json.loads(key)
     except (ValueError, RecursionError):
-        return False
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _is_entry(one: Any) -> bool:
+    fits = isinstance(one, dict) and _are_seconds(one.get("seconds")) and type(one.get("tries")) is int
     return fits and _is_second(one.get("when")) and type(one.get("doubtful")) is bool
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import topkast
+from topkast.compiler.checkpoint.tensor_file import SUMS
 from topkast.compiler.cli import doctor
 from topkast.compiler.cli.main import COMMANDS, main
 from topkast.runtime.planner import cache
@@ -62,7 +64,8 @@ def test_report_needs_only_the_file(checkpoint: Path, capsys: pytest.CaptureFixt
 
 def test_report_of_a_hostile_file(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with safe_open(checkpoint, framework="pt") as file:
-        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in list(file.keys())}
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        header = {key: value for key, value in file.metadata().items() if key != SUMS}
     sites = json.loads(header["sites"])
     header["sites"] = json.dumps({HOSTILE: sites.pop("0.weight"), **sites})
     save_file(tensors, checkpoint, metadata={**header, "topkast_version": HOSTILE})
@@ -71,7 +74,7 @@ def test_report_of_a_hostile_file(checkpoint: Path, capsys: pytest.CaptureFixtur
     assert not set("\x1b\x07\u202e") & set(text)
     header["sites"] = json.dumps({"0.weight": {"shape": ["a"]}})
     save_file(tensors, checkpoint, metadata=header)
-    assert "damaged" in answered(capsys, "report", checkpoint, status=2)
+    assert "header's 'sites' is broken" in answered(capsys, "report", checkpoint, status=2)
     save_file(tensors, checkpoint, metadata={"format": HOSTILE})
     assert "not written by topkast.save" in as_json(capsys, "report", checkpoint, status=2)["error"]
 
@@ -145,3 +148,42 @@ def test_help_has_an_example_of_each_command(capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     assert f"topkast {topkast.__version__}" in text
     assert [command.NAME for command in COMMANDS if command.EXAMPLES[0] not in text] == []
+
+
+RECORD = {"version": "0", "format": "custom", "precision": "fp32", "max_error": None, "shrunk": []}
+WEIGHT = {
+    "name": HOSTILE,
+    "shape": [2, 2],
+    "format": HOSTILE,
+    "block": None,
+    "density": 0.5,
+    "bytes": 1,
+    "why": HOSTILE,
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "status"),
+    [
+        (json.dumps({**RECORD, "sites": [{**WEIGHT, "dense_bytes": 16}]}), 0),
+        (json.dumps({**RECORD, "sites": [{**WEIGHT, "dense_bytes": "x"}]}), 2),
+        (json.dumps({**RECORD, "sites": [{**WEIGHT, "dense_bytes": 16, "density": "x"}]}), 2),
+        (json.dumps({**RECORD, "sites": 3}), 2),
+        ("[" * 5000, 2),
+        ("{", 2),
+        ("null", 2),
+    ],
+)
+def test_inspect_of_a_hostile_file(
+    record: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "g", [y], [helper.make_empty_tensor_value_info("y")]
+    )
+    model = helper.make_model(graph)
+    model.metadata_props.add(key="topkast", value=record)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    text = answered(capsys, "inspect", tmp_path / "m.onnx", status=status)
+    assert not set("\x1b\x07\u202e") & set(text)
+    assert ("damaged" in text or "no metadata" in text) == (status == 2)

@@ -6,10 +6,29 @@ from collections.abc import Callable
 
 from topkast.tools.bench import tables as bench
 from topkast.tools.bench.scale import scale_page as scale
+from topkast.tools.common import results as common
+from topkast.tools.common.markdown import table
 from topkast.tools.common.places import RESULTS
 from topkast.tools.study.shown import page_tables as study
 from topkast.tools.zoo import records_table
 from topkast.tools.zoo.runner import read
+
+
+def reliability() -> str:
+    """Random cases by kind, and how they ended."""
+    found = common.read("reliability")
+    lines = [
+        [
+            kind,
+            f"{sum(own['cases'].values()):,}",
+            "; ".join(f"{n:,} {word}" for word, n in own["cases"].items()),
+            str(own["failures"]),
+        ]
+        for kind, own in found["kinds"].items()
+    ]
+    facts = f"On {found['machine']['cpu']}, {found['machine']['date'][:10]}."
+    return f"{table(('kind', 'cases', 'how they ended', 'failures'), lines)}\n\n{facts}"
+
 
 DYNAMICS = RESULTS / "study" / "dynamics"
 
@@ -29,6 +48,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-rates": lambda: study.rates().markdown(),
     "study-churn": lambda: study.churn(DYNAMICS / "rate-1e-3.json").markdown(),
     "study-churn-fast": lambda: study.churn(DYNAMICS / "rate-1e-2.json").markdown(),
+    "reliability": reliability,
     "bench-kernels": bench.kernels,
     "bench-autocast": bench.autocast,
     "bench-steps": bench.steps,

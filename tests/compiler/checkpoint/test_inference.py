@@ -17,6 +17,7 @@ from torch import nn
 
 import topkast
 from topkast.compiler.backend import topkast_aot_eager
+from topkast.compiler.checkpoint.tensor_file import SUMS
 from topkast.runtime.state.model import sites
 from topkast.tests.support.truth.builders import CASES
 
@@ -240,7 +241,8 @@ def _changed(path: Path, tensors: dict[str, torch.Tensor], entry: dict[str, Any]
     """The file with other tensors of the site ``up.weight`` (a number stands for a tensor that is full of it), or with
     other fields of its header."""
     with safe_open(path, framework="pt") as file:
-        header, found = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = {key: value for key, value in file.metadata().items() if key != SUMS}
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     described = json.loads(header["sites"])
     described["up.weight"].update(entry)
     for name, tensor in tensors.items():

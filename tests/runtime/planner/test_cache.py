@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -146,3 +147,40 @@ def test_known_times_are_not_measured_again_if_a_run_must_repeat(deterministic: 
     another_process()
     cache.remembered("key", measure, 1e-3)
     assert len(calls) == cache.AT_ONCE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 5000,
+        "3",
+        '{"%s": 3}',
+        '{"%s": {"key": 3, "[1]": {"seconds": {"native": 1.0}}}}',
+        '{"%s": {"[1]": {"seconds": {"native": "x"}, "when": 1, "tries": 1, "doubtful": false}}}',
+        '{"%s": {"no json": {"seconds": {"native": 1.0}, "when": 1, "tries": 1, "doubtful": false}}}',
+        '{"%s": {"3": {"seconds": {"native": 1.0}, "when": 1, "tries": 1, "doubtful": false}}}',
+        '{"%s": {"[1]": {"seconds": [1.0], "when": "x", "tries": [], "doubtful": 3}}}',
+    ],
+)
+def test_odd_content_is_no_time(content: str, folder: Path) -> None:
+    (folder / "times.json").write_text(content.replace("%s", cache.machine()))
+    measure, calls = in_turn(FAST)
+    assert cache.remembered("[1]", measure) == FAST and len(calls) == 1
+    assert cache.of_model(lambda key: key == [1])["seconds"] == {"[1]": FAST}
+
+
+def test_a_pipe_in_the_place_of_the_file_is_left_alone(folder: Path) -> None:
+    os.mkfifo(folder / "times.json")
+    measure, _ = in_turn(FAST)
+    assert cache.remembered("[]", measure) == FAST
+    assert (folder / "times.json").is_fifo() and len(list(folder.iterdir())) == 1
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TOPKAST_CACHE")
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    measure, _ = in_turn(FAST)
+    assert cache.remembered("[]", measure) == FAST

@@ -55,6 +55,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "initial": ANY,
     "method": ANY,
     "reservoir": ANY,
+    "drop_fraction": ANY,
     "seed": but("number"),
     "min_size": but("number"),
     "init": ANY,

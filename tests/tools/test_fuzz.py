@@ -1,0 +1,57 @@
+"""topkast.tools.fuzz: every kind holds for a while, and what fails is shrunk and printed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from topkast.tools.fuzz import __main__ as fuzz
+from topkast.tools.fuzz import search as searching
+from topkast.tools.fuzz.kinds import arguments
+
+SECONDS = float(os.environ.get("TOPKAST_FUZZ_SECONDS", "20"))  # for all kinds together
+
+
+@pytest.mark.long
+def test_a_while_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--seed", "7", "--minutes", str(SECONDS / 60), "--out", str(tmp_path / "counts.json")]
+    assert fuzz.main(options) == 0, capsys.readouterr().out
+
+
+def test_a_failure_is_shrunk_and_becomes_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hypothesis import strategies as st
+
+    def check(case: list[int]) -> None:
+        assert sum(case) < 10
+
+    monkeypatch.setattr(arguments, "cases", st.lists(st.integers(0, 100)))
+    monkeypatch.setattr(arguments, "check", check)
+    found = searching.search("arguments", 1, 1.0, tmp_path)
+    assert found["failures"][0]["case"] == "[10]"
+    assert "check([10])" in fuzz.program("arguments", found["failures"][0])
+
+
+def test_a_process_that_dies_leaves_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Died:
+        returncode, stderr = -11, "gone"
+
+    def run(command: list[str], **_: Any) -> Died:
+        Path(command[-1], "case").write_text("('a case',)")
+        return Died()
+
+    monkeypatch.setattr(fuzz.subprocess, "run", run)
+    monkeypatch.setattr(fuzz, "environment", lambda kind, backend: {})
+    found = fuzz.run("kills", 1, 1.0, "eager")
+    assert found["failures"] == [{"case": "('a case',)", "error": "the process ended with -11: gone"}]
+
+
+def test_counts_are_added_and_a_seed_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "counts.json"
+    found = {"cases": {"held": 3}, "failures": []}
+    for seed, cases in ((1, 3), (2, 6), (2, 6)):
+        counts = fuzz.add(path, "kills", seed, found)
+        fuzz.write(path, {}, {}, {"kinds": counts})
+        assert counts["kills"]["cases"] == {"held": cases}
