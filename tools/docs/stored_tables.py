@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from topkast.tools.bench import sharded_page as sharded
 from topkast.tools.bench import tables as bench
 from topkast.tools.bench.scale import scale_page as scale
 from topkast.tools.common import results as common
@@ -57,6 +58,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-large": bench.large,
     "bench-scale-computed": scale.computed,
     "bench-scale-measured": scale.measured,
+    "bench-sharded-exactness": sharded.exactness,
     "bench-onnx-layers": bench.onnx_layers,
     "bench-onnx-models": bench.onnx_models,
     "bench-tokens": bench.tokens,
