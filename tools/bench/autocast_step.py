@@ -95,7 +95,8 @@ def measured_layer(shape: tuple[int, int, int], unit: tuple[int, int], threads: 
     """The three products of a layer in bfloat16 as shares of dense ones: by the kernels for bfloat16, and through
     float32. Values are rounded at each call, and dW comes in float32, as under autocast."""
     layer = random_layer(shape, unit, 0.9, 0.8)
-    low, found = layer.to(torch.bfloat16), {}
+    low = layer.to(torch.bfloat16)
+    found: dict[str, Any] = {}
     torch.set_num_threads(threads)
     for kernel in ("bf16", "native"):
         weight = (layer.values, layer.index, layer.geometry)

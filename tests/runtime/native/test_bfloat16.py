@@ -3,6 +3,8 @@ sizes, strides, empty rows; and what is not a finite, normal number."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -189,7 +191,7 @@ def test_autocast_trains_as_the_oracle_does(name: str, block: tuple[int, int], m
     """Under autocast a compiled model takes these kernels for all three products and equals the oracle, step by step;
     its gradients come in float32."""
     monkeypatch.setenv("TOPKAST_KERNEL", "bf16")
-    options = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "block": block, "backend": "aot_eager"}
+    options: dict[str, Any] = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "block": block, "backend": "aot_eager"}
     trio = Trio(CASES[name], options, sgd)
     trio.run(autocast)
     for site in sites_of(trio.ours.model).values():
@@ -201,7 +203,7 @@ def test_autocast_trains_as_the_oracle_does(name: str, block: tuple[int, int], m
 def test_the_planner_measures_and_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPKAST_KERNEL", "measure")
     geometry = Geometry((1024, 512), (0, 1), 1, (16, 1))
-    layouts = {"spmm": (((512, 512), (512, 1)),), "spmm_t": (((512, 1024), (1024, 1)),)}
+    layouts: dict[str, Any] = {"spmm": (((512, 512), (512, 1)),), "spmm_t": (((512, 1024), (1024, 1)),)}
     layouts["sddmm"] = (*layouts["spmm_t"], *layouts["spmm"])
     for product, operands in layouts.items():
         problem = Problem(product, operands, torch.bfloat16, geometry, geometry.units // 10, geometry.units // 5, 1)
