@@ -51,7 +51,7 @@ def test_mode_and_options_together_convert_nothing() -> None:
 
 def test_advise_wants_several_blocks() -> None:
     with pytest.raises(topkast.ConfigError, match=r"block: each of its values=16: must be two positive integers"):
-        topkast.advise(net(), lambda *_: 0.0, block=(16, 1))  # type: ignore[arg-type]
+        topkast.advise(net(), lambda *_: 0.0, block=(16, 1))
 
 
 def with_first(state: dict[str, Any], key: str, number: Any, dtype: torch.dtype) -> dict[str, Any]:

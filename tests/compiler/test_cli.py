@@ -150,7 +150,7 @@ def test_help_has_an_example_of_each_command(capsys: pytest.CaptureFixture[str])
     assert [command.NAME for command in COMMANDS if command.EXAMPLES[0] not in text] == []
 
 
-RECORD = {"version": "0", "format": "custom", "precision": "fp32", "max_error": None, "shrunk": []}
+RECORD: dict[str, Any] = {"version": "0", "format": "custom", "precision": "fp32", "max_error": None, "shrunk": []}
 WEIGHT = {
     "name": HOSTILE,
     "shape": [2, 2],

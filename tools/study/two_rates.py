@@ -43,15 +43,19 @@ def groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return [p for p in every if id(p) in known], [p for p in every if id(p) not in known]
 
 
-def make_optimizer(run: Run, model: nn.Module) -> Optimizer:
-    """That of the run, at its peak rates."""
+def make_optimizer(run: Run, model: nn.Module) -> Any:
+    """That of the run, at its peak rates: an optimizer of torch, or two that step as one."""
     if run.optimizer == "nanogpt":  # its config/train_shakespeare_char.py: no decay of what has one axis
         flat = [p for p in model.parameters() if p.ndim < 2]
-        decayed = [{"params": [p for p in model.parameters() if p.ndim > 1]}, {"params": flat, "weight_decay": 0.0}]
+        decayed: list[dict[str, Any]] = [
+            {"params": [p for p in model.parameters() if p.ndim > 1]},
+            {"params": flat, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(decayed, lr=run.lr, betas=(0.9, 0.99), weight_decay=0.1)
+    parts: Any
     own: dict[str, Any] = {"weight_decay": run.weight_decay}
     if run.lr_rest is None and run.optimizer != "muon":  # one group, as the runs had that are stored
-        parts: Any = model.parameters()
+        parts = model.parameters()
     else:
         matrices, rest = groups(model)
         parts = [{"params": matrices}, {"params": rest, "lr": run.lr_rest or run.lr}]

@@ -168,8 +168,8 @@ class ShardableSite(Derived):
         if self._part not in (None, (shard.rank, shard.ranks)):
             raise ModelError(
                 f"{self.name}: fully_shard was called with a mesh in which this process is part {shard.rank} of "
-                f"{shard.ranks}, and topkast.sparsify with a mesh in which it is part {self._part[0]} of "  # type: ignore[index]
-                f"{self._part[1]}; use the same mesh"  # type: ignore[index]
+                f"{shard.ranks}, and topkast.sparsify with a mesh in which it is part {self._part[0]} of "
+                f"{self._part[1]}; use the same mesh"
             )
         if self._shard is None and self._part is None:
             reservoir, self.ever = own_outside(self, shard)

@@ -98,7 +98,7 @@ def emulated(capability: int) -> Iterator[Emulator]:
     Once in a process: Triton keeps what it compiled together with the driver that launches it.
     """
     made = Emulator(capability)
-    run = CompiledKernel.run.fget  # type: ignore[attr-defined]
+    run = CompiledKernel.run.fget
 
     def noticed(kernel: CompiledKernel) -> Any:
         made.current = kernel

@@ -28,8 +28,8 @@ def _load(cta: Lanes, step: Instruction, mask: Array | None) -> None:
         raw[live] = cta.shared.load(where[live], size, cta.warp[live])
     found = raw.view(U[width])
     for i, register in enumerate(registers):
-        value = found[:, i].copy()
-        cta.put(register, value.view(S[width]) if kind == "s" else value, mask)
+        loaded = found[:, i].copy()
+        cta.put(register, loaded.view(S[width]) if kind == "s" else loaded, mask)
     return None
 
 

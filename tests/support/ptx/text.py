@@ -73,7 +73,7 @@ def parse(source: str) -> Program:
                 labels[label[1]] = len(instructions)
             elif not debug:
                 break
-            statement = statement[(label or debug).end() :]  # type: ignore[union-attr]
+            statement = statement[(label or debug).end() :]
         statement = statement.lstrip("{} ") if statement.startswith(("{", "}")) else statement
         if statement.startswith(".reg"):
             declared = re.match(r"\.reg \.(\w+) (.*)", statement)

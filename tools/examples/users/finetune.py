@@ -15,7 +15,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, Trainer, TrainingArguments
 
 import topkast
-import topkast.watch
 
 
 class Repeats(torch.utils.data.Dataset):
@@ -30,8 +29,14 @@ class Repeats(torch.utils.data.Dataset):
 
 
 def trained_elsewhere(folder: Path) -> Path:
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
-    config = BertConfig(vocab_size=32, max_position_embeddings=16, **sizes)
+    config = BertConfig(
+        vocab_size=32,
+        max_position_embeddings=16,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=128,
+    )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     return folder
 

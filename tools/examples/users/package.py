@@ -28,7 +28,7 @@ def main() -> None:
     assert "topkast/py.typed" in names and any(name.endswith("licenses/LICENSE") for name in names)
     about = record.metadata
     assert about["License-Expression"] == "MIT" and about["Requires-Python"] == ">=3.11"
-    for extra in about.get_all("Provides-Extra"):
+    for extra in about.get_all("Provides-Extra") or ():
         needs = [line.split(";")[0] for line in record.requires or [] if f'extra == "{extra}"' in line]
         print(f"[{extra}] {', '.join(needs)}")
 

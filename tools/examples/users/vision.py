@@ -16,7 +16,6 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import topkast
-import topkast.watch
 
 
 class Classifier(lightning.LightningModule):

@@ -96,7 +96,7 @@ CALLS: dict[str, tuple[Callable[[Sparse, Any], Any], tuple[str, ...]]] = {
     "interchangeable model": (lambda s, v: topkast.topology.interchangeable(v), ANY),
     "on_refresh model": (lambda s, v: topkast.on_refresh(v, print), ANY),
     "averaged model": (lambda s, v: topkast.averaged(v), ANY),
-    "param_groups model": (lambda s, v: topkast.param_groups(v, weight_decay=0.1), ANY),
+    "param_groups model": (lambda s, v: topkast.param_groups(v, 0.1, weight_decay=0.1), ANY),
     "export path": (lambda s, v: topkast.export(s[0], v, torch.ones(2, 12)), but("text", "bytes")),
     "export format": (lambda s, v: topkast.export(s[0], "never", torch.ones(2, 12), format=v), ANY),
     "export precision": (lambda s, v: topkast.export(s[0], "never", torch.ones(2, 12), precision=v), ANY),

@@ -111,12 +111,12 @@ def replaced(text: str, path: list[int], what: str, value: Any) -> str:
             break
         keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
         key: Any = keys[number % len(keys)]
-        deeper = holder[key]  # type: ignore[call-overload,index]
+        deeper = holder[key]
         if depth == len(path) - 1 or not isinstance(deeper, (dict, list)) or not deeper:
             if what == "drop":
-                del holder[key]  # type: ignore[arg-type]
+                del holder[key]
             else:
-                holder[key] = value  # type: ignore[call-overload,index]
+                holder[key] = value
             break
         holder = deeper
     return json.dumps(found)

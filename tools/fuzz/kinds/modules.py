@@ -17,6 +17,7 @@ from topkast.tests.support.truth.builders import Case
 from topkast.tests.support.truth.lockstep import Trio, plain, sites_of
 
 BACKEND = os.environ.get("TOPKAST_FUZZ_BACKEND", "eager")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "none": lambda y: y}
 
 
 class Layer(nn.Module):
@@ -96,7 +97,7 @@ class Model(nn.Module):
                 x = layer(torch.tanh(layer(x)))
             else:
                 x = layer(x)
-            x = {"relu": F.relu, "gelu": F.gelu, "none": lambda y: y}[act](x)
+            x = ACTIVATIONS[act](x)
         return self.last(x)
 
 

@@ -52,7 +52,7 @@ def base(kind: str) -> bytes:
         "cols": cols.astype(np.uint16),
     }
     attributes: dict[str, Any] = {"rows": rows, "columns": columns, "block": [1, 1]}
-    operator, x_shape = "SparseMatMul", ["n", columns]
+    operator, x_shape = "SparseMatMul", list[str | int | None](["n", columns])
     if kind == "conv":
         operator, x_shape = "SparseConv", ["n", 2, "h", "w"]
         attributes |= {"kernel_shape": [3, 3], "strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1], "group": 1}

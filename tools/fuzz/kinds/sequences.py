@@ -46,7 +46,7 @@ class Run:
     def __init__(self, rule: int, folder: Path) -> None:
         self.rule, self.folder = RULES[rule], folder
         self.model, self.optimizer = trained(1, **self.rule)
-        self.root = self.model
+        self.root: Any = self.model
         self.saved: Any = None
         self.count = 0
 

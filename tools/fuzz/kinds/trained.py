@@ -59,7 +59,8 @@ def assert_sound(model: nn.Module) -> None:
     dense, theta = topkast.dense_state_dict(model), topkast.dense_state_dict(model, "all")
     sites = topkast.masks(model)
     for name, (fwd, bwd) in sites.items():
-        site = model.get_submodule(name.rpartition(".")[0]).sparse_state.weight
+        states: Any = model.get_submodule(name.rpartition(".")[0]).sparse_state
+        site = states.weight
         assert not bool((fwd & ~bwd).any()), f"{name}: A is not inside B"
         unit = site.geometry.unit  # the sizes of `net` are whole blocks
         counts = int(fwd.sum()), int(bwd.sum())
