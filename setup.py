@@ -10,7 +10,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("runtime/native")
-FOLDERS = sorted({path.parent for path in NATIVE.glob("*/*.cpp")})
+FOLDERS = sorted({path.parent for kind in ("cpp", "inl") for path in NATIVE.glob(f"*/*.{kind}")})
 # These three take nearly all of the time, so they start first: ParallelCompile gives every core a file.
 SLOW = ["isa_avx512.cpp", "isa_portable.cpp", "isa_avx2.cpp"]
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

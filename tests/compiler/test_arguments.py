@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import topkast
-from topkast.tools.fuzz.kinds.arguments import check
 from topkast.tools.fuzz.kinds.trained import net, trained
+from topkast.tools.fuzz.kinds.wrong_arguments import check
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_layers_that_were_added_are_in_the_dense_state_dict() -> None:
 
 
 def test_the_fuzzer_tries_every_option() -> None:
-    from topkast.tools.fuzz.kinds.arguments import OPTIONS
+    from topkast.tools.fuzz.kinds.wrong_arguments import OPTIONS
 
     own = set(inspect.signature(topkast.compile).parameters) - {"model", "example_inputs", "torch_compile_options"}
     assert own <= set(OPTIONS)

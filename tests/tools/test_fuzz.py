@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from topkast.tools.fuzz import __main__ as fuzz
-from topkast.tools.fuzz import search as searching
-from topkast.tools.fuzz.kinds import arguments
+from topkast.tools.fuzz import find_failure
+from topkast.tools.fuzz.kinds import wrong_arguments
 
 SECONDS = float(os.environ.get("TOPKAST_FUZZ_SECONDS", "20"))  # for all kinds together
 
@@ -27,11 +27,11 @@ def test_a_failure_is_shrunk_and_becomes_a_program(monkeypatch: pytest.MonkeyPat
     def check(case: list[int]) -> None:
         assert sum(case) < 10
 
-    monkeypatch.setattr(arguments, "cases", st.lists(st.integers(0, 100)))
-    monkeypatch.setattr(arguments, "check", check)
-    found = searching.search("arguments", 1, 1.0, tmp_path)
+    monkeypatch.setattr(wrong_arguments, "cases", st.lists(st.integers(0, 100)))
+    monkeypatch.setattr(wrong_arguments, "check", check)
+    found = find_failure.search("wrong_arguments", 1, 1.0, tmp_path)
     assert found["failures"][0]["case"] == "[10]"
-    assert "check([10])" in fuzz.program("arguments", found["failures"][0])
+    assert "check([10])" in fuzz.program("wrong_arguments", found["failures"][0])
 
 
 def test_a_process_that_dies_leaves_its_case(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ USERS = {
     "users/finetune": (("transformers", "accelerate"), "the shared folder holds the same bits"),
     "users/vision": (("timm", "lightning"), "the checkpoint holds the same bits"),
     "own_method": ((), "it ends in the same bits"),
-    "users/package": ((), "files as recorded; missing here: 1"),  # the C++ compiler
+    "users/check_package": ((), "files as recorded; missing here: 1"),  # the C++ compiler
 }
 # torchvision, which timm imports, may be built for another torch. No model here calls its operators.
 IMPORT_TIMM = """

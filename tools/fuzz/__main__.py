@@ -9,10 +9,10 @@ makes the exit code 1.
 - modules: random modules and options, trained beside the masked-dense oracle.
 - sequences: random sequences of calls (train, refresh, save, load, copy, surgery, averages, another optimizer).
 - checkpoints: damaged and hostile files for load, inference and `topkast report`.
-- onnx: damaged and hostile ONNX files, on a library with sanitizers if `make sanitize` has built it.
+- hostile_onnx: damaged and hostile ONNX files, on a library with sanitizers if `make sanitize` has built it.
 - interrupts: Ctrl-C at a random line of refresh, load, compile or save.
-- kills: SIGKILL at a random moment of save.
-- arguments: values that are not allowed.
+- sudden_kills: SIGKILL at a random moment of save.
+- wrong_arguments: values that are not allowed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rich.table import Table
 from topkast.tools.common.places import RESULTS, ROOT
 from topkast.tools.common.results import CONSOLE, machine, write
 
-KINDS = ("modules", "sequences", "checkpoints", "onnx", "interrupts", "kills", "arguments")
+KINDS = ("modules", "sequences", "checkpoints", "hostile_onnx", "interrupts", "sudden_kills", "wrong_arguments")
 SANITIZED = ROOT / "build" / "sanitized" / "libtopkast.so"
 OUT = RESULTS / "reliability.json"
 
@@ -49,7 +49,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def environment(kind: str, backend: str) -> dict[str, str]:
     """What the process of a kind starts with."""
     found = {**os.environ, "OMP_NUM_THREADS": "1", "TOPKAST_FUZZ_BACKEND": backend}
-    if kind == "onnx" and SANITIZED.exists():
+    if kind == "hostile_onnx" and SANITIZED.exists():
         names = ("libasan.so", "libstdc++.so")  # as in the Makefile's target sanitize
         lines = [subprocess.check_output(["c++", f"-print-file-name={name}"], text=True).strip() for name in names]
         found |= {"LD_PRELOAD": " ".join(lines), "TOPKAST_NATIVE": str(SANITIZED), "ASAN_OPTIONS": "detect_leaks=0"}
@@ -59,7 +59,7 @@ def environment(kind: str, backend: str) -> dict[str, str]:
 def run(kind: str, seed: int, seconds: float, backend: str) -> dict[str, Any]:
     """Run one kind in a process. A case that ends the process is in the file that the process keeps."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "topkast.tools.fuzz.search", kind, str(seed), str(seconds), folder]
+        command = [sys.executable, "-m", "topkast.tools.fuzz.find_failure", kind, str(seed), str(seconds), folder]
         done = subprocess.run(command, env=environment(kind, backend), cwd=folder, capture_output=True, text=True)
         end = Path(folder, "end.json")
         if end.exists():

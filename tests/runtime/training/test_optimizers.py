@@ -187,11 +187,11 @@ def test_the_state_is_not_looked_at_in_every_step(monkeypatch: pytest.MonkeyPatc
     from topkast.runtime.training import optimizer_hooks
 
     looked: list[int] = []
+    steps = 0
     check = optimizer_hooks.check_elementwise
     monkeypatch.setattr(optimizer_hooks, "check_elementwise", lambda *args: (looked.append(steps), check(*args)))
     model = topkast.sparsify(nn.Linear(16, 16), 0.8, 0.5, min_size=1, refresh_every=4)
     optimizer = optim.AdamW(model.parameters(), lr=1e-3)
-    steps = 0
     while steps < 7:
         if steps == 6:
             optimizer.state[model.bias]["rows"] = torch.zeros(3, 3)

@@ -1,6 +1,6 @@
 """A packager: what has to be known of an installed topkast before it goes into a distribution.
 
-    python package.py
+    python check_package.py
 
 The standard library and topkast's command line are enough. Every file of the record is there and unchanged, nothing is
 compiled for one version of Python, the licence is there, and all that is missing is named.
