@@ -35,7 +35,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     lines = [line for line in kernels.splitlines() if not line.startswith(("TARGET_", "#if", "#endif"))]
     assert len(lines) == len(kernels.splitlines()) - 4
     (folder / "kernels.cpp").write_text("\n".join(lines) + "\n")
-    folders = [STANDIN, *(NATIVE / name for name in ("int8", "products", "machine"))]
+    folders = [STANDIN, *(NATIVE / name for name in ("int8", "packing", "products", "machine"))]
     sources = [folder / "kernels.cpp", NATIVE / "int8" / "weight.cpp", STANDIN / "int8.cpp"]
     flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-Wno-psabi", "-fvisibility=hidden"]
     command = [COMPILER, *flags, f"-DKERNELS={request.param}"]
