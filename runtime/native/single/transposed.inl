@@ -1,7 +1,6 @@
 // A's single weights by columns. With them dX is gathered from dY as Y is from X: sums stay in registers, where a scatter
 // loads and stores one for each weight (the transpose included, .58 of its time at 2,048 rows, .62 to .80 at 256). Each
-// product makes the transpose anew. It is 1 part in 20 of the product at 2,048 rows, it takes no memory between steps,
-// and no refresh, load or copy can leave it stale.
+// product makes the transpose anew, so that no refresh, load or copy can leave it stale, and no memory is held between steps.
 
 static constexpr int64_t TURNED_CELL = 512;  // columns of A in one task: as many streams are written at once
 
