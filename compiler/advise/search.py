@@ -103,10 +103,10 @@ def _start(
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{name}={value!r}: must be a list of the values to try")
     for one in block:
-        block_shape("block: each of its values", one)
+        block_shape("block: each value of the list, here block", one)
     for name, value in (("bwd", bwd), ("refresh_every", refresh_every)):
         for one in value:
-            number(0)(f"{name}: each of its values", one)
+            number(0)(f"{name}: each value of the list, here {name}", one)
     found = {"block": [tuple(b) for b in block], "bwd": list(bwd), "refresh_every": list(refresh_every)}
     for name, values in found.items():
         if not values:

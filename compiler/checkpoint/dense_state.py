@@ -179,7 +179,7 @@ def _check_weight(key: str, value: Any, site: SiteModule, before: Tensor | None)
         return [f"{key}: {_shape(value)}, expected shape {site.geometry.shape}"]
     if not bool(value.isfinite().all()):
         return [f"{key}: holds NaN or infinite values"]
-    if wrong := _check_numbers(key, value, site.values.dtype, True):
+    if wrong := _check_numbers(key, value, site.original.dtype, True):
         return wrong
     if before is not None and before is not value and not torch.equal(before, value):
         return [f"{key}: differs from another key of the same tied weight {site.name}"]

@@ -32,10 +32,6 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _dict_of(check: Check) -> Check:
-    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
-
-
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_integer, value))
 
@@ -94,14 +90,18 @@ def _is_optimizer(value: Any) -> bool:
     return fits and _is_packed(value.get("state")) and isinstance(value.get("state"), dict)
 
 
+# Parts that hold one entry for each name.
+ENTRIES: dict[str, Check] = {
+    "sites": _is_site,
+    "extra": _is_packed,
+    "aliases": lambda value: isinstance(value, str),
+    "dense": lambda value: isinstance(value, str),
+}
 PARTS: dict[str, Check] = {
     "config": lambda value: isinstance(value, dict) and isinstance(value.get("method", ""), str),
-    "sites": _dict_of(_is_site),
-    "extra": _dict_of(_is_packed),
     "optimizer": _is_optimizer,
-    "aliases": _dict_of(lambda value: isinstance(value, str)),
-    "dense": _dict_of(lambda value: isinstance(value, str)),
     "times": lambda value: True,  # what does not fit is not used
+    **{key: lambda value: isinstance(value, dict) for key in ENTRIES},
 }
 
 
@@ -114,10 +114,13 @@ def parsed(path: Path, header: Mapping[str, str], key: str) -> Any:
     try:
         found = json.loads(header[key])
         fits = PARTS[key](found)
+        bad = [name for name, entry in found.items() if not ENTRIES[key](entry)] if fits and key in ENTRIES else []
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header's {key!r} is missing or broken") from error
     if not fits:
         raise CheckpointError(f"{path}: the header's {key!r} is broken: its JSON has another form")
+    if bad:
+        raise CheckpointError(f"{path}: the header's {key!r} is broken: the entry of {bad[0][:200]!r} has another form")
     return found
 
 

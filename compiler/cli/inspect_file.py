@@ -47,8 +47,8 @@ def read(path: Path) -> tuple[dict[str, Any], int]:
 
     from topkast.passes.onnx import metadata
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():  # a pipe would be waited for
+        raise FileNotFoundError(f"{path}: No such file, or no regular one")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:

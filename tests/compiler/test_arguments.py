@@ -50,7 +50,9 @@ def test_mode_and_options_together_convert_nothing() -> None:
 
 
 def test_advise_wants_several_blocks() -> None:
-    with pytest.raises(topkast.ConfigError, match=r"block: each of its values=16: must be two positive integers"):
+    with pytest.raises(
+        topkast.ConfigError, match=r"block: each value of the list, here block=16: must be two positive integers"
+    ):
         topkast.advise(net(), lambda *_: 0.0, block=(16, 1))
 
 

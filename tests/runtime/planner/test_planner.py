@@ -102,7 +102,7 @@ def test_can_be_overruled(setting: str, chosen: str, cache: Path, monkeypatch: p
 def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPKAST_KERNEL", "fastest")
     with pytest.raises(
-        topkast.ConfigError, match="TOPKAST_KERNEL='fastest': must be one of measure, first, triton, csr, native"
+        topkast.ConfigError, match="TOPKAST_KERNEL='fastest': must be one of measure, first, triton, csr, bf16, native"
     ):
         planner.choose(PROBLEM)
 

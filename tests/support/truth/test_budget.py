@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,13 +102,24 @@ def test_a_real_error_is_beyond_it(wrong: Callable[[nn.Module], None]) -> None:
 
 @pytest.mark.parametrize("wrong", ERRORS)
 def test_a_real_error_is_as_far_beyond_a_case_s_own_ways(wrong: Callable[[nn.Module], None]) -> None:
-    """The message is the same to the last digit that it has: the ways do not widen the budget of what went wrong."""
+    """The ways do not widen the budget of what went wrong by more than their own sums differ.
+
+    On CPUs with AVX2 the message is the same to the last digit. With AVX-512 the ways sum in orders whose errors are 3.5
+    times as large for one of these errors, which is then still 99,000 budgets away.
+    """
     said = []
     for ways in ({}, WAYS_OF["experts"]):
         with pytest.raises(AssertionError, match=r"is \d{2,}\.\d+ of its budget|gradient on one side") as found:
             run("experts", wrong, ways)
         said.append(str(found.value))
-    assert said[0] == said[1]
+    (place, without), (same_place, within) = map(_place_and_size, said)
+    assert place == same_place and within > without / 8
+
+
+def _place_and_size(message: str) -> tuple[str, float]:
+    """Where the error is, and how many budgets it is large."""
+    found = re.match(r"(.*) is (\d+\.\d+) of its budget", message, re.DOTALL)
+    return (found[1], float(found[2])) if found else (message, 1.0)
 
 
 def test_a_compiled_way_leaves_ours_compiled() -> None:
