@@ -104,8 +104,8 @@ def test_a_real_error_is_beyond_it(wrong: Callable[[nn.Module], None]) -> None:
 def test_a_real_error_is_as_far_beyond_a_case_s_own_ways(wrong: Callable[[nn.Module], None]) -> None:
     """The ways do not widen the budget of what went wrong by more than their own sums differ.
 
-    On CPUs with AVX2 the message is the same to the last digit. With AVX-512 the ways sum in orders whose errors are 3.5
-    times as large for one of these errors, which is then still 99,000 budgets away.
+    On CPUs with AVX2 the message is the same to the last digit. With AVX-512 the ways sum in orders whose errors are
+    3.5 times as large for one of these errors, which is then still 99,000 budgets away.
     """
     said = []
     for ways in ({}, WAYS_OF["experts"]):
