@@ -64,5 +64,6 @@ def assert_sound(model: nn.Module) -> None:
         assert not bool((fwd & ~bwd).any()), f"{name}: A is not inside B"
         unit = site.geometry.unit  # the sizes of `net` are whole blocks
         counts = int(fwd.sum()), int(bwd.sum())
-        assert counts == (site.n_fwd * unit, site.n_bwd * unit), f"{name}: the counts are wrong"
+        n_bwd = site.n_fwd if site.exploration_ended(site.refreshed_at) else site.n_bwd
+        assert counts == (site.n_fwd * unit, n_bwd * unit), f"{name}: the counts are wrong"
         assert torch.equal(dense[name], torch.where(fwd, theta[name], 0)), f"{name}: W_A is not θ on A"
