@@ -59,7 +59,7 @@ def waiting() -> str:
 
 
 def autocast() -> str:
-    """The products of a layer in bfloat16, beside dense ones in bfloat16."""
+    """The products of a layer, and whole steps, in bfloat16 beside dense ones in bfloat16."""
     found = read("autocast")
     lines = []
     for row in found["layers"]:
@@ -69,9 +69,19 @@ def autocast() -> str:
         steps = [show(one["step"]) for one in (ours, through)]
         lines.append([shape, block_name(tuple(row["block"])), str(row["threads"]), *steps, *shares])
     heads = ["M x K x N", "block", "threads", "step", "through float32", "forward", "input gradient", "weight gradient"]
+    sides = list(found["rows"][0]["ratios"])
+    whole = [
+        [row["says"], str(row["threads"]), *(show(row["ratios"][side]) for side in sides)] for row in found["rows"]
+    ]
     given = found["arguments"]
-    command = f"bench autocast --threads {' '.join(map(str, given['threads']))} --repeats {given['repeats']}"
-    return _joined(table(heads, lines, numbers=True), source(found, command))
+    threads, models = (" ".join(map(str, given[name])) for name in ("threads", "model"))
+    command = f"bench autocast --threads {threads} --model {models} --repeats {given['repeats']}"
+    return _joined(
+        table(heads, lines, numbers=True),
+        "Whole steps, compiled by Inductor, as shares of dense bfloat16:",
+        table(["model", "threads", *sides], whole, numbers=True),
+        source(found, command),
+    )
 
 
 def steps() -> str:
