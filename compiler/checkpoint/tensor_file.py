@@ -40,7 +40,7 @@ class TensorWriter:
         file.write(self.head)
 
     def next_tensor(self) -> None:
-        """What is added from now on belongs to the next tensor."""
+        """Begin the next tensor: bytes that are added from now on belong to it."""
         self.sums.append(0)
 
     def add(self, data: Any) -> None:

@@ -124,7 +124,7 @@ def test_the_wheel_runs_with_nothing_but_what_it_asks_for(wheel: Path, tmp_path:
 
 
 def run_script(python: Path, name: str, *words: Path) -> str:
-    """What a script of tools/examples prints."""
+    """The lines that a script of tools/examples prints."""
     path = ROOT / "tools" / "examples" / f"{name}.py"
     arguments = [str(path), *map(str, words)]
     code = f"import runpy, sys; sys.argv = {arguments}; runpy.run_path({str(path)!r}, run_name='__main__')"

@@ -37,7 +37,7 @@ MODULES = {
     "autocast": "autocast_step",
     "model": "memory",
     "large": "large",
-    "sharded": "sharded",
+    "sharded": "scale.sharded",
     "scale": "scale.scale_table",
     "onnx": "onnx_runtime.onnx",
     "int8": "onnx_runtime.int8_tables",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from topkast.tools.bench import sharded_page as sharded
 from topkast.tools.bench import tables as bench
 from topkast.tools.bench.scale import scale_page as scale
+from topkast.tools.bench.scale import sharded_page as sharded
 from topkast.tools.common import results as common
 from topkast.tools.common.markdown import table
 from topkast.tools.common.places import RESULTS

@@ -20,7 +20,7 @@ HALF, FLOAT = 2, 4  # bytes
 
 @dataclass(frozen=True)
 class Machine:
-    """What a GPU can do. ``cache`` is a range: no figure for reads from L2 was measured.
+    """The rates of a GPU. ``cache`` is a range: no figure for reads from L2 was measured.
 
     Args:
         dense: FLOP/s of a large bfloat16 product of dense matrices.

@@ -66,7 +66,7 @@ def _copy(cta: Lanes, step: Instruction, mask: Array | None) -> None:
 
 
 def _barrier(cta: Lanes, step: Instruction, mask: Array | None) -> None:
-    """Of all threads; a barrier of one warp holds nothing up here, because a warp's lanes go together."""
+    """A barrier of all threads; one of a single warp holds nothing up here, because a warp's lanes go together."""
     if "warp" not in step.op:
         if step.args[0] != "0" or len(step.args) > 1:
             raise Fault("a barrier of some of the threads")

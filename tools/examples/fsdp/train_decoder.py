@@ -167,8 +167,8 @@ def main() -> None:
         torch.set_num_threads(1)
     dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
     train(args)
-    # gloo's thread may still hold tensors of the last gather. If Python ends before the thread lets go of them, the process
-    # aborts, so all meet once more.
+    # gloo's thread may still hold tensors of the last gather. If Python ends before the thread lets go of them, the
+    # process aborts, so all meet once more.
     dist.barrier()
     dist.destroy_process_group()
 

@@ -32,8 +32,8 @@ CLAIMS = (
 
 
 def claims(found: Sequence[Row]) -> Sheet:
-    """A line a claim. Of the sparse arms that cost little enough the one with the best tuning run speaks for it, so the
-    choice has not seen the figures that answer."""
+    """A line a claim. The sparse arm with the best tuning run, among those that cost little enough, speaks for it, so
+    the choice has not seen the figures that answer."""
     base = next((row for row in found if row.arm == BASE), None)
     sparse = [row for row in found if row.arm.startswith(SPARSE)]
     headings = ["some sparse model is, beside tuned dense 128", "answer", "by", "its share", "difference, bits"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from topkast.tools.bench.tables import source
 from topkast.tools.common.markdown import table
 from topkast.tools.common.results import read
 
 from .sharded import share_of_budget
-from .tables import source
 
 Row = dict[str, Any]
 

@@ -4,7 +4,7 @@ The error is the largest difference of a weight from the same training in one pr
 budget is twice the same distance of the dense model under plain FSDP2. Adam divides a gradient by its own size, so a
 gradient near Adam's eps turns any rounding into a step: AdamW stands here with its default eps of 1e-8, and with 1e-5.
 In bf16 two weights can be so near to each other that one process keeps the first and several keep the second; the error
-is therefore also given for the entries that are in the same sets. What is sent is the kernel's count of the bytes
+is therefore also given for the entries that are in the same sets. The bytes sent are those that the kernel counts
 of each process's sockets.
 """
 
@@ -29,11 +29,10 @@ import topkast
 from topkast.runtime.state.model import sites
 from topkast.runtime.state.sharding.compare import VARIABLE
 from topkast.tests.support.processes.sharded import OPTIMIZERS, REFRESH, Net, Run, batches, mesh_of, on_ranks
+from topkast.tools.bench.large import give_back_at_once
+from topkast.tools.bench.memory import settled
 from topkast.tools.common.results import CONSOLE
 from topkast.tools.common.transport import bytes_sent
-
-from .large import give_back_at_once
-from .memory import settled
 
 LOW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 RESERVOIRS = ("device", "host", "disk")
