@@ -1,4 +1,4 @@
-"""The parts that a checkpoint's header may have. A file may come from a stranger, so each part is checked before it is used."""
+"""The parts that a checkpoint's header may have. A file may come from a stranger: each part is checked before use."""
 
 from __future__ import annotations
 
