@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import random
+import threading
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from torch.optim import optimizer as torch_optimizer
 # How a step is computed. This does not change the optimizer's rule, and on the CPU some of these settings are refused.
 MEANS = ("foreach", "fused", "capturable", "differentiable")
 HOOKS = "_optimizer_"  # start of the names of attributes that hold the hooks of one optimizer
+# All that `undisturbed` changes belongs to the whole process. Two threads that change it by turns would each put back
+# what the other had set: compiling stayed switched off.
+ONE_AT_A_TIME = threading.RLock()
 SCALED = ("grad_scale", "found_inf")  # set by a GradScaler while a step runs
 
 
@@ -184,9 +188,16 @@ def _alone(optimizer: Optimizer) -> Optimizer:
 def undisturbed(device: torch.device, kind: type) -> Iterator[None]:
     """Inside the ``with``, steps on this device change nothing else: random numbers, default device and global hooks.
 
+    Another thread that comes here waits.
+
     Args:
         kind: the class of the optimizer that makes the steps.
     """
+    with ONE_AT_A_TIME:
+        yield from _undisturbed(device, kind)
+
+
+def _undisturbed(device: torch.device, kind: type) -> Iterator[None]:
     steps = [vars(base)["step"] for base in kind.__mro__ if "step" in vars(base)]
     pre, post = torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks
     state = random.getstate()

@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import os
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import topkast
+from topkast.runtime.optimizers.sandbox import undisturbed
 from topkast.tools.fuzz.kinds.trained import assert_sound, everything, same, train, trained
 
 
@@ -139,3 +141,25 @@ def test_a_model_goes_to_a_process_that_was_spawned() -> None:
     assert process.exitcode == 0
     with torch.no_grad():
         assert found == model(torch.ones(2, 12)).tolist()
+
+
+def test_threads_that_try_out_optimizers_leave_compiling_switched_on() -> None:
+    """By turns, the second would put back what the first had set, and nothing in the process would compile any more."""
+    entered = threading.Event()
+
+    def first() -> None:
+        with undisturbed(torch.device("cpu"), torch.optim.SGD):
+            entered.set()
+            time.sleep(0.1)
+
+    def second() -> None:
+        entered.wait()
+        with undisturbed(torch.device("cpu"), torch.optim.SGD):
+            time.sleep(0.2)
+
+    threads = [threading.Thread(target=run) for run in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch._dynamo.eval_frame._stance.stance == "default"
