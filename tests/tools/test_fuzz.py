@@ -12,7 +12,7 @@ from topkast.tools.fuzz import __main__ as fuzz
 from topkast.tools.fuzz import find_failure
 from topkast.tools.fuzz.kinds import wrong_arguments
 
-SECONDS = float(os.environ.get("TOPKAST_FUZZ_SECONDS", "20"))  # for all kinds together
+SECONDS = float(os.environ.get("TOPKAST_FUZZ_SECONDS", "7"))  # for all kinds together
 
 
 @pytest.mark.long
