@@ -207,7 +207,7 @@ def tokens() -> str:
     given = found["arguments"]
     return _joined(
         table(heads, lines, numbers=True),
-        source(found, f"bench tokens --repeats {given['repeats']} --kind {' '.join(given['kind'])}"),
+        source(found, f"bench tokens --kind {' '.join(given['kind'])} --precision {' '.join(given['precision'])}"),
     )
 
 
