@@ -98,7 +98,7 @@ def read_times(path: Path) -> Times:
 
 
 def times_of(grid: str, path: Path) -> Times:
-    """Those of a grid: its own file beside ``path``, of the machine that measured it, or else ``path``."""
+    """The times of a grid: its own file beside ``path``, of the machine that measured it, or else ``path``."""
     own = path.with_name(f"{grid}-times.json")
     return read_times(own if own.exists() else path)
 

@@ -44,7 +44,7 @@ def groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def make_optimizer(run: Run, model: nn.Module) -> Any:
-    """That of the run, at its peak rates: an optimizer of torch, or two that step as one."""
+    """The optimizer of the run, at its peak rates: an optimizer of torch, or two that step as one."""
     if run.optimizer == "nanogpt":  # its config/train_shakespeare_char.py: no decay of what has one axis
         flat = [p for p in model.parameters() if p.ndim < 2]
         decayed: list[dict[str, Any]] = [

@@ -23,6 +23,7 @@ from topkast.runtime.state.site import Site
 from topkast.tests.compiler.checkpoint.test_checkpoint import same
 from topkast.tests.support.interrupts import interrupt, moments
 from topkast.tests.support.truth.lockstep import sites_of
+from topkast.tools.fuzz.kinds.trained import net, trained
 
 ROOT = Path(topkast.__file__).parent
 
@@ -33,24 +34,6 @@ RULES: dict[str, tuple[dict[str, Any], int]] = {
     "background": ({"refresh_in_background": True}, 2),
     "set": ({"method": "set", "bwd": None}, 4),
 }
-
-
-def net(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 8))
-
-
-def trained(steps: int = 3, seed: int = 0, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A sparse model that is due for a refresh, and has an optimizer with two moments."""
-    given = {"fwd": 0.7, "bwd": 0.4, "min_size": 1, "refresh_every": 3, "initial": None, "seed": 1, **options}
-    model = topkast.sparsify(net(seed), **given)
-    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
-    torch.manual_seed(seed + 1)
-    for _ in range(steps):
-        model(torch.randn(5, 12)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, optimizer
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
