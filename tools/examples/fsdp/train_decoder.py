@@ -169,9 +169,9 @@ def main() -> None:
     dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
     train(args)
     dist.destroy_process_group()
-    # gloo's threads let go of the tensors of the last gather a moment after the gather has returned, and need Python for
-    # this. If Python ends before, the process aborts: 2 of 6 runs did. torch has no call that waits for these threads (a
-    # barrier does not).
+    # gloo's threads let go of the tensors of the last gather a moment after the gather has returned, and need Python
+    # for this. If Python ends before, the process aborts: 2 of 6 runs did. torch has no call that waits for these
+    # threads (a barrier does not).
     time.sleep(1.0)
 
 
