@@ -19,13 +19,25 @@ static inline I clip(I q) {
 
 // What turns a row into whole numbers and back. The scale of a bad row is NaN, its numbers mean nothing.
 struct Scale {
-    V s{};
+    V s{}, inverse{};
     I z{};
     Scale() = default;
+    Scale(V s, V inverse, I z) : s(s), inverse(inverse), z(z) {}
     explicit Scale(const Range& range) {
-        const V span = range.hi - range.lo, whole = span / 255.0f;
-        s = (whole == 0.0f ? splat(1.0f) : whole) + (span - span) + range.bad;
-        z = clip(nearest(-range.lo / s));
+        const V span = range.hi - range.lo, whole = span / 255.0f, least = splat(FLT_MIN);
+        s = (whole < least ? least : whole) + (span - span) + range.bad;
+        inverse = 1.0f / s;
+        z = clip(nearest(-range.lo * inverse));
     }
-    I quantised(V x) const { return clip(nearest(x / s) + z); }
+    I quantised(V x) const { return clip(nearest(x * inverse) + z); }
 };
+
+// The range of all lanes, in each lane.
+static inline Range of_all_lanes(const Range& range) {
+    Range all;
+    for (int lane = 0; lane < LANES; ++lane) {
+        all.add(splat(range.lo[lane] + range.bad[lane]));
+        all.add(splat(range.hi[lane] + range.bad[lane]));
+    }
+    return all;
+}

@@ -7,12 +7,17 @@ static constexpr int64_t RANGE = 64;  // rows of y in one task, at least those o
 template <int T>
 static constexpr int LINE = T == 1 ? LANES : (T + GROUP - 1) / GROUP * LANES;  // words of a line
 
+struct Samples {  // of a tile
+    const int32_t *lines, *z;
+    const float* s;
+};
+
 // The words of GROUP columns, T vectors of samples.
 template <int T>
-static inline void operands(const int32_t* lines, const int32_t* cols, I* x) {
+static inline void operands(const Samples& in, const int32_t* cols, I* x) {
     const int32_t* from[GROUP];
 #pragma GCC unroll 4
-    for (int g = 0; g < GROUP; ++g) from[g] = lines + static_cast<int64_t>(cols[g]) * LINE<T>;
+    for (int g = 0; g < GROUP; ++g) from[g] = in.lines + static_cast<int64_t>(cols[g]) * LINE<T>;
     if constexpr (T == 1) {
         x[0] = load_words(from[0]);
 #pragma GCC unroll 4
@@ -31,10 +36,10 @@ static inline void operands(const int32_t* lines, const int32_t* cols, I* x) {
     }
 }
 
-struct Samples {  // of a tile
-    const int32_t *lines, *z;
-    const float* s;
-};
+// The sums of T vectors of samples in the order of the samples; and which sample lane `m` of all of them is.
+template <int T>
+static inline void in_order(const Samples&, I*) {}
+static constexpr int64_t sample_of(const Samples&, int64_t m) { return m; }
 
 #include "rows_in_lanes.inl"
 #include "samples_in_lanes.inl"

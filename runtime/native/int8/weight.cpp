@@ -49,3 +49,25 @@ Int8Weight::Int8Weight(const tk_matrix& index, const int8_t* values, const float
     matrix_ = {index.rows, index.columns, units, index.r, starts_.data(), cols_.data(), words_.data(), packed_.data(),
                sums_.data(), scale_.data()};
 }
+
+// As much of the matrix as the places of a convolution depend on.
+static tk_matrix shape_of(const Int8Matrix& w) {
+    tk_matrix found{};
+    found.rows = w.rows;
+    found.columns = w.columns;
+    found.r = w.r;
+    found.c = 1;
+    return found;
+}
+
+int64_t Int8Weight::convolution_workspace(const tk_conv& conv) const {
+    const tk_matrix shape = shape_of(matrix_);
+    return kernels_.convolution_workspace(Positions(shape, conv, true));
+}
+
+void Int8Weight::convolve(const tk_parallel* p, const tk_conv& conv, const float* x, const float* bias, int32_t act, float* y,
+                          float* work) const {
+    const tk_matrix shape = shape_of(matrix_);
+    Positions plan(shape, conv, true);
+    kernels_.convolution(p, matrix_, plan, x, bias, act, y, work);
+}

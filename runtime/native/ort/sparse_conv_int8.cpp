@@ -22,7 +22,7 @@ public:
         for (size_t d = 0; d < DIMS; ++d)
             plain = plain && window.shape.kernel[d] == 1 && window.shape.stride[d] == 1 && window.shape.padding[d] == 0 &&
                     window.behind[d] == 0;
-        require(plain, "SparseConvInt8 takes kernels of one tap only, with strides of 1, no pads and one group");
+        require(plain, "SparseConvInt8 takes kernels of one tap only, with strides of 1, no pads and one group; SparseConvPerImageInt8 takes any");
     }
 
     void compute(Context* context) const {

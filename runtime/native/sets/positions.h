@@ -12,8 +12,8 @@
 namespace topkast {
 
 struct Positions {
-    // What follows from the shapes alone; Y must not be empty.
-    Positions(const tk_matrix& w, const tk_conv& conv);
+    // What follows from the shapes alone; Y must not be empty. `copied`: planes are copies, even of images that are such.
+    Positions(const tk_matrix& w, const tk_conv& conv, bool copied = false);
     // Offsets, and runs of at most `longest` vectors of `lanes` positions.
     void cut(int64_t lanes, int64_t longest);
     // Of packed images; the last vector may read past them.
