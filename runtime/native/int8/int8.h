@@ -32,7 +32,7 @@ struct Int8Matrix {
     int32_t r;                     // rows of a block
     const int64_t* starts;         // [units + 1], in groups
     const int32_t* cols;           // [groups][group]
-    const int32_t* words;          // [groups][r]; null if r is a multiple of the kernels' lanes, for which there are instead
+    const int32_t* words;          // [groups][r]; null if a product finds r a multiple of the kernels' lanes, and then instead
     const int8_t* packed;          // [groups][r][group]
     const int32_t* sums;           // [units * r]: of a row's weights
     const float* scale;            // [units * r]
@@ -41,18 +41,19 @@ struct Int8Matrix {
 class Int8Weight {
 public:
     // Row i of blocks owns the slots row_ptr[i] .. row_ptr[i + 1] of cols [slots] and of values [slots][r][c]; both are
-    // checked. scale is [rows]. The kernels are those of the instruction set in use. Throws std::invalid_argument if a
-    // sum could leave int32.
-    Int8Weight(const tk_matrix& index, const int8_t* values, const float* scale);
+    // checked. scale is [rows]. The kernels are those of the instruction set in use. `words`: in words for any r, as
+    // convolutions read the weight. Throws std::invalid_argument if a sum could leave int32.
+    Int8Weight(const tk_matrix& index, const int8_t* values, const float* scale, bool words = false);
     Int8Weight(const Int8Weight&) = delete;
 
     const Int8Kernels& kernels() const { return kernels_; }
     const Int8Matrix& matrix() const { return matrix_; }
 
-    // Y = act(X * W^T + bias) as tk_conv_positions has it, and its scratch in floats.
-    int64_t convolution_workspace(const tk_conv& conv) const;
-    void convolve(const tk_parallel* p, const tk_conv& conv, const float* x, const float* bias, int32_t act, float* y,
-                  float* work) const;
+    // Y = act(X * W^T + bias) as tk_conv_positions has it, and its scratch in floats; the weight is in words. `by_position`:
+    // an output reads one position, whose numbers have their own scale, in place of one for the image.
+    int64_t convolution_workspace(const tk_conv& conv, bool by_position) const;
+    void convolve(const tk_parallel* p, const tk_conv& conv, bool by_position, const float* x, const float* bias, int32_t act,
+                  float* y, float* work) const;
 
 private:
     const Int8Kernels& kernels_;
@@ -70,9 +71,9 @@ struct Int8Kernels {
     void (*product)(const tk_parallel*, const Int8Matrix&, const tk_view& x, const float* bias, int32_t act,
                     const tk_view& y, float* work);
     // The same of a convolution, see Int8Weight.
-    int64_t (*convolution_workspace)(const Positions&);
-    void (*convolution)(const tk_parallel*, const Int8Matrix&, Positions&, const float* x, const float* bias, int32_t act,
-                        float* y, float* work);
+    int64_t (*convolution_workspace)(Positions&, bool by_position);
+    void (*convolution)(const tk_parallel*, const Int8Matrix&, Positions&, bool by_position, const float* x, const float* bias,
+                        int32_t act, float* y, float* work);
 };
 
 const Int8Kernels& int8_kernels();  // of the instruction set in use

@@ -22,10 +22,10 @@ static inline Floats finished(Words acc, Words z, Words sum, Floats s, Floats sc
     return __builtin_convertvector(acc - z * sum, Floats) * (s * scale) + bias;
 }
 
+#include "planes.inl"
 #include "quantise.inl"
 #include "tiles.inl"
 #include "few_rows.inl"
-#include "planes.inl"
 #include "windows.inl"
 
 static int64_t workspace(const Int8Matrix& w, int64_t m) {

@@ -48,8 +48,8 @@ static inline int lanes_rows(const Int8Matrix& w, int64_t begin, int64_t end, in
 }
 
 // Unit `unit` of y, out [sample][pitch].
-template <int T, class In>
-static inline void lanes_unit(const Int8Matrix& w, int64_t unit, const In& in, const float* bias, Gathered<T>& gathered,
+template <int T>
+static inline void lanes_unit(const Int8Matrix& w, int64_t unit, const Samples& in, const float* bias, Gathered<T>& gathered,
                               float* out, int64_t pitch) {
     constexpr int64_t W = Gathered<T>::W, PIECE = Gathered<T>::PIECE;
     const int64_t first = w.starts[unit], end = w.starts[unit + 1];
@@ -69,11 +69,10 @@ static inline void lanes_unit(const Int8Matrix& w, int64_t unit, const In& in, c
     alignas(64) float rest[RANGE];  // the bias ends with the matrix, not with the block
     for (int64_t i = 0; i < w.r; ++i) rest[i] = bias && n + i < w.rows ? bias[n + i] : 0.0f;
     for (int64_t m = 0; m < W; ++m) {
-        const int64_t sample = sample_of(in, m);
-        const I z = I{} + in.z[sample];
-        const V s = splat(in.s[sample]);
+        const I z = I{} + in.z[m];
+        const V s = splat(in.s[m]);
         for (int row = 0; row < w.r; row += LANES)
-            store(out + sample * pitch + row, finished(load_words(gathered.sums + m * w.r + row), z, load_words(w.sums + n + row), s,
+            store(out + m * pitch + row, finished(load_words(gathered.sums + m * w.r + row), z, load_words(w.sums + n + row), s,
                                                   load(w.scale + n + row), load(rest + row)));
     }
 }

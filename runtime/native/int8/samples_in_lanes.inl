@@ -1,9 +1,14 @@
 // Blocks of any other number of rows, times a tile of samples: the samples are the vector axis, and each row gathers
 // for itself, or with its neighbours.
 
-// RB rows of a unit, from `row` on, as tile rows out[row][T * LANES].
+struct Out {  // rows of whole vectors, `pitch` floats apart
+    float* data;
+    int64_t pitch;
+};
+
+// RB rows of a unit, from `row` on, as rows of `out`.
 template <int T, int RB, class In>
-static inline void tile_rows(const Int8Matrix& w, int64_t unit, int row, const In& in, const float* bias, float* out) {
+static inline void tile_rows(const Int8Matrix& w, int64_t unit, int row, const In& in, const float* bias, Out out) {
     I acc[RB][T];
 #pragma GCC unroll 8
     for (int q = 0; q < RB; ++q)
@@ -29,13 +34,13 @@ static inline void tile_rows(const Int8Matrix& w, int64_t unit, int row, const I
         const V scale = splat(w.scale[n]), added = splat(bias && n < w.rows ? bias[n] : 0.0f);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t)
-            store(out + ((row + q) * T + t) * LANES,
+            store(out.data + (row + q) * out.pitch + t * LANES,
                   finished(acc[q][t], load_words(in.z + t * LANES), sum, load(in.s + t * LANES), scale, added));
     }
 }
 
 template <int T, int RB, class In>
-static inline void unit_rows(const Int8Matrix& w, int64_t unit, int row, const In& in, const float* bias, float* out) {
+static inline void unit_rows(const Int8Matrix& w, int64_t unit, int row, const In& in, const float* bias, Out out) {
     for (; row + RB <= w.r; row += RB) tile_rows<T, RB>(w, unit, row, in, bias, out);
     if constexpr (RB > 1) {
         if (row < w.r) unit_rows<T, RB / 2>(w, unit, row, in, bias, out);

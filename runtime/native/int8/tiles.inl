@@ -36,10 +36,9 @@ static inline void operands(const Samples& in, const int32_t* cols, I* x) {
     }
 }
 
-// The sums of T vectors of samples in the order of the samples; and which sample lane `m` of all of them is.
+// T vectors of sums in the order of the samples.
 template <int T>
 static inline void in_order(const Samples&, I*) {}
-static constexpr int64_t sample_of(const Samples&, int64_t m) { return m; }
 
 #include "rows_in_lanes.inl"
 #include "samples_in_lanes.inl"
@@ -143,7 +142,7 @@ struct Tiles {
             copy_lanes(own, tile * W, W, n0, n1, y);
         } else {
             for (int64_t unit = first; unit < end; ++unit)
-                unit_rows<T, T == 1 ? 2 * ROWS : ROWS>(w, unit, 0, in, bias, own + (unit * w.r - n0) * W);
+                unit_rows<T, T == 1 ? 2 * ROWS : ROWS>(w, unit, 0, in, bias, {own + (unit * w.r - n0) * W, W});
             activate(act, own, (n1 - n0) * W);
             unpack(own, tile * W, W, n0, n1, y);
         }

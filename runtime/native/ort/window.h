@@ -58,6 +58,14 @@ struct Window {
         shape.channels = rest * shape.groups;
     }
 
+    // Whether each result reads one position, the one in its own place.
+    bool is_pixelwise() const {
+        bool found = shape.groups == 1;
+        for (size_t d = 0; d < DIMS; ++d)
+            found = found && shape.kernel[d] == 1 && shape.stride[d] == 1 && shape.padding[d] == 0 && behind[d] == 0;
+        return found;
+    }
+
     // The convolution of the images x; `out` becomes the dimensions of its result of so many rows.
     tk_conv over(const Tensor& x, int64_t rows, std::vector<int64_t>& out) const {
         tk_conv conv = shape;
