@@ -93,12 +93,15 @@ struct Images {
         z[image] = scale.z[0];
     }
 
-    // Up to LANES numbers.
-    static void quantise(const Scale& scale, const float* from, int64_t count, Number* to) {
+    // At most LANES numbers.
+    static inline V some(const float* from, int64_t count) {
         V x{};
-        if (count >= LANES) x = load(from);
-        else __builtin_memcpy(&x, from, sizeof(float) * static_cast<size_t>(count));
-        const Numbers found = __builtin_convertvector(scale.quantised(x), Numbers);
+        if (count >= LANES) return load(from);
+        __builtin_memcpy(&x, from, sizeof(float) * static_cast<size_t>(count));
+        return x;
+    }
+    static inline void quantise(const Scale& scale, const float* from, int64_t count, Number* to) {
+        const Numbers found = __builtin_convertvector(scale.quantised(some(from, count)), Numbers);
         if (count >= LANES) __builtin_memcpy(to, &found, sizeof found);
         else __builtin_memcpy(to, &found, sizeof(Number) * static_cast<size_t>(count));
     }
@@ -117,27 +120,33 @@ struct Images {
 
     // All channels of positions q .. q + W of an image, by position.
     void fill_run(const float* x, int64_t q) const {
-        const int64_t pitch = plan.in_positions, here = pitch - q < W ? pitch - q : W;
-        const int vectors = static_cast<int>(ceil_div(here, LANES));
+        const int64_t here = plan.in_positions - q < W ? plan.in_positions - q : W;
+        if (here > 3 * LANES) fill_vectors<WIDE < 4 ? WIDE : 4>(x + q, q, here);
+        else if (here > 2 * LANES) fill_vectors<WIDE < 3 ? WIDE : 3>(x + q, q, here);
+        else if (here > LANES) fill_vectors<2>(x + q, q, here);
+        else fill_vectors<1>(x + q, q, here);
+    }
+
+    template <int T>
+    void fill_vectors(const float* x, int64_t q, int64_t here) const {
+        const int64_t pitch = plan.in_positions;
         // Numbers of the next channel fill the last vector, and are never read; behind the last channel there are none.
-        const auto count = [&](int64_t k, int t) { return k + 1 < channels ? LANES : here - t * LANES; };
-        Range range[WIDE];
-        for (int64_t k = 0; k < channels; ++k)
-            for (int t = 0; t < vectors; ++t) {
-                const float* const from = x + k * pitch + q + t * LANES;
-                V v{};
-                if (count(k, t) >= LANES) v = load(from);
-                else __builtin_memcpy(&v, from, sizeof(float) * static_cast<size_t>(count(k, t)));
-                range[t].add(v);
-            }
-        for (int t = 0; t < vectors; ++t) {
-            const Scale scale(range[t]);
-            store(s + q + t * LANES, scale.s);
-            store_words(z + q + t * LANES, scale.z);
-            for (int64_t k = 0; k < channels; ++k) {
-                const int64_t at = q + t * LANES;
-                quantise(scale, x + k * pitch + at, count(k, t), planes + k * plan.pitch + at);
-            }
+        const float* const last = x + (channels - 1) * pitch;
+        Number* to = planes + q;
+        Range range[T];
+        Scale scale[T];
+        for (const float* from = x; from < last; from += pitch)
+#pragma GCC unroll 4
+            for (int t = 0; t < T; ++t) range[t].add(load(from + t * LANES));
+        for (int t = 0; t < T; ++t) {
+            range[t].add(some(last + t * LANES, here - t * LANES));
+            scale[t] = Scale(range[t]);
+            store(s + q + t * LANES, scale[t].s);
+            store_words(z + q + t * LANES, scale[t].z);
         }
+        for (const float* from = x; from < last; from += pitch, to += plan.pitch)
+#pragma GCC unroll 4
+            for (int t = 0; t < T; ++t) quantise(scale[t], from + t * LANES, LANES, to + t * LANES);
+        for (int t = 0; t < T; ++t) quantise(scale[t], last + t * LANES, here - t * LANES, to + t * LANES);
     }
 };

@@ -102,8 +102,7 @@ struct Windows {
             if (out.data != own) continue;
             for (int64_t k = run.first; k < run.last && pieces[k].image < images; ++k)
                 for (int64_t n = 0; n < height; ++n)
-                    __builtin_memcpy(at(pieces[k]) + n * plan.out_positions, own + n * W + pieces[k].q - run.q0,
-                                     sizeof(float) * static_cast<size_t>(pieces[k].count));
+                    copy_row(own + n * W + pieces[k].q - run.q0, 1, pieces[k].count, at(pieces[k]) + n * plan.out_positions);
         }
     }
 

@@ -5,6 +5,7 @@
 // So output position q meets a weight at float q + offset of its channel, and the offset depends on the weight's column
 // alone: no patch is copied. Between the rows of an image q runs on over the borders; what is computed there is dropped.
 #pragma once
+#include <type_traits>
 #include <vector>
 
 #include "parallel.h"
