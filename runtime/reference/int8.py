@@ -83,7 +83,7 @@ def conv_int8(
     plain = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
     sums = plain(wide, weight.double(), None, tuple(strides), 0, tuple(dilations), groups).to(torch.int32)
     ones = [1] * dims
-    y = sums.float() * (image_scale * scale).reshape(len(x), -1, *ones)
+    y = sums.float() * (image_scale * scale).reshape(len(x), len(weight), *ones)
     return y if bias is None else y + bias.reshape(-1, *ones)
 
 
