@@ -25,6 +25,12 @@ class Convolution:
     channels: int
     group: int
 
+    @property
+    def is_pixelwise(self) -> bool:
+        """Whether each result reads one pixel, the one in its own place."""
+        given = self.attributes
+        return set(given["kernel_shape"]) | set(given["strides"]) == {1} and not any(given["pads"]) and self.group == 1
+
 
 @dataclass(frozen=True)
 class Product:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from topkast.passes.onnx.blocks import Array
 
+from .constant_products import Convolution
 from .quantise import Quantised
 
 
@@ -20,7 +21,7 @@ class IntegerProduct:
             operators compute the product.
         matrix: the weight, [out, in].
         bias: float32 [out], or None.
-        conv: whether x is [batch, in, ...] and the product is a convolution of 1 x 1.
+        conv: None for a matrix; otherwise x is [batch, in, ...].
     """
 
     weight: str
@@ -29,7 +30,7 @@ class IntegerProduct:
     values: str | None
     matrix: Quantised
     bias: Array | None
-    conv: bool
+    conv: Convolution | None
 
 
 @dataclass(frozen=True)

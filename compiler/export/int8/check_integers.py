@@ -19,7 +19,7 @@ from topkast.passes.onnx.time_formats import in_float
 from topkast.passes.onnx.writer import remove, save, save_proto
 from topkast.runtime.errors import ExportError
 from topkast.runtime.onnx.session import Session
-from topkast.runtime.reference.int8 import spmm_int8, spmm_int8_of_tensor
+from topkast.runtime.reference.int8 import conv_int8, spmm_int8, spmm_int8_of_tensor
 
 
 def check_integers(file: Path, integers: Integers, inputs: Mapping[str, Tensor], library: Path | None) -> None:
@@ -58,10 +58,15 @@ def expected(product: IntegerProduct, x: Tensor) -> Tensor:
     """What the product gives for x, by integer arithmetic in PyTorch."""
     weight, scale = torch.tensor(product.matrix.values), torch.tensor(product.matrix.scale)
     bias = None if product.bias is None else torch.tensor(product.bias)
-    rows = x.movedim(1, -1) if product.conv else x
+    conv = product.conv
+    if conv is not None and not conv.is_pixelwise:
+        given = conv.attributes
+        filters = weight.reshape(len(weight), conv.channels, *given["kernel_shape"])
+        return conv_int8(x, filters, scale, bias, given["strides"], given["pads"], given["dilations"], conv.group)
+    rows = x if conv is None else x.movedim(1, -1)
     compute = spmm_int8_of_tensor if product.values is None else spmm_int8
     y = compute(rows.reshape(-1, rows.shape[-1]), weight, scale, bias).reshape(*rows.shape[:-1], -1)
-    return y.movedim(-1, 1) if product.conv else y
+    return y if conv is None else y.movedim(-1, 1)
 
 
 def _compare(name: str, given: Tensor, wanted: Tensor, how: str) -> None:

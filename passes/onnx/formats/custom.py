@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx import parser
 
 from topkast.passes.onnx.blocks import Block, Blocks
-from topkast.passes.onnx.constant_products import Convolution, Product
+from topkast.passes.onnx.constant_products import Product
 from topkast.passes.onnx.graph import Builder
 
 from . import custom_speed, int8_functions
@@ -70,6 +70,13 @@ WEIGHT = """
     start = Constant <value_ints = [0, 0]> ()
     weight = Slice (matrix, start, size_o, axes)
 """
+# The matrix as a convolution's weight.
+FILTERS = """
+    kernel = Constant <value_ints: ints = @kernel_shape> ()
+    rest = Constant <value_ints = [-1]> ()
+    shape = Concat <axis = 0> (rows_1, rest, kernel)
+    filters = Reshape (weight, shape)
+"""
 # Operator -> its attributes, and its body after the weight, up to what the activation takes.
 BODIES = {
     "SparseMatMul": (
@@ -83,11 +90,8 @@ BODIES = {
     "SparseConv": (
         "rows, columns, block, kernel_shape, strides, pads, dilations, group",
         WEIGHT.format(order=[0, 1], perm=[0, 2, 1, 3]),
-        """
-    kernel = Constant <value_ints: ints = @kernel_shape> ()
-    rest = Constant <value_ints = [-1]> ()
-    shape = Concat <axis = 0> (rows_1, rest, kernel)
-    filters = Reshape (weight, shape)
+        FILTERS
+        + """
     h = Conv <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
               dilations: ints = @dilations, group: int = @group> (x, filters, bias)
 """,
@@ -104,6 +108,7 @@ INT8_BODIES = {
         BODIES["SparseMatMul"][1],
         int8_functions.BEFORE_CONV + int8_functions.PRODUCT.format(x="pixels", h="flat") + int8_functions.AFTER_CONV,
     ),
+    "SparseConvPerImageInt8": (*BODIES["SparseConv"][:2], FILTERS + int8_functions.CONV_PER_IMAGE),
 }
 # A function cannot branch, so each activation has an operator of its own, which ends in its name.
 ENDINGS = {
@@ -191,17 +196,7 @@ def write(weight: Weight) -> tuple[Block, int]:
 
 def keeps_float(weight: Weight) -> str | None:
     """Why our kernels do not take the weight in int8, None if they do."""
-    for product in weight.products:
-        conv = product.conv
-        if conv is not None and not is_pixelwise(conv):
-            return "our int8 kernels compute convolutions of 1 x 1 only, of stride 1, without padding and groups"
     return weight.too_long()
-
-
-def is_pixelwise(conv: Convolution) -> bool:
-    """Whether each result reads one pixel, the one in its own place."""
-    given = conv.attributes
-    return set(given["kernel_shape"]) | set(given["strides"]) == {1} and not any(given["pads"]) and conv.group == 1
 
 
 def lower(
@@ -228,6 +223,7 @@ def lower(
     kind = "SparseMatMul"
     if product.conv is not None:
         kind, shape = "SparseConv", shape | product.conv.attributes
+        kind += "PerImage" if scale and not product.conv.is_pixelwise else ""
     kind += "Int8" if scale else ""
     y = builder.op(kind, inputs, shape, domain=DOMAIN, name=f"{label}.product.{product.y.name}")
     builder.replace(product.nodes, y)

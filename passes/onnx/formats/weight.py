@@ -170,8 +170,8 @@ class Weight:
                 bias = None if product.bias is None else array_of(product.bias)
                 if values is not None and bias is None:  # our nodes always have a bias, and -0 + 0 is 0
                     bias = np.zeros(len(self.quantised[product.transposed].scale), np.float32)
-                matrix, conv = self.quantised[product.transposed], product.conv is not None
-                self.integers.products.append(IntegerProduct(self.label, x, y, values, matrix, bias, conv))
+                matrix = self.quantised[product.transposed]
+                self.integers.products.append(IntegerProduct(self.label, x, y, values, matrix, bias, product.conv))
         return added
 
     def widen(self) -> ir.Value:

@@ -2,13 +2,6 @@
 
 static constexpr int FEW = 4;  // rows of activations, at most
 
-template <class T>
-static inline T taken(const void* from) {
-    T found;
-    __builtin_memcpy(&found, from, sizeof found);
-    return found;
-}
-
 // The rows of a block as vectors: whole ones, or four words each.
 struct Whole {
     typedef int32_t I __attribute__((vector_size(4 * LANES)));
@@ -108,13 +101,9 @@ static void few_quantised(const tk_view& x, int64_t m, float* row, int32_t* word
     if (x.stride_n == 1) __builtin_memcpy(row, from, sizeof(float) * static_cast<size_t>(x.n));
     else for (int64_t n = 0; n < x.n; ++n) row[n] = from[n * x.stride_n];
     for (int64_t n = x.n; n < whole; ++n) row[n] = 0.0f;
-    Range range, all;
+    Range range;
     for (int64_t n = 0; n < whole; n += LANES) range.add(load(row + n));
-    for (int lane = 0; lane < LANES; ++lane) {
-        all.add(splat(range.lo[lane] + range.bad[lane]));
-        all.add(splat(range.hi[lane] + range.bad[lane]));
-    }
-    const Scale scale(all);
+    const Scale scale(of_all_lanes(range));
     for (int64_t n = 0; n < whole; n += LANES) store_words(words + n, scale.quantised(load(row + n)));
     s = scale.s[0];
     z = scale.z[0];

@@ -7,6 +7,12 @@
 
 static constexpr int BITS = 32 / GROUP;
 
+template <class T>
+static inline T taken(const void* from) {
+    T found;
+    __builtin_memcpy(&found, from, sizeof found);
+    return found;
+}
 static inline I load_words(const int32_t* p) { return (I)load(reinterpret_cast<const float*>(p)); }
 static inline void store_words(int32_t* p, I v) { store(reinterpret_cast<float*>(p), (V)v); }
 
@@ -16,9 +22,11 @@ static inline Floats finished(Words acc, Words z, Words sum, Floats s, Floats sc
     return __builtin_convertvector(acc - z * sum, Floats) * (s * scale) + bias;
 }
 
+#include "planes.inl"
 #include "quantise.inl"
 #include "tiles.inl"
 #include "few_rows.inl"
+#include "windows.inl"
 
 static int64_t workspace(const Int8Matrix& w, int64_t m) {
     const int64_t few = few_workspace(w), tiles = tiles_workspace(w, m);
@@ -32,4 +40,4 @@ static void product(const tk_parallel* p, const Int8Matrix& w, const tk_view& x,
     else tiles(p, w, x, bias, act, y, work);
 }
 
-const Int8Kernels int8 = {LANES, GROUP, workspace, product};
+const Int8Kernels int8 = {LANES, GROUP, workspace, product, windows_workspace, windows};

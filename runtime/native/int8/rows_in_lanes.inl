@@ -58,7 +58,7 @@ static inline void lanes_unit(const Int8Matrix& w, int64_t unit, const Samples& 
         const int64_t stop = end - begin < PIECE ? end : begin + PIECE;
         for (int64_t g = begin; g < stop; ++g) {
             I x[T];
-            operands<T>(in.lines, w.cols + g * GROUP, x);
+            operands<T>(in, w.cols + g * GROUP, x);
 #pragma GCC unroll 4
             for (int t = 0; t < T; ++t) store_words(gathered.words + (g - begin) * W + t * LANES, x[t]);
         }

@@ -1,9 +1,14 @@
 // Blocks of any other number of rows, times a tile of samples: the samples are the vector axis, and each row gathers
 // for itself, or with its neighbours.
 
-// RB rows of a unit, from `row` on, as tile rows out[row][T * LANES].
-template <int T, int RB>
-static inline void tile_rows(const Int8Matrix& w, int64_t unit, int row, const Samples& in, const float* bias, float* out) {
+struct Out {  // rows of whole vectors, `pitch` floats apart
+    float* data;
+    int64_t pitch;
+};
+
+// RB rows of a unit, from `row` on, as rows of `out`.
+template <int T, int RB, class In>
+static inline void tile_rows(const Int8Matrix& w, int64_t unit, int row, const In& in, const float* bias, Out out) {
     I acc[RB][T];
 #pragma GCC unroll 8
     for (int q = 0; q < RB; ++q)
@@ -13,7 +18,7 @@ static inline void tile_rows(const Int8Matrix& w, int64_t unit, int row, const S
     const int32_t *cols = w.cols + w.starts[unit] * GROUP, *words = w.words + w.starts[unit] * w.r + row;
     for (int64_t g = w.starts[unit]; g < end; ++g, cols += GROUP, words += w.r) {
         I x[T];
-        operands<T>(in.lines, cols, x);
+        operands<T>(in, cols, x);
 #pragma GCC unroll 8
         for (int q = 0; q < RB; ++q) {
             const I word = I{} + words[q];
@@ -24,17 +29,18 @@ static inline void tile_rows(const Int8Matrix& w, int64_t unit, int row, const S
 #pragma GCC unroll 8
     for (int q = 0; q < RB; ++q) {
         const int64_t n = unit * w.r + row + q;
+        in_order<T>(in, acc[q]);
         const I sum = I{} + w.sums[n];
         const V scale = splat(w.scale[n]), added = splat(bias && n < w.rows ? bias[n] : 0.0f);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t)
-            store(out + ((row + q) * T + t) * LANES,
+            store(out.data + (row + q) * out.pitch + t * LANES,
                   finished(acc[q][t], load_words(in.z + t * LANES), sum, load(in.s + t * LANES), scale, added));
     }
 }
 
-template <int T, int RB>
-static inline void unit_rows(const Int8Matrix& w, int64_t unit, int row, const Samples& in, const float* bias, float* out) {
+template <int T, int RB, class In>
+static inline void unit_rows(const Int8Matrix& w, int64_t unit, int row, const In& in, const float* bias, Out out) {
     for (; row + RB <= w.r; row += RB) tile_rows<T, RB>(w, unit, row, in, bias, out);
     if constexpr (RB > 1) {
         if (row < w.r) unit_rows<T, RB / 2>(w, unit, row, in, bias, out);

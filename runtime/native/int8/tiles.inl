@@ -7,12 +7,17 @@ static constexpr int64_t RANGE = 64;  // rows of y in one task, at least those o
 template <int T>
 static constexpr int LINE = T == 1 ? LANES : (T + GROUP - 1) / GROUP * LANES;  // words of a line
 
+struct Samples {  // of a tile
+    const int32_t *lines, *z;
+    const float* s;
+};
+
 // The words of GROUP columns, T vectors of samples.
 template <int T>
-static inline void operands(const int32_t* lines, const int32_t* cols, I* x) {
+static inline void operands(const Samples& in, const int32_t* cols, I* x) {
     const int32_t* from[GROUP];
 #pragma GCC unroll 4
-    for (int g = 0; g < GROUP; ++g) from[g] = lines + static_cast<int64_t>(cols[g]) * LINE<T>;
+    for (int g = 0; g < GROUP; ++g) from[g] = in.lines + static_cast<int64_t>(cols[g]) * LINE<T>;
     if constexpr (T == 1) {
         x[0] = load_words(from[0]);
 #pragma GCC unroll 4
@@ -31,10 +36,9 @@ static inline void operands(const int32_t* lines, const int32_t* cols, I* x) {
     }
 }
 
-struct Samples {  // of a tile
-    const int32_t *lines, *z;
-    const float* s;
-};
+// T vectors of sums in the order of the samples.
+template <int T>
+static inline void in_order(const Samples&, I*) {}
 
 #include "rows_in_lanes.inl"
 #include "samples_in_lanes.inl"
@@ -138,7 +142,7 @@ struct Tiles {
             copy_lanes(own, tile * W, W, n0, n1, y);
         } else {
             for (int64_t unit = first; unit < end; ++unit)
-                unit_rows<T, T == 1 ? 2 * ROWS : ROWS>(w, unit, 0, in, bias, own + (unit * w.r - n0) * W);
+                unit_rows<T, T == 1 ? 2 * ROWS : ROWS>(w, unit, 0, in, bias, {own + (unit * w.r - n0) * W, W});
             activate(act, own, (n1 - n0) * W);
             unpack(own, tile * W, W, n0, n1, y);
         }

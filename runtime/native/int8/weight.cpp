@@ -8,9 +8,10 @@ using namespace topkast;
 
 static constexpr int64_t MOST = INT32_MAX / (255 * 128);  // entries of a row whose sum cannot leave int32
 
-Int8Weight::Int8Weight(const tk_matrix& index, const int8_t* values, const float* scale) : kernels_(int8_kernels()) {
+Int8Weight::Int8Weight(const tk_matrix& index, const int8_t* values, const float* scale, bool words)
+    : kernels_(int8_kernels()) {
     const int64_t units = (index.rows + index.r - 1) / index.r, r = index.r, c = index.c, group = kernels_.group;
-    const bool packed = r % kernels_.lanes == 0;
+    const bool packed = !words && r % kernels_.lanes == 0;
     const uint32_t bits = 32 / static_cast<uint32_t>(group), mask = ~uint32_t{0} >> (32 - bits);
     starts_.push_back(0);
     sums_.resize(units * r);
@@ -48,4 +49,33 @@ Int8Weight::Int8Weight(const tk_matrix& index, const int8_t* values, const float
     scale_.resize(units * r);
     matrix_ = {index.rows, index.columns, units, index.r, starts_.data(), cols_.data(), words_.data(), packed_.data(),
                sums_.data(), scale_.data()};
+}
+
+// As much of the matrix as the places of a convolution depend on.
+static tk_matrix shape_of(const Int8Matrix& w) {
+    tk_matrix found{};
+    found.rows = w.rows;
+    found.columns = w.columns;
+    found.r = w.r;
+    found.c = 1;
+    return found;
+}
+
+static Positions places(const tk_matrix& shape, const tk_conv& conv, bool by_position) {
+    Positions plan(shape, conv, true);
+    if (by_position) plan.images = 1, plan.plane = plan.image;
+    return plan;
+}
+
+int64_t Int8Weight::convolution_workspace(const tk_conv& conv, bool by_position) const {
+    const tk_matrix shape = shape_of(matrix_);
+    Positions plan = places(shape, conv, by_position);
+    return kernels_.convolution_workspace(plan, by_position);
+}
+
+void Int8Weight::convolve(const tk_parallel* p, const tk_conv& conv, bool by_position, const float* x, const float* bias,
+                          int32_t act, float* y, float* work) const {
+    const tk_matrix shape = shape_of(matrix_);
+    Positions plan = places(shape, conv, by_position);
+    kernels_.convolution(p, matrix_, plan, by_position, x, bias, act, y, work);
 }

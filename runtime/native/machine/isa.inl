@@ -9,6 +9,7 @@
 #include "sddmm.inl"
 #include "images.inl"
 #include "conv.inl"
+#include "planes.inl"
 #include "positions.inl"
 
 // Vectors of batch in a tile, where there are rows enough to fill it.

@@ -122,6 +122,8 @@ private:
 };
 
 // The same with values of int8 and a scale for each row, prepared for the kernels once; the tensors need not outlive it.
+// `words`: for a convolution, see int8.h.
+template <bool words>
 class Quantised {
 public:
     static constexpr size_t PARTS = 4;  // values, row_ptr, cols, scale
@@ -136,7 +138,7 @@ public:
                 "scale must be float [" + text(g.rows) + "]");
         check_contents(g, row_ptr, cols);
         weight_ = std::make_unique<Int8Weight>(indexed(g, row_ptr, cols), static_cast<const int8_t*>(values.data),
-                                               static_cast<const float*>(scale.data));
+                                               static_cast<const float*>(scale.data), words);
     }
 
     bool taken() const { return weight_ != nullptr; }

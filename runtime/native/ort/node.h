@@ -94,7 +94,7 @@ private:
     void* data_ = nullptr;
 };
 
-// W: Weight or Quantised.
+// W: Weight or Quantised<...>.
 template <class W>
 class Node {
 public:

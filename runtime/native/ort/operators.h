@@ -20,6 +20,7 @@ const std::vector<Operator>& sparse_matmul();
 const std::vector<Operator>& sparse_conv();
 const std::vector<Operator>& sparse_matmul_int8();
 const std::vector<Operator>& sparse_conv_int8();
+const std::vector<Operator>& sparse_conv_per_image_int8();
 
 // What ONNX Runtime holds of a node.
 template <class Kernel>

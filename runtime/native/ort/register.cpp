@@ -12,7 +12,8 @@ extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(Sess
         // Sessions keep the pointer and never say when the last of them is gone: a domain is not freed.
         Domain* domain = nullptr;
         must(api.create_domain("topkast", &domain));
-        for (const auto* family : {&sparse_matmul(), &sparse_conv(), &sparse_matmul_int8(), &sparse_conv_int8()})
+        for (const auto* family : {&sparse_matmul(), &sparse_conv(), &sparse_matmul_int8(), &sparse_conv_int8(),
+                                   &sparse_conv_per_image_int8()})
             for (const Operator& op : *family) must(api.add_op(domain, &op));
         must(api.add_domain(options, domain));
     });

@@ -1,11 +1,12 @@
-// The operator topkast.SparseConvInt8: SparseConv with a weight of int8, for kernels of one tap: stride 1, no padding, one
-// group. The channels of each position are quantised by themselves.
+// The operators topkast.SparseConvInt8 and SparseConvPerImageInt8: SparseConv with a weight of int8. The first one is for
+// kernels of one tap (stride 1, no padding, one group): the channels of each position are quantised by themselves. The
+// second one takes any kernel, and the numbers of each image share a scale.
 //
 //   inputs      x float [batch, channels, ...], values int8 [slots * r * c], row_ptr int64 [block rows + 1], cols uint16
 //               or int32 [slots], scale float [rows], bias float [rows] (optional)
 //   attributes  rows, columns, block = [r, c]; kernel_shape, strides, dilations [dims], pads [2 * dims], group
 //   output      y float [batch, rows, ...]
-#include "int8_product.h"
+#include "node.h"
 #include "window.h"
 
 using namespace topkast;
@@ -13,44 +14,44 @@ using namespace topkast::ort;
 
 namespace {
 
-class SparseConvInt8 : public Int8Node {
+template <bool by_position>
+class SparseConvInt8 : public Node<Quantised<true>> {
 public:
-    SparseConvInt8(const Api& api, const KernelInfo* info, int32_t act) : Int8Node(api, info, act) {
-        const Window window(api, info);
-        dims_ = window.dims;
-        bool plain = window.shape.groups == 1;
-        for (size_t d = 0; d < DIMS; ++d)
-            plain = plain && window.shape.kernel[d] == 1 && window.shape.stride[d] == 1 && window.shape.padding[d] == 0 &&
-                    window.behind[d] == 0;
-        require(plain, "SparseConvInt8 takes kernels of one tap only, with strides of 1, no pads and one group");
+    SparseConvInt8(const Api& api, const KernelInfo* info, int32_t act) : Node(api, info, act), window_(api, info) {
+        window_.fit(geometry_);
+        require(!by_position || window_.is_pixelwise(),
+                "SparseConvInt8 takes kernels of one tap only, with strides of 1, no pads and one group; "
+                "SparseConvPerImageInt8 takes any");
     }
 
     void compute(Context* context) const {
         const Tensor x = input(context, X);
-        const int64_t rows = geometry_.rows, columns = geometry_.columns;
-        require(x.type == FLOAT && x.dims.size() == dims_ + 2 && x.dims[1] == columns,
-                "x must be float [batch, " + text(columns) + ", ...] of " + text(static_cast<int64_t>(dims_) + 2) + " dims");
-        Quantised fresh;
+        std::vector<int64_t> out;
+        const tk_conv conv = window_.over(x, geometry_.rows, out);
+        Quantised<true> fresh;
         const Int8Weight& w = weight(context, fresh);
         const float* added = bias(context);
-        std::vector<int64_t> dims = x.dims;
-        dims[1] = rows;
-        float* const y = output(context, dims);
-        int64_t positions = 1;
-        for (size_t d = 0; d < dims_; ++d) positions *= x.dims[2 + d];
-        for (int64_t image = 0; image < x.dims[0]; ++image) {
-            const tk_view from{static_cast<float*>(x.data) + image * columns * positions, positions, columns, 1, positions, 0};
-            multiply(context, w, from, added, {y + image * rows * positions, positions, rows, 1, positions, 0});
-        }
+        float* y = output(context, out);
+        if (conv.batch == 0) return;
+        const Workspace work(api_, context, memory_, w.convolution_workspace(conv, by_position));
+        Pool pool(api_, context);
+        const tk_parallel parallel = pool.parallel();
+        w.convolve(&parallel, conv, by_position, static_cast<float*>(x.data), added, act_, y, work.data());
+        pool.done();
     }
 
 private:
-    size_t dims_;
+    Window window_;
 };
 
 }  // namespace
 
 const std::vector<Operator>& topkast::ort::sparse_conv_int8() {
-    static const std::vector<Operator> found = family<SparseConvInt8>("SparseConvInt8");
+    static const std::vector<Operator> found = family<SparseConvInt8<true>>("SparseConvInt8");
+    return found;
+}
+
+const std::vector<Operator>& topkast::ort::sparse_conv_per_image_int8() {
+    static const std::vector<Operator> found = family<SparseConvInt8<false>>("SparseConvPerImageInt8");
     return found;
 }

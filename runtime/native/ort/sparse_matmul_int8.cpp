@@ -4,29 +4,40 @@
 //               int32 [slots], scale float [rows], bias float [rows] (optional)
 //   attributes  rows, columns, block = [r, c]
 //   output      y float [..., rows]
-#include "int8_product.h"
+#include "node.h"
 
 using namespace topkast;
 using namespace topkast::ort;
 
 namespace {
 
-class SparseMatMulInt8 : public Int8Node {
+constexpr int64_t CHUNK = 1024;  // rows of x in one product: it bounds the scratch
+
+class SparseMatMulInt8 : public Node<Quantised<false>> {
 public:
-    using Int8Node::Int8Node;
+    using Node::Node;
 
     void compute(Context* context) const {
         const Tensor x = input(context, X);
         const int64_t rows = geometry_.rows, columns = geometry_.columns;
         require(x.type == FLOAT && !x.dims.empty() && x.dims.back() == columns, "x must be float [..., " + text(columns) + "]");
-        Quantised fresh;
+        Quantised<false> fresh;
         const Int8Weight& w = weight(context, fresh);
         const float* added = bias(context);
         std::vector<int64_t> dims = x.dims;
         dims.back() = rows;
         const int64_t m = x.count / columns;
-        const tk_view from{static_cast<float*>(x.data), m, columns, columns, 1, 0};
-        multiply(context, w, from, added, {output(context, dims), m, rows, rows, 1, 0});
+        float *from = static_cast<float*>(x.data), *y = output(context, dims);
+        if (m == 0) return;
+        const Workspace work(api_, context, memory_, w.kernels().workspace(w.matrix(), m < CHUNK ? m : CHUNK));
+        Pool pool(api_, context);
+        const tk_parallel parallel = pool.parallel();
+        for (int64_t i = 0; i < m; i += CHUNK) {
+            const int64_t here = m - i < CHUNK ? m - i : CHUNK;
+            w.kernels().product(&parallel, w.matrix(), {from + i * columns, here, columns, columns, 1, 0}, added, act_,
+                                {y + i * rows, here, rows, rows, 1, 0}, work.data());
+        }
+        pool.done();
     }
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "dispatch.h"
+#include "positions.h"
 
 using namespace topkast;
 
@@ -215,4 +216,10 @@ void tk_conv_weight_grad(const tk_parallel* p, const tk_matrix* w, const tk_conv
                          const tk_image* x, float* grad, float* work) {
     ConvPlan plan(*w, *conv);
     isa().conv_weight_grad(p, plan, *dy, *x, grad, work);
+}
+int64_t tk_conv_positions_workspace(const tk_matrix* w, const tk_conv* conv) { return Positions(*w, *conv).floats(); }
+void tk_conv_positions(const tk_parallel* p, const tk_matrix* w, const tk_conv* conv, const float* x, const float* bias,
+                       int32_t act, float* y, float* work) {
+    Positions plan(*w, *conv);
+    isa().conv_positions(p, plan, x, bias, act, y, work);
 }

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "dispatch.h"
-
 using namespace topkast;
 
 static constexpr int64_t POSITIONS = 512;  // on a plane that is full: from here on another image fills no vector better
@@ -14,10 +12,10 @@ static constexpr int64_t LINE = 16;        // floats of a cache line
 
 static int64_t product(const int64_t* of) { return of[0] * of[1] * of[2]; }
 
-Positions::Positions(const tk_matrix& w, const tk_conv& conv)
+Positions::Positions(const tk_matrix& w, const tk_conv& conv, bool copied)
     : w(w), conv(conv), in_positions(product(conv.in)), out_positions(product(conv.out)) {
     int64_t planes = 1;
-    in_place = true;
+    in_place = !copied;
     for (int d = 0; d < 3; ++d) {
         // After that many taps the places come again.
         const int64_t period = conv.stride[d] / std::gcd(conv.stride[d], conv.dilation[d]);
@@ -90,11 +88,4 @@ void Positions::cut(int64_t lanes, int64_t longest) {
         runs.push_back(run);
         q0 = q1;
     }
-}
-
-int64_t tk_conv_positions_workspace(const tk_matrix* w, const tk_conv* conv) { return Positions(*w, *conv).floats(); }
-void tk_conv_positions(const tk_parallel* p, const tk_matrix* w, const tk_conv* conv, const float* x, const float* bias,
-                       int32_t act, float* y, float* work) {
-    Positions plan(*w, *conv);
-    isa().conv_positions(p, plan, x, bias, act, y, work);
 }

@@ -5,6 +5,7 @@
 // So output position q meets a weight at float q + offset of its channel, and the offset depends on the weight's column
 // alone: no patch is copied. Between the rows of an image q runs on over the borders; what is computed there is dropped.
 #pragma once
+#include <type_traits>
 #include <vector>
 
 #include "parallel.h"
@@ -12,8 +13,8 @@
 namespace topkast {
 
 struct Positions {
-    // What follows from the shapes alone; Y must not be empty.
-    Positions(const tk_matrix& w, const tk_conv& conv);
+    // What follows from the shapes alone; Y must not be empty. `copied`: planes are copies, even of images that are such.
+    Positions(const tk_matrix& w, const tk_conv& conv, bool copied = false);
     // Offsets, and runs of at most `longest` vectors of `lanes` positions.
     void cut(int64_t lanes, int64_t longest);
     // Of packed images; the last vector may read past them.

@@ -98,42 +98,6 @@ static void run_at(const Positions& plan, const Positions::Run& run, int64_t i0,
     }
 }
 
-// One channel of some images, onto its planes.
-static void pack_plane(const Positions& plan, const float* x, int64_t images, int64_t channel, float* to) {
-    const tk_conv& conv = plan.conv;
-    for (const int64_t z0 : plan.places[0])
-        for (const int64_t y0 : plan.places[1])
-            for (const int64_t x0 : plan.places[2]) {
-                // Of a row of the plane, left..right are read from the image.
-                const int64_t stride = conv.stride[2], shift = x0 - conv.padding[2];
-                const int64_t left = shift < 0 ? ceil_div(-shift, stride) : 0;
-                const int64_t most = conv.in[2] - shift > 0 ? ceil_div(conv.in[2] - shift, stride) : 0;
-                const int64_t start = left < plan.size[2] ? left : plan.size[2];
-                const int64_t right = most < start ? start : most < plan.size[2] ? most : plan.size[2];
-                for (int64_t b = 0; b < images; ++b)
-                    for (int64_t z = 0; z < plan.size[0]; ++z)
-                        for (int64_t y = 0; y < plan.size[1]; ++y, to += plan.size[2]) {
-                            const int64_t in_z = z * conv.stride[0] + z0 - conv.padding[0];
-                            const int64_t in_y = y * conv.stride[1] + y0 - conv.padding[1];
-                            const bool inside = in_z >= 0 && in_z < conv.in[0] && in_y >= 0 && in_y < conv.in[1];
-                            const int64_t end = inside ? right : start;
-                            for (int64_t i = 0; i < start; ++i) to[i] = 0.0f;
-                            for (int64_t i = end; i < plan.size[2]; ++i) to[i] = 0.0f;
-                            if (!inside) continue;
-                            const float* from = x + (b * conv.channels + channel) * plan.in_positions +
-                                                (in_z * conv.in[1] + in_y) * conv.in[2] + shift;
-                            if (stride == 1) {
-                                for (int64_t i = start; i < end; ++i) to[i] = from[i];
-                            } else {
-                                for (int64_t i = start; i < end; ++i) to[i] = from[i * stride];
-                            }
-                        }
-                to += (plan.images - images) * plan.image;
-            }
-}
-
-static constexpr int64_t PLANES = 16 * 1024;  // floats of planes that one task packs
-
 template <int C, class Col>
 static void conv_positions_c(const tk_parallel* p, const Positions& plan, const float* x, const float* bias,
                              int32_t act, float* y, float* work) {
@@ -150,7 +114,7 @@ static void conv_positions_c(const tk_parallel* p, const Positions& plan, const 
         if (!plan.in_place)
             parallel(p, ceil_div(conv.channels, together), [&](int64_t task) {
                 for (int64_t k = task * together; k < conv.channels && k < (task + 1) * together; ++k)
-                    pack_plane(plan, from, images, k, work + k * plan.pitch);
+                    pack_plane(plan, from, images, k, [](int64_t) { return 0.0f; }, work + k * plan.pitch);
             });
         parallel(p, conv.groups * runs * ranges, [&](int64_t task) {
             const int64_t group = task / ranges / runs, range = task % ranges, end = (group + 1) * rows;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -178,6 +179,39 @@ def test_hostile_files_are_refused(message: str, tensors: dict, attributes: dict
     with pytest.raises(Exception, match=message) as refused:
         session(model).run(None, {"x": x})
     assert "onnxruntime" in type(refused.value).__module__
+
+
+def resident(field: str) -> int:
+    """Bytes, by a field of the process's status."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process its peak of memory")
+@pytest.mark.parametrize("kind", ["SparseConv", "SparseConvPerImageInt8"])
+@pytest.mark.parametrize(
+    "attributes, x",
+    [
+        ({"pads": [2**13] * 4}, X),
+        ({"pads": [2**13] * 4, "dilations": [2**12] * 2}, X),
+        ({"pads": [2**13] * 4, "kernel_shape": [2**14] * 2, "columns": 2**28, "group": 1}, X[:, :1]),
+    ],
+)
+def test_absurd_sizes_take_no_memory(kind: str, attributes: dict[str, Any], x: np.ndarray) -> None:
+    """A file of some bytes asks for gigabytes: borders, an offset for each tap, or results."""
+    given = dict(GOOD)
+    if kind.endswith("Int8"):
+        values = GOOD["values"].astype(np.int8)
+        given = {"values": values, "row_ptr": GOOD["row_ptr"], "cols": GOOD["cols"], "scale": np.ones(8, np.float32)}
+        given["bias"] = GOOD["bias"]
+    model = node_file(kind, given, **(SHAPE | WINDOW | attributes))
+    del model.functions[:]
+    made = session(model)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    with pytest.raises(Exception, match="more than 64 times as many"):
+        made.run(None, {"x": x})
+    assert resident("VmHWM") - before < 2**26
 
 
 def test_far_pads_and_strides_are_right() -> None:

@@ -131,20 +131,42 @@ def conv_file(matrix: np.ndarray, bias: np.ndarray, kernel: list[int], **attribu
 
 @pytest.mark.parametrize(
     "kernel, attributes",
-    [([3, 3], {}), ([1, 1], {"strides": [2, 2]}), ([1, 1], {"pads": [1] * 4}), ([1, 1], {"group": 3})],
+    [
+        ([3, 3], {}),
+        ([1, 1], {"strides": [2, 2]}),
+        ([1, 1], {"pads": [1] * 4}),
+        ([1, 1], {"group": 3}),
+        ([3], {"pads": [2, 1], "dilations": [2]}),
+        ([2, 3], {"pads": [0, 1, 2, 1], "strides": [2, 1], "group": 3}),
+        ([1, 3, 2], {"pads": [0, 1, 1] * 2, "strides": [1, 2, 1]}),
+    ],
 )
-def test_other_convolutions_stay_float_in_custom_only(kernel: list[int], attributes: dict[str, Any]) -> None:
-    matrix, bias = sparse_matrix(21, 6 * kernel[0] * kernel[1], (1, 1), 0.3), np.ones(21, np.float32)
-    wanted = {"custom": "fp32", "block": "int8", "compact": "int8", "dense": "int8"}
-    for format, precision in wanted.items():
+def test_other_convolutions(kernel: list[int], attributes: dict[str, Any], tmp_path: Path) -> None:
+    """In "custom" each image is quantised as a whole; the other formats unpack the weight."""
+    matrix, bias = sparse_matrix(21, 6 * int(np.prod(kernel)), (1, 1), 0.3), np.ones(21, np.float32)
+    x = torch.randn(3, 6 * attributes.get("group", 1), *[5] * len(kernel), generator=torch.Generator().manual_seed(0))
+    x[1] *= 1e-3
+    for format in ("custom", "block", "compact", "dense"):
         model = conv_file(matrix, bias, kernel, **attributes)
+        float_y = run(model, x)
         ((site,), integers) = convert(model, Wanted(format, "int8"))
-        assert site.precision == precision, format
-        assert ("convolutions of 1 x 1 only" in site.why) == (format == "custom") and not integers.products
-        x = torch.randn(2, 6 * attributes.get("group", 1), 5, 5, generator=torch.Generator().manual_seed(0))
+        assert site.precision == "int8" and len(integers.products) == (format == "custom")
         assert_stated(model, {"x": x.numpy()})
-        (unpacked,) = integers.weights or [None]
-        if unpacked is not None:
+        y = run(model, x)
+        for image in range(3):
+            assert (y[image] - float_y[image]).norm() < 0.02 * float_y[image].norm(), format
+        save_proto(model, tmp_path / "m.onnx")
+        check_integers(tmp_path / "m.onnx", integers, {"x": x}, LIBRARY)
+        if format == "custom":
+            assert [node.op_type for node in model.graph.node] == ["SparseConvPerImageInt8Relu"]
+            (product,) = integers.products
+            x[1, 2, 0] = torch.nan
+            y = expected(product, x)
+            assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
+            assert_same_bits(run(model, x).nan_to_num(7), y.relu().nan_to_num(7))
+            x[1, 2, 0] = 0.001
+        else:
+            (unpacked,) = integers.weights
             assert np.allclose(unpacked.values * unpacked.scale, matrix.reshape(unpacked.values.shape), atol=0.03)
 
 
@@ -171,8 +193,9 @@ def test_a_weight_that_is_read_both_ways(format: str, tmp_path: Path) -> None:
 def test_functions_with_activations(kind: str, ending: str) -> None:
     """Valid at every opset of a file, and equal to the activation of the product."""
     matrix, bias = sparse_matrix(9, 11, (2, 3), 0.4), np.linspace(-2, 2, 9, dtype=np.float32)
-    conv = kind == "SparseConvInt8"
-    model = conv_file(matrix, bias, [1, 1]) if conv else dense_file(matrix, bias)
+    conv = kind.startswith("SparseConv")
+    pads = {"pads": [1, 0, 0, 1]} if kind == "SparseConvPerImageInt8" else {}
+    model = conv_file(matrix, bias, [1, 1], **pads) if conv else dense_file(matrix, bias)
     _, integers = convert(model, Wanted("custom", "int8", [(2, 3)]))
     (node,) = model.graph.node
     x = torch.randn(*((2, 11, 3, 2) if conv else (5, 11)), generator=torch.Generator().manual_seed(0))

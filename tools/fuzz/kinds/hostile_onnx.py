@@ -32,7 +32,7 @@ record = st.tuples(
     st.just("record"), st.sampled_from(["", "{", "[]", "null", "1", '{"sites": 3}', "\x1b[2J", "[" * 5000])
 )
 cases = st.tuples(
-    st.sampled_from(["linear", "conv", "int8"]),
+    st.sampled_from(["linear", "conv", "int8", "int8 conv"]),
     st.lists(
         st.one_of(bytes_changed, cut, attribute, attribute, constant, constant, shape, record), min_size=1, max_size=2
     ),
@@ -53,13 +53,13 @@ def base(kind: str) -> bytes:
     }
     attributes: dict[str, Any] = {"rows": rows, "columns": columns, "block": [1, 1]}
     operator, x_shape = "SparseMatMul", list[str | int | None](["n", columns])
-    if kind == "conv":
+    if "conv" in kind:
         operator, x_shape = "SparseConv", ["n", 2, "h", "w"]
         attributes |= {"kernel_shape": [3, 3], "strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1], "group": 1}
-    if kind == "int8":
-        operator = "SparseMatMulInt8"
+    if "int8" in kind:
+        operator = "SparseMatMulInt8" if kind == "int8" else "SparseConvPerImageInt8"
         given["values"] = rng.integers(-127, 128, slots).astype(np.int8)
-        given = {"values": given["values"], "scale": np.ones(rows, np.float32), **given}
+        given["scale"] = np.ones(rows, np.float32)
     given["bias"] = np.zeros(rows, np.float32)
     node = helper.make_node(operator, ["x", *given], ["y"], domain="topkast", **attributes)
     graph = helper.make_graph(
@@ -120,7 +120,7 @@ def edit(model: onnx.ModelProto, change: Any) -> None:
 def check(case: Any) -> str:
     kind, changes = case
     file = changed(base(kind), list(changes))
-    x = np.ones((2, 2, 5, 5) if kind == "conv" else (3, 18), np.float32)
+    x = np.ones((2, 2, 5, 5) if "conv" in kind else (3, 18), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(file)
