@@ -12,10 +12,11 @@
     int8     sparse and int8 together: whole models, and the quality after int8
     convs    ResNet-50's convolutions in ONNX Runtime, node by node
     tokens   tokens a second of a GPT-2 with its key-value cache in ONNX Runtime
+    estimated  what topkast.estimate costs, and how near it comes to measured steps
     waiting  five short scripts from their start, with empty caches and again: seconds, and what is compiled
 
-All but `scale`, `sharded`, `traffic`, `waiting` and those in ONNX Runtime take `--device cuda`. Each writes one JSON
-file. `--quick` is a tiny sample to show that everything runs; its figures mean nothing. `python -m
+All but `scale`, `sharded`, `traffic`, `estimated`, `waiting` and those in ONNX Runtime take `--device cuda`. Each
+writes one JSON file. `--quick` is a tiny sample to show that everything runs; its figures mean nothing. `python -m
 topkast.tools.bench.picture` draws the README's picture.
 """
 
@@ -45,6 +46,7 @@ MODULES = {
     "int8": "onnx_runtime.int8_tables",
     "convs": "onnx_runtime.onnx_convs",
     "tokens": "onnx_runtime.onnx_tokens",
+    "estimated": "estimated",
     "waiting": "waiting.waiting_table",
 }
 
