@@ -31,7 +31,7 @@ from .step_products import step_products
 from .trial import own_randomness
 
 GAIN = 0.95  # a step that is expected to take a larger share of the dense step is no gain
-STEPS = 2  # timed; the minimum counts. One more comes before
+STEPS, MOST_STEPS = 2, 20  # timed; the minimum counts. One more comes before. Of short steps a second's worth is timed
 SIDES = ("dense", "sparse")
 
 
@@ -80,7 +80,8 @@ def estimate(
         (args, kwargs), examples = _part((args, kwargs), seconds / ((1 + STEPS) * seconds_of(step.run)))
         step.args, step.kwargs = args, kwargs
         runs = [seconds_of(step.run)]
-        while len(runs) < STEPS and time.perf_counter() < end:
+        enough = min(end, time.perf_counter() + 1.0)
+        while time.perf_counter() < (end if len(runs) < STEPS else enough) and len(runs) < MOST_STEPS:
             runs.append(seconds_of(step.run))
         selection = select(model, config, kwargs if kwargs else args)
         geometries, counts = cut(model, config, selection)

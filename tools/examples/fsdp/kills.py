@@ -82,9 +82,7 @@ def digest(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the random instants")
-    parser.add_argument(
-        "--out", type=Path, help="a JSON file for the kills and both hashes; None: no file"
-    )
+    parser.add_argument("--out", type=Path, help="a JSON file for the kills and both hashes; None: no file")
     args = parser.parse_args()
     os.environ["KILL_SEED"] = str(args.seed)
     rows: list[dict[str, object]] = []
