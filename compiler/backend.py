@@ -16,6 +16,7 @@ from torch import fx
 from topkast.compiler.capture.cpp_compiler import lacks_compiler
 from topkast.compiler.capture.entry import Entries
 from topkast.compiler.capture.no_gain import notice_no_gain
+from topkast.compiler.capture.op_table import op_name
 from topkast.compiler.capture.trace_recurrent import as_one_operator, mostly_recurrent
 from topkast.compiler.capture.traceable import hides, in_the_open, within
 from topkast.compiler.capture.why_eager import why_eager
@@ -47,9 +48,9 @@ BACKEND = Option(
 
 
 @contextlib.contextmanager
-def _traced_to_products(module: fx.GraphModule) -> Iterator[None]:
+def traced_to_products(module: fx.GraphModule) -> Iterator[None]:
     """Switch oneDNN off while a graph with an LSTM is traced: it would make a whole layer one opaque operator."""
-    recurrent = any(getattr(node.target, "__name__", "") == "lstm" for node in module.graph.nodes)
+    recurrent = any(op_name(node) == "lstm" for node in module.graph.nodes)
     before = torch._C._get_mkldnn_enabled()
     # Not torch.backends.mkldnn.flags, which sets its other flags too and warns where one is for other devices.
     torch._C._set_mkldnn_enabled(before and not recurrent)
@@ -72,7 +73,7 @@ def _inductor(
         config = torch._inductor.config
         tensors = [one for one in inputs if isinstance(one, torch.Tensor)]
         check_graph_inputs(config.triton.cudagraphs, config.graph_partition, [one.device for one in tensors])
-    with _traced_to_products(module):
+    with traced_to_products(module):
         return compile_fx(module, inputs, config_patches=patches)
 
 
@@ -97,7 +98,7 @@ def _aot_eager(module: fx.GraphModule, inputs: list[Any], log: PassLog) -> Any:
         inference_compiler=lambda graph, _: make_boxed_func(passes.inference(graph, log).forward),
         partition_fn=split,
     )
-    with _traced_to_products(module):
+    with traced_to_products(module):
         return compiler(module, inputs)
 
 

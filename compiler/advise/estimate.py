@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from topkast.compiler.capture.trace import arguments, compiled, forget
-from topkast.compiler.compile import compile, refresh
-from topkast.compiler.config import Config
+from topkast.compiler.backend import check_backend
+from topkast.compiler.capture.only_tensors import tensors_in
+from topkast.compiler.capture.trace import arguments, stand_in
+from topkast.compiler.config import OPTIONS, Config
 from topkast.compiler.convert.check import check_model
-from topkast.compiler.report.cost import count_model_bytes
-from topkast.compiler.report.report import report
-from topkast.passes.aten.finish.choose_kernel import observed
+from topkast.compiler.convert.select import select
+from topkast.compiler.convert.sparsify import cut
+from topkast.compiler.options import pick
+from topkast.compiler.start import Start
 from topkast.runtime.doing import doing
-from topkast.runtime.errors import ConfigError
+from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.planner import plan as planner
 from topkast.runtime.planner.before import seconds_before
-from topkast.runtime.state.model import sites
 
 from .expectation import Expectation, Product
+from .site_costs import SiteCost, rest_step, seconds_of, site_cost
+from .step_products import step_products
 from .trial import own_randomness
 
 GAIN = 0.95  # a step that is expected to take a larger share of the dense step is no gain
-LEAST = 5  # steps that are made in any case
-STEPS = 3  # timed of both sides, in turn; the minimum counts
+STEPS, MOST_STEPS = 2, 20  # timed; the minimum counts. One more comes before. Of short steps a second's worth is timed
+SIDES = ("dense", "sparse")
 
 
 @doing("estimating")
@@ -45,11 +46,11 @@ def estimate(
 ) -> Expectation:
     """Say which weights of a model would become sparse, and what a training step would cost in time and memory.
 
-    Two copies of the model make a few steps with AdamW and a learning rate of 0: the plain model, and the converted
-    model with ``backend="aot_eager"``. Each kind of product in the step is also timed by itself, sparse and dense, and
-    explains the times of the steps. Nothing is compiled with Inductor. Inductor makes the rest of a step shorter on
-    both sides, so the ratio of compiled models differs somewhat. For a choice between settings, and for losses, use
-    :func:`topkast.advise`.
+    The plain model makes a few forwards and backwards. Each kind of product with a weight that would become sparse is
+    timed by itself, sparse and dense, and so is AdamW. The sparse step is computed: the dense step without its dense
+    products, with the sparse products in their place. The model is neither copied nor converted, and nothing is
+    compiled. Inductor makes the rest of a step shorter on both sides, so the ratio of compiled models differs somewhat;
+    the page on choosing has figures. For a choice between settings, and for losses, use :func:`topkast.advise`.
 
     Args:
         model: the plain model, as for :func:`topkast.compile`. It is not changed.
@@ -62,49 +63,90 @@ def estimate(
 
     Raises:
         ConfigError: an argument has a value that is not allowed.
-        ModelError: the model cannot be converted, or no weight of it can be sparse.
+        ModelError: the model cannot be converted, has no values yet (it is on the meta device), no weight of it can be
+            sparse, or no output of it needs a gradient.
     """
     check_model(model)
     if not seconds > 0:
         raise ConfigError(f"seconds={seconds!r}: must be above 0")
+    config = _config(fwd, bwd, options)
+    if any(p.is_meta for p in model.parameters()):
+        raise ModelError("model: on the meta device, without values; topkast.estimate runs the model")
     args, kwargs = arguments(example_inputs)
-    dense, sparse = copy.deepcopy(model), copy.deepcopy(model)
-    before = compiled()
+    parameters = dict(model.named_parameters())
     with own_randomness(model, 0):
-        compile(sparse, fwd, bwd, example_inputs=example_inputs, backend="aot_eager", **options)
+        step = _Step(model, args, kwargs)
         end = time.perf_counter() + seconds
-        needed = LEAST * _seconds(_Step(dense, args, kwargs).run)
-        (args, kwargs), examples = _part((args, kwargs), seconds / needed)
-        steps = [_Step(twin, args, kwargs) for twin in (dense, sparse)]
-        try:
-            with observed() as found:
-                steps[1].train()
-        finally:
-            forget(before)
-        for step in steps:  # makes the optimizer's state
-            step.run()
-        rounds = [[_seconds(step.run) for step in steps]]
-        while len(rounds) < STEPS and time.perf_counter() < end:
-            rounds.append([_seconds(step.run) for step in steps])
-        refreshing = min(_seconds(lambda: refresh(sparse)) for _ in range(2))
-    plain, converted = (min(times) for times in zip(*rounds, strict=True))
-    products = _products(found)
-    facts = report(sparse)
-    every = next(iter(sites(sparse).values())).rule.refresh_every
+        (args, kwargs), examples = _part((args, kwargs), seconds / ((1 + STEPS) * seconds_of(step.run)))
+        step.args, step.kwargs = args, kwargs
+        runs = [seconds_of(step.run)]
+        enough = min(end, time.perf_counter() + 1.0)
+        while time.perf_counter() < (end if len(runs) < STEPS else enough) and len(runs) < MOST_STEPS:
+            runs.append(seconds_of(step.run))
+        selection = select(model, config, kwargs if kwargs else args)
+        geometries, counts = cut(model, config, selection)
+        products = _products(step_products(selection.capture, model, geometries, counts))
+    kinds: Counter[Any] = Counter((geometries[name], counts[name], parameters[name].dtype) for name in geometries)
+    example = {(geometries[name], counts[name], p.dtype): p for name, p in parameters.items() if name in geometries}
+    costs = [(number, site_cost(example[kind], *kind[:2], config)) for kind, number in kinds.items()]
+    rest = [p for name, p in parameters.items() if name not in geometries]
     share = 1.0 if examples is None else examples[0] / examples[1]
-    step_seconds = {"dense": plain, "sparse": converted + share * refreshing / every}
-    size = count_model_bytes(sparse, sites(sparse))
-    gains = step_seconds["sparse"] < GAIN * plain
+    step_seconds = _step_seconds(min(runs), products, costs, rest, share, config.refresh_every)
     return Expectation(
-        sparse={row["name"]: (row["density_a"], row["density_b"]) for row in facts.sites},
-        dense=facts.dense,
+        sparse={
+            name: (count.fwd / g.units, count.bwd / g.units)
+            for name, g, count in ((name, g, counts[name]) for name, g in geometries.items())
+        },
+        dense=selection.dense,
         products=products,
         examples=examples,
         seconds=step_seconds,
-        memory={"dense": size["dense"], "sparse": size["sparse"]},
-        gains=gains,
-        why="" if gains else _why(products, plain),
+        memory={side: _rest_bytes(rest) + sum(number * cost.bytes[side] for number, cost in costs) for side in SIDES},
+        gains=(gains := step_seconds["sparse"] < GAIN * step_seconds["dense"]),
+        why="" if gains else _why(products, step_seconds["dense"], selection.how),
     )
+
+
+def _config(fwd: float, bwd: float | None, options: dict[str, Any]) -> Config:
+    """The options of the conversion; the others are checked, and make no difference here."""
+    Start(**pick(Start, options))
+    known = {one.name for one in OPTIONS}
+    check_backend("aot_eager", {name: value for name, value in options.items() if name not in known})
+    return Config(fwd, bwd, **pick(Config, options))
+
+
+def _step_seconds(
+    run: float,
+    products: list[Product],
+    costs: list[tuple[int, SiteCost]],
+    rest: list[nn.Parameter],
+    share: float,
+    refresh_every: int,
+) -> dict[str, float]:
+    """Seconds of a step, dense and sparse.
+
+    Args:
+        run: seconds of a dense forward and backward.
+        products: those with sparse weights.
+        costs: of each kind of weight, with the number of such weights.
+        rest: the parameters that stay dense.
+        share: of the batch that was run; what happens once a step counts by this share.
+        refresh_every: steps from one refresh to the next.
+    """
+    dense, sparse = (sum(one.runs * getattr(one, side) for one in products) for side in SIDES)
+    # If the products are slower by themselves than in the step, both sides are.
+    scale = min(1.0, run / dense) if dense else 1.0
+    found = {"dense": run, "sparse": run + scale * (sparse - dense)}
+    updates = rest_step([p for p in rest if p.requires_grad])
+    for side in SIDES:
+        found[side] += share * (updates + sum(number * cost.step[side] for number, cost in costs))
+    found["sparse"] += share * sum(number * cost.refresh for number, cost in costs) / refresh_every
+    return found
+
+
+def _rest_bytes(rest: list[nn.Parameter]) -> int:
+    """Bytes of parameters that stay dense: values, and if they are trained, the gradient and AdamW's state."""
+    return sum(p.nbytes * (4 if p.requires_grad else 1) for p in rest)
 
 
 def _part(given: Any, share: float) -> tuple[Any, tuple[int, int] | None]:
@@ -126,13 +168,13 @@ def _part(given: Any, share: float) -> tuple[Any, tuple[int, int] | None]:
     return tree_map_only(Tensor, lambda one: one[:kept], given), (kept, count)
 
 
-def _why(products: list[Product], step: float) -> str:
-    """Why a model does not gain; ``step``: seconds of a dense step."""
+def _why(products: list[Product], step: float, how: str) -> str:
+    """Why a model does not gain; ``step``: seconds of a dense step; ``how``: how the model was read."""
     if native_library.library() is None and not torch.cuda.is_available():
         return "the native kernels are not built, so every product is dense; install again with a C++ compiler"
     slow = [one for one in products if one.sparse >= one.dense]
     if not products:
-        return "no product with a sparse weight was found in its step"
+        return f"no product with a sparse weight was found in its step; it was read by {how}"
     if 2 * sum(one.dense * one.runs for one in slow) > sum(one.dense * one.runs for one in products):
         sizes = ", ".join(dict.fromkeys(f"{one.weight[0]} x {one.weight[1]}" for one in slow))
         return f"its weights are small ({sizes}): a dense product is as fast as a sparse product"
@@ -155,26 +197,18 @@ def _products(found: list[tuple[planner.Problem, int]]) -> list[Product]:
 
 
 class _Step:
-    """A training step on the example: the loss is the mean square of all outputs."""
+    """A forward and a backward on the example: the loss is the mean square of all outputs.
+
+    A stand-in runs, which has the model's values and its own gradients and buffers.
+    """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.model, self.args, self.kwargs = model, args, kwargs
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-
-    def train(self) -> None:
-        self.optimizer.zero_grad()
-        outputs = tree_leaves(self.model(*self.args, **self.kwargs))
-        losses = [one.float().square().mean() for one in outputs if isinstance(one, Tensor) and one.requires_grad]
-        torch.stack(losses).sum().backward()
+        self.model, self.args, self.kwargs = stand_in(model, {})[0], args, kwargs
 
     def run(self) -> None:
-        self.train()
-        self.optimizer.step()
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+        self.model.zero_grad()
+        outputs = tensors_in(self.model(*self.args, **self.kwargs))
+        losses = [one.float().square().mean() for one in outputs if one.requires_grad]
+        if not losses:
+            raise ModelError("model: no output of it needs a gradient, so there is no training step to estimate")
+        torch.stack(losses).sum().backward()

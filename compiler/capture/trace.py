@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from topkast.runtime.errors import ConfigError
 
+from .only_tensors import OnlyTensors
 from .traceable import in_the_open
 
 
@@ -134,7 +135,7 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             logging.root.manager.disable = level
 
 
-def _stand_in(model: nn.Module, names: dict[int, str]) -> tuple[nn.Module, dict[int, str]]:
+def stand_in(model: nn.Module, names: dict[int, str]) -> tuple[nn.Module, dict[int, str]]:
     """A copy whose parameters use the memory of the model's, and `names` with the copy's parameters added.
 
     The copy has parameters of its own, because a trace leaves garbage that holds the autograd nodes of its parameters
@@ -171,16 +172,17 @@ def _as_on_cpu(model: nn.Module, *inputs: Any) -> tuple[Any, ...]:
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
     with _quiet(model):
-        stand_in, names = _stand_in(model, names)
-        program = torch.export.export(stand_in, args, kwargs, strict=False)
-    parameters = dict(stand_in.named_parameters(remove_duplicate=False))
+        twin, names = stand_in(model, names)
+        whole = OnlyTensors(twin)
+        program = torch.export.export(whole, args, kwargs, strict=False)
+    parameters = dict(whole.named_parameters(remove_duplicate=False))
     inputs = program.graph_signature.inputs_to_parameters
     params, buffers = {}, {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and inputs.get(node.name) in parameters:
             params[node] = names[id(parameters[inputs[node.name]])]
         elif node.op == "placeholder" and node.name in program.graph_signature.inputs_to_buffers:
-            buffers[node] = program.graph_signature.inputs_to_buffers[node.name]
+            buffers[node] = whole.name(program.graph_signature.inputs_to_buffers[node.name])
     return [Traced(program.graph_module, program.graph, params, buffers)]
 
 
@@ -203,7 +205,7 @@ def forget(but: set[int]) -> None:
 
 def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[int, str]) -> list[Traced]:
     graphs: list[Traced] = []
-    stand_in, names = _stand_in(model, names)
+    twin, names = stand_in(model, names)
 
     def collect(module: fx.GraphModule, _: list[torch.Tensor]) -> Any:
         params = {}
@@ -220,7 +222,7 @@ def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     counted = copy.deepcopy(counters)
     try:
         with _quiet(model), torch._dynamo.config.patch(allow_rnn=True):
-            torch.compile(stand_in, backend=collect, dynamic=False)(*args, **kwargs)
+            torch.compile(twin, backend=collect, dynamic=False)(*args, **kwargs)
     finally:
         # Code that was compiled here belongs to the collecting backend. In Dynamo's cache this code would count as
         # recompilations and graph breaks of the user's own forward.
@@ -269,7 +271,7 @@ def _symbolic(model: nn.Module, names: dict[int, str]) -> Capture:
         graph, how = model.graph, "the model's own graph"
     else:
         with _quiet(model):
-            root, names = _stand_in(model, names)
+            root, names = stand_in(model, names)
             # Optional arguments keep their defaults, because forwards branch on flags and None.
             arguments = inspect.signature(root.forward).parameters.values()
             fixed = {a.name: a.default for a in arguments if a.default is not a.empty}

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from topkast.compiler.capture.parameter_uses import Found, Hit, follow
-from topkast.compiler.capture.trace import capture
+from topkast.compiler.capture.trace import Capture, capture
 from topkast.runtime.errors import ConfigError, ModelError
 
 Owner = tuple[str, str]  # (module path, attribute)
@@ -45,9 +45,13 @@ class Use:
 class Selection:
     """The way the model was read, and the decision for each name that `named_parameters` yields."""
 
-    how: str
+    capture: Capture
     sparse: dict[str, Use]
     dense: dict[str, str]
+
+    @property
+    def how(self) -> str:
+        return self.capture.how
 
 
 def select(model: nn.Module, config: Any, example_inputs: Any = None) -> Selection:
@@ -65,7 +69,7 @@ def select(model: nn.Module, config: Any, example_inputs: Any = None) -> Selecti
     excluded = _matches("exclude", config.exclude, owners)
     captured = capture(model, example_inputs)
     found = follow(captured, model)
-    result = Selection(captured.how, {}, {})
+    result = Selection(captured, {}, {})
     for name, p in parameters.items():
         reason = _ruled_out(p, shared.get(name))
         if reason is None and name in excluded:

@@ -64,6 +64,21 @@ def _geometries(model: nn.Module, config: Config, selection: Selection) -> dict[
     return found
 
 
+def cut(model: nn.Module, config: Config, selection: Selection) -> tuple[dict[str, Geometry], Counts]:
+    """How each selected weight is cut into blocks, and how many of them are kept, by name.
+
+    Raises:
+        ModelError: nothing can be sparse.
+        ConfigError: a block, or a glob of ``distribution``, fits no weight.
+    """
+    geometries = _geometries(model, config, selection)
+    if not geometries:
+        reasons = "; ".join(f"{name}: {why}" for name, why in selection.dense.items()) or "it has no parameters"
+        raise ModelError(f"model: no weight can be sparse ({reasons})")
+    _check_distribution(config, list(geometries))
+    return geometries, distribute(config, geometries)
+
+
 def _check_distribution(config: Config, names: list[str]) -> None:
     if isinstance(config.distribution, dict):
         for glob in config.distribution:
@@ -136,13 +151,8 @@ def convert(
     check_model(model)
     plan, place = _plan(model, start)
     selection = select(model, config, start.example_inputs)
-    geometries = _geometries(model, config, selection)
-    if not geometries:
-        reasons = "; ".join(f"{name}: {why}" for name, why in selection.dense.items()) or "it has no parameters"
-        raise ModelError(f"model: no weight can be sparse ({reasons})")
-    _check_distribution(config, list(geometries))
+    geometries, counts = cut(model, config, selection)
     parameters = dict(model.named_parameters())
-    counts = distribute(config, geometries)
     record = Record(
         config=config,
         dense=selection.dense,

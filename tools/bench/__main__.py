@@ -5,16 +5,18 @@
     autocast training steps in bfloat16 and float32, dense and sparse, in turn
     model    resident memory of a 100-million-parameter model while it trains
     large    a model that dense training does not fit
-    sharded  FSDP2 on 2 and 4 processes: distance from one process, bytes held and sent
+    sharded  FSDP2 on 2 and 4 processes: distance from one process
+    traffic  FSDP2 on 2 and 4 processes: bytes held and sent
     scale    bytes that FSDP2 holds and sends on each rank, for models of 1.3 to 70 billion parameters
     onnx     exported files in ONNX Runtime: latency, size, load time
     int8     sparse and int8 together: whole models, and the quality after int8
     convs    ResNet-50's convolutions in ONNX Runtime, node by node
     tokens   tokens a second of a GPT-2 with its key-value cache in ONNX Runtime
+    estimated  what topkast.estimate costs, and how near it comes to measured steps
     waiting  five short scripts from their start, with empty caches and again: seconds, and what is compiled
 
-All but `scale`, `sharded`, `waiting` and those in ONNX Runtime take `--device cuda`. Each writes one JSON file.
-`--quick` is a tiny sample to show that everything runs; its figures mean nothing. `python -m
+All but `scale`, `sharded`, `traffic`, `estimated`, `waiting` and those in ONNX Runtime take `--device cuda`. Each
+writes one JSON file. `--quick` is a tiny sample to show that everything runs; its figures mean nothing. `python -m
 topkast.tools.bench.picture` draws the README's picture.
 """
 
@@ -38,11 +40,13 @@ MODULES = {
     "model": "memory",
     "large": "large",
     "sharded": "scale.sharded",
+    "traffic": "scale.traffic",
     "scale": "scale.scale_table",
     "onnx": "onnx_runtime.onnx",
     "int8": "onnx_runtime.int8_tables",
     "convs": "onnx_runtime.onnx_convs",
     "tokens": "onnx_runtime.onnx_tokens",
+    "estimated": "estimated",
     "waiting": "waiting.waiting_table",
 }
 

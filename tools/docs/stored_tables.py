@@ -59,6 +59,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-scale-computed": scale.computed,
     "bench-scale-measured": scale.measured,
     "bench-sharded-exactness": sharded.exactness,
+    "bench-traffic": sharded.traffic,
+    "kills": sharded.kills,
     "bench-onnx-layers": bench.onnx_layers,
     "bench-onnx-models": bench.onnx_models,
     "bench-tokens": bench.tokens,

@@ -99,6 +99,22 @@ def test_what_is_looked_up(dynamo):
         assert selection.sparse["stack"].perm == (0, 2, 1)
 
 
+class Held:
+    """A class that torch.export does not know, as the cache of a decoder."""
+
+    def __init__(self, tensor):
+        self.layers = [{"keys": tensor}]
+
+
+def test_an_output_of_an_unknown_class_is_exported():
+    def forward(s, x):
+        return {"held": Held(x @ s.inner), "out": x @ s.outer}
+
+    selection = choose(Functional(forward, inner=(8, 6), outer=(8, 6)), X)
+    assert selection.how.startswith("torch.export")
+    assert list(selection.sparse) == ["inner", "outer"], "a weight that only the unknown class needs is seen too"
+
+
 def cnn():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 3),

@@ -1,18 +1,16 @@
-"""FSDP2 on 2 and 4 gloo processes: distance from one process, and bytes held and sent, sparse beside dense.
+"""FSDP2 on 2 and 4 gloo processes: distance from one process, beside plain FSDP2's.
 
 The error is the largest difference of a weight from the same training in one process on all batches together. Its
 budget is twice the same distance of the dense model under plain FSDP2. Adam divides a gradient by its own size, so a
 gradient near Adam's eps turns any rounding into a step: AdamW stands here with its default eps of 1e-8, and with 1e-5.
 In bf16 two weights can be so near to each other that one process keeps the first and several keep the second; the error
-is therefore also given for the entries that are in the same sets. The bytes sent are those that the kernel counts
-of each process's sockets.
+is therefore also given for the entries that are in the same sets.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,21 +20,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import topkast
 from topkast.runtime.state.model import sites
-from topkast.runtime.state.sharding.compare import VARIABLE
 from topkast.tests.support.processes.sharded import OPTIMIZERS, REFRESH, Net, Run, batches, mesh_of, on_ranks
-from topkast.tools.bench.large import give_back_at_once
-from topkast.tools.bench.memory import settled
 from topkast.tools.common.results import CONSOLE
-from topkast.tools.common.transport import bytes_sent
 
 LOW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 RESERVOIRS = ("device", "host", "disk")
-STEPS = 3  # of the traffic: the first one makes optimizer state and is not counted, the last one refreshes
 
 
 @dataclass(frozen=True)
@@ -57,19 +50,17 @@ class Case:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", type=int, default=1024, help="of the layers whose bytes are counted")
+    """No arguments of its own."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train every case on 1, 2 and 4 processes, then count bytes on 2 and 4."""
+    """Train every case on 1, 2 and 4 processes."""
     cases, counts = _cases(), [2, 4]
     if args.quick:
         cases, counts = cases[::7], [2]
     exact = _exactness(cases, counts)
     CONSOLE.print(_exact_table(exact))
-    traffic = _traffic(counts, 64 if args.quick else args.width, args.quick)
-    CONSOLE.print(_traffic_table(traffic))
-    return {"exactness": exact, "traffic": traffic}
+    return {"exactness": exact}
 
 
 def _cases() -> list[Case]:
@@ -81,12 +72,10 @@ def _cases() -> list[Case]:
     ]
 
 
-def _spawned(ranks: int, work: Any, *args: Any) -> list[Any]:
+def spawned(ranks: int, work: Any, *args: Any) -> list[Any]:
+    """The results of ``work(*args)`` on new processes, in their order."""
     with tempfile.TemporaryDirectory() as folder:
         return on_ranks(ranks, Path(folder), work, *args)
-
-
-# --- exactness ---
 
 
 def _options(case: Case) -> dict[str, Any]:
@@ -95,7 +84,8 @@ def _options(case: Case) -> dict[str, Any]:
     return {**density, **given, "refresh_every": REFRESH, "min_size": 1, "seed": 3}
 
 
-def _sharded(model: Any, bf16: bool, mesh: Any) -> None:
+def shard(model: Any, bf16: bool, mesh: Any) -> None:
+    """Call ``fully_shard`` on each block and on the model; arguments as in :class:`Case`."""
     policy = LOW if bf16 else MixedPrecisionPolicy()
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -112,7 +102,7 @@ def train_cases(cases: list[Case]) -> list[dict[str, Any]]:
             model: Any = Net()
             if kind == "sparse":
                 topkast.sparsify(model, **_options(case), mesh=mesh)
-            _sharded(model, case.bf16, mesh)
+            shard(model, case.bf16, mesh)
             optimizer = OPTIMIZERS[case.optimizer](model.parameters())
             for x, y in batches():
                 optimizer.zero_grad()
@@ -144,9 +134,9 @@ def _in_equal_sets(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Tens
 
 def _exactness(cases: list[Case], counts: list[int]) -> list[dict[str, Any]]:
     found = []
-    alone = _spawned(1, train_cases, cases)[0]
+    alone = spawned(1, train_cases, cases)[0]
     for ranks in counts:
-        ends = _spawned(ranks, train_cases, cases)
+        ends = spawned(ranks, train_cases, cases)
         for number, case in enumerate(cases):
             one, several = alone[number], [rank[number] for rank in ends]
             error, plain = (_largest(several[0][kind], one[kind]) for kind in ("sparse", "dense"))
@@ -188,80 +178,5 @@ def _exact_table(found: list[dict[str, Any]]) -> Table:
             str(row["ranks"]), row["optimizer"], f"{row['block']}x{row['block']}", "yes" if row["balanced"] else "no",
             row["reservoir"], "bf16" if row["bf16"] else "fp32", f"{row['error']:.1e}", *shares,
             "yes" if row["sets equal"] else "NO", str(row["other than one process"]), str(row["refreshes"]),
-        )  # fmt: skip
-    return table
-
-
-# --- bytes ---
-
-
-def count_traffic(width: int, options: dict[str, Any] | None, bf16: bool) -> dict[str, Any]:
-    """On each rank: the bytes sent in a step and in a refresh, and the bytes held.
-
-    Args:
-        width: of the model.
-        options: of ``topkast.sparsify``; None: a dense model.
-        bf16: as in :class:`Case`.
-    """
-    os.environ.pop(VARIABLE)  # a comparison of the ranks at each refresh is for tests
-    give_back_at_once()
-    mesh, before = mesh_of(Run()), settled()
-    torch.manual_seed(0)
-    model: Any = nn.Sequential()
-    layers = [nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(2)]
-    model.blocks = nn.ModuleList(layers)
-    if options is not None:
-        topkast.sparsify(model, **options, refresh_every=STEPS, seed=0, mesh=mesh)
-    _sharded(model, bf16, mesh)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    sent = []
-    for _ in range(STEPS):
-        dist.barrier()
-        start = bytes_sent()
-        optimizer.zero_grad()
-        model.blocks[1](model.blocks[0](torch.randn(4, width))).float().square().mean().backward()
-        optimizer.step()
-        sent.append(bytes_sent() - start)
-    resident = settled() - before
-    held = [p.to_local() for p in model.parameters()]
-    states = [v.to_local() for s in optimizer.state.values() for v in s.values() if v.dim()]
-    all_held = sum(p.nbytes * (1 + p.requires_grad) for p in held) + sum(v.nbytes for v in states)
-    reservoir = sum(site.reservoir.nbytes for site in sites(model).values()) if options is not None else 0
-    places = {"training device": all_held, "reservoir": reservoir}
-    return {"step": sent[1], "refresh": sent[2] - sent[1], "places": places, "resident": resident}
-
-
-SPARSE = {"fwd": 0.9, "bwd": 0.8}
-TRAFFIC = {
-    "1x1": SPARSE,
-    "1x1, host": {**SPARSE, "reservoir": "host"},
-    "1x1, not balanced": {**SPARSE, "balanced": False},
-    "16x16": {**SPARSE, "block": (16, 16)},
-}
-
-
-def _traffic(counts: list[int], width: int, quick: bool) -> list[dict[str, Any]]:
-    found = []
-    for ranks, bf16 in itertools.product(counts, (False, True)):
-        dense = _spawned(ranks, count_traffic, width, None, bf16)[0]
-        for name, options in list(TRAFFIC.items())[: 1 if quick else None]:
-            mine = _spawned(ranks, count_traffic, width, options, bf16)[0]
-            found.append({"ranks": ranks, "way": name, "bf16": bf16, "sparse": mine, "dense": dense})
-    return found
-
-
-def _traffic_table(found: list[dict[str, Any]]) -> Table:
-    table = Table(title="bytes of rank 0, and their share of dense FSDP2's")
-    for heading in ("ranks", "way", "products", "sent in a step", "of dense", "more in a refresh",
-                    "held on the training device, of dense", "reservoir, of dense", "resident, of dense"):  # fmt: skip
-        table.add_column(heading)
-    for row in found:
-        mine, dense = row["sparse"], row["dense"]
-        whole = sum(dense["places"].values())
-        table.add_row(
-            str(row["ranks"]), row["way"], "bf16" if row["bf16"] else "fp32", f"{mine['step']:,}",
-            f"{mine['step'] / dense['step']:.3f}", f"{mine['refresh']:,}",
-            *(f"{size / whole:.3f}" for size in mine["places"].values()),
-            f"{mine['resident'] / max(1, dense['resident']):.3f}",
         )  # fmt: skip
     return table

@@ -1,4 +1,4 @@
-"""The table of ``sharded`` as the page of benchmarks shows it: distance from one process."""
+"""The tables of sharded training as the pages show them: distance from one process, bytes, and five kills."""
 
 from __future__ import annotations
 
@@ -29,6 +29,40 @@ def exactness() -> str:
     heads = ["processes", "optimizer", "block", "products", "largest error / its budget", "in equal sets"]
     heads += ["sets equal on all ranks", "entries of sets unlike one process"]
     return f"{table(heads, lines)}\n\n{source(found, 'bench sharded')}"
+
+
+def traffic() -> str:
+    """What rank 0 sends in a step and holds, as shares of dense FSDP2's."""
+    found = read("traffic")
+    lines = []
+    for row in found["rows"]:
+        mine, dense = row["sparse"], row["dense"]
+        held, reservoir = (mine["places"][place] / dense["places"]["training device"] for place in mine["places"])
+        device, host = (held, reservoir) if "host" in row["way"] else (held + reservoir, 0.0)
+        shares = [mine["step"] / dense["step"], device, host, mine["resident"] / dense["resident"]]
+        sent = f"{mine['step'] / 1e6:.1f} MB"
+        refresh = f"{mine['refresh'] / 1e6:.1f} MB"
+        products = "bf16" if row["bf16"] else "fp32"
+        lines.append([str(row["ranks"]), row["way"], products, sent, *(f"{share:.3f}" for share in shares), refresh])
+    heads = ["processes", "way", "products", "sent in a step", "of dense", "held on the training device, of dense"]
+    heads += ["in host memory, of dense", "resident memory, of dense", "more in a refresh"]
+    return f"{table(heads, lines, numbers=True)}\n\n{source(found, 'bench traffic')}"
+
+
+def kills() -> str:
+    """Every start of a run whose ranks were killed, and the weights at its end."""
+    found = read("kills")
+    lines = []
+    for number, row in enumerate(found["starts"]):
+        begins = f"after step {row['continued after step']}" if number else "new"
+        end = f"rank {row['killed rank']} is killed {row['when']}" if "when" in row else "the last step"
+        lines.append([str(number + 1), begins, end])
+    one, other = found["undisturbed"], found["after the kills"]
+    verdict = "the same bits" if one == other else "OTHER bits"
+    facts = f"Hash of the weights at the end: `{one}` undisturbed, `{other}` after the kills: {verdict}."
+    date = found["machine"]["date"][:10]
+    command = f"`python tools/examples/fsdp/kills.py --out tools/results/kills.json`, {date}."
+    return f"{table(['start', 'from', 'until'], lines)}\n\n{facts}\n\n{command}"
 
 
 def _worst(rows: list[Row], what: str) -> str:

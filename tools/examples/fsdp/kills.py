@@ -1,6 +1,6 @@
 """Kill ranks of ``train_decoder.py`` five times, and compare the end with an undisturbed run: the same bits.
 
-    python tools/examples/fsdp/kills.py
+    python tools/examples/fsdp/kills.py --out tools/results/kills.json
 
 A rank ends itself with SIGKILL: three times at a random instant, once inside a save, once inside a refresh. torchrun
 then ends the other ranks. It is started again, as a cluster's scheduler does, and the program continues from its last
@@ -82,15 +82,26 @@ def digest(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the random instants")
+    parser.add_argument("--out", type=Path, help="a JSON file for the kills and both hashes; None: no file")
     args = parser.parse_args()
     os.environ["KILL_SEED"] = str(args.seed)
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         undisturbed = digest(run(f"{folder}/undisturbed", PROGRAM))
         text = ""
         for attempt in range(len(KILLS) + 1):
             text += (found := run(f"{folder}/killed", Path(__file__), attempt))
+            started = re.search(r"continue after step (\d+)", found)
+            dead = re.search(r"rank (\d+) is killed: (.*)", found)
+            row = {"continued after step": int(started[1]) if started else 0}
+            rows.append(row | ({"killed rank": int(dead[1]), "when": dead[2]} if dead else {}))
             print("\n".join(line for line in found.splitlines() if "killed" in line or "continue" in line), flush=True)
     killed, count = digest(text), text.count("is killed")
+    if args.out is not None:
+        from topkast.tools.common.results import machine, write
+
+        ends = {"undisturbed": undisturbed, "after the kills": killed}
+        write(args.out, machine(), {"seed": args.seed, "ranks": RANKS, "steps": STEPS}, {"starts": rows, **ends})
     print(
         f"undisturbed {undisturbed}, after {count} kills {killed}: {'equal' if undisturbed == killed else 'DIFFERENT'}"
     )
