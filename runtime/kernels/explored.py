@@ -23,8 +23,8 @@ def square_sum_of_a(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
 
 
 class ScaleExplored:
-    """θ ← factor · θ on B \\ A, in place, at the first call. If an exception such as Ctrl-C came out of the call, nobody
-    knows how far the call was. Another call ends the work, and it never scales a value twice.
+    """θ ← factor · θ on B \\ A, in place, at the first call. If an exception such as Ctrl-C came out of the call,
+    nobody knows how far the call was. Another call ends the work, and it never scales a value twice.
 
     Args:
         values: B's values, [values].

@@ -1,4 +1,4 @@
-"""topkast.tools.fuzz: each planted error of the list still fits the code, and each fix of the other list can be undone."""
+"""topkast.tools.fuzz: planted errors of the list still fit the code, and fixes of the other list can be undone."""
 
 from __future__ import annotations
 

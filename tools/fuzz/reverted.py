@@ -1,8 +1,8 @@
 """Undo fixes in a copy of the tree, one after the other, and let the fuzzer look for the bug.
 
-`reverted.toml` lists the fixes: the bug, the kind of the fuzzer that must find it, and the changes that undo the fix. The
-same seed must find nothing in the copy as it is: the fuzzer runs there for as long as the search took. A bug that is
-not found makes the exit code 1. The tree itself is not changed.
+`reverted.toml` lists the fixes: the bug, the kind of the fuzzer that must find it, and the changes that undo the fix.
+The same seed must find nothing in the copy as it is: the fuzzer runs there for as long as the search took. A bug that
+is not found makes the exit code 1. The tree itself is not changed.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_a_step_is_whole_at_every_line(rule: str, native: bool, monkeypatch: pyt
 
 
 def test_signals_while_a_step_decays() -> None:
-    """Real signals at random moments, most of them while native code runs: a value is scaled once, not twice or never."""
+    """Real signals at random moments, most while native code runs: a value is scaled once, not twice or never."""
     options: dict[str, Any] = {"exploration_decay": 1.0, "refresh_every": 10**6}
     model = topkast.sparsify(torch.nn.Sequential(torch.nn.Linear(512, 256)), 0.8, 0.5, **options)
     (site,) = sites_of(model).values()
