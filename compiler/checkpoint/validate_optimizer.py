@@ -76,7 +76,9 @@ def check_content(
 
 def _fits(value: Tensor, parameter: Tensor, own: Any, strict: bool) -> bool:
     if isinstance(own, Tensor) and own.shape == value.shape:
-        return own.is_floating_point() == value.is_floating_point()
+        # A count may be of another dtype. An optimizer that has stepped cannot step with other state of another dtype.
+        alike = own.is_floating_point() == value.is_floating_point()
+        return alike if own.dim() == 0 else own.dtype == value.dtype
     if not strict:
         return not isinstance(own, Tensor)
     if value.shape != parameter.shape:

@@ -11,7 +11,7 @@ from topkast.runtime.triton import scaling
 from topkast.runtime.triton.scaling import scale_explored as scale_all
 from topkast.runtime.triton.scaling import squares_of_a
 
-__all__ = ["scale_all", "scale_explored", "square_sum_of_a", "squares_of_a", "together"]
+__all__ = ["ScaleExplored", "scale_all", "square_sum_of_a", "squares_of_a", "together"]
 
 
 def square_sum_of_a(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
@@ -22,13 +22,37 @@ def square_sum_of_a(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     return torch.where(in_a, values.double(), 0.0).square().sum()
 
 
-def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: float | Tensor) -> None:
-    """θ ← factor · θ on B \\ A, in place. values: B's values, [values]."""
-    if _native(values):
-        densified.scale_explored(values, index, geometry, float(factor))
-        torch.autograd.graph.increment_version(values)
-    else:
-        values.copy_(torch.where(explored_values(index, geometry), values * factor, values))
+class ScaleExplored:
+    """θ ← factor · θ on B \\ A, in place, at the first call. If an exception such as Ctrl-C came out of the call,
+    nobody knows how far the call was. Another call ends the work, and it never scales a value twice.
+
+    Args:
+        values: B's values, [values].
+        index, geometry: what the values belong to.
+        factor: the factor of all values.
+    """
+
+    def __init__(self, values: Tensor, index: Index, geometry: Geometry, factor: float | Tensor) -> None:
+        self._values, self._index, self._geometry, self._factor = values, index, geometry, factor
+        self._native, self._done = _native(values), False
+        if self._native:
+            self._factor = torch.tensor([float(factor)], dtype=torch.float32, device="cpu")
+        self._scaled: Tensor | None = None
+
+    def __call__(self) -> None:
+        if self._done:
+            return
+        if self._native:
+            assert isinstance(self._factor, Tensor)
+            densified.scale_explored_once(self._values, self._index, self._geometry, self._factor)
+            torch.autograd.graph.increment_version(self._values)
+        else:
+            if self._scaled is None:
+                where = explored_values(self._index, self._geometry)
+                self._scaled = torch.where(where, self._values * self._factor, self._values)
+            self._values.copy_(self._scaled)
+        self._done = True
+        self._scaled = None
 
 
 def _native(values: Tensor) -> bool:

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import os
 import sys
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -68,7 +68,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_dense": (None, [POINTER(Parallel), POINTER(Matrix), c_void_p]),
     "tk_gather": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p]),
     "tk_squares": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
-    "tk_scale_explored": (None, [POINTER(Parallel), POINTER(Matrix), c_float, c_void_p]),
+    "tk_scale_explored_once": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
     "tk_assemble": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
     "tk_store": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 3]),
     "tk_follow": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(Matrix), *[c_void_p] * 2]),

@@ -55,11 +55,12 @@ def squares(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     return found.sum()
 
 
-def scale_explored(values: Tensor, index: Index, geometry: Geometry, factor: float) -> None:
-    """values *= factor on B \\ A, in place."""
+def scale_explored_once(values: Tensor, index: Index, geometry: Geometry, factor: Tensor) -> None:
+    """values *= factor on B \\ A, in place. factor: [1] in float32; the same native call sets it to 1, so that a second
+    call changes nothing."""
     w, keep = matrix(None, index, geometry)
     at = operands.place("values", values, index.cols.numel() * geometry.unit)
-    lib().tk_scale_explored(byref(parallel()), byref(w), factor, at)
+    lib().tk_scale_explored_once(byref(parallel()), byref(w), operands.place("factor", factor, 1), at)
     del keep
 
 

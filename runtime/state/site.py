@@ -243,10 +243,10 @@ class Site(ShardableSite, nn.Module):
             self.reservoir = self.place.allocate(self.reservoir.numel(), like).copy_(self.reservoir)
         self.changes += 1
 
-    def count_step(self) -> None:
-        """Count a complete optimizer step."""
+    def count_step(self, number: int) -> None:
+        """Count a complete optimizer step, which is the ``number``-th."""
         self.alone = True
-        self.step += 1
+        self.step = number
 
     def count_late_refresh(self) -> None:
         """Count a refresh that came after a step instead of before a forward."""

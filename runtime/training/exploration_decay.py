@@ -6,13 +6,14 @@ the weights of A.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from topkast.runtime.kernels.explored import scale_all, scale_explored, square_sum_of_a, squares_of_a, together
+from topkast.runtime.kernels.explored import ScaleExplored, scale_all, square_sum_of_a, squares_of_a, together
 from topkast.runtime.state.sharding.sums import summed
 from topkast.runtime.state.site_module import SiteModule
 
@@ -25,7 +26,7 @@ MOST_DECAY = 0.25
 DECAY = 4.0
 
 
-def decay_explored(steps: Iterable[tuple[SiteModule, float | Tensor]]) -> None:
+def prepare_decay(steps: Iterable[tuple[SiteModule, float | Tensor]]) -> list[Callable[[], None]]:
     """θ ← θ - min(lr * ``exploration_decay``, :data:`MOST_DECAY`) θ on B \\ A.
 
     If ``exploration_decay`` is None, the decay is :data:`DECAY` divided by the current size of A's weights. Frozen
@@ -33,8 +34,13 @@ def decay_explored(steps: Iterable[tuple[SiteModule, float | Tensor]]) -> None:
 
     Args:
         steps: sites, each with the learning rate of its step.
+
+    Returns:
+        Functions that make the decay. Nothing has changed before they are called. If an interrupt came out of such a
+        function, another call ends its work, and it never decays a value twice.
     """
     decaying = [(site, lr) for site, lr in steps if _decays(site)]
+    work: list[Callable[[], None]] = []
     alike: dict[Any, list[tuple[SiteModule, float | Tensor]]] = {}
     single: list[tuple[SiteModule, float | Tensor]] = []
     for site, lr in decaying:
@@ -42,24 +48,26 @@ def decay_explored(steps: Iterable[tuple[SiteModule, float | Tensor]]) -> None:
         rate = (lr.dtype, lr.device) if isinstance(lr, Tensor) else float
         (alike.setdefault((values.device, values.dtype, rate), []) if together(values) else single).append((site, lr))
     for group in alike.values():
-        _decay_together(group)
+        work += _decay_together(group)
     sizes = _sizes([site for site, _ in single if site.rule.exploration_decay is None])
     for site, lr in single:
         asked = site.rule.exploration_decay
         decay = lr * (DECAY / sizes[site] if asked is None else asked)
         values, index = site.stored()
         if isinstance(decay, Tensor):
-            scale_explored(values, index, site.geometry, 1 - decay.clamp(max=MOST_DECAY))
+            work.append(ScaleExplored(values, index, site.geometry, 1 - decay.clamp(max=MOST_DECAY)))
         else:
-            site.record_decay(decay)  # not for a tensor: it would need a sync, only for a warning
-            scale_explored(values, index, site.geometry, 1 - min(decay, MOST_DECAY))
+            work.append(partial(site.record_decay, decay))  # not for a tensor: it would need a sync, only for a warning
+            work.append(ScaleExplored(values, index, site.geometry, 1 - min(decay, MOST_DECAY)))
+    return work
 
 
-def _decay_together(steps: list[tuple[SiteModule, float | Tensor]]) -> None:
+def _decay_together(steps: list[tuple[SiteModule, float | Tensor]]) -> list[Callable[[], None]]:
     """The same for sites on one GPU whose values have one dtype, in two launches."""
     parts = [(*site.stored(), site.geometry) for site, _ in steps]
     asked = [site.rule.exploration_decay for site, _ in steps]
     sums = squares_of_a(parts)
+    work: list[Callable[[], None]] = []
     if any(site.shard is not None for site, _ in steps):
         whole = summed({site: sums[i].sum() for i, (site, _) in enumerate(steps)})
         sums = torch.stack([whole[site] for site, _ in steps])[:, None]
@@ -72,11 +80,11 @@ def _decay_together(steps: list[tuple[SiteModule, float | Tensor]]) -> None:
         rates = [float(lr) * share for (_, lr), share in zip(steps, shares, strict=True)]
         for (site, _), one, rate in zip(steps, asked, rates, strict=True):
             if one is not None:
-                site.record_decay(rate)
+                work.append(partial(site.record_decay, rate))
     counts = [
         site.n_fwd * site.geometry.unit if one is None else 0 for (site, _), one in zip(steps, asked, strict=True)
     ]
-    scale_all(parts, sums, rates, counts, MOST_DECAY)
+    return [*work, partial(scale_all, parts, sums, rates, counts, MOST_DECAY, [])]
 
 
 def _decays(site: SiteModule) -> bool:

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from topkast.runtime.devices import check_step_not_captured
 from topkast.runtime.optimizers.probe import check_probed
 from topkast.runtime.state.content.optimizer_state import check_elementwise, prepare_state
+from topkast.runtime.state.content.parts import carry_out
 from topkast.runtime.state.find_sites import alive
 from topkast.runtime.state.refresh import refresh, refresh_by_interval
 from topkast.runtime.state.sharding.compare import compare
@@ -31,7 +32,7 @@ from topkast.runtime.training.sharded.refused import refuse_optimizer
 from topkast.runtime.training.sharded.wrappers import on_registration
 
 from .eager_steps import notice_eager_step
-from .exploration_decay import decay_explored
+from .exploration_decay import prepare_decay
 from .exploration_penalty import Step, add_penalty, had_gradient, once_computed
 from .steps import begin, end
 from .undecayed import notice_undecayed
@@ -112,7 +113,8 @@ def _size(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
 
 
 def advance(steps: Sequence[tuple[SiteModule, float | Tensor | None]]) -> None:
-    """Finish one optimizer step: decay B \\ A if the learning rate is known, and advance the clock.
+    """Finish one optimizer step: decay B \\ A if the learning rate is known, and advance the clock. If the call is
+    interrupted, all sites have made the step or none has.
 
     Args:
         steps: the sites of the step, each with the learning rate of the step; None if nothing must decay.
@@ -121,13 +123,21 @@ def advance(steps: Sequence[tuple[SiteModule, float | Tensor | None]]) -> None:
         # If the site is due here, a whole step went by without its refresh: no forward used the site, or a backend
         # that is not ours compiled its graph.
         if due(site):
-            if trained(site):
-                site.count_late_refresh()
+            late = trained(site)
             refresh_by_interval([site])
-    decay_explored((site, lr) for site, lr in steps if lr is not None)
-    for site, _ in steps:
-        site.count_step()
-        count_gradients(site)
+            if late:
+                site.count_late_refresh()
+    decay = prepare_decay((site, lr) for site, lr in steps if lr is not None)
+    clocks = [(site, site.step + 1) for site, _ in steps]
+
+    def step() -> None:
+        for part in decay:
+            part()
+        for site, number in clocks:
+            site.count_step(number)
+            count_gradients(site)
+
+    carry_out([site for site, _ in steps], step)
     refresh([site for site, _ in steps if due_at_step_end(site)])
 
 

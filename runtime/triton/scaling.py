@@ -63,7 +63,12 @@ def squares_of_a(parts: Sequence[Part]) -> Tensor:
 
 
 def scale_explored(
-    parts: Sequence[Part], sums: Tensor, rates: Tensor | Sequence[float], counts: Sequence[int], most: float
+    parts: Sequence[Part],
+    sums: Tensor,
+    rates: Tensor | Sequence[float],
+    counts: Sequence[int],
+    most: float,
+    launched: list[object],
 ) -> None:
     """θ ← θ - min(rate / size, most) θ on B \\ A of every weight, in place.
 
@@ -73,8 +78,13 @@ def scale_explored(
         rates: one for each weight.
         counts: values of A of each weight, for the mean; 0: the rate is not divided by the size of A's weights.
         most: the largest share that is removed.
+        launched: an empty list, which gets an entry by the launch. If an interrupt came out of this function, a call
+            with the same list launches only what was not launched.
     """
     from .scaling_kernels import scale_kernel
+
+    if launched:
+        return
 
     values = parts[0][0]
     device, dtype = values.device, values.dtype
@@ -82,10 +92,11 @@ def scale_explored(
         rates = _stored(device, torch.float64, tuple(rates))
     limits = _stored(device, torch.float64, (most, torch.finfo(dtype).tiny))
     with torch.cuda.device_of(values):
-        scale_kernel[(len(parts) * PARTS,)](
+        # One statement: an interrupt before another line could not know whether the kernel was launched.
+        launched.append(scale_kernel[(len(parts) * PARTS,)](
             _table(parts), sums, rates, _stored(device, torch.float64, tuple(map(float, counts))),
             limits, limits[1:], PARTS=PARTS, SUMS=sums.shape[1], DTYPE=_type(dtype),
             WIDE=_type(torch.float64 if dtype == torch.float64 else torch.float32), SIZE=_SIZE, num_warps=4,
-        )  # fmt: skip
+        ))  # fmt: skip
     for one, _, _ in parts:
         torch.autograd.graph.increment_version(one)

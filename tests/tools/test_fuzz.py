@@ -30,7 +30,7 @@ def test_a_failure_is_shrunk_and_becomes_a_program(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(wrong_arguments, "cases", st.lists(st.integers(0, 100)))
     monkeypatch.setattr(wrong_arguments, "check", check)
     found = find_failure.search("wrong_arguments", 1, 1.0, tmp_path)
-    assert found["failures"][0]["case"] == "[10]"
+    assert found["failures"][0]["case"] == "[10]" and found["failures"][0]["after"] <= 1
     assert "check([10])" in fuzz.program("wrong_arguments", found["failures"][0])
 
 
@@ -39,13 +39,14 @@ def test_a_process_that_dies_leaves_its_case(monkeypatch: pytest.MonkeyPatch) ->
         returncode, stderr = -11, "gone"
 
     def run(command: list[str], **_: Any) -> Died:
-        Path(command[-1], "case").write_text("('a case',)")
+        Path(command[-2], "case").write_text("('a case',)")
         return Died()
 
     monkeypatch.setattr(fuzz.subprocess, "run", run)
     monkeypatch.setattr(fuzz, "environment", lambda kind, backend: {})
-    found = fuzz.run("kills", 1, 1.0, "eager")
-    assert found["failures"] == [{"case": "('a case',)", "error": "the process ended with -11: gone"}]
+    found = fuzz.run("kills", 1, 1.0, "drawn")
+    error = "the process ended with -11: gone"
+    assert found["failures"] == [{"case": "('a case',)", "error": error, "after": 0}]
 
 
 def test_counts_are_added_and_a_seed_counts_once(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
-"""topkast.tools.fuzz: each planted error of the list still fits the code."""
+"""topkast.tools.fuzz: planted errors of the list still fit the code, and fixes of the other list can be undone."""
 
 from __future__ import annotations
 
+import shutil
 import tomllib
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from topkast.tools.common.places import ROOT
+from topkast.tools.fuzz import reverted
 
 ERRORS = tomllib.loads((ROOT / "tools/fuzz/planted.toml").read_text(encoding="utf-8"))["error"]
 
@@ -19,3 +23,40 @@ def test_an_error_can_be_planted(error: dict[str, object]) -> None:
     tests = error["tests"]
     assert isinstance(tests, list) and tests
     assert all((ROOT / test.split("::")[0]).exists() for test in tests)
+
+
+REVERTS = tomllib.loads(reverted.REVERTS.read_text(encoding="utf-8"))["revert"]
+
+
+@pytest.mark.parametrize("revert", REVERTS, ids=[revert["mended"] for revert in REVERTS])
+def test_a_fix_can_be_undone(revert: dict[str, Any], tmp_path: Path) -> None:
+    """Each changed file is still Python, and comes back as it was."""
+    before = {}
+    for edit in revert["edits"]:
+        path = tmp_path / edit["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / edit["file"], path)
+        before[path] = path.read_text(encoding="utf-8")
+    with reverted.without(tmp_path, revert):
+        for path, text in before.items():
+            changed = path.read_text(encoding="utf-8")
+            assert changed != text
+            compile(changed, str(path), "exec")
+    assert all(path.read_text(encoding="utf-8") == text for path, text in before.items())
+
+
+def test_a_bug_counts_as_found_only_if_the_fixed_tree_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text("right = 1\n")
+    edit = {"file": "file.py", "old": "right = 1", "new": "right = 2"}
+    revert = {"mended": "0", "bug": "a bug", "kind": "modules", "edits": [edit]}
+    failure = {"case": "()", "error": "Traceback\nAssertionError: wrong", "after": 3}
+    for noisy in (False, True):
+
+        def fuzz(root: Path, kind: str, seed: int, seconds: float, noisy: bool = noisy) -> dict[str, Any]:
+            fails = noisy or file.read_text() == "right = 2\n"
+            return {"cases": {}, "failures": [failure] * fails}
+
+        monkeypatch.setattr(reverted, "fuzz", fuzz)
+        found = reverted.search(tmp_path, revert, 5, 1.0)
+        assert found["found"] is not noisy and found["error"] == "AssertionError: wrong" and found["seconds"] == 3

@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="decides every case")
     parser.add_argument("--minutes", type=float, default=1.0, help="for all kinds together")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
-    parser.add_argument("--backend", choices=("eager", "aot_eager", "inductor"), default="eager", help="of modules")
+    parser.add_argument(
+        "--backend", choices=("drawn", "eager", "aot_eager", "inductor"), default="drawn", help="of modules"
+    )
+    parser.add_argument("--failures", type=int, default=3, help="a kind ends after so many")
     parser.add_argument("--out", type=Path, default=OUT, help="the JSON file that counts are added to")
     return parser.parse_args(argv)
 
@@ -56,10 +60,12 @@ def environment(kind: str, backend: str) -> dict[str, str]:
     return found
 
 
-def run(kind: str, seed: int, seconds: float, backend: str) -> dict[str, Any]:
+def run(kind: str, seed: int, seconds: float, backend: str, most: int = 3) -> dict[str, Any]:
     """Run one kind in a process. A case that ends the process is in the file that the process keeps."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "topkast.tools.fuzz.find_failure", kind, str(seed), str(seconds), folder]
+        command.append(str(most))
+        start = time.monotonic()
         done = subprocess.run(command, env=environment(kind, backend), cwd=folder, capture_output=True, text=True)
         end = Path(folder, "end.json")
         if end.exists():
@@ -68,10 +74,11 @@ def run(kind: str, seed: int, seconds: float, backend: str) -> dict[str, Any]:
         last = Path(folder, "case")
         case = last.read_text() if last.exists() else "none"
         why = f"the process ended with {done.returncode}: {done.stderr[-2000:]}"
-        return {"cases": {}, "failures": [{"case": case, "error": why}]}
+        after = round(time.monotonic() - start)
+        return {"cases": {}, "failures": [{"case": case, "error": why, "after": after}]}
 
 
-def program(kind: str, failure: dict[str, str]) -> str:
+def program(kind: str, failure: dict[str, Any]) -> str:
     """A program that fails."""
     return f"from topkast.tools.fuzz.kinds.{kind} import check\n\ncheck({failure['case']})"
 
@@ -92,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     facts, failed = machine(), False
     for kind in args.kinds:
-        found = run(kind, args.seed, args.minutes * 60 / len(args.kinds), args.backend)
+        found = run(kind, args.seed, args.minutes * 60 / len(args.kinds), args.backend, args.failures)
         for failure in found["failures"]:
             failed = True
             CONSOLE.print(f"{kind}: {failure['error']}\n\n{program(kind, failure)}\n", markup=False, highlight=False)

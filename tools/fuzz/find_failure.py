@@ -18,19 +18,23 @@ from hypothesis import HealthCheck, Phase, given, settings
 BATCH = 50  # cases between two looks at the clock
 
 
-def search(kind: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]:
-    """The number of cases by word, and the smallest case of each failure with its error.
+def search(kind: str, seed: int, seconds: float, folder: Path, most: int = 3) -> dict[str, Any]:
+    """The number of cases by word, and the smallest case of each failure with its error, and the seconds until it was
+    found.
 
     Args:
         kind: the name of a module in ``kinds``.
         seed: decides the cases.
         seconds: no batch of cases begins later.
         folder: the file ``case`` in it always holds the case that runs, in case that the process ends.
+        most: the search ends after so many failures.
     """
     module = importlib.import_module(f"topkast.tools.fuzz.kinds.{kind}")
     counts: Counter[str] = Counter()
-    failures: list[dict[str, str]] = []
-    end, batch = time.monotonic() + seconds, 0
+    failures: list[dict[str, Any]] = []
+    begin, batch = time.monotonic(), 0
+    end = begin + seconds
+    after: list[int] = []
     last: list[Any] = [None, None]
 
     def one(case: Any) -> None:
@@ -41,6 +45,7 @@ def search(kind: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]
             word = module.check(case) or "held"
         except Exception:
             last[:] = case, traceback.format_exc()
+            after.append(round(time.monotonic() - begin))
             raise
         if time.monotonic() <= end:
             counts[word] += 1
@@ -54,13 +59,15 @@ def search(kind: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]
             suppress_health_check=list(HealthCheck),
             verbosity=hypothesis.Verbosity.quiet,
         )
+        after.clear()
         try:
             hypothesis.seed(seed * 100_003 + batch)(draws(given(module.cases)(one)))()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            failures.append({"case": repr(last[0]), "error": str(last[1] or error)})
-            if len(failures) == 3:
+            seconds_until = after[0] if after else round(time.monotonic() - begin)
+            failures.append({"case": repr(last[0]), "error": str(last[1] or error), "after": seconds_until})
+            if len(failures) == most:
                 break
         batch += 1
     return {"cases": dict(counts), "failures": failures}
@@ -69,5 +76,5 @@ def search(kind: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     where = Path(sys.argv[4])
-    found = search(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), where)
+    found = search(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), where, int(sys.argv[5]))
     (where / "end.json").write_text(json.dumps(found))

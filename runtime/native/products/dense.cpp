@@ -75,8 +75,10 @@ void tk_squares(const tk_parallel* p, const tk_matrix* w, const float* values, d
         rows[i] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
     });
 }
-void tk_scale_explored(const tk_parallel* p, const tk_matrix* w, float factor, float* values) {
+void tk_scale_explored_once(const tk_parallel* p, const tk_matrix* w, float* factor, float* values) {
+    const float by = *factor;
     each_row(p, *w, [&](int64_t i) {
-        for (int64_t v = w->row_fwd[i] * w->r * w->c; v < w->row_ptr[i + 1] * w->r * w->c; ++v) values[v] *= factor;
+        for (int64_t v = w->row_fwd[i] * w->r * w->c; v < w->row_ptr[i + 1] * w->r * w->c; ++v) values[v] *= by;
     });
+    *factor = 1;
 }

@@ -97,9 +97,10 @@ void tk_conv_positions(const tk_parallel* p, const tk_matrix* w, const tk_conv* 
 // W_A as a dense matrix [rows, columns], contiguous; and a dense gradient, in any strides, sampled at B.
 void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense);
 void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad);
-// The sum of squares of A's values in each row of blocks, into rows [block rows]; and values *= factor on B \ A.
+// The sum of squares of A's values in each row of blocks, into rows [block rows]; and values *= factor[0] on B \ A, after
+// which factor[0] is 1, so that a second call changes nothing: after an interrupt Python cannot know if a call was made.
 void tk_squares(const tk_parallel* p, const tk_matrix* w, const float* values, double* rows);
-void tk_scale_explored(const tk_parallel* p, const tk_matrix* w, float factor, float* values);
+void tk_scale_explored_once(const tk_parallel* p, const tk_matrix* w, float* factor, float* values);
 
 // All of θ as a dense matrix [rows, columns], contiguous, from B's values and the reservoir (the blocks outside B, whole,
 // in the order of the grid); and back, into values [slots * r * c] and reservoir. And what belongs to B's values, from

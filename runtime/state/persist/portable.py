@@ -46,6 +46,8 @@ def packed(site: Site) -> dict[str, Any]:
     own = {name: value for name, value in site.__dict__.items() if name not in OF_PROCESS}
     if site.pending is not None:
         own["pending"] = site.pending.name, site.pending.step, tuple(map(_signed, site.pending.result()))
+    if site.unread_state_index is not None:
+        own["unread_state_index"] = tuple(map(_signed, site.unread_state_index))
     own["_table"] = site.table
     own["_buffers"] = {name: _signed(tensor) for name, tensor in site._buffers.items()}
     return own
@@ -54,14 +56,21 @@ def packed(site: Site) -> dict[str, Any]:
 def unpacked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The result of :func:`packed` as the content of a new site, and the further fields of the site."""
     columns = column_type(state["geometry"].grid[1])
-    fields: dict[str, Any] = {name: state[name] for name in ("churn", "scaled", "unread_state_index")}
+    fields: dict[str, Any] = {name: state[name] for name in ("churn", "scaled")}
     buffers = dict(state["_buffers"])
     if "cols" in buffers:  # otherwise they are a parameter of bytes
         buffers["cols"] = buffers["cols"].view(columns)
+
+    def index(tensors: tuple[Tensor, Tensor, Tensor]) -> Index:
+        row_ptr, row_fwd, cols = tensors
+        return Index(row_ptr, row_fwd, cols.view(columns))
+
+    unread = state["unread_state_index"]
+    fields["unread_state_index"] = None if unread is None else index(unread)
     fields["pending"] = state["pending"]
     if state["pending"] is not None:
-        name, step, (row_ptr, row_fwd, cols) = state["pending"]
-        fields["pending"] = already_chosen(name, step, Index(row_ptr, row_fwd, cols.view(columns)))
+        name, step, tensors = state["pending"]
+        fields["pending"] = already_chosen(name, step, index(tensors))
     place = RESERVOIRS[state["rule"].reservoir]
     if not place.follows_model:  # pinned memory or a file is used again here
         kept = state["reservoir"]

@@ -65,6 +65,7 @@ def test_every_changed_byte_is_noticed(path: Path) -> None:
     [
         ("optimizer/0/exp_avg", lambda t: t.reshape(-1)[:-1].clone(), "exp_avg is float32"),
         ("optimizer/0/exp_avg_sq", lambda t: t.to(torch.int32), "exp_avg_sq is int32"),
+        ("optimizer/0/exp_avg", lambda t: t.double(), "exp_avg is float64"),
         ("optimizer/0/step", lambda t: t * float("nan"), "step=tensor"),
         ("0.sparse_state.weight.clock", lambda t: -t, "the clock says step -3"),
     ],

@@ -68,7 +68,7 @@ def entries() -> dict[str, Entry]:
     add("weight", densified.weight, GEOMETRY)
     add("weight_grad", densified.weight_grad, GEOMETRY, "values", grad=of(24, 10))
     add("squares", densified.squares, GEOMETRY)
-    add("scale_explored", lambda **a: densified.scale_explored(**a, factor=0.5), GEOMETRY)
+    add("scale_explored", densified.scale_explored_once, GEOMETRY, factor=of(1))
     add("assemble", native_theta.assemble, GEOMETRY, reservoir=reservoir)
     add("store", native_theta.store, GEOMETRY, theta=of(24, 10), reservoir=reservoir)
     add("follow", lambda index, values, geometry: native_theta.follow(values, index, index, geometry), GEOMETRY)

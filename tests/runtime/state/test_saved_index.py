@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -98,3 +99,15 @@ def test_a_deep_copy_of_many_copies_each(read: str) -> None:
     twin = copy.deepcopy({**given, "again": given})
     for key, value in given.items():
         assert torch.equal(twin[key], value) and twin["again"][key] is twin[key]
+
+
+def test_a_pickle_holds_the_index_of_state_that_no_optimizer_has_read() -> None:
+    """After a refresh without an optimizer: pickle can write columns of 16 bits, and cannot read them."""
+    model = topkast.sparsify(nn.Linear(300, 4), fwd=0.9, bwd=0.8, min_size=1)
+    topkast.refresh(model)
+    (site,) = sites(model).values()
+    assert site.unread_state_index is not None and site.cols.dtype == torch.uint16
+    (twin,) = sites(pickle.loads(pickle.dumps(model))).values()
+    assert twin.unread_state_index is not None
+    for mine, theirs in zip(site.unread_state_index, twin.unread_state_index, strict=True):
+        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)

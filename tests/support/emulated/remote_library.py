@@ -22,13 +22,13 @@ from topkast.runtime import native
 from topkast.runtime.native import Conv, Image, Matrix, View
 
 # A letter for each argument. p: the parallel_for. w, u: a matrix, a second one. v: a view. c: a convolution. x, y: its
-# images. k: scratch memory. n: a number. f: a float. The others are arrays, whose bytes _ARRAYS counts.
+# images. k: scratch memory. n: a number. The others are arrays, whose bytes _ARRAYS counts.
 _ARGUMENTS = {
     "tk_isa_best": "", "tk_isa": "", "tk_set_isa": "n", "tk_width": "w", "tk_workspace": "wn", "tk_pack": "pvv",
     "tk_spmm_t_workspace": "wn",
     "tk_spmm": "pwvbnvk", "tk_spmm_t": "pwvvk", "tk_sddmm": "pwvvgk", "tk_conv_workspace": "wc",
     "tk_conv_forward": "pwcxbyk", "tk_conv_input_grad": "pwcyxk", "tk_conv_weight_grad": "pwcyxgk",
-    "tk_dense": "pwd", "tk_gather": "pwvg", "tk_squares": "pwgq", "tk_scale_explored": "pwfg",
+    "tk_dense": "pwd", "tk_gather": "pwvg", "tk_squares": "pwgq", "tk_scale_explored_once": "pwfg",
     "tk_assemble": "pwod", "tk_store": "pwdgo", "tk_follow": "pwugh",
     "tk_largest": "psnnnm", "tk_build_index": "pmmnnrtin",
 }  # fmt: skip
@@ -71,8 +71,6 @@ class _Call:
             return b"p"
         if kind == "n":
             return b"w" + struct.pack("<q", arg)
-        if kind == "f":
-            return b"f" + struct.pack("<f", arg)
         if kind == "k":
             return b"k" + struct.pack("<Q", self.scratch)
         if isinstance(arg, ctypes.Structure):
@@ -119,6 +117,8 @@ class _Call:
             if kind == "i":  # cols, with room for the members of B
                 return sum(_at(self.args[2], rows * columns)) * self.numbers[-1]
             return {"s": 4 * rows * columns, "m": rows * columns, "r": 8 * (rows + 1), "t": 8 * rows}[kind]
+        if kind == "f":  # a single number, which the kernel changes
+            return 4
         assert isinstance(w, Matrix)
         blocks, unit = -(-w.rows // w.r), w.r * w.c
         if kind == "b":

@@ -1,6 +1,5 @@
 // Calls functions of the library for a program on another kind of processor: requests on stdin, answers on stdout, as
-// remote_library.py writes and reads them. All arguments are words in memory or in registers, so one call fits all: the
-// calling convention puts words into one row of registers and floats into another.
+// remote_library.py writes and reads them. All arguments are words in memory or in registers, so one call fits all.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,7 +10,7 @@
 #include "topkast.h"
 
 typedef uint64_t Word;
-typedef Word (*Function)(Word, Word, Word, Word, Word, Word, Word, Word, Word, float);
+typedef Word (*Function)(Word, Word, Word, Word, Word, Word, Word, Word, Word);
 
 static const struct {
     const char* name;
@@ -20,7 +19,7 @@ static const struct {
 #define F(name) {#name, reinterpret_cast<void*>(&name)}
     F(tk_isa_best), F(tk_isa), F(tk_set_isa), F(tk_width), F(tk_workspace), F(tk_spmm_t_workspace), F(tk_pack), F(tk_spmm), F(tk_spmm_t),
     F(tk_sddmm), F(tk_conv_workspace), F(tk_conv_forward), F(tk_conv_input_grad), F(tk_conv_weight_grad), F(tk_dense),
-    F(tk_gather), F(tk_squares), F(tk_scale_explored), F(tk_assemble), F(tk_store), F(tk_follow), F(tk_largest),
+    F(tk_gather), F(tk_squares), F(tk_scale_explored_once), F(tk_assemble), F(tk_store), F(tk_follow), F(tk_largest),
     F(tk_build_index),
 #undef F
 };
@@ -48,12 +47,10 @@ int main() {
         if (!function) exit(2);
         std::deque<std::vector<char>> held, returned;
         Word words[9] = {}, count = 0;
-        float number = 0;
         const auto address = [](std::vector<char>& buffer) { return reinterpret_cast<uint64_t>(buffer.data()); };
         for (uint32_t n = get<uint32_t>(); n; --n) {
             switch (get<uint8_t>()) {
                 case 'w': words[count++] = get<uint64_t>(); break;
-                case 'f': number = get<float>(); break;
                 case 'p': words[count++] = reinterpret_cast<uint64_t>(&serial); break;
                 case 'k': words[count++] = address(held.emplace_back(get<uint64_t>())); break;
                 case 'b': words[count++] = address(returned.emplace_back(bytes())); break;
@@ -72,7 +69,7 @@ int main() {
         }
         const auto& w = words;
         const auto call = reinterpret_cast<Function>(function);
-        const Word result = call(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], number);
+        const Word result = call(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8]);
         fwrite(&result, sizeof result, 1, stdout);
         for (const auto& buffer : returned) fwrite(buffer.data(), 1, buffer.size(), stdout);
         fflush(stdout);

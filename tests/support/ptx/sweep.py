@@ -66,7 +66,7 @@ def decays(geometry: Geometry, index: Index, dtype: torch.dtype, gpu: Emulator) 
     gpu.reached = [*values, index.row_ptr, index.row_fwd]
     parts = [(one, index, geometry) for one in values]
     count = int((index.row_fwd - index.row_ptr[:-1]).sum()) * geometry.unit
-    scaling.scale_explored(parts, scaling.squares_of_a(parts), [1e-2, 1e-2], [count, count], 0.25)
+    scaling.scale_explored(parts, scaling.squares_of_a(parts), [1e-2, 1e-2], [count, count], 0.25, [])
     assert all(map(torch.equal, values, expected)), "decay"
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C just before a random line of refresh, load, save or a conversion: all is old or all is new."""
+"""Ctrl-C just before a random line of refresh, step, load, save or a conversion: all is old or all is new."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 import topkast
 from topkast.runtime.state.find_sites import alive
+from topkast.runtime.state.refresh import refresh
+from topkast.runtime.state.when import due_at_step_end
 from topkast.tests.support.interrupts import interrupt, moments
 from topkast.tests.support.truth.lockstep import sites_of
 
 from .trained import assert_sound, everything, net, same, train, trained
 
-CALLS = ("refresh", "load", "dense", "save", "compile")
+CALLS = ("refresh", "step", "late step", "load", "dense", "save", "compile")
 RULES: tuple[dict[str, Any], ...] = (
     {},
     {"reservoir": "host", "block": (4, 2), "balanced": False},
@@ -37,11 +39,14 @@ class Setting:
         other = trained(4, seed=5, **self.options)
         topkast.save(other[0], self.file, other[1])
         self.plain = net(7)
-        self.model, self.optimizer = trained(3, **self.options)
+        # After 3 steps a refresh is due, which a further step makes first if no forward has made it.
+        self.model, self.optimizer = trained(2 if call == "step" else 3, **self.options)
 
     def run(self) -> None:
         if self.call == "refresh":
             topkast.refresh(self.model)
+        elif self.call in ("step", "late step"):
+            topkast.step(self.model, lr=0.1)
         elif self.call == "load":
             topkast.load(self.model, self.file, self.optimizer)
         elif self.call == "dense":
@@ -52,10 +57,19 @@ class Setting:
             topkast.compile(self.plain, min_size=1, backend="eager", seed=1, initial="random")
 
 
+def go_on(setting: Setting) -> None:
+    """After an interrupted step: the step if no site has made it, and the refresh that a rule makes after the step."""
+    steps = {site.step for site in sites_of(setting.model).values()}
+    assert len(steps) == 1, "one site has made the step, and another has not"
+    if steps == {2 if setting.call == "step" else 3}:
+        setting.run()
+    refresh(site for site in sites_of(setting.model).values() if due_at_step_end(site))
+
+
 def parts(setting: Setting) -> list[Any]:
     """What may be old or new, each part by itself: a refresh changes one weight after the other."""
     model, clocks, optimizer = everything(setting.model, setting.optimizer)
-    if setting.call != "refresh":
+    if setting.call not in ("refresh", "step", "late step"):
         return [(model, clocks, optimizer)]
     found = []
     for number, name in enumerate(sites_of(setting.model)):
@@ -95,6 +109,9 @@ def check(case: Any) -> str:
                 assert same(dict(setting.plain.state_dict()), dict(looks)), "neither as it was nor converted"
                 topkast.compile(setting.plain, min_size=1, backend="eager")
         old, new = results(call, rule)
+        if call in ("step", "late step"):
+            go_on(setting)
+            old = new
         for number, part in enumerate(parts(setting)):
             assert same(part, old[number]) or same(part, new[number]), f"part {number} is neither old nor new"
         if call == "save":

@@ -1,0 +1,106 @@
+"""Undo fixes in a copy of the tree, one after the other, and let the fuzzer look for the bug.
+
+`reverted.toml` lists the fixes: the bug, the kind of the fuzzer that must find it, and the changes that undo the fix.
+The same seed must find nothing in the copy as it is: the fuzzer runs there for as long as the search took. A bug that
+is not found makes the exit code 1. The tree itself is not changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from topkast.tools.common.places import RESULTS
+from topkast.tools.common.results import CONSOLE, machine, progress, write
+
+from .planted import copied
+
+REVERTS = Path(__file__).with_name("reverted.toml")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="decides the cases")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each bug")
+    parser.add_argument("--only", nargs="+", default=[], metavar="MENDED", help="only these, such as 1 and B")
+    parser.add_argument("--out", type=Path, default=RESULTS / "reverted.json", help="the JSON file")
+    return parser.parse_args(argv)
+
+
+@contextmanager
+def without(root: Path, revert: dict[str, Any]) -> Iterator[None]:
+    """The copy while a fix is undone."""
+    texts = {edit["file"]: (root / edit["file"]).read_text(encoding="utf-8") for edit in revert["edits"]}
+    try:
+        for edit in revert["edits"]:
+            path = root / edit["file"]
+            text = path.read_text(encoding="utf-8")
+            if text.count(edit["old"]) != 1:
+                raise ValueError(f"{edit['file']}: the text to replace is not in the file, or twice: {edit['old']}")
+            path.write_text(text.replace(edit["old"], edit["new"]), encoding="utf-8")
+        yield
+    finally:
+        for name, text in texts.items():
+            (root / name).write_text(text, encoding="utf-8")
+
+
+def fuzz(root: Path, kind: str, seed: int, seconds: float) -> dict[str, Any]:
+    """What the fuzzer of the copy finds, as ``find_failure`` writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "topkast.tools.fuzz.find_failure", kind, str(seed), str(seconds), folder, "1"]
+        environment = os.environ | {"PYTHONPATH": str(root.parent), "OMP_NUM_THREADS": "1", "TOPKAST_CACHE": folder}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        end = Path(folder, "end.json")
+        if not end.exists():
+            why = f"the process ended with {done.returncode}: {done.stderr[-2000:]}"
+            return {"cases": {}, "failures": [{"case": Path(folder, "case").read_text(), "error": why}]}
+        found: dict[str, Any] = json.loads(end.read_text(encoding="utf-8"))
+        return found
+
+
+def search(root: Path, revert: dict[str, Any], seed: int, minutes: float) -> dict[str, Any]:
+    """Whether the fuzzer finds one bug, and after how many seconds."""
+    facts = {key: revert[key] for key in ("mended", "bug", "kind")} | {"seed": seed}
+    with without(root, revert):
+        failures = fuzz(root, revert["kind"], seed, minutes * 60)["failures"]
+    if not failures:
+        return {**facts, "found": False}
+    failure = failures[0]
+    # As long as the search took, with the time that the machine may lose to other work.
+    clean = fuzz(root, revert["kind"], seed, 20 + 1.5 * failure.get("after", 60.0))["failures"]
+    error = failure["error"].strip().splitlines()[-1]
+    return {**facts, "found": not clean, "seconds": failure.get("after"), "case": failure["case"], "error": error}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    reverts = tomllib.loads(REVERTS.read_text(encoding="utf-8"))["revert"]
+    reverts = [revert for revert in reverts if not args.only or revert["mended"] in args.only]
+    facts, found = machine(), []
+    with tempfile.TemporaryDirectory() as folder, progress() as bar:
+        root = copied(Path(folder))
+        task = bar.add_task("bugs", total=len(reverts))
+        for revert in reverts:
+            found.append(search(root, revert, args.seed, args.minutes))
+            bar.advance(task)
+    table = Table("mended", "kind", "found", "after s", "error")
+    for one in found:
+        table.add_row(one["mended"], one["kind"], str(one["found"]), str(one.get("seconds")), one.get("error", ""))
+    CONSOLE.print(table)
+    write(args.out, facts, vars(args), {"found": found})
+    return int(not all(one["found"] for one in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
