@@ -48,7 +48,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-balanced": lambda: study.balanced().markdown(),
     "study-rates": lambda: study.rates().markdown(),
     "study-churn": lambda: study.churn(DYNAMICS / "rate-1e-3.json").markdown(),
-    "study-churn-fast": lambda: study.churn(DYNAMICS / "rate-1e-2.json").markdown(),
     "reliability": reliability,
     "bench-kernels": bench.kernels,
     "bench-autocast": bench.autocast,

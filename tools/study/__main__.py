@@ -29,7 +29,7 @@ from .times import read_times, times_of
 
 HERE = Path(__file__).parent
 FOLDER = RESULTS / "study"
-PICTURES = ("tuned", "frontier", "rivals-balanced", "range-balanced", "rates")  # grids whose picture is kept
+PICTURES = ("tuned", "frontier", "rivals", "range-balanced", "rates")  # grids whose picture is kept
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,12 +40,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         if name != "report":
             command.add_argument("grid", help="a name in tools/study/grids, or the path of a TOML file")
-        command.add_argument("--results", type=Path, default=FOLDER / "runs.jsonl", help="file of results")
+        command.add_argument("--results", type=Path, default=FOLDER / "runs.jsonl.gz", help="file of results")
         command.add_argument("--times", type=Path, default=FOLDER / "times.json", help="file of measured times")
         if name in ("run", "time"):
             command.add_argument("--data", type=Path, help="file or folder of a task that has no data of its own")
-        if name == "run":
             command.add_argument("--arms", nargs="+", help="only these; default: all of the grid")
+        if name == "run":
             command.add_argument("--workers", type=positive, default=1, help="processes, one thread each")
         elif name == "time":
             command.add_argument("--repeats", type=positive, default=15, help="pairs of each figure")
@@ -127,11 +127,12 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         times = None if args.command == "time" else read_times(args.times)
         grid = read_grid(grid_path(args.grid), times)
-        if args.command == "run":
+        if args.command in ("run", "time"):
             known = dict.fromkeys(point.arm for point in grid)
             if unknown := set(args.arms or ()) - known.keys():
                 raise StudyError(f"--arms {min(unknown)!r}: must be of {', '.join(known)}")
             grid = [point for point in grid if not args.arms or point.arm in args.arms]
+        if args.command == "run":
             return train(grid, args, console)
         if args.command == "time":
             from .clock import measure_grid

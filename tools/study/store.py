@@ -1,18 +1,20 @@
-"""Results as JSON lines, one finished run a line, and the pool that fills them; what is there is not run again."""
+"""Results as compressed JSON lines, a finished run a line, and the pool that fills them: nothing is run twice."""
 
 from __future__ import annotations
 
+import gzip
 import json
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import os
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import Parallel, delayed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import track
 
 from .run_fields import Run, StudyError, canonical
 
@@ -20,55 +22,46 @@ Results = dict[str, dict[str, Any]]  # key of the run -> its result
 
 
 def read(path: Path) -> Results:
-    """What a file holds; a last line that was cut off is left out, a broken one before it is a StudyError."""
-    if not path.exists():
-        return {}
-    found, lines = {}, path.read_text().splitlines()
-    for number, line in enumerate(lines, 1):
+    """What the gzip file ``path`` holds, nothing if it is not there.
+
+    Raises:
+        StudyError: the file is not whole, or a line is no run of this study.
+    """
+    found = {}
+    for number, line in enumerate(_lines(path), 1):
         try:
             entry = json.loads(line)
             found[canonical(Run(**entry["run"])).key] = entry["result"]
-        except (json.JSONDecodeError, KeyError, TypeError, StudyError) as error:
-            if number == len(lines):
-                continue
+        except (ValueError, KeyError, TypeError, StudyError) as error:
             raise StudyError(f"{path}: line {number} is not a run of this study: {error}") from error
     return found
 
 
-def _append(path: Path, run: Run, result: dict[str, Any]) -> None:
-    if path.exists():  # what a stopped process left of a line goes
-        content = path.read_bytes()
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-    with path.open("a") as file:
-        file.write(json.dumps({"run": asdict(run), "result": result}) + "\n")
+def add(path: Path, run: Run, result: dict[str, Any]) -> None:
+    """Add a run to the file; a process that is stopped meanwhile leaves the old file, whole."""
+    lines = [*_lines(path), json.dumps({"run": asdict(run), "result": result})]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+    os.replace(new, path)
 
 
-def _prepare(threads: int) -> None:
-    torch.set_num_threads(threads)
+def _lines(path: Path) -> list[str]:
+    try:
+        return gzip.decompress(path.read_bytes()).decode().splitlines() if path.exists() else []
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: no whole gzip file of results: {error}") from error
 
 
-def _train(run: Run, data: Path | None) -> dict[str, Any]:
-    from topkast.tools.study.train import train
+def _outcome(run: Run, data: Path | None) -> tuple[Run, dict[str, Any] | Exception]:
+    """The run with its result, or with the exception that it ended in."""
+    from .train import train  # imports this package's models, which reading results does not need
 
-    return train(run, data)
-
-
-def _results(runs: Sequence[Run], workers: int, data: Path | None) -> Iterator[tuple[Run, Any]]:
-    """Each run with its result or the exception it ended in, as they come."""
-    if workers == 1:
-        _prepare(1)
-        for run in runs:
-            try:
-                yield run, _train(run, data)
-            except Exception as error:
-                yield run, error
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_prepare, initargs=(1,)) as pool:
-        waiting = {pool.submit(_train, run, data): run for run in runs}
-        for done in as_completed(waiting):
-            yield waiting[done], done.exception() or done.result()
+    torch.set_num_threads(1)
+    try:
+        return run, train(run, data)
+    except Exception as error:
+        return run, error
 
 
 def complete(runs: Sequence[Run], path: Path, workers: int, data: Path | None, console: Console) -> list[str]:
@@ -79,19 +72,13 @@ def complete(runs: Sequence[Run], path: Path, workers: int, data: Path | None, c
     """
     held = read(path)
     todo = [run for run in dict.fromkeys(runs) if run.key not in held]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
+    ended = Parallel(workers, return_as="generator_unordered")(delayed(_outcome)(run, data) for run in todo)
     failed = []
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(path.stem, total=len(todo))
-        for run, result in _results(todo, workers, data):
-            if isinstance(result, StudyError):
-                raise result  # no other run of that task would fare better
-            if isinstance(result, Exception):
-                failed.append(f"{run.task}, {run.method}, seed {run.seed}: {type(result).__name__}: {result}")
-            else:
-                _append(path, run, result)
-            progress.advance(bar)
+    for run, result in track(ended, path.name, len(todo), console=console):
+        if isinstance(result, StudyError):
+            raise result  # no other run of that task would fare better
+        if isinstance(result, Exception):
+            failed.append(f"{run.task}, {run.method}, seed {run.seed}: {type(result).__name__}: {result}")
+        else:
+            add(path, run, result)
     return failed

@@ -102,13 +102,14 @@ def train(run: Run, data_path: Path | None = None) -> dict[str, Any]:
         quality (in the task's unit), nats, training loss (mean of the last tenth of the steps), both None where a loss
         was not finite; flops (mean share of the dense model's over the steps), bytes (values, gradient, optimizer
         state, index and reservoir), parameters (trainable), seconds and cpu_seconds (median of a step; in eager mode
-        that is the time of masked dense products and says nothing of the kernels, see _study_clock.py).
+        that is the time of masked dense products and says nothing of the kernels, see clock.py).
     """
     task = task_of(run.task)
     data = task.load(data_path)
     if run.tuning:
         data = task.hold_out(data)
     dense = sum(layer.weight.numel() for layer in layers_of(task.build(task.width)))
+    torch._dynamo.reset()  # or a process of many compiled runs would come to the limit of recompilations
     model = prepare(run, task)
     optimizer = make_optimizer(run, model)
     peaks = [group["lr"] for group in optimizer.param_groups]

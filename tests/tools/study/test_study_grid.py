@@ -60,7 +60,7 @@ def test_no_grid_asks_for_what_topkast_refuses() -> None:
 
 
 def test_runs_of_values_that_are_gone_stay_readable() -> None:
-    found = [json.loads(key) for key in read(study.FOLDER / "runs.jsonl")]
+    found = [json.loads(key) for key in read(study.FOLDER / "runs.jsonl.gz")]
     assert {"global", "uniform", "erk"} == {run["distribution"] for run in found}
     assert "dense" in {run["initial"] for run in found}
 
@@ -163,5 +163,5 @@ def test_two_rates_are_chosen_by_tuning_runs_alone(tmp_path: Path) -> None:
 )
 def test_bad_grids_say_what_is_allowed(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "own.toml").write_text(text)
-    assert study.main(["run", str(tmp_path / "own.toml"), "--results", str(tmp_path / "r.jsonl")]) == 2
+    assert study.main(["run", str(tmp_path / "own.toml"), "--results", str(tmp_path / "r.jsonl.gz")]) == 2
     assert re.search(message, capsys.readouterr().out)

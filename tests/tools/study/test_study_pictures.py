@@ -84,12 +84,12 @@ def test_layers_and_distances_are_drawn(tmp_path: Path) -> None:
             assert f">{text}<" in drawn, text
 
 
-@pytest.mark.parametrize("name", ["rivals-balanced", "rates", "tuned"])
+@pytest.mark.parametrize("name", ["rivals", "rates", "tuned"])
 def test_a_picture_in_the_repository_is_what_the_results_give(name: str, tmp_path: Path) -> None:
     """`python -m topkast.tools.study report` mends it."""
     kept = study.FOLDER / f"{name}.svg"
     times = read_times(study.FOLDER / "times.json")
-    found = rows(read_grid(study.grid_path(name), times), read(study.FOLDER / "runs.jsonl"), times)
+    found = rows(read_grid(study.grid_path(name), times), read(study.FOLDER / "runs.jsonl.gz"), times)
     drawn = plot(compared(found), name, tmp_path / "drawn.svg")
     assert drawn is not None
     if matplotlib_of(kept) != matplotlib.__version__:

@@ -176,7 +176,7 @@ def test_claims_are_answered_with_their_interval() -> None:
 
 def test_what_is_in_the_repository_is_what_the_results_give() -> None:
     """`python -m topkast.tools.study report` mends it."""
-    held = read(study.FOLDER / "runs.jsonl")
+    held = read(study.FOLDER / "runs.jsonl.gz")
     made = tables(study.HERE / "grids", held, study.FOLDER / "times.json", study.FOLDER / "topology")
     assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
 
@@ -188,14 +188,14 @@ def test_a_report_takes_old_pictures_away(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(study, "FOLDER", tmp_path)
     (tmp_path / "grids" / "rivals.toml").write_text((grids / "rivals.toml").read_text())
     (tmp_path / "gone.svg").touch()
-    assert study.main(["report", "--results", str(tmp_path / "no.jsonl"), "--times", str(tmp_path / "no.json")]) == 0
+    assert study.main(["report", "--results", str(tmp_path / "no.jsonl.gz"), "--times", str(tmp_path / "no.json")]) == 0
     assert "`rivals`" in (tmp_path / "TABLES.md").read_text() and not list(tmp_path.glob("*.svg"))
 
 
 def test_the_tables_of_the_page_are_those_of_the_grids() -> None:
     """Balanced sets beside free ones, and each rate beside static sets."""
     times = read_times(study.FOLDER / "times.json")
-    held = rows(read_grid(study.grid_path("rates"), times), read(study.FOLDER / "runs.jsonl"), times)
+    held = rows(read_grid(study.grid_path("rates"), times), read(study.FOLDER / "runs.jsonl.gz"), times)
     place = (("task", "bytes"), ("fwd", 0.9), ("lr", 0.016))
     ours, static = (next(row for row in held if row.arm == arm and row.where == place) for arm in ("topkast", "static"))
     gap = ours.against(static)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from topkast.tools.study.models import width_for
 from topkast.tools.study.references import layers_of
 from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.shown.estimates import rows
-from topkast.tools.study.store import read
+from topkast.tools.study.store import add, read
 from topkast.tools.study.tasks import TASKS
 from topkast.tools.study.times import Times
 from topkast.tools.study.train import flops_share, prepare, schedule, train
@@ -35,7 +37,7 @@ def grid(tmp_path: Path, text: str = AGAIN) -> str:
 @pytest.mark.long
 def test_a_small_grid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Two methods, two seeds: it learns, a pool of processes gives the same figures, and nothing is trained twice."""
-    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first, second = tmp_path / "first.jsonl.gz", tmp_path / "second.jsonl.gz"
     assert study.main(["run", "tiny", "--results", str(first)]) == 0
     one_seed = grid(tmp_path, TINY.replace("[0, 1]", "[0]"))
     assert study.main(["run", one_seed, "--results", str(second), "--workers", "2"]) == 0
@@ -48,13 +50,9 @@ def test_a_small_grid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert result["training loss"] < 0.7 * math.log(10)
         assert 0 < result["flops"] < 1 and result["seconds"] > 0 and result["cpu_seconds"] > 0
     assert len({result["nats"] for result in one.values()}) == 4
-    before = first.read_text()  # the third arm is the first
+    before = first.read_bytes()  # the third arm is the first
     assert study.main(["run", grid(tmp_path), "--results", str(first)]) == 0
-    assert first.read_text() == before
-    first.write_text(before[:-40])  # stopped in the middle of a line
-    assert study.main(["run", grid(tmp_path), "--results", str(first)]) == 0
-    again = read(first)
-    assert {key: result["nats"] for key, result in again.items()} == {key: r["nats"] for key, r in one.items()}
+    assert first.read_bytes() == before
 
     capsys.readouterr()
     known = ["--results", str(first), "--times", str(tmp_path / "none.json")]
@@ -70,7 +68,7 @@ def test_tuning_runs_come_first_and_decide(tmp_path: Path, capsys: pytest.Captur
     """A model learns nothing at one of the two rates, so only the other is run for the seeds; no other arm is run."""
     rates = "tune = true\nlr = [[1e-9, 1e-9], [5e-3, 1e-2]]"
     text = TINY.replace("lr = 5e-3", rates).replace("steps = 100", "steps = 20")
-    path, results = grid(tmp_path, text + '\n[arms.dense]\nmethod = "dense"\n'), tmp_path / "r.jsonl"
+    path, results = grid(tmp_path, text + '\n[arms.dense]\nmethod = "dense"\n'), tmp_path / "r.jsonl.gz"
     assert study.main(["run", path, "--arms", "dense", "--results", str(results)]) == 0
     runs = [json.loads(key) for key in read(results)]
     assert [(run["tuning"], run["lr"], run["seed"]) for run in runs] == [
@@ -83,17 +81,39 @@ def test_tuning_runs_come_first_and_decide(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     text = AGAIN.replace("[0, 1]", "[0]").replace("steps = 100", "steps = 2") + "block = '999x999'\n"
-    results = tmp_path / "r.jsonl"
+    results = tmp_path / "r.jsonl.gz"
     assert study.main(["run", grid(tmp_path, text), "--results", str(results)]) == 1
     assert "digits, topkast, seed 0: ConfigError" in capsys.readouterr().out
     assert len(read(results)) == 2
 
 
 def test_a_broken_file_of_results_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"run": {}}\n{}\n')
+    path = tmp_path / "r.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"run": {}}\n{}\n'))
     with pytest.raises(StudyError, match="line 1 is not a run of this study"):
         read(path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StudyError, match=r"r\.jsonl\.gz: no whole gzip file of results"):
+        read(path)
+
+
+def test_a_process_that_is_stopped_leaves_the_results_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder" / "r.jsonl.gz"
+    first, second = (
+        canonical(Run(task="digits", method="dense", steps=1, batch=1, lr=0.1, seed=seed)) for seed in (0, 1)
+    )
+    add(path, first, {"quality": 1.0})
+
+    def stopped(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", stopped)
+        add(path, second, {"quality": 2.0})
+    assert read(path) == {first.key: {"quality": 1.0}}
+    add(path, second, {"quality": 2.0})
+    assert read(path) == {first.key: {"quality": 1.0}, second.key: {"quality": 2.0}}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_diverged_run_is_counted(tmp_path: Path) -> None:

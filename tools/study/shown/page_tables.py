@@ -24,7 +24,7 @@ GRIDS = Path(__file__).parents[1] / "grids"
 
 def rivals() -> Sheet:
     """Top-KAST, as ``topkast.compile`` does it by default, beside its rivals."""
-    return summary(_rows("rivals-balanced"))
+    return summary(_rows("rivals"))
 
 
 def tuned() -> Sheet:
@@ -93,7 +93,7 @@ def churn(path: Path) -> Sheet:
 def _rows(name: str) -> Sequence[Row]:
     """The rows of a grid, from what is stored."""
     times = times_of(name, FOLDER / "times.json")
-    return rows(read_grid(GRIDS / f"{name}.toml", times), read(FOLDER / "runs.jsonl"), times)
+    return rows(read_grid(GRIDS / f"{name}.toml", times), read(FOLDER / "runs.jsonl.gz"), times)
 
 
 def _pair(free: Row, even: Row) -> str:

@@ -18,7 +18,7 @@ from .topology import topology
 
 HEAD = """# Tables of the study
 
-Made by `python -m topkast.tools.study report` from `runs.jsonl` and `times.json`; nothing here is written by hand.
+Made by `python -m topkast.tools.study report` from `runs.jsonl.gz` and `times.json`; nothing here is written by hand.
 Lower is better in every quality. A figure is a mean over seeds, its standard deviation and the 95 % interval of the
 mean (Student's t); the difference from an arm is taken seed by seed, over the seeds that ended well in both, with half
 the width of its interval. Seeds that diverged (a loss that is not finite) or were not run are counted, and in no mean.
