@@ -109,7 +109,7 @@ def others(capability: int) -> dict[str, tuple[Any, int]]:
     lists = {"slot_of": "*i32", "row_of": "*i32", "compact": "*bf16", "dense": "*bf16"}
     types = index | digits | lists
     wanted: list[tuple[Any, dict[str, Any]]] = [
-        (spmm_kernels.transpose_kernel, {"STEPS": 7, "BLOCK": 256}),
+        (spmm_kernels.transpose_kernel, {"STEPS": 7, "BLOCK": 256, "PLACED": False, "FILL": True}),
         (move_kernels.move_kernel, {"R": 1, "C": 1, "GATHER": True, "SIZE": 1024, "stride_k": 1}),
         (move_kernels.move_kernel, {"R": 16, "C": 1, "GATHER": False, "SIZE": 1024, "stride_k": 1}),
         (sets_kernels.histogram_kernel, {"SHIFT": 23, "BITS": 8, "SIZE": 4096}),
