@@ -43,5 +43,6 @@ class JointPass(CustomGraphPass):
         # The chosen kernels stand in the graph: another machine, setting, thread count or checkpoint chooses again,
         # and so does a process after the times were cleared.
         times = [cache.loaded(), cache.generation()]
-        chosen = [torch.__version__, cache.machine(), setting(), str(torch.get_num_threads()), *times, str(bool(self.keys))]
+        chosen = [torch.__version__, cache.machine(), setting(), str(torch.get_num_threads()), *times]
+        chosen.append(str(bool(self.keys)))  # whether Inductor launches our kernels
         return get_hash_for_files(tuple(map(str, files)), " ".join(chosen))

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from topkast.runtime import triton
 from topkast.runtime.triton.launching import traced
 
 from .candidates import launch
 
 
 def traceable(kernel: str, operand: Tensor) -> bool:
-    """Whether a product with these activations can be traced: a kernel in Triton, on a GPU."""
-    return kernel in triton.NAMES and operand.device.type == "cuda"
+    """Whether a product with these activations can be traced: the block kernels in Triton, on a GPU.
+
+    "transient" stays an operator: in the open, the W_A of the forward and of the backward would become one value, which
+    is kept in between, and the memory saving is gone. "csr" sorts inside its products.
+    """
+    return kernel == "triton" and operand.device.type == "cuda"
 
 
 def trace(kernel: str, product: str, mode: Any, arguments: Callable[..., tuple[Any, ...]], fakes: Sequence[Any]) -> Any:

@@ -27,6 +27,10 @@ def fits(operand: Tensor) -> bool:
     return operand.dtype in _DTYPES and runs_on(operand.device)
 
 
+def _after(tensor: Tensor, first: int) -> Tensor:
+    return tensor.narrow(0, first, tensor.shape[0] - first)
+
+
 def _move(compact: Tensor, index: Index, ends: Tensor, geometry: Geometry, dense: Tensor, first: int = 0) -> None:
     """Move block rows between compact values and ``dense`` [outputs, inputs]. Block row ``first`` is row 0 of
     ``dense``.
@@ -39,7 +43,8 @@ def _move(compact: Tensor, index: Index, ends: Tensor, geometry: Geometry, dense
     rows, splits = -(-dense.shape[0] // r), -(-geometry.grid[1] * geometry.unit // _SIZE)
     launch(
         move_kernel, (rows * splits,), dense,
-        compact, index.row_ptr[first:], ends[first:], index.cols, dense, *dense.shape, *dense.stride(), splits,
+        compact, _after(index.row_ptr, first), _after(ends, first), index.cols,
+        dense, *dense.shape, *dense.stride(), splits,
         R=r, C=c, GATHER=gather, SIZE=_SIZE, num_warps=4,
     )  # fmt: skip
 
@@ -62,7 +67,7 @@ def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     check_memory(None, index, geometry, grad=grad)
     found = grad.new_zeros(index.cols.numel() * geometry.unit)
     matrix = grad.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
-    _move(found, index, index.row_ptr[1:], geometry, matrix)
+    _move(found, index, _after(index.row_ptr, 1), geometry, matrix)
     return found
 
 
@@ -80,8 +85,8 @@ class TransientProducts(DenseProducts):
         step = max(1, CHUNK // r) * r
         for part, (one_dy, one_x) in enumerate(zip(dy, x, strict=True) if dy.dim() == 3 else [(dy, x)]):
             for first in range(0, rows, step):
-                dense = one_dy[:, first : first + step].mT @ one_x
-                _move(found, index, index.row_ptr[1:], geometry, dense, (part * rows + first) // r)
+                dense = one_dy.narrow(1, first, min(step, rows - first)).mT @ one_x
+                _move(found, index, _after(index.row_ptr, 1), geometry, dense, (part * rows + first) // r)
         return found
 
 

@@ -91,7 +91,8 @@ def product(name: str, side: int, kind: str, rows: str, capability: int) -> tupl
     step = (chosen.tile + side) * chosen.depth * (4 if kind == "fp32" else 2)
     if name == "sddmm":
         types = dict.fromkeys(("dy", "x", "grad"), pointer) | {"row_ptr": "*i64", "cols": "*u16"}
-        constants |= {"R": side, "C": side, "HEIGHT": side, "EXACT": True, "EVEN": True, "dy_n": 1}
+        constants |= {"R": side, "C": side, "HEIGHT": side, "EXACT": True, "EVEN": True, "dy_n": 1, "PARTIAL": False}
+        constants["SWAP"] = side < 64 and chosen.tile >= 64 and kind != "fp32"
         return build(sddmm_kernels.sddmm_kernel, capability, types, constants, **options), step
     transposed = name == "spmm_t"
     types = dict.fromkeys(("x", "values", "bias", "y"), pointer) | dict.fromkeys(("begins", "ends"), "*i64")

@@ -1,6 +1,6 @@
 """Count launches of kernels and operators of the host in a training step, and write tools/results/gpu-launches.json.
 
-    TRITON_INTERPRET=0 python -m topkast.tools.gpu.launches
+TRITON_INTERPRET=0 python -m topkast.tools.gpu.launches
 """
 
 from __future__ import annotations
@@ -17,37 +17,55 @@ import torch
 from torch import fx, nn
 
 import topkast
+from topkast.passes.aten import PassLog
 from topkast.passes.aten.weight_call import WeightCall
 from topkast.runtime.kernels.traced import trace
 from topkast.runtime.layout import Index
+from topkast.runtime.state.model import sites
+from topkast.runtime.triton.products import turned_size
 from topkast.tools.common.places import RESULTS
 from topkast.tools.common.results import CONSOLE, machine, write
-from topkast.tools.gpu.decoder import Block, Size
 
 from .generated import generated
 
-WIDTH, BLOCK, SITES = 256, (64, 64), {"two layers with GELU": 2, "block of a decoder": 4}
+WIDTH, BLOCK, SITES = 256, (64, 64), {"two layers with GELU": 2, "MLP of a decoder": 2}
 VIEWS = ("view", "unsqueeze", "squeeze", "select", "slice", "permute", "as_strided", "empty", "expand", "transpose")
+
+
+class Residual(nn.Module):
+    """x + inner(x)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.inner(x)
 
 
 def model(name: str) -> tuple[nn.Module, torch.Tensor]:
     """A model at 0.9/0.8 in bfloat16, and its input."""
     torch.manual_seed(0)
-    if name == "block of a decoder":
-        made: nn.Module = Block(Size(1, WIDTH, 4, 64, 64, 2))
-        x = torch.randn(2, 64, WIDTH)
-    else:
-        made = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
-        x = torch.randn(128, WIDTH)
+    made: nn.Module = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+    if name == "MLP of a decoder":
+        made = Residual(nn.Sequential(nn.LayerNorm(WIDTH), *made))
+    x = torch.randn(2, 64, WIDTH)
     topkast.sparsify(made, 0.9, 0.8, block=BLOCK, min_size=1)
     return made.bfloat16(), x.bfloat16().requires_grad_()
 
 
-def counted(texts: list[str], graph: fx.Graph) -> dict[str, Any]:
+def turn(made: nn.Module) -> None:
+    """Give the sites their indices by columns, as they have them on a GPU."""
+    for site in sites(made).values():
+        site.turned = torch.zeros(turned_size(site.geometry, site.n_fwd), dtype=torch.int32)
+        site.turned_of = site.cols
+
+
+def counted(texts: list[str], graph: fx.Graph, _: PassLog) -> dict[str, Any]:
     """What the code does: launches, among them those inside our operators, and calls of operators of ours."""
     code = "\n".join(text.split("def call(self, args)")[-1].split("def get_args")[0] for text in texts)
     launched = Counter(re.sub(r"_\d+$", "", name) for name in re.findall(r"^\s+(\w+)\.run\(", code, re.MULTILINE))
-    ours = Counter(re.findall(r"torch\.ops\.topkast\.(\w+)\.", code))
+    ours = Counter(re.findall(r"= torch\.ops\.topkast\.(\w+)\.default\(", code))
     inside = sum((_inside(node) for node in graph.nodes if _name(node) in ours), Counter())
     kernels = {name: count for name, count in launched.items() if not name.startswith("triton_")}
     return {
@@ -85,14 +103,30 @@ def _inside(node: fx.Node) -> Counter[str]:
     return found
 
 
-def count(name: str, kernel: str) -> dict[str, Any]:
+def count(name: str) -> dict[str, Any]:
     """A model's counts with operators, and with launches by Inductor."""
     made, x = model(name)
-    row: dict[str, Any] = {"model": name, "sites": SITES[name], "kernel": kernel}
+    row: dict[str, Any] = {"model": name, "sites": SITES[name]}
     for way, launches in (("operators", False), ("launched by Inductor", True)):
-        texts, graph, _ = generated(made, x, kernel, launches)
-        row[way] = counted(texts, graph)
+        if launches:
+            turn(made)
+        row[way] = generated(made, x, launches, counted)
     return row
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table that docs/benchmarks.md shows."""
+    lines = [
+        "| forward and backward of | sites | who launches | operators of ours | our kernels | beside them | other |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        for way in ("operators", "launched by Inductor"):
+            found = row[way]
+            numbers = [str(value) for value in found.values() if isinstance(value, int)]
+            who = "operators of ours" if way == "operators" else "Inductor"
+            lines.append(f"| {row['model']} | {row['sites']} | {who} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is 1: nothing is compiled in the interpreter")
-    rows = [count(name, kernel) for name in SITES for kernel in ("triton", "transient")]
+    rows = [count(name) for name in SITES]
     for row in rows:
         CONSOLE.print(row, highlight=False)
     write(args.out / "gpu-launches.json", machine(), {}, {"rows": rows})

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_map
 from topkast.passes.aten import PassLog
 from topkast.passes.aten.joint_pass import JointPass
 from topkast.passes.dynamo.insert_refresh import keyed_sites
-from topkast.runtime.triton import products, single, transient
+from topkast.runtime.triton import products
 
 from .absent_gpu import absent_gpu
 
+R = TypeVar("R")
 GPU = torch.device("cuda", 0)
 
 
@@ -60,28 +61,31 @@ class OnGPU(JointPass):
 
 
 @contextlib.contextmanager
-def _kernel(name: str) -> Iterator[None]:
-    with mock.patch.dict(os.environ, {"TOPKAST_KERNEL": name}), contextlib.ExitStack() as held:
-        for module in (products, single, transient):
-            held.enter_context(mock.patch.object(module, "runs_on", lambda device: device.type == "cuda"))
+def _block_kernels() -> Iterator[None]:
+    """Every product gets the kernel "triton"."""
+    on_gpu = mock.patch.object(products, "runs_on", lambda device: device.type == "cuda")
+    with mock.patch.dict(os.environ, {"TOPKAST_KERNEL": "triton"}), on_gpu:
         yield
 
 
-def generated(model: nn.Module, x: torch.Tensor, kernel: str, launches: bool) -> tuple[list[str], fx.Graph, PassLog]:
+def generated(
+    model: nn.Module, x: torch.Tensor, launches: bool, read: Callable[[list[str], fx.Graph, PassLog], R]
+) -> R:
     """Generate the code of one graph.
 
     Args:
         model: a converted model on the CPU, in the dtype that it runs in.
         x: its input.
-        kernel: the kernel of all products.
         launches: whether Inductor launches the kernels; else our operators do.
+        read: called with the code of the forward and of the backward, the joint graph, and the log of the passes, while
+            there seems to be a GPU.
 
     Returns:
-        the code of the forward and of the backward, the joint graph, and the log of the passes.
+        what ``read`` returns.
     """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-    found: list[tuple[list[str], fx.Graph, PassLog]] = []
+    found: list[R] = []
 
     def inner(module: fx.GraphModule, _: Any, **rest: Any) -> Any:
         inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
@@ -90,10 +94,10 @@ def generated(model: nn.Module, x: torch.Tensor, kernel: str, launches: bool) ->
     def backend(module: fx.GraphModule, inputs: list[Any]) -> Any:
         log = PassLog()
         rewrite = OnGPU(log, keyed_sites(module, inputs), launches)
-        with absent_gpu() as texts, _kernel(kernel):
+        with absent_gpu() as texts, _block_kernels():
             patches = {"joint_custom_pre_pass": rewrite}
             compile_fx(module, inputs, inner_compile=inner, config_patches=patches)
-        found.append((texts, rewrite.graphs[0], log))
+            found.append(read(texts, rewrite.graphs[0], log))
         return module.forward
 
     torch._dynamo.reset()
