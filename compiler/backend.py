@@ -23,6 +23,7 @@ from topkast.compiler.capture.why_eager import why_eager
 from topkast.compiler.report.pass_logs import keep_log
 from topkast.passes import aten as passes
 from topkast.passes.aten import PassLog
+from topkast.passes.dynamo.count_launches import count_launches
 from topkast.passes.dynamo.insert_refresh import insert_refresh, keyed_sites
 from topkast.runtime.devices import check_graph_inputs
 from topkast.runtime.doing import doing
@@ -68,13 +69,24 @@ def _inductor(
     from topkast.passes.aten.joint_pass import JointPass
 
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
-    patches = {**patches, **(options or {}), "joint_custom_pre_pass": JointPass(log)}
+    keyed = keyed_sites(module, inputs)
+    keys = () if any(site.grows_by_gradient for site in keyed.values()) else keyed
+    patches = {**patches, **(options or {}), "joint_custom_pre_pass": JointPass(log, keys)}
+    devices = [one.device for one in inputs if isinstance(one, torch.Tensor)]
     with torch._inductor.config.patch(patches):
         config = torch._inductor.config
-        tensors = [one for one in inputs if isinstance(one, torch.Tensor)]
-        check_graph_inputs(config.triton.cudagraphs, config.graph_partition, [one.device for one in tensors])
-    with traced_to_products(module):
+        check_graph_inputs(config.triton.cudagraphs, config.graph_partition, devices)
+    with traced_to_products(module), _passes_always_run(devices):
         return compile_fx(module, inputs, config_patches=patches)
+
+
+def _passes_always_run(devices: list[torch.device]) -> contextlib.AbstractContextManager[Any]:
+    """For graphs on a GPU, AOTAutograd's cache is off: with a graph from there no pass runs, and nobody would know
+    which products Inductor launches. Inductor's own cache, of the generated code, stays on."""
+    from torch._functorch import config
+
+    on_gpu = any(device.type == "cuda" for device in devices)
+    return config.patch(enable_autograd_cache=False) if on_gpu else contextlib.nullcontext()
 
 
 def _plain(module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
@@ -119,7 +131,7 @@ def _behind_refresh(
     keep_log(log, sites)
     try:
         with doing("compiling"):
-            compiled = insert_refresh(module, inputs, lambda: compile_graph(log))
+            compiled = insert_refresh(module, inputs, lambda: count_launches(compile_graph(log), log))
         notice_no_gain(log, sites)
         return compiled
     except Exception as error:

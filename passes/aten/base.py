@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import fx
@@ -64,7 +64,7 @@ def _dump(folder: str, number: int, stage: str, graph: fx.Graph, note: str = "")
     (path / f"{number:04d}-{stage}.py").write_text(f"# {note}\n{text}" if note else text)
 
 
-def run(pipeline: Sequence[type[Pass]], graph: fx.Graph, log: PassLog) -> None:
+def run(pipeline: Sequence[Callable[[], Pass]], graph: fx.Graph, log: PassLog) -> None:
     """Run passes in order. With ``TOPKAST_DEBUG=folder`` the graph before and after each is written there.
 
     Args:

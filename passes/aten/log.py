@@ -20,9 +20,16 @@ class PassRun:
 
 @dataclass
 class PassLog:
-    """The runs of passes over the graphs of one compile, in order."""
+    """The runs of passes over the graphs of one compile, in order.
+
+    Args:
+        runs: one for each pass and graph.
+        launched: (position of the key among the graph's inputs, product, kernel) -> how many products of this kind
+            Inductor launches without an operator of ours.
+    """
 
     runs: list[PassRun] = field(default_factory=list)
+    launched: Counter[tuple[int, str, str]] = field(default_factory=Counter)
 
 
 def summary(logs: Iterable[PassLog]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,8 @@ compile caches keep them.
 ``widths`` has one number for each of two activations (operand and result; dy and x). If ``widths`` is not empty, a
 number other than 0 means that the activation is tiles [M / width, n, width]; 0 means rows [M, n]. The native kernels
 compute on tiles: see ``keep_transposed``. ``act`` is the function that ``spmm`` applies to its result, see
-:func:`topkast.runtime.reference.products.activation`.
+:func:`topkast.runtime.reference.products.activation`. ``turned`` is A's index by columns, see
+:mod:`topkast.runtime.kernels.turned`; ``weight`` only hands it on to ``spmm_t``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from topkast.runtime.kernels.candidates import pack as pack_rows
 from topkast.runtime.kernels.candidates import unpack as unpack_tiles
 from topkast.runtime.kernels.candidates import weight as dense_weight
 from topkast.runtime.kernels.candidates import weight_grad as gather_grad
+from topkast.runtime.kernels.turned import TAKING
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.observers import refuse_plain_export
 from topkast.runtime.reference import dense_gradient as gradient
@@ -42,10 +44,10 @@ _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] out
 _SPARSE = f"Tensor values, {_INDEX}, {_GEOMETRY}"
 
 SCHEMAS = {
-    "weight": f"({_SPARSE}, str why='eager') -> Tensor",
+    "weight": f"({_SPARSE}, str why='eager', Tensor? turned=None) -> Tensor",
     "weight_grad": f"(Tensor grad, {_INDEX}, {_GEOMETRY}, str why='eager') -> Tensor",
     "spmm": f"(Tensor x, {_SPARSE}, Tensor? bias=None, str impl='reference', int[] widths=[], str act='') -> Tensor",
-    "spmm_t": f"(Tensor dy, {_SPARSE}, str impl='reference', int[] widths=[]) -> Tensor",
+    "spmm_t": f"(Tensor dy, {_SPARSE}, str impl='reference', int[] widths=[], Tensor? turned=None) -> Tensor",
     "sddmm": f"(Tensor dy, Tensor x, {_INDEX}, {_GEOMETRY}, str impl='reference', int[] widths=[], "
     "ScalarType? dtype=None) -> Tensor",
     "pack": "(Tensor x, int width) -> Tensor",
@@ -68,7 +70,7 @@ def _geometry(shape: list[int], perm: list[int], lead: int, block: list[int]) ->
 _kept = functools.lru_cache(4096)(Geometry)
 
 
-def weight(values: Tensor, *rest: Any) -> Tensor:
+def weight(values: Tensor, *rest: Any, **_turned: Any) -> Tensor:
     row_ptr, row_fwd, cols, key, shape, perm, lead, block, _, why = (*rest, "eager")[:10]
     count_run(key, "read", "reference", why)
     return dense_weight(values, Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block))
@@ -132,10 +134,13 @@ def spmm(
     return launch(impl, "spmm")(x, values, index, geometry, bias, *_given(widths, act))
 
 
-def spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=()):
+def spmm_t(
+    dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=(), turned=None
+):
     count_run(key, "input gradient", impl)
     index, geometry = Index(row_ptr, row_fwd, cols), _geometry(shape, perm, lead, block)
-    return launch(impl, "spmm_t")(dy, values, index, geometry, *_given(widths))
+    by_columns = {"turned": turned} if impl in TAKING else {}
+    return launch(impl, "spmm_t")(dy, values, index, geometry, *_given(widths), **by_columns)
 
 
 def sddmm(dy, x, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=(), dtype=None):
@@ -206,7 +211,9 @@ def _fake_spmm(
     return x.new_empty(*x.shape[:-1], rows // x.shape[0] if x.dim() == 3 else rows)
 
 
-def _fake_spmm_t(dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=()):
+def _fake_spmm_t(
+    dy, values, row_ptr, row_fwd, cols, key, shape, perm, lead, block, n_fwd, impl="reference", widths=(), turned=None
+):
     cols = _geometry(shape, perm, lead, block).cols
     return _fake_result(dy, cols, *widths) if any(widths) else dy.new_empty(*dy.shape[:-1], cols)
 
@@ -243,7 +250,7 @@ def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.topkast.weight_grad(grad, *ctx.saved_tensors, *ctx.geometry), *[None] * 10
+    return torch.ops.topkast.weight_grad(grad, *ctx.saved_tensors, *ctx.geometry), *[None] * 11
 
 
 torch.library.register_autograd("topkast::weight", _weight_backward, setup_context=_save_index, lib=_library)

@@ -31,6 +31,7 @@ from topkast.runtime.state.content.optimizer_state import kept_tensors
 from topkast.runtime.state.content.parts import HALF, Change, Copy, Parts, Snapshot
 from topkast.runtime.state.content.reservoirs import values_outside
 from topkast.runtime.state.content.shards.shard import Shard, local
+from topkast.runtime.state.content.turned_index import renewed_turned
 from topkast.runtime.state.sharding.shardable_site import ShardableSite
 
 
@@ -120,6 +121,8 @@ class Site(ShardableSite, nn.Module):
         self.owner = None
         self.owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # all modules that read it; unknown for a copy
         self.noted: Note | None = None
+        self.turned: Tensor | None = None  # A by columns, and the columns that this belongs to
+        self.turned_of: Tensor | None = None
         self._shard: Shard | None = None
         self.compared = False  # whether the ranks of a sharded site were compared
 
@@ -177,6 +180,7 @@ class Site(ShardableSite, nn.Module):
     def remember_index(self) -> None:
         """Remember the current index as the site's own index."""
         self.noted = remembered(self._index_in_memory())
+        self.turned, self.turned_of = renewed_turned(self, self.turned), self._buffers.get("cols")
 
     def mark_broken(self, why: str | None) -> None:
         """Mark the site as unusable, so that every use raises ModelError with this reason; None: as usable again."""

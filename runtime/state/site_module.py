@@ -46,7 +46,13 @@ class SiteModule(Site):
             self.refresh_if_due()
         g, given = self.geometry, (values.reshape(-1), self.row_ptr, self.row_fwd, self.columns, self.key)
         if compiling:
-            return torch.ops.topkast.weight(*given, g.shape, g.perm, g.lead, g.block, self.n_fwd)
+            # Dynamo reads this, so no other method's site takes a graph in which nobody sees the dense gradient.
+            self.method.watches  # noqa: B018
+            sized = (g.shape, g.perm, g.lead, g.block, self.n_fwd)
+            # Under functional_call the columns are others, and A by columns does not belong to these.
+            if torch.is_grad_enabled() and self.turned is not None and self.turned_of is self._buffers.get("cols"):
+                return torch.ops.topkast.weight(*given, *sized, turned=self.turned)
+            return torch.ops.topkast.weight(*given, *sized)
         return guard(Read.apply(*given, g, self.n_fwd), self)
 
     def _start(self) -> None:

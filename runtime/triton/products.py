@@ -1,9 +1,8 @@
 """The products of :mod:`topkast.runtime.reference.products` on blocks whose sides are multiples of 16, in Triton.
 
-The input gradient needs A by columns. One small kernel makes this index inside the product. The index depends only on
-A, so it could be stored. But then it would have to be renewed when a refresh writes a new A into the same tensors, and
-a CUDA graph that has captured the product would not notice this. An index that is made for each call is never outdated,
-and it exists only during the product: two numbers for each block of the whole weight.
+The input gradient needs A by columns. A site in training keeps this second index (:func:`renew_turned`) in one tensor
+that is renewed in place together with the sets, so a captured CUDA graph reads the new one at the same address. Every
+other product (parts of a weight, stacked weights) makes the index inside the product, with one launch more.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from topkast.runtime.reference.products import activation
 
 from . import interpreted, runs_on
 from .configs import Config, find
+from .launching import check_memory, launch
 
 SIDES = (16, 128)  # smallest and largest side of a block
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,17 +51,63 @@ def spmm(
         act: the activation, see :func:`topkast.runtime.reference.products.activation`.
     """
     operands.rows("x", x, geometry.cols, geometry, each=False)
-    operands.on_device(values, index, geometry, x=x)
+    check_memory(values, index, geometry, x=x)
     lists = (index.row_ptr, index.row_fwd, index.cols, index.cols)
     return _spmm("spmm", x, values, lists, geometry, bias, act)
 
 
-def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
-    """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides."""
+def spmm_t(
+    dy: Tensor, values: Tensor, index: Index, geometry: Geometry, widths: object = (), turned: Tensor | None = None
+) -> Tensor:
+    """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides.
+
+    Args:
+        widths: must be empty: these kernels have no tiles.
+        turned: the index by columns, see :func:`renew_turned`; None: it is made here.
+    """
     operands.rows("dy", dy, geometry.rows, geometry, each=True)
-    operands.on_device(values, index, geometry, dy=dy)
+    check_memory(values, index, geometry, dy=dy, **({} if turned is None else {"turned": turned}))
     parts = dy.shape[0] if dy.dim() == 3 else 1
-    return _spmm("spmm_t", dy, values, transpose(index, geometry, parts), geometry, None, "")
+    kept = turned is not None and parts == 1
+    lists = _turned_lists(turned, geometry) if kept else transpose(index, geometry, parts)
+    return _spmm("spmm_t", dy, values, lists, geometry, None, "")
+
+
+def turned_size(geometry: Geometry, n_fwd: int) -> int:
+    """The length of the tensor that :func:`renew_turned` fills, for A with ``n_fwd`` blocks."""
+    return 2 * (_aligned(geometry.grid[1]) + _aligned(n_fwd))
+
+
+def _aligned(count: int) -> int:
+    """The next multiple of 4 numbers, 16 bytes: all parts of the tensor begin at such addresses."""
+    return -(-count // 4) * 4
+
+
+def _turned_lists(turned: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    columns, room = geometry.grid[1], _aligned(geometry.grid[1])
+    entries = (turned.shape[0] - 2 * room) // 2
+    begins, ends, slots, rows = turned.split([room, room, entries, entries])
+    return begins.narrow(0, 0, columns), ends.narrow(0, 0, columns), slots, rows
+
+
+@torch.no_grad()
+def renew_turned(turned: Tensor, index: Index, geometry: Geometry) -> None:
+    """Write A by block columns: where every column's list begins and ends, the slots, and the block rows.
+
+    Args:
+        turned: int32 [:func:`turned_size`], changed in place.
+    """
+    from .spmm_kernels import transpose_kernel
+
+    lists, (rows, columns) = _turned_lists(turned, geometry), geometry.grid
+    begins, ends = lists[:2]
+    for fill in (False, True):
+        launch(
+            transpose_kernel, (columns, 1), turned, *index, *lists, rows, columns,
+            STEPS=columns.bit_length(), BLOCK=256, PLACED=True, FILL=fill, num_warps=4,
+        )  # fmt: skip
+        if not fill:
+            torch.cumsum(ends, 0, dtype=torch.int32, out=begins).sub_(ends)
 
 
 def transpose(index: Index, geometry: Geometry, parts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -74,12 +120,13 @@ def transpose(index: Index, geometry: Geometry, parts: int) -> tuple[Tensor, Ten
     from .spmm_kernels import transpose_kernel
 
     rows, columns = geometry.grid[0] // parts, geometry.grid[1]
-    begins, ends = index.row_ptr.new_empty(2, parts * columns)
-    slot_of, row_of = index.row_ptr.new_empty(2, parts * columns * rows, dtype=torch.int32)
-    with torch.cuda.device_of(begins):
-        transpose_kernel[(columns, parts)](
-            *index, begins, ends, slot_of, row_of, rows, columns, STEPS=columns.bit_length(), BLOCK=256, num_warps=4
-        )
+    begins, ends = (index.row_ptr.new_empty(parts * columns) for _ in range(2))
+    slot_of, row_of = (index.row_ptr.new_empty(parts * columns * rows, dtype=torch.int32) for _ in range(2))
+    launch(
+        transpose_kernel, (columns, parts), begins,
+        *index, begins, ends, slot_of, row_of, rows, columns,
+        STEPS=columns.bit_length(), BLOCK=256, PLACED=False, FILL=True, num_warps=4,
+    )  # fmt: skip
     return begins, ends, slot_of, row_of
 
 
@@ -89,7 +136,7 @@ def _spmm(
 ) -> Tensor:  # fmt: skip
     from .spmm_kernels import spmm_kernel
 
-    xs = x if x.dim() == 3 else x[None]
+    xs = x if x.dim() == 3 else x.unsqueeze(0)
     (parts, m, inputs), transposed = xs.shape, product == "spmm_t"
     count, outputs = geometry.grid[0] // parts, geometry.rows // parts
     outer, inner = geometry.block
@@ -102,43 +149,65 @@ def _spmm(
         if bias is not None and by_row(bias, y):
             return activation(act, _spmm(product, x, values, lists, geometry, None, "") + bias)
         b = None if bias is None else bias.expand(y.shape)
-        with torch.cuda.device_of(x):
-            spmm_kernel[(-(-m // chosen.tile) * count, parts)](
-                xs, values.contiguous(), *lists, y if b is None else b, y,
-                m, inputs, outputs, count,
-                *xs.stride(), *((0, 0) if b is None else b.stride()[::2]),
-                INNER=inner, OUTER=outer, WIDTH=width, TRANSPOSED=transposed,
-                EXACT=inner % chosen.depth == 0 and inputs % inner == 0 and width == outer,
-                HAS_BIAS=b is not None, ACTIVATION=act,
-                **arithmetic(x), **launched(chosen), GROUP=chosen.group,
-            )  # fmt: skip
+        launch(
+            spmm_kernel, (-(-m // chosen.tile) * count, parts), x,
+            xs, values.contiguous(), *lists, xs if b is None else b, y,
+            m, inputs, outputs, count,
+            *xs.stride(), *((0, 0) if b is None else b.stride()[::2]),
+            INNER=inner, OUTER=outer, WIDTH=width, TRANSPOSED=transposed,
+            EXACT=inner % chosen.depth == 0 and inputs % inner == 0 and width == outer,
+            HAS_BIAS=b is not None, ACTIVATION=act,
+            **arithmetic(x), **launched(chosen), GROUP=chosen.group,
+        )  # fmt: skip
     return y.view(*x.shape[:-1], outputs)
 
 
 def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols], any strides."""
-    from .sddmm_kernels import sddmm_kernel
+    from .sddmm_kernels import sddmm_kernel, sum_parts_kernel
 
     operands.pair(dy, x, geometry)
-    operands.on_device(None, index, geometry, dy=dy, x=x)
+    check_memory(None, index, geometry, dy=dy, x=x)
     (r, c), (rows, columns) = geometry.block, geometry.grid
-    grad = dy.new_zeros(index.cols.numel() * geometry.unit)  # unused slots stay zero
-    dys, xs = (dy, x) if dy.dim() == 3 else (dy[None], x[None])
+    slots = index.cols.numel()
+    grad = dy.new_empty(slots * geometry.unit)
+    dys, xs = (dy, x) if dy.dim() == 3 else (dy.unsqueeze(0), x.unsqueeze(0))
     parts, m, outputs = dys.shape
     if m == 0:
-        return grad
+        return grad.zero_()
     chosen, height = find("sddmm", r, m, dy), _power(r)
     groups = -(-columns * c // chosen.tile)
-    with torch.cuda.device_of(dy):
-        sddmm_kernel[(rows * groups,)](
-            dys, xs, index.row_ptr, index.cols, grad,
-            m, outputs, geometry.cols, rows // parts, groups,
-            *dys.stride(), *xs.stride(),
-            R=r, C=c, HEIGHT=height,
-            EXACT=outputs % r == 0 and geometry.cols % c == 0 and height == r, EVEN=m % chosen.depth == 0,
-            **arithmetic(dy), **launched(chosen),
+    splits = _splits(rows * -(-slots * c // (rows * chosen.tile)), m)
+    span = -(-m // (splits * chosen.depth)) * chosen.depth
+    found = grad if splits == 1 else dy.new_empty(splits * grad.numel(), dtype=torch.float32)
+    launch(
+        sddmm_kernel, (rows * groups, splits), dy,
+        dys, xs, index.row_ptr, index.cols, found,
+        m, outputs, geometry.cols, rows // parts, groups, rows, slots, span,
+        *dys.stride(), *xs.stride(),
+        R=r, C=c, HEIGHT=height,
+        EXACT=outputs % r == 0 and geometry.cols % c == 0 and height == r, EVEN=m % chosen.depth == 0,
+        SWAP=height < 64 and chosen.tile >= 64 and dy.dtype != torch.float32, PARTIAL=splits > 1,
+        **arithmetic(dy), **launched(chosen),
+    )  # fmt: skip
+    if splits > 1:
+        launch(
+            sum_parts_kernel, (-(-grad.numel() // 1024),), dy,
+            found, index.row_ptr, grad, rows, slots, geometry.unit, PARTS=splits, SIZE=1024, num_warps=4,
         )  # fmt: skip
     return grad
+
+
+# dW has few programs where a weight has few blocks: 51 blocks of 128 in B of 2048 x 2048 at 0.8 are 32 programs for 132
+# multiprocessors. Then several programs share a block's sum, each over at least this many rows of activations.
+PROGRAMS, SPLIT_ROWS, SPLITS = 128, 1024, 8
+
+
+def _splits(programs: int, m: int) -> int:
+    """How many programs share one sum over the rows of activations: a power of two. It follows from sizes only, so the
+    order of a sum is the same on every GPU."""
+    wanted = min(PROGRAMS // max(programs, 1), m // SPLIT_ROWS, SPLITS)
+    return 1 << (max(wanted, 1).bit_length() - 1)
 
 
 def by_row(bias: Tensor, y: Tensor) -> bool:

@@ -15,6 +15,7 @@ from topkast.runtime.layout import Geometry, Index, slot_rows
 from topkast.runtime.reference.products import activation
 
 from . import runs_on
+from .launching import check_memory, launch
 from .products import DTYPES, by_row
 
 DENSITY = 0.01  # density of the set that a product reads; above this density the kernel is not measured
@@ -42,7 +43,7 @@ def spmm(
         act: the activation, see :func:`topkast.runtime.reference.products.activation`.
     """
     operands.rows("x", x, geometry.cols, geometry, each=False)
-    operands.on_device(values, index, geometry, x=x)
+    check_memory(values, index, geometry, x=x)
     lists = (index.row_ptr, index.row_fwd, index.cols, index.cols)
     parts = x.shape[0] if x.dim() == 3 else 1
     return _spmm(x, values, lists, geometry.rows // parts, False, bias, act)
@@ -51,7 +52,7 @@ def spmm(
 def spmm_t(dy: Tensor, values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """dX = dY W_A. dy: [M, rows] or [E, M, rows / E], any strides."""
     operands.rows("dy", dy, geometry.rows, geometry, each=True)
-    operands.on_device(values, index, geometry, dy=dy)
+    check_memory(values, index, geometry, dy=dy)
     parts = dy.shape[0] if dy.dim() == 3 else 1
     return _spmm(dy, values, transpose(index, geometry, parts), geometry.cols, True, None, "")
 
@@ -80,7 +81,7 @@ def _spmm(
 ) -> Tensor:
     from .single_kernels import single_spmm_kernel
 
-    xs = x if x.dim() == 3 else x[None]
+    xs = x if x.dim() == 3 else x.unsqueeze(0)
     parts, m, inputs = xs.shape
     y = x.new_empty(parts, m, outputs)
     if bias is not None and by_row(bias, y):
@@ -88,12 +89,12 @@ def _spmm(
     b = None if bias is None else bias.expand(y.shape)
     tile, rows = min(128, max(16, 1 << (m - 1).bit_length())), 16
     if m:
-        with torch.cuda.device_of(x):
-            single_spmm_kernel[(-(-outputs // rows), -(-m // tile), parts)](
-                xs.mT.contiguous(), values.contiguous(), *lists, y if b is None else b, y,
-                m, inputs, outputs, *((0, 0) if b is None else b.stride()[::2]),
-                TRANSPOSED=transposed, HAS_BIAS=b is not None, ACTIVATION=act, ROWS=rows, TILE=tile, num_warps=4,
-            )  # fmt: skip
+        launch(
+            single_spmm_kernel, (-(-outputs // rows), -(-m // tile), parts), x,
+            xs.mT.contiguous(), values.contiguous(), *lists, xs if b is None else b, y,
+            m, inputs, outputs, *((0, 0) if b is None else b.stride()[::2]),
+            TRANSPOSED=transposed, HAS_BIAS=b is not None, ACTIVATION=act, ROWS=rows, TILE=tile, num_warps=4,
+        )  # fmt: skip
     return y.view(*x.shape[:-1], outputs)
 
 
@@ -102,15 +103,15 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
     from .single_kernels import single_sddmm_kernel
 
     operands.pair(dy, x, geometry)
-    operands.on_device(None, index, geometry, dy=dy, x=x)
-    dys, xs = (dy, x) if dy.dim() == 3 else (dy[None], x[None])
+    check_memory(None, index, geometry, dy=dy, x=x)
+    dys, xs = (dy, x) if dy.dim() == 3 else (dy.unsqueeze(0), x.unsqueeze(0))
     parts, m, height = dys.shape
     slots, size = index.cols.numel(), 16
     grad = dy.new_empty(slots)
     if slots:
-        with torch.cuda.device_of(dy):
-            single_sddmm_kernel[(-(-slots // size),)](
-                dys.mT.contiguous(), xs.mT.contiguous(), slot_rows(index), index.cols, grad,
-                m, geometry.cols, slots, height, parts * height, SLOTS=size, DEPTH=128, num_warps=4,
-            )  # fmt: skip
+        launch(
+            single_sddmm_kernel, (-(-slots // size),), dy,
+            dys.mT.contiguous(), xs.mT.contiguous(), slot_rows(index), index.cols, grad,
+            m, geometry.cols, slots, height, parts * height, SLOTS=size, DEPTH=128, num_warps=4,
+        )  # fmt: skip
     return grad

@@ -13,14 +13,19 @@ import triton.language as tl
 
 @triton.jit
 def transpose_kernel(
-    row_ptr, row_fwd, cols, begins, ends, slot_of, row_of, rows, columns, STEPS: tl.constexpr, BLOCK: tl.constexpr
+    row_ptr, row_fwd, cols, begins, ends, slot_of, row_of, rows, columns,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr, PLACED: tl.constexpr, FILL: tl.constexpr,
 ):  # fmt: skip
     """For one block column of one weight: the rows that have this column in A, and their slots, in ascending order.
 
     A's columns ascend within a row, so a binary search finds the column. There is no sort, and no order-dependent sum.
+    PLACED: ``begins`` says where the column's list begins; else every list has room for all rows. Without FILL the
+    rows are only counted, and ``ends`` gets the counts.
     """
     column, part = tl.program_id(0), tl.program_id(1)
     base = (part * columns + column).to(tl.int64) * rows
+    if PLACED:
+        base = tl.load(begins + part * columns + column).to(tl.int64) if FILL else base * 0
     end = base
     for first in range(0, rows, BLOCK):
         row = first + tl.arange(0, BLOCK)
@@ -36,11 +41,13 @@ def transpose_kernel(
             low = tl.where(less, middle + 1, low)
         found = low < stop
         found = found & (tl.load(cols + low, mask=found, other=0).to(tl.int32) == column)
-        place = end + tl.cumsum(found.to(tl.int32), 0) - 1
-        tl.store(slot_of + place, low, mask=found)
-        tl.store(row_of + place, row, mask=found)
+        if FILL:
+            place = end + tl.cumsum(found.to(tl.int32), 0) - 1
+            tl.store(slot_of + place, low, mask=found)
+            tl.store(row_of + place, row, mask=found)
         end += tl.sum(found.to(tl.int32), 0)
-    tl.store(begins + part * columns + column, base)
+    if not PLACED:
+        tl.store(begins + part * columns + column, base)
     tl.store(ends + part * columns + column, end)
 
 

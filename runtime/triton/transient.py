@@ -15,6 +15,7 @@ from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.reference.products import DenseProducts
 
 from . import runs_on
+from .launching import check_memory, launch
 
 CHUNK = 1024  # rows of the dense gradient in memory at the same time
 _SIZE = 1024  # values that a program moves
@@ -24,6 +25,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def fits(operand: Tensor) -> bool:
     """Whether this file can run, for any product and block."""
     return operand.dtype in _DTYPES and runs_on(operand.device)
+
+
+def _after(tensor: Tensor, first: int) -> Tensor:
+    return tensor.narrow(0, first, tensor.shape[0] - first)
 
 
 def _move(compact: Tensor, index: Index, ends: Tensor, geometry: Geometry, dense: Tensor, first: int = 0) -> None:
@@ -36,16 +41,17 @@ def _move(compact: Tensor, index: Index, ends: Tensor, geometry: Geometry, dense
 
     (r, c), gather = geometry.block, ends is not index.row_fwd
     rows, splits = -(-dense.shape[0] // r), -(-geometry.grid[1] * geometry.unit // _SIZE)
-    with torch.cuda.device_of(dense):
-        move_kernel[(rows * splits,)](
-            compact, index.row_ptr[first:], ends[first:], index.cols, dense, *dense.shape, *dense.stride(), splits,
-            R=r, C=c, GATHER=gather, SIZE=_SIZE, num_warps=4,
-        )  # fmt: skip
+    launch(
+        move_kernel, (rows * splits,), dense,
+        compact, _after(index.row_ptr, first), _after(ends, first), index.cols,
+        dense, *dense.shape, *dense.stride(), splits,
+        R=r, C=c, GATHER=gather, SIZE=_SIZE, num_warps=4,
+    )  # fmt: skip
 
 
 def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """W_A in the weight's own shape, contiguous."""
-    operands.on_device(values, index, geometry)
+    check_memory(values, index, geometry)
     # A matrix may have either memory order. Only a permutation of more dims needs another move afterwards.
     plain = geometry.perm == tuple(range(len(geometry.shape)))
     direct = plain or len(geometry.shape) == 2
@@ -58,10 +64,10 @@ def weight(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
 def weight_grad(grad: Tensor, index: Index, geometry: Geometry) -> Tensor:
     """A dense gradient sampled at B, [slots * r * c]. Unused slots get zero."""
     operands.sized("grad", grad, geometry.shape)
-    operands.on_device(None, index, geometry, grad=grad)
+    check_memory(None, index, geometry, grad=grad)
     found = grad.new_zeros(index.cols.numel() * geometry.unit)
     matrix = grad.permute(geometry.perm).reshape(geometry.rows, geometry.cols)
-    _move(found, index, index.row_ptr[1:], geometry, matrix)
+    _move(found, index, _after(index.row_ptr, 1), geometry, matrix)
     return found
 
 
@@ -70,7 +76,7 @@ class TransientProducts(DenseProducts):
 
     def sddmm(self, dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
         """dY^T X at B, [slots * r * c]. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or [E, M, cols]."""
-        operands.on_device(None, index, geometry, dy=dy, x=x)
+        check_memory(None, index, geometry, dy=dy, x=x)
         parts = dy.shape[0] if dy.dim() == 3 else 1
         r, rows = geometry.block[0], geometry.rows // parts
         if rows % r and parts > 1:  # a block row belongs to two weights
@@ -79,8 +85,8 @@ class TransientProducts(DenseProducts):
         step = max(1, CHUNK // r) * r
         for part, (one_dy, one_x) in enumerate(zip(dy, x, strict=True) if dy.dim() == 3 else [(dy, x)]):
             for first in range(0, rows, step):
-                dense = one_dy[:, first : first + step].mT @ one_x
-                _move(found, index, index.row_ptr[1:], geometry, dense, (part * rows + first) // r)
+                dense = one_dy.narrow(1, first, min(step, rows - first)).mT @ one_x
+                _move(found, index, _after(index.row_ptr, 1), geometry, dense, (part * rows + first) // r)
         return found
 
 

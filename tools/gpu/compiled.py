@@ -91,7 +91,8 @@ def product(name: str, side: int, kind: str, rows: str, capability: int) -> tupl
     step = (chosen.tile + side) * chosen.depth * (4 if kind == "fp32" else 2)
     if name == "sddmm":
         types = dict.fromkeys(("dy", "x", "grad"), pointer) | {"row_ptr": "*i64", "cols": "*u16"}
-        constants |= {"R": side, "C": side, "HEIGHT": side, "EXACT": True, "EVEN": True, "dy_n": 1}
+        constants |= {"R": side, "C": side, "HEIGHT": side, "EXACT": True, "EVEN": True, "dy_n": 1, "PARTIAL": False}
+        constants["SWAP"] = side < 64 and chosen.tile >= 64 and kind != "fp32"
         return build(sddmm_kernels.sddmm_kernel, capability, types, constants, **options), step
     transposed = name == "spmm_t"
     types = dict.fromkeys(("x", "values", "bias", "y"), pointer) | dict.fromkeys(("begins", "ends"), "*i64")
@@ -109,7 +110,7 @@ def others(capability: int) -> dict[str, tuple[Any, int]]:
     lists = {"slot_of": "*i32", "row_of": "*i32", "compact": "*bf16", "dense": "*bf16"}
     types = index | digits | lists
     wanted: list[tuple[Any, dict[str, Any]]] = [
-        (spmm_kernels.transpose_kernel, {"STEPS": 7, "BLOCK": 256}),
+        (spmm_kernels.transpose_kernel, {"STEPS": 7, "BLOCK": 256, "PLACED": False, "FILL": True}),
         (move_kernels.move_kernel, {"R": 1, "C": 1, "GATHER": True, "SIZE": 1024, "stride_k": 1}),
         (move_kernels.move_kernel, {"R": 16, "C": 1, "GATHER": False, "SIZE": 1024, "stride_k": 1}),
         (sets_kernels.histogram_kernel, {"SHIFT": 23, "BITS": 8, "SIZE": 4096}),

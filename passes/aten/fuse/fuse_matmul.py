@@ -34,7 +34,8 @@ class FuseMatmul(ProductPass):
                 fused = bias if fuses_bias else None
                 new = emit(graph, topkast.spmm.default, x, *factor.call.args, fused, like=node)
             else:
-                new = emit(graph, topkast.spmm_t.default, x, *factor.call.args, like=node)
+                by_columns = {name: factor.call.options[name] for name in ("turned",) if name in factor.call.options}
+                new = emit(graph, topkast.spmm_t.default, x, *factor.call.args, like=node, **by_columns)
             new = factor.turn_back(graph, new)
             if bias is not None and not fuses_bias:
                 new = emit(graph, aten.add.Tensor, new, bias, like=node)

@@ -116,6 +116,8 @@ class OnStream:
     def copy(self, target: Tensor, source: Tensor) -> None:
         with torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
+        if target.device == self.device:  # A by columns is made from the new index right after the copies
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def record_event(self) -> Event:
         return self.stream.record_event()

@@ -14,7 +14,10 @@ from topkast.runtime.state.content.fingerprint import fingerprint, unchanged
 from topkast.runtime.state.content.reservoirs import RESERVOIRS
 from topkast.runtime.state.site import Site
 
-OF_PROCESS = ("optimizers", "ran", "key", "copies", "snapshot", "_own", "noted", "owner", "owners")
+OF_PROCESS = (
+    *("optimizers", "ran", "key", "copies", "snapshot", "_own", "noted", "owner", "owners"),
+    *("turned", "turned_of"),
+)
 
 
 def copied(site: Site, memo: dict[int, Any]) -> dict[str, Any]:

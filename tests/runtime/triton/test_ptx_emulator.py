@@ -84,7 +84,7 @@ def right(rows: list[dict[str, Any]], capability: int) -> None:
         assert row["found"] == "right", row
         for each in row["launches"]:
             assert each["stack"] == 0 and each["shared"] <= {80: 163, 90: 227}[capability] * 1024, (row, each)
-            if each["kernel"] == "spmm_kernel" and row["dtype"] != "float32":
+            if each["kernel"] in ("spmm_kernel", "sddmm_kernel") and row["dtype"] != "float32":
                 large = capability == 90 and row["case"][0] >= 64
                 assert each["wgmma"] > 0 or (not large and each["mma"] > 0), (row, each)
 

@@ -1,0 +1,30 @@
+"""tools/gpu/launches: the code that Inductor generates for a GPU launches our kernels, without an operator of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from topkast.tests.support.interpreted import INTERPRETED
+from topkast.tools.common.results import read
+
+
+@pytest.mark.long
+@INTERPRETED[0]
+def test_inductor_launches_the_kernels(tmp_path: Path) -> None:
+    """In a process without Triton's interpreter. The stored counts, which the page shows, are what is found."""
+    command = [sys.executable, "-m", "topkast.tools.gpu.launches", "--out", str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "gpu-launches.json").read_text())["rows"]
+    for row in rows:
+        before, after = row["operators"], row["launched by Inductor"]
+        assert before["operators of ours"] == 3 * row["sites"]
+        assert after["operators of ours"] == after["launches beside them for products"] == 0
+        assert after["by name"] == {"spmm_kernel": 2 * row["sites"], "sddmm_kernel": row["sites"]}
+    assert rows == read("gpu-launches")["rows"]
