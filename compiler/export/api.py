@@ -112,9 +112,9 @@ def export(
             - "fp16": the sparse weights' values are rounded to float16, which halves the file, and converted to float32
               when the file is loaded. Products are computed in float32, and are compared with the products of the
               rounded model.
-            - "int8": the values are rounded to int8 with a scale for each output. The formats "custom" (convolutions:
-              of 1 x 1 only), "block" and "dense" (no convolutions) quantise x at each run and multiply integers; the
-              other formats unpack the weights to float32 when the file is loaded. Linear layers that were never sparse,
+            - "int8": the values are rounded to int8 with a scale for each output. The formats "custom", "block" and
+              "dense" (the last two: no convolutions) quantise x at each run and multiply integers; the other formats
+              unpack the weights to float32 when the file is loaded. Linear layers that were never sparse,
               such as the head of a decoder, become int8 in the format "dense". ``verify`` then has three parts: the
               same file in float32 is compared with PyTorch; each integer product is compared with integer arithmetic
               in PyTorch, bit for bit; and the result says how much int8 changes the outputs.

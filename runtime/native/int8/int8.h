@@ -4,11 +4,11 @@
 //   z = clip(round(-lo i), 0, 255)                  q_k = clip(round(x_k i) + z, 0, 255)
 //   acc_n = sum_k q_k w_nk - z sum_k w_nk           y_n = float(acc_n) (s scale_n) + bias_n
 //
-// A convolution is such a product for each position, of the numbers that its window meets: all numbers of an image have one
-// s and one z, and what lies around the image is 0, which z stands for.
+// A convolution is such a product for each position, of the numbers that its window meets. All numbers of an image have one
+// s and one z (or those of a position, where a window is one), and what lies around the image is 0, which z stands for.
 //
 // The sums are exact. Each operation on floats is rounded by itself, round() takes halves to the even number, so the
-// result has the same bits on every processor. A row of x (an image) with a NaN or an infinity, or whose hi - lo overflows,
+// result has the same bits on every processor. A row of x (or an image) with a NaN or an infinity, or whose hi - lo overflows,
 // gives NaN.
 #pragma once
 #include <float.h>

@@ -93,15 +93,15 @@ struct Images {
         z[image] = scale.z[0];
     }
 
-    // At most LANES numbers.
+    // At most LANES numbers, then zeros.
     static inline V some(const float* from, int64_t count) {
         V x{};
         if (count >= LANES) return load(from);
         __builtin_memcpy(&x, from, sizeof(float) * static_cast<size_t>(count));
         return x;
     }
-    static inline void quantise(const Scale& scale, const float* from, int64_t count, Number* to) {
-        const Numbers found = __builtin_convertvector(scale.quantised(some(from, count)), Numbers);
+    static inline void quantise(const Scale& scale, V x, int64_t count, Number* to) {
+        const Numbers found = __builtin_convertvector(scale.quantised(x), Numbers);
         if (count >= LANES) __builtin_memcpy(to, &found, sizeof found);
         else __builtin_memcpy(to, &found, sizeof(Number) * static_cast<size_t>(count));
     }
@@ -112,10 +112,16 @@ struct Images {
             const Scale scale(splat(s[image]), splat(inverse[image]), I{} + z[image]);
             const int64_t end = image * size + k1 * plan.in_positions;
             for (int64_t i = image * size + k0 * plan.in_positions; i < end; i += LANES)
-                quantise(scale, x + i, end - i, numbers + i);
+                quantise(scale, some(x + i, end - i), end - i, numbers + i);
         }
         const auto border = [&](int64_t image) { return static_cast<Number>(z[image]); };
-        for (int64_t k = k0; k < k1; ++k) pack_plane(plan, numbers, count, k, border, planes + k * plan.pitch);
+        int64_t used = plan.plane;  // of a channel; the rest is read too, for positions that no output has
+        for (const auto& places : plan.places) used *= static_cast<int64_t>(places.size());
+        for (int64_t k = k0; k < k1; ++k) {
+            Number *const to = planes + k * plan.pitch, *const rest = count < plan.images ? to : to + used;
+            fill_row<Number>(0, to + plan.pitch + (k + 1 < channels ? 0 : W) - rest, rest);
+            pack_plane(plan, numbers, count, k, border, to);
+        }
     }
 
     // All channels of positions q .. q + W of an image, by position.
@@ -129,24 +135,34 @@ struct Images {
 
     template <int T>
     void fill_vectors(const float* x, int64_t q, int64_t here) const {
-        const int64_t pitch = plan.in_positions;
-        // Numbers of the next channel fill the last vector, and are never read; behind the last channel there are none.
-        const float* const last = x + (channels - 1) * pitch;
-        Number* to = planes + q;
+        // Numbers of the next channels fill the last vector, and are never read; the last channels have none behind them.
+        const int64_t pitch = plan.in_positions, room = channels * pitch - q - T * LANES;
+        const int64_t whole = room < 0 ? 0 : room / pitch + 1;
         Range range[T];
         Scale scale[T];
-        for (const float* from = x; from < last; from += pitch)
+        const float* from = x;
+        for (int64_t k = 0; k < whole; ++k, from += pitch)
 #pragma GCC unroll 4
             for (int t = 0; t < T; ++t) range[t].add(load(from + t * LANES));
+        for (int64_t k = whole; k < channels; ++k, from += pitch)
+            for (int t = 0; t < T; ++t) range[t].add(some(from + t * LANES, here - t * LANES));
         for (int t = 0; t < T; ++t) {
-            range[t].add(some(last + t * LANES, here - t * LANES));
             scale[t] = Scale(range[t]);
             store(s + q + t * LANES, scale[t].s);
             store_words(z + q + t * LANES, scale[t].z);
         }
-        for (const float* from = x; from < last; from += pitch, to += plan.pitch)
+        Number* to = planes + q;
+        from = x;
+        for (int64_t k = 0; k < whole; ++k, from += pitch, to += plan.pitch)
 #pragma GCC unroll 4
-            for (int t = 0; t < T; ++t) quantise(scale[t], from + t * LANES, LANES, to + t * LANES);
-        for (int t = 0; t < T; ++t) quantise(scale[t], last + t * LANES, here - t * LANES, to + t * LANES);
+            for (int t = 0; t < T; ++t) quantise(scale[t], load(from + t * LANES), LANES, to + t * LANES);
+        for (int64_t k = whole; k < channels; ++k, from += pitch, to += plan.pitch)
+            for (int t = 0; t < T; ++t) quantise(scale[t], some(from + t * LANES, here - t * LANES), LANES, to + t * LANES);
+        if (T == WIDE) return;
+        for (int t = T; t < WIDE; ++t) {  // read too, for positions that no output has
+            store(s + q + t * LANES, V{});
+            store_words(z + q + t * LANES, I{});
+        }
+        for (int64_t k = 0; k < channels; ++k) fill_row<Number>(0, W - T * LANES, planes + k * plan.pitch + q + T * LANES);
     }
 };

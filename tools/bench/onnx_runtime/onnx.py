@@ -21,7 +21,7 @@ from topkast.tools.common.onnx_sessions import memory, runner, session
 from topkast.tools.common.pairs import add_timing, measure, show
 from topkast.tools.common.results import CONSOLE
 
-from .onnx_int8 import int8_table, measure_int8
+from .onnx_int8 import SHAPE, int8_table, measure_int8
 from .onnx_layers import ROWS, SPARSITIES, layer_table, measure_layers
 from .onnx_models import MODELS, export_both
 
@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--rows", type=positive, nargs="+", default=ROWS, help="rows of x of a layer")
     parser.add_argument("--sparsity", type=float, nargs="+", default=SPARSITIES, help="of a layer")
+    parser.add_argument(
+        "--shape", type=positive, nargs=2, default=SHAPE, metavar=("INPUTS", "OUTPUTS"), help="of the layer in int8"
+    )
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="format and block of a model")
 

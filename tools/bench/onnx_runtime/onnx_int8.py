@@ -25,7 +25,7 @@ from topkast.tools.common.rotation import measure_rounds, ratios
 from .dense_int8 import quantise_dynamically
 from .onnx_files import layer_files
 
-SHAPE, SPARSITY = (4096, 1024), 0.9  # [out, in] of the weight
+SHAPE, SPARSITY = (1024, 4096), 0.9  # inputs and outputs of the layer
 KINDS = {
     **{f"library {block_name(block)}": ("custom", block) for block in [(16, 1), (4, 1), (1, 1), (32, 32)]},
     **{f"stock {block_name(block)}": ("block", block) for block in [(32, 32), (64, 64)]},
@@ -33,9 +33,9 @@ KINDS = {
 FP32, INT8 = "dense fp32", "dense int8"
 
 
-def int8_files(folder: Path, quick: bool) -> dict[str, Path]:
+def int8_files(folder: Path, inputs: int, outputs: int) -> dict[str, Path]:
     """The files, by kind and precision. The dense weight of all is of the first kind's size, not of its zeros."""
-    shape, files = (128, 192) if quick else SHAPE, dict[str, Path]()
+    shape, files = (outputs, inputs), dict[str, Path]()
     for kind, (format, block) in KINDS.items():
         for precision in ("fp32", "int8"):
             both = layer_files(folder, shape, block, SPARSITY, format, precision)
@@ -48,8 +48,8 @@ def int8_files(folder: Path, quick: bool) -> dict[str, Path]:
 
 def measure_int8(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """A cell for every number of threads and rows of x."""
-    cells, files = [], int8_files(folder, args.quick)
-    columns = 192 if args.quick else SHAPE[1]
+    columns, rows = (192, 128) if args.quick else args.shape
+    cells, files = [], int8_files(folder, columns, rows)
     with progress() as bar:
         task = bar.add_task("int8", total=len(args.threads) * len(args.rows))
         for threads in args.threads:
@@ -63,6 +63,7 @@ def measure_int8(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
                 cells.append(
                     {
                         "m": m,
+                        "shape": [columns, rows],
                         "threads": threads,
                         "sparsity": SPARSITY,
                         "of dense fp32": ratios(times, FP32),
@@ -80,7 +81,8 @@ def repeated(run: Callable[[], object], count: int) -> Callable[[], object]:
 
 def int8_table(cells: list[dict[str, Any]], threads: int) -> Table:
     mine = [cell for cell in cells if cell["threads"] == threads]
-    table = Table(title=f"a layer, {threads} threads: time / dense fp32; time / dense int8, median [quartiles]")
+    layer = " > ".join(map(str, mine[0]["shape"])) if mine else ""
+    table = Table(title=f"layer {layer}, {threads} threads: time / dense fp32; time / dense int8, median [quartiles]")
     table.add_column("file")
     for cell in mine:
         table.add_column(f"M = {cell['m']}", justify="right")
