@@ -23,7 +23,7 @@ from topkast.runtime.doing import doing
 from topkast.runtime.errors import ConfigError, ModelError
 from topkast.runtime.kernels import native_library
 from topkast.runtime.planner import plan as planner
-from topkast.runtime.planner.before import seconds_before
+from topkast.runtime.planner.before import beside_before
 
 from .expectation import Expectation, Product
 from .site_costs import SiteCost, rest_step, seconds_of, site_cost
@@ -31,7 +31,8 @@ from .step_products import step_products
 from .trial import own_randomness
 
 GAIN = 0.95  # a step that is expected to take a larger share of the dense step is no gain
-STEPS, MOST_STEPS = 2, 20  # timed; the minimum counts. One more comes before. Of short steps a second's worth is timed
+STEPS, MOST_STEPS = 1, 20  # timed; the minimum counts. One more comes before. Of short steps a second's worth is timed
+PRODUCTS, LONGEST = 4.0, 0.3  # seconds for all products, and for one product at most
 SIDES = ("dense", "sparse")
 
 
@@ -186,13 +187,12 @@ def _products(found: list[tuple[planner.Problem, int]]) -> list[Product]:
     counted: Counter[planner.Problem] = Counter()
     for problem, runs in found:
         counted[problem] += runs
-    products = []
+    products, each = [], min(LONGEST, PRODUCTS / max(1, len(counted)))
     for problem, runs in counted.items():
-        times = planner.times(problem)
+        times, dense = beside_before(problem, each)
         kernel = min(times, key=lambda name: times[name])
         g = problem.geometry
-        product = Product(problem.product, (g.rows, g.cols), runs, kernel, times[kernel], seconds_before(problem))
-        products.append(product)
+        products.append(Product(problem.product, (g.rows, g.cols), runs, kernel, times[kernel], dense))
     return products
 
 

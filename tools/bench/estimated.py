@@ -25,7 +25,6 @@ from torch import Tensor, nn
 import topkast
 from topkast.compiler.advise.site_costs import seconds_of
 from topkast.compiler.config import Config
-from topkast.runtime.planner import cache
 from topkast.tools.common.results import CONSOLE
 
 STEPS = 5  # timed of each side; two come before
@@ -102,7 +101,7 @@ def _child(name: str, backend: str, quick: bool) -> dict[str, Any]:
     start = time.perf_counter(), time.process_time()
     found = topkast.estimate(model, inputs, fwd=FWD, bwd=BWD)
     spent = {"clock": time.perf_counter() - start[0], "cpu": time.process_time() - start[1]}
-    row: dict[str, Any] = {"model": name, "says": says, "seconds": spent, "timed": len(cache.entries())}
+    row: dict[str, Any] = {"model": name, "says": says, "seconds": spent, "timed": len(found.products)}
     row |= {"estimate": found.seconds, "ratio": found.ratio, "gains": found.gains, "why": found.why}
     measured = _measured(model, inputs, backend)
     return row | {"measured": measured, "measured ratio": measured["sparse"] / measured["dense"]}

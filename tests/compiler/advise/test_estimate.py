@@ -162,10 +162,10 @@ def test_the_work_for_a_decoder_does_not_grow_with_its_layers() -> None:
     words, code = torch.randint(100, (1, 64)), trace.compiled()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "site_cost", costs := Mock(wraps=module.site_cost))
-        patched.setattr(module, "seconds_before", dense := Mock(wraps=module.seconds_before))
+        patched.setattr(module, "beside_before", timed := Mock(wraps=module.beside_before))
         found = topkast.estimate(transformers.GPT2LMHeadModel(config), {"input_ids": words, "labels": words})
     assert len(found.sparse) == 48 and costs.call_count == 4
-    assert len(found.products) == 12 and dense.call_count == 12 and {one.runs for one in found.products} == {12}
+    assert len(found.products) == 12 and timed.call_count == 12 and {one.runs for one in found.products} == {12}
     assert trace.compiled() == code
 
 
