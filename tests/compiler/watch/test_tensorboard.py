@@ -1,10 +1,6 @@
 """The figures reach TensorBoard's own files, through its writer, transformers' Trainer and Lightning.
 
-TensorBoard is no part of the environment of the tests. A folder of its own is enough::
-
-    python -m pip install --target build/tensorboard tensorboard --no-deps
-    python -m pip install --target build/tensorboard --no-deps absl-py grpcio markdown protobuf werkzeug
-    PYTHONPATH=build/tensorboard python -m pytest tests/compiler/watch/test_tensorboard.py
+TensorBoard is no part of the environment of the tests: ``make tensorboard`` installs it in a folder of its own.
 """
 
 from __future__ import annotations
