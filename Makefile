@@ -104,7 +104,7 @@ macos: $(VENV)/.zig
 # The same for Windows.
 windows: $(VENV)/.zig
 	mkdir -p build/windows
-	$(ZIG) -target x86_64-windows-gnu $(FLAGS) -shared -s $(SOURCES) -o build/windows/topkast.dll
+	$(ZIG) -target x86_64-windows-gnu $(FLAGS) -shared -s $(SOURCES) -o build/windows/libtopkast.dll
 	ls -l build/windows
 
 # The figures for loggers, written by TensorBoard itself, in a folder of its own: it is no part of the environment.
