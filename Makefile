@@ -1,4 +1,5 @@
 # The commands: setup, demo, test, test-all, lint, docs, sanitize, wheels, zoo, other-torch. Each makes what it needs first, so any of them works from a fresh clone.
+# clang, aarch64, macos and windows compile for other machines, and tensorboard tests with TensorBoard.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo other-torch clang aarch64 macos clean
+.PHONY: setup demo test test-all lint docs docs-links sanitize onnxruntimes wheels try-wheel zoo other-torch clang aarch64 macos windows tensorboard clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -65,12 +66,13 @@ sanitize: $(READY) $(SANITIZED)
 		$(BIN)/python -m pytest -q tests/runtime/native tests/runtime/onnx/test_onnx_library.py tests/runtime/onnx/test_int8.py tests/passes/onnx/test_onnx_conv.py $(ARGS)
 
 # The tests of native code on the library as Clang compiles it. ZIG is a Python package that holds Clang and the C
-# libraries of other systems. None of the targets from here to macos is a part of CI: each compiles for minutes.
+# libraries of other systems. None of the targets from here to windows is a part of CI: each compiles for minutes.
 ZIG := $(BIN)/python -m ziglang c++
 FLAGS := -std=c++17 -O3 -ffp-contract=fast -Wno-psabi -fvisibility=hidden $(addprefix -I,$(wildcard runtime/native/*/))
 SOURCES := $(wildcard runtime/native/*/*.cpp)
 $(VENV)/.zig: $(READY)
-	$(BIN)/python -m pip install -q --no-input ziglang
+	$(BIN)/python -m pip install -q --no-input ziglang || { \
+		echo "make: ziglang is missing and pip cannot install it: clang, macos and windows need this package" >&2; exit 1; }
 	touch $@
 build/clang/libtopkast.so: $(VENV)/.zig $(wildcard runtime/native/*/*)
 	mkdir -p $(@D)
@@ -82,11 +84,14 @@ clang: build/clang/libtopkast.so
 # qemu-user). PyTorch and the tests run on this processor. test_fuzz is left out: with one instruction set it draws an
 # example on which PyTorch's own dense product, the same on any processor, misses the budget by a sixth.
 AARCH64 := aarch64-linux-gnu-g++
+QEMU := qemu-aarch64
 build/aarch64/server: tests/support/emulated/server.cpp $(wildcard runtime/native/*/*)
+	@for tool in $(firstword $(AARCH64)) $(firstword $(QEMU)); do command -v $$tool > /dev/null || { \
+		echo "make: $$tool is missing: on Debian, apt install g++-aarch64-linux-gnu qemu-user" >&2; exit 1; }; done
 	mkdir -p $(@D)
 	$(AARCH64) $(FLAGS) -static $(filter-out runtime/native/ort/%,$(SOURCES)) tests/support/emulated/server.cpp -o $@
 aarch64: $(READY) build/aarch64/server
-	TOPKAST_EMULATED="qemu-aarch64 build/aarch64/server" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" \
+	TOPKAST_EMULATED="$(QEMU) build/aarch64/server" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" \
 		-p topkast.tests.support.emulated.remote_library tests/runtime/native/test_native.py tests/runtime/native/test_native_conv.py \
 		--deselect tests/runtime/native/test_native.py::test_fuzz $(ARGS)
 
@@ -95,6 +100,19 @@ macos: $(VENV)/.zig
 	mkdir -p build/macos
 	$(ZIG) -target aarch64-macos $(FLAGS) -fPIC -shared -s $(SOURCES) -o build/macos/libtopkast.dylib
 	ls -l build/macos
+
+# The same for Windows.
+windows: $(VENV)/.zig
+	mkdir -p build/windows
+	$(ZIG) -target x86_64-windows-gnu $(FLAGS) -shared -s $(SOURCES) -o build/windows/libtopkast.dll
+	ls -l build/windows
+
+# The figures for loggers, written by TensorBoard itself, in a folder of its own: it is no part of the environment.
+build/tensorboard/.ready: $(READY)
+	$(BIN)/python -m pip install -q --no-input --no-deps --target $(@D) tensorboard absl-py grpcio markdown protobuf werkzeug
+	touch $@
+tensorboard: build/tensorboard/.ready
+	PYTHONPATH=$(<D) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/compiler/watch/test_tensorboard.py $(ARGS)
 
 # The library's tests on other versions of ONNX Runtime: the oldest it works on, one between, the one for GPUs (250 MB; it
 # runs on the CPU), or VERSIONS.

@@ -18,6 +18,7 @@ from topkast.compiler.convert.attach import attach
 from topkast.compiler.convert.distribute import Count
 from topkast.compiler.report.cost import count_bytes
 from topkast.runtime.layout import Geometry
+from topkast.runtime.planner import interleave
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.site_module import SiteModule
 
@@ -81,10 +82,10 @@ def _adamw_step(parameter: nn.Parameter, optimizer: torch.optim.Optimizer | None
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Seconds of a call: those of the clock, or of the processor if these are fewer, as beside other programs."""
-    clocks = [time.perf_counter] if torch.cuda.is_available() else [time.perf_counter, time.process_time]
-    starts = [clock() for clock in clocks]
+    """Seconds of a call, with all that the call starts on a GPU."""
+    if not torch.cuda.is_available():
+        return interleave.seconds_of(work)
+    start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return min(clock() - start for clock, start in zip(clocks, starts, strict=True))
+    torch.cuda.synchronize()
+    return time.perf_counter() - start

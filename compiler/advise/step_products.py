@@ -22,7 +22,6 @@ from topkast.compiler.capture.trace import Capture, Traced
 from topkast.compiler.capture.trace_recurrent import as_one_operator
 from topkast.compiler.convert.distribute import Counts
 from topkast.passes import aten as passes
-from topkast.passes.aten.finish.choose_kernel import observed
 from topkast.passes.aten.nodes import topkast
 from topkast.runtime.layout import Geometry, column_type
 from topkast.runtime.planner.plan import Problem
@@ -35,7 +34,7 @@ class _Rewritten(Exception):
 
 
 def step_products(captured: Capture, model: nn.Module, geometries: Mapping[str, Geometry], counts: Counts) -> Found:
-    """Every product with a sparse weight in a step; the kernel of each is chosen, and so timed, on the way.
+    """Every product with a sparse weight in a step.
 
     Args:
         captured: the graphs of the model. They are changed.
@@ -44,12 +43,13 @@ def step_products(captured: Capture, model: nn.Module, geometries: Mapping[str, 
         counts: how many blocks each of them keeps.
     """
     parameters = dict(model.named_parameters())
-    with observed() as found, torch.enable_grad(), as_one_operator():
+    found: Found = []
+    with torch.enable_grad(), as_one_operator():
         for traced in captured.graphs:
             inputs = _with_weights(traced, parameters, geometries, counts)
             module = fx.GraphModule(traced.root, traced.graph)
             with traced_to_products(module):
-                _differentiate(module, inputs)
+                found += _differentiate(module, inputs)
     return found
 
 
@@ -112,18 +112,21 @@ def _device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _differentiate(module: fx.GraphModule, inputs: list[Any]) -> None:
-    """Run the passes on the joint graph of a captured graph, or on the graph itself if nothing in it has a gradient."""
+def _differentiate(module: fx.GraphModule, inputs: list[Any]) -> Found:
+    """The products of the joint graph of a captured graph, or of the graph itself if nothing in it has a gradient."""
     from torch._dynamo.backends.common import aot_autograd
 
+    found: Found = []
+
     def split(joint: fx.GraphModule, inputs: Any, **rest: Any) -> Any:
-        passes.products(joint.graph)
+        found.extend(passes.products(joint.graph))
         raise _Rewritten
 
     def infer(graph: fx.GraphModule, inputs: Any) -> Any:
-        passes.products(graph.graph)
+        found.extend(passes.products(graph.graph))
         raise _Rewritten
 
     compiler = aot_autograd(fw_compiler=infer, bw_compiler=infer, inference_compiler=infer, partition_fn=split)
     with contextlib.suppress(_Rewritten):
         compiler(module, inputs)
+    return found

@@ -11,6 +11,7 @@ from topkast.compiler.report.groups import layers_of
 from topkast.compiler.report.headlines import headlines
 
 HEADING = "## Sparse weights"
+GENERATED = "automatically generated"  # in the card that transformers writes for the hub
 FIRST_LINES = "---\ntags:\n- topkast\n- sparse\n---\n\n# A model with sparse weights\n"
 LOADING = """\
 This folder holds the dense model with W_A: weights outside the forward set A are zero. Every program that loads the
@@ -23,15 +24,28 @@ model = topkast.from_pretrained("this folder")  # sparse, ready to train on
 
 
 def add_card(folder: Path, model: nn.Module) -> None:
-    """Add a section about sparse weights to the ``README.md`` that the library wrote, or write a new one.
+    """Add a section about sparse weights to the ``README.md`` that the library wrote, or write a new one. An older
+    section is replaced.
 
     Args:
         folder: the folder of the model. A file of the user's own must not be in the folder.
         model: the converted model.
     """
     path = folder / "README.md"
-    before = path.read_text(encoding="utf-8").rstrip() + "\n" if path.exists() else FIRST_LINES
-    path.write_text(f"{before}\n{section(model)}", encoding="utf-8")
+    before, after = _around(path.read_text(encoding="utf-8")) if path.exists() else (FIRST_LINES, "")
+    path.write_text(f"{before.rstrip()}\n\n{section(model)}{after}", encoding="utf-8")
+
+
+def may_get_section(card: str) -> bool:
+    """Whether a card that goes to the hub is a library's own or has our section, and is not the user's."""
+    return GENERATED in card or HEADING in card
+
+
+def _around(card: str) -> tuple[str, str]:
+    """A card before and after our section; a new section comes last."""
+    before, heading, rest = card.partition(HEADING)
+    _, next_heading, after = rest.partition("\n## ")
+    return before, next_heading + after if heading else ""
 
 
 def section(model: nn.Module) -> str:

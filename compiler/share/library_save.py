@@ -26,7 +26,7 @@ from topkast.runtime.state.persist.state_dict import STATE
 from topkast.runtime.state.site_module import SiteModule
 from topkast.runtime.state.snapshots import restore_snapshots
 
-from .card import add_card
+from .card import add_card, may_get_section
 from .sets_file import Owned, file_name, place, w_a, write_sets
 
 # Module -> the class in it whose ``save_pretrained`` writes whole models.
@@ -39,6 +39,8 @@ def extend_libraries() -> None:
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and not hasattr(kind.save_pretrained, "writes_sets"):
             kind.save_pretrained = extended(kind.save_pretrained)
+            if hasattr(kind, "_upload_modified_files"):  # transformers writes its card after ``save_pretrained``
+                kind._upload_modified_files = with_section(kind._upload_modified_files)
 
 
 def extended(given: Any) -> Any:
@@ -84,6 +86,19 @@ def extended(given: Any) -> Any:
 
     save_pretrained.writes_sets = True  # type: ignore[attr-defined]
     return save_pretrained
+
+
+def with_section(given: Any) -> Any:
+    """The last step of transformers' ``push_to_hub``, with our section in the card that transformers just wrote."""
+
+    @functools.wraps(given)
+    def upload(self: nn.Module, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        card = Path(working_dir) / "README.md"
+        if "_topkast" in vars(self) and card.exists() and may_get_section(card.read_text(encoding="utf-8")):
+            add_card(card.parent, self)
+        return given(self, working_dir, *args, **kwargs)
+
+    return upload
 
 
 def dense_state(found: Owned, state: Mapping[str, Any]) -> OrderedDict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from topkast.passes.aten.finish.choose_kernel import ChooseKernel
+from topkast.passes.aten.finish.choose_kernel import ChooseKernel, problems
 from topkast.passes.aten.finish.explain_unfused import ExplainUnfused
 from topkast.passes.aten.finish.keep_sums import KeepSums
 from topkast.passes.aten.finish.keep_transposed import KeepTransposed
@@ -24,6 +24,7 @@ from topkast.passes.aten.prepare.sink_casts import SinkCasts
 from topkast.passes.aten.prepare.spell_bilinear import SpellBilinear
 from topkast.passes.aten.prepare.split_joined import SplitJoined
 from topkast.passes.aten.prepare.split_rows import SplitRows
+from topkast.runtime.planner.plan import Problem
 
 from .base import Pass, run
 from .log import PassLog, summary
@@ -58,12 +59,13 @@ def joint(graph: fx.Graph, log: PassLog) -> None:
     run(JOINT, graph, log)
 
 
-def products(graph: fx.Graph) -> None:
-    """Rewrite a joint or forward graph in place as far as its sparse products and their kernels.
+def products(graph: fx.Graph) -> list[tuple[Problem, int]]:
+    """The sparse products of a joint or forward graph, and how often each runs in a call of the graph.
 
-    This is enough for a graph that nobody runs. The passes after that take a third of the time of all.
+    The graph is rewritten as far as its products, which nobody must run: they have no kernels.
     """
-    run(JOINT[: JOINT.index(ChooseKernel) + 1], graph, PassLog())
+    run(JOINT[: JOINT.index(ChooseKernel)], graph, PassLog())
+    return problems(graph)
 
 
 def inference(module: fx.GraphModule, log: PassLog | None = None) -> fx.GraphModule:

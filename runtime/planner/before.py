@@ -1,8 +1,7 @@
-"""Time a product as the dense model has it, before the conversion: PyTorch's product with a weight that lies ready."""
+"""A product as the dense model has it, before the conversion: PyTorch's product with a weight that lies ready."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,19 +12,24 @@ from torch import Tensor
 from topkast.runtime.kernels.candidates import DENSE, launch
 from topkast.runtime.reference.products import weight as dense_weight
 
-from . import cache
 from .interleave import interleave
-from .plan import Problem, bound, draw
+from .plan import Problem, calls, draw, fitting_kernels, worth_trying
 
 
-def seconds_before(problem: Problem) -> float:
-    """Seconds of the dense model's product, remembered with the planner's times."""
-    key = json.dumps(["before", *json.loads(problem.key)[1:3], None, problem.key])
-    return cache.remembered(key, partial(_measure, problem), bound(problem))["before"]
+def beside_before(problem: Problem, seconds: float) -> tuple[dict[str, float], float]:
+    """Time the kernels that are worth trying and the dense model's product, all in turn; nothing is remembered.
 
+    Args:
+        problem: the problem to run.
+        seconds: how long to repeat.
 
-def _measure(problem: Problem) -> dict[str, float]:
-    return interleave({"before": _call(problem)}, 0.15, problem.device)
+    Returns:
+        Seconds by kernel, and seconds of the dense model's product.
+    """
+    names = worth_trying(problem, fitting_kernels(problem))
+    found = interleave({**calls(problem, names), "before": _call(problem)}, seconds, problem.device)
+    before = found.pop("before")
+    return found, before
 
 
 def _call(problem: Problem) -> Callable[[], object]:

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,7 +89,7 @@ def _matrix(geometry: Geometry) -> tuple[int, int, tuple[int, int]]:
 
 def choose(problem: Problem) -> str:
     """The kernel for a problem, by :func:`setting`."""
-    fitting = _fitting(problem)
+    fitting = fitting_kernels(problem)
     wanted = setting()
     if wanted in fitting:
         return wanted
@@ -100,16 +100,12 @@ def choose(problem: Problem) -> str:
     return min(fitting, key=lambda name: seconds[name])
 
 
-def times(problem: Problem) -> dict[str, float]:
-    """Seconds of each kernel that is worth trying."""
-    return _times(problem, worth_trying(problem, _fitting(problem)))
-
-
 def _times(problem: Problem, fitting: list[str]) -> dict[str, float]:
     return cache.remembered(problem.key, partial(measure, problem, fitting), bound(problem), fitting)
 
 
-def _fitting(problem: Problem) -> list[str]:
+def fitting_kernels(problem: Problem) -> list[str]:
+    """The kernels that take a problem."""
     with torch._subclasses.FakeTensorMode():
         operand = torch.empty_strided(*problem.operands[0], dtype=problem.dtype, device=problem.device)
     return candidates(problem.product, operand, problem.geometry, problem.conv)
@@ -133,15 +129,19 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
         names: the kernels.
         seconds: how long to repeat.
     """
+    return interleave(calls(problem, names), seconds, problem.device)
+
+
+def calls(problem: Problem, names: list[str]) -> dict[str, Callable[[], object]]:
+    """A call of each kernel on random sets of a problem's size."""
     operands, weight = draw(problem)
     if problem.repeated:
         runs = {name: repeated(name, problem.product, *weight) for name in names}
-        return interleave({name: partial(run, *operands) for name, run in runs.items()}, seconds, problem.device)
+        return {name: partial(run, *operands) for name, run in runs.items()}
     bias = (None,) if problem.product in ("spmm", "conv") else ()
     conv = () if problem.conv is None else (problem.conv,)
     given = (*operands, *weight, *bias, *conv)
-    calls = {name: partial(launch(name, problem.product), *given) for name in names}
-    return interleave(calls, seconds, problem.device)
+    return {name: partial(launch(name, problem.product), *given) for name in names}
 
 
 SLACK = 20  # how many times slower than a matrix product of a good size a product may be for its FLOPs

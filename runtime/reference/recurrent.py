@@ -15,7 +15,7 @@ from torch import Tensor
 Product = Callable[[Tensor], Tensor]
 
 GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
-SAVED = {"lstm": 5, "gru": 4, "tanh": 0, "relu": 0}  # units that a step keeps for its backward, in multiples of H
+SAVED = {"lstm": 6, "gru": 4, "tanh": 0, "relu": 0}  # units that a step keeps for its backward, in multiples of H
 
 
 def forward(
@@ -35,10 +35,12 @@ def forward(
     """
     steps, n, width = *gates.shape[:2], h.shape[1]
     hidden, saved = gates.new_empty(steps, n, width), gates.new_empty(steps, n, SAVED[cell] * width)
-    for t in range(steps):
+    if bias is not None and cell != "gru":  # a GRU's reset gate lies between
+        gates, bias = gates + bias, None
+    kept = _views(saved, width, _WRITTEN[cell])
+    for given, units, out in zip(gates.unbind(0), kept, hidden.unbind(0), strict=True):
         own = product(h) if bias is None else product(h) + bias
-        h, c = _STEP[cell](gates[t], own, h, c, saved[t])
-        hidden[t] = h
+        h, c = _STEP[cell](given, own, h, c, units, out)
     return hidden, c.clone(), saved
 
 
@@ -57,15 +59,17 @@ def backward(
     Returns:
         The gradients of ``gates``, of ``h`` and of ``c``.
     """
-    dh, dc, parts = torch.zeros_like(h), grad_c, []
-    for t in reversed(range(grad.shape[0])):
-        before = hidden[t - 1] if t else h
-        units = list(saved[t].split(h.shape[1], 1)) if saved.shape[2] else []
-        cell_before = (saved[t - 1, :, -h.shape[1] :] if t else c) if cell == "lstm" else c
-        dgates, dh, dc = _STEP_BACK[cell](grad[t] + dh, dc, before, hidden[t], cell_before, units)
-        dh = dh + product_t(of_hidden(cell, dgates, saved[t]))
-        parts.append(dgates)
-    return torch.stack(parts[::-1]), dh, dc.clone()
+    dh, dc = torch.zeros_like(h), grad_c
+    dgates = grad.new_empty(*grad.shape[:2], GATES[cell] * h.shape[1])
+    kept = _views(saved, h.shape[1], _single(SAVED[cell]))
+    parts = _views(dgates, h.shape[1], _single(GATES[cell]))
+    grads, states, outs = grad.unbind(0), hidden.unbind(0), dgates.unbind(0)
+    for t in reversed(range(len(grads))):
+        before = states[t - 1] if t else h
+        cell_before = (kept[t - 1][4] if t else c) if cell == "lstm" else c
+        dh, dc = _STEP_BACK[cell](grads[t] + dh, dc, before, states[t], cell_before, kept[t], parts[t])
+        dh = dh + product_t(of_hidden(cell, outs[t], saved[t] if cell == "gru" else saved))
+    return dgates, dh, dc.clone()
 
 
 def of_hidden(cell: str, dgates: Tensor, saved: Tensor) -> Tensor:
@@ -78,51 +82,96 @@ def of_hidden(cell: str, dgates: Tensor, saved: Tensor) -> Tensor:
     return torch.cat([others, new * saved[..., :width]], -1)
 
 
-def _lstm(gates: Tensor, own: Tensor, h: Tensor, c: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, g, o = (gates + own).chunk(4, 1)
-    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-    c = f * c + i * g
-    torch.cat([i, f, g, o, c], 1, out=saved)
-    return o * c.tanh(), c
+# A step writes to the tensors of all steps. With results of their own and a copy of them, an LSTM of width 200 made 13
+# small operations in a step forward and 26 backward, and was slower than oneDNN's dense layer.
 
 
-def _lstm_back(dh, dc, before, h, cell_before, units):
-    i, f, g, o, c = units
-    t = c.tanh()
-    dc = dc + dh * o * (1 - t * t)
-    di, df, dg = dc * g * i * (1 - i), dc * cell_before * f * (1 - f), dc * i * (1 - g * g)
-    return torch.cat([di, df, dg, dh * t * o * (1 - o)], 1), torch.zeros_like(dh), dc * f
+Units = tuple[Tensor, ...]
 
 
-def _gru(gates: Tensor, own: Tensor, h: Tensor, c: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
-    (r, z, n), (own_r, own_z, own_n) = gates.chunk(3, 1), own.chunk(3, 1)
-    r, z = (r + own_r).sigmoid(), (z + own_z).sigmoid()
-    n = (n + own_n * r).tanh()
-    torch.cat([r, z, n, own_n], 1, out=saved)
-    return (h - n) * z + n, c
+def _single(count: int) -> list[tuple[int, int]]:
+    return [(at, at + 1) for at in range(count)]
 
 
-def _gru_back(dh, dc, before, h, cell_before, units):
+# What a step writes of ``saved``, in multiples of H: each part by itself, then parts together.
+_WRITTEN = {"lstm": [*_single(6), (0, 2), (0, 4)], "gru": [*_single(4), (0, 2)], "tanh": [], "relu": []}
+
+
+def _views(tensor: Tensor, width: int, spans: list[tuple[int, int]]) -> list[Units]:
+    """For each step the parts of a tensor [T, N, k * width], all made at once: a view made in a step cost 5 µs."""
+    every = [tensor[..., start * width : end * width].unbind(0) for start, end in spans]
+    return list(zip(*every, strict=True)) if every else [()] * tensor.shape[0]
+
+
+def _lstm(gates: Tensor, own: Tensor, h: Tensor, c: Tensor, units: Units, out: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o, new, t, both, four = units
+    torch.add(gates, own, out=four)
+    both.sigmoid_()
+    g.tanh_()
+    o.sigmoid_()
+    torch.mul(f, c, out=new).addcmul_(i, g)
+    torch.tanh(new, out=t)
+    return torch.mul(o, t, out=out), new
+
+
+def _lstm_back(dh, dc, before, h, cell_before, units, out):
+    i, f, g, o, _, t = units
+    di, df, dg, do = out
+    dc = dc + _of_tanh(dh * o, t)
+    _of_sigmoid(dc * g, i, grad_input=di)
+    _of_sigmoid(dc * cell_before, f, grad_input=df)
+    _of_tanh(dc * i, g, grad_input=dg)
+    _of_sigmoid(dh * t, o, grad_input=do)
+    return torch.zeros_like(dh), dc * f
+
+
+def _gru(gates: Tensor, own: Tensor, h: Tensor, c: Tensor, units: Units, out: Tensor) -> tuple[Tensor, Tensor]:
+    r, z, n, kept, both = units
+    width = h.shape[1]
+    torch.add(gates[:, : 2 * width], own[:, : 2 * width], out=both).sigmoid_()
+    kept.copy_(own[:, 2 * width :])
+    torch.addcmul(gates[:, 2 * width :], kept, r, out=n).tanh_()
+    torch.sub(h, n, out=out).mul_(z).add_(n)
+    return out, c
+
+
+def _gru_back(dh, dc, before, h, cell_before, units, out):
     r, z, n, own_n = units
-    dn = dh * (1 - z) * (1 - n * n)
-    return torch.cat([dn * own_n * r * (1 - r), dh * (before - n) * z * (1 - z), dn], 1), dh * z, dc
+    dr, dz, dn = out
+    _of_tanh(dh * (1 - z), n, grad_input=dn)
+    _of_sigmoid(dn * own_n, r, grad_input=dr)
+    _of_sigmoid(dh * (before - n), z, grad_input=dz)
+    return dh * z, dc
 
 
-def _tanh_back(dh, dc, before, h, cell_before, units):
-    return dh * (1 - h * h), torch.zeros_like(dh), dc
+def _tanh_back(dh, dc, before, h, cell_before, units, out):
+    _of_tanh(dh, h, grad_input=out[0])
+    return torch.zeros_like(dh), dc
 
 
-def _relu_back(dh, dc, before, h, cell_before, units):
-    return torch.where(h > 0, dh, 0), torch.zeros_like(dh), dc
+def _relu_back(dh, dc, before, h, cell_before, units, out):
+    out[0].copy_(torch.where(h > 0, dh, 0))
+    return torch.zeros_like(dh), dc
+
+
+def _of_tanh(grad: Tensor, result: Tensor, grad_input: Tensor | None = None) -> Tensor:
+    given = (grad, result)
+    if grad_input is None:
+        return torch.ops.aten.tanh_backward(*given)
+    return torch.ops.aten.tanh_backward.grad_input(*given, grad_input=grad_input)
+
+
+def _of_sigmoid(grad: Tensor, result: Tensor, grad_input: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward.grad_input(grad, result, grad_input=grad_input)
 
 
 _STEP: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "lstm": _lstm,
     "gru": _gru,
-    "tanh": lambda gates, own, h, c, saved: ((gates + own).tanh(), c),
-    "relu": lambda gates, own, h, c, saved: ((gates + own).relu(), c),
+    "tanh": lambda gates, own, h, c, units, out: (torch.add(gates, own, out=out).tanh_(), c),
+    "relu": lambda gates, own, h, c, units, out: (torch.add(gates, own, out=out).relu_(), c),
 }
-_STEP_BACK: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
+_STEP_BACK: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "lstm": _lstm_back,
     "gru": _gru_back,
     "tanh": _tanh_back,

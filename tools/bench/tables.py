@@ -113,6 +113,23 @@ def steps() -> str:
     return _joined(table(heads, lines, numbers=True), *sources)
 
 
+def estimated() -> str:
+    """What ``topkast.estimate`` costs, and its ratio beside that of measured steps."""
+    lines, sources = [], []
+    for name in ("estimated", "estimated-lstm"):
+        found = read(name)
+        given = found["arguments"]
+        for row in found["rows"]:
+            cost = [f"{row['seconds']['cpu']:.1f}", str(row["timed"])]
+            ratios = [f"{row[ratio]:.2f}" for ratio in ("ratio", "measured ratio")]
+            lines.append([row["says"], *cost, *ratios, "yes" if row["gains"] else f"no: {row['why']}"])
+        sources.append(
+            source(found, f"bench estimated --backend {given['backend']} --model {' '.join(given['model'])}")
+        )
+    heads = ["model, at 0.9/0.8", "CPU seconds of the answer", "products timed", "estimate, sparse / dense"]
+    return _joined(table([*heads, "measured", "says that it gains"], lines, numbers=True), *sources)
+
+
 def memory() -> str:
     """Growth of resident memory while a model trains."""
     found = read("model")

@@ -53,6 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-autocast": bench.autocast,
     "bench-steps": bench.steps,
     "bench-waiting": bench.waiting,
+    "bench-estimated": bench.estimated,
     "bench-memory": bench.memory,
     "bench-large": bench.large,
     "bench-scale-computed": scale.computed,

@@ -90,6 +90,11 @@ def problem(node: fx.Node) -> planner.Problem:
     )
 
 
+def problems(graph: fx.Graph) -> list[tuple[planner.Problem, int]]:
+    """Every sparse product of a graph, and how often the product runs in a call of the graph."""
+    return [(problem(node), _runs(node)) for node in graph.nodes if node.target in {**_REPEATED, **_PRODUCT_NAMES}]
+
+
 _observers: list[list[tuple[planner.Problem, int]]] = []
 
 

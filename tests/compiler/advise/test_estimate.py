@@ -50,6 +50,20 @@ def test_finds_every_product_with_its_runs_and_changes_nothing() -> None:
     assert "sparse: 4 weights" in str(found) and found.to_dict()["seconds"]["dense"] > 0
 
 
+def test_recurrent_layers_are_timed_in_loops_too() -> None:
+    """A sparse layer runs in a loop; oneDNN's operator for a dense layer does not say how long a loop takes."""
+    step, linear = (module._Step(one, (torch.randn(3, 2, 16),), {}) for one in (nn.LSTM(16, 16), nn.Linear(16, 16)))
+    ran: list[bool] = []
+    step.model.register_forward_pre_hook(lambda *_: ran.append(torch._C._get_mkldnn_enabled()))
+    before = torch._C._get_mkldnn_enabled()
+    assert step.seconds_in_loops() or not before
+    assert len(ran) == (2 if before else 0) and torch._C._get_mkldnn_enabled() == before
+    assert linear.seconds_in_loops() is None and not any(map(len, (step.model._forward_hooks,)))
+    products = [product(1.0, 2.0)]
+    fused = module._step_seconds(6.0, 9.0, products, [], [], 1.0, 100)
+    assert fused == {"dense": 6.0, "sparse": 7.0}
+
+
 def test_bytes_are_those_of_training_with_adamw() -> None:
     model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 64, bias=False))
     found = topkast.estimate(model, torch.randn(8, 64))
@@ -162,10 +176,10 @@ def test_the_work_for_a_decoder_does_not_grow_with_its_layers() -> None:
     words, code = torch.randint(100, (1, 64)), trace.compiled()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "site_cost", costs := Mock(wraps=module.site_cost))
-        patched.setattr(module, "seconds_before", dense := Mock(wraps=module.seconds_before))
+        patched.setattr(module, "beside_before", timed := Mock(wraps=module.beside_before))
         found = topkast.estimate(transformers.GPT2LMHeadModel(config), {"input_ids": words, "labels": words})
     assert len(found.sparse) == 48 and costs.call_count == 4
-    assert len(found.products) == 12 and dense.call_count == 12 and {one.runs for one in found.products} == {12}
+    assert len(found.products) == 12 and timed.call_count == 12 and {one.runs for one in found.products} == {12}
     assert trace.compiled() == code
 
 

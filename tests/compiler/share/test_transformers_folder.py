@@ -161,33 +161,6 @@ def test_other_processes_than_the_main_one_write_nothing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pushing_uploads_the_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uploaded: list[list[str]] = []
-    kind = transformers.PreTrainedModel
-    hub = transformers.utils.hub
-
-    def create(*args: Any, **kwargs: Any) -> Any:
-        return type("Repository", (), {"repo_id": "somebody/model"})
-
-    def upload(self: Any, folder: Any, repo_id: str, files_timestamps: Any, **kwargs: Any) -> None:
-        new = [path.name for path in Path(folder).iterdir() if path.name not in files_timestamps]
-        uploaded.append(sorted(new))
-
-    def card(*args: Any, **kwargs: Any) -> Any:
-        return type("Card", (), {"save": lambda self, path: Path(path).write_text("# A card\n")})()
-
-    monkeypatch.setattr(hub, "hf_api", lambda: type("Api", (), {"create_repo": create})())
-    monkeypatch.setattr(transformers.modeling_utils, "hf_api", hub.hf_api)
-    monkeypatch.setattr(hub, "create_and_tag_model_card", card)
-    monkeypatch.setattr(transformers.modeling_utils, "create_and_tag_model_card", card)
-    monkeypatch.setattr(kind, "_upload_modified_files", upload)
-    model = trained()
-    model.push_to_hub("somebody/model")
-    model.save_pretrained(tmp_path, push_to_hub=True)
-    assert len(uploaded) == 2
-    assert all({"model.safetensors", "topkast.safetensors", "README.md"} <= set(files) for files in uploaded), uploaded
-
-
 def test_the_card_has_the_table_and_never_replaces_the_users_own(tmp_path: Path) -> None:
     model = trained()
     model.save_pretrained(tmp_path)

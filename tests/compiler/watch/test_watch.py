@@ -14,23 +14,7 @@ from torch import nn
 import topkast
 from topkast.runtime.errors import ModelError
 from topkast.runtime.state.model import sites
-
-CONVERT: dict[str, Any] = {"fwd": 0.8, "bwd": 0.5, "refresh_every": 2, "min_size": 1, "seed": 0}
-
-
-def made(**options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
-    return topkast.sparsify(model, **{**CONVERT, **options})
-
-
-def train(model: nn.Module, steps: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    for _ in range(steps):
-        model(torch.randn(8, 16, generator=generator)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+from topkast.tests.support.models.watched import lightning_run, made, train, transformers_trainer
 
 
 def test_figures_are_counted_from_the_masks() -> None:
@@ -142,11 +126,6 @@ def test_a_model_that_was_not_converted() -> None:
 def test_trainer(tmp_path: Path) -> None:
     transformers: Any = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 50, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
-    topkast.sparsify(model, **CONVERT)
-    data = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
     written: list[dict[str, float]] = []
 
     class Board(transformers.TrainerCallback):
@@ -155,31 +134,16 @@ def test_trainer(tmp_path: Path) -> None:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
             written.append(dict(logs))
 
-    arguments = transformers.TrainingArguments(
-        str(tmp_path), max_steps=4, logging_steps=2, save_strategy="no", per_device_train_batch_size=4, report_to=[],
-        use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
-    )  # fmt: skip
-    run = topkast.watch.trainer(transformers.Trainer(model, arguments, train_dataset=data, callbacks=[Board()]))
+    run = topkast.watch.trainer(transformers_trainer(transformers, tmp_path, callbacks=[Board()]))
     run.train()
     assert [logs["sparse/density_a"] for logs in written[:2]] == [pytest.approx(0.2, rel=0.1)] * 2
     assert "sparse/churn_b" in run.state.log_history[1] and "loss" in run.state.log_history[1]
     with pytest.raises(ModelError, match="has not converted"):
-        topkast.watch.trainer(transformers.Trainer(nn.Linear(2, 2), arguments))
+        topkast.watch.trainer(transformers.Trainer(nn.Linear(2, 2), run.args))
 
 
 def test_lightning(tmp_path: Path) -> None:
     lightning: Any = pytest.importorskip("lightning.pytorch")
-
-    class Module(lightning.LightningModule):
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-            return self.net(batch).square().mean()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.1)
 
     class Log(lightning.loggers.logger.Logger):
         name, version = "log", 0
@@ -194,21 +158,9 @@ def test_lightning(tmp_path: Path) -> None:
 
         def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def run(net: nn.Module, log: Any) -> None:
-        loader: Any = torch.utils.data.DataLoader(torch.randn(32, 16), batch_size=8)
-        quiet = {
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-        }
-        callback = topkast.watch.lightning_callback(every=2)
-        trainer = lightning.Trainer(max_epochs=1, logger=log, callbacks=[callback], accelerator="cpu", **quiet)
-        trainer.fit(Module(net), loader)
-
     log = Log()
-    run(made(), log)
+    lightning_run(lightning, made(), log)
     assert [step for step, _ in log.written] == [2, 4]
     assert log.written[0][1]["sparse/density_a"] == pytest.approx(0.2, rel=0.1)
     with pytest.raises(ModelError, match="was converted"):
-        run(nn.Linear(16, 16), Log())
+        lightning_run(lightning, nn.Linear(16, 16), Log())
