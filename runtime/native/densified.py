@@ -60,7 +60,8 @@ def scale_explored_once(values: Tensor, index: Index, geometry: Geometry, factor
     call changes nothing."""
     w, keep = matrix(None, index, geometry)
     at = operands.place("values", values, index.cols.numel() * geometry.unit)
-    lib().tk_scale_explored_once(byref(parallel()), byref(w), operands.place("factor", factor, 1), at)
+    by = operands.place("factor", factor, 1)
+    lib().tk_scale_explored_once(byref(parallel()), byref(w), by, at)
     del keep
 
 

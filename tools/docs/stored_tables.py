@@ -31,6 +31,24 @@ def reliability() -> str:
     return f"{table(('kind', 'cases', 'how they ended', 'failures'), lines)}\n\n{facts}"
 
 
+def reverted() -> str:
+    """Bugs whose fixes were undone, and how the fuzzer found each."""
+    stored = common.read("reverted")
+    lines = [
+        [
+            one["mended"],
+            one["bug"],
+            one["kind"],
+            f"{one['seconds']} s" if one["found"] else "not found",
+            str(one["seed"]),
+            f"`{one.get('error', '')[:90]}`",
+        ]
+        for one in stored["found"]
+    ]
+    facts = f"On {stored['machine']['cpu']}, {stored['machine']['date'][:10]}, beside other work."
+    return f"{table(('number', 'bug', 'kind', 'found after', 'seed', 'by'), lines)}\n\n{facts}"
+
+
 DYNAMICS = RESULTS / "study" / "dynamics"
 
 
@@ -49,6 +67,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-rates": lambda: study.rates().markdown(),
     "study-churn": lambda: study.churn(DYNAMICS / "rate-1e-3.json").markdown(),
     "reliability": reliability,
+    "reverted": reverted,
     "bench-kernels": bench.kernels,
     "bench-autocast": bench.autocast,
     "bench-steps": bench.steps,

@@ -16,6 +16,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 BATCH = 50  # cases between two looks at the clock
+SHRINK = 30  # seconds, at most, in which a failure is made smaller
 
 
 def search(kind: str, seed: int, seconds: float, folder: Path, most: int = 3) -> dict[str, Any]:
@@ -38,9 +39,9 @@ def search(kind: str, seed: int, seconds: float, folder: Path, most: int = 3) ->
     last: list[Any] = [None, None]
 
     def one(case: Any) -> None:
+        if after and time.monotonic() > begin + after[0] + SHRINK and case != last[0]:
+            return
         (folder / "case").write_text(repr(case))
-        if time.monotonic() > end + 60:
-            return  # a failure is shrunk for a minute at most
         try:
             word = module.check(case) or "held"
         except Exception:

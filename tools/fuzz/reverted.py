@@ -33,8 +33,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="decides the cases")
     parser.add_argument("--minutes", type=float, default=10.0, help="for each bug")
-    parser.add_argument("--only", nargs="+", default=[], metavar="MENDED", help="only these, such as 1 and B")
-    parser.add_argument("--out", type=Path, default=RESULTS / "reverted.json", help="the JSON file")
+    parser.add_argument("--only", nargs="+", default=[], metavar="MENDED", help="only these, such as 1 B")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "reverted.json", help="the JSON file"
+    )
     return parser.parse_args(argv)
 
 
@@ -98,7 +100,10 @@ def main(argv: list[str] | None = None) -> int:
     for one in found:
         table.add_row(one["mended"], one["kind"], str(one["found"]), str(one.get("seconds")), one.get("error", ""))
     CONSOLE.print(table)
-    write(args.out, facts, vars(args), {"found": found})
+    before = json.loads(args.out.read_text(encoding="utf-8"))["found"] if args.out.exists() else []
+    names = {one["mended"] for one in found}
+    every = [*(one for one in before if one["mended"] not in names), *found]
+    write(args.out, facts, vars(args), {"found": sorted(every, key=lambda one: str(one["mended"]))})
     return int(not all(one["found"] for one in found))
 
 
