@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     rows: dict[str, Any] = json.loads(args.out.read_text())["rows"] if known else {}
     warnings.simplefilter("ignore")
     # So that the cases with 130 and 300 rows share sums of the weight gradient.
-    with emulated(args.capability) as gpu, mock.patch.object(products, "SPLIT_ROWS", 64):
+    with emulated(args.capability) as gpu, mock.patch.object(products, "SPLIT_ROWS", 32):
         for block, dtype, case, fault in itertools.product(args.blocks, args.dtypes, args.cases, args.faults):
             start = time.perf_counter()
             gpu.change = functools.partial(planted, fault=fault)
