@@ -69,8 +69,8 @@ def spmm_t(
     operands.rows("dy", dy, geometry.rows, geometry, each=True)
     check_memory(values, index, geometry, dy=dy, **({} if turned is None else {"turned": turned}))
     parts = dy.shape[0] if dy.dim() == 3 else 1
-    kept = turned is not None and parts == 1
-    lists = _turned_lists(turned, geometry) if kept else transpose(index, geometry, parts)
+    own = turned is None or parts > 1
+    lists = transpose(index, geometry, parts) if own else _turned_lists(turned, geometry)  # type: ignore[arg-type]
     return _spmm("spmm_t", dy, values, lists, geometry, None, "")
 
 
