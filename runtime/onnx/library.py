@@ -15,12 +15,12 @@ from topkast.runtime.extras import need
 from topkast.runtime.kernels import native_library
 from topkast.runtime.new_file import path_of
 
-from . import providers as placement
+from .providers import Placed, check, noted, placed, refuse_missing
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["library_path", "session"]
+__all__ = ["library_path", "placement", "session"]
 
 
 def library_path() -> Path:
@@ -53,10 +53,13 @@ def session(
             not use the same options for two sessions. None: ONNX Runtime's defaults.
         providers: as for ``InferenceSession``. None: the CPU. A CUDA provider runs files of the formats "block",
             "compact" and "dense". Nodes of "custom" run on the CPU beside any provider; a warning names these nodes and
-            the amount of data that is copied for them. Another warning is given if a requested provider could not be
-            started.
+            the amount of data that is copied for them. If "CPUExecutionProvider" is among several providers, the file
+            runs there where another provider cannot be started, and a warning says so; :func:`placement` says what runs
+            where.
 
     Raises:
+        DeviceError: no requested provider can be started, and the CPU is not among them: there is no such device, or
+            this package of ONNX Runtime was built without the provider.
         ConfigError: the library was not built, or ``path`` is no path.
         MissingPackageError: the packages of the extra ``topkast[onnx]`` are not installed.
         Other errors: ONNX Runtime's own errors, if ONNX Runtime or the library refuses the file.
@@ -70,6 +73,25 @@ def session(
         providers or ["CPUExecutionProvider"],
         path if isinstance(path, bytes) else os.fspath(path_of("path", path)),
     )
+    refuse_missing(asked, onnxruntime.get_available_providers())
+    noted(options)
     made = onnxruntime.InferenceSession(file, options, providers=asked)
-    placement.check(asked, made, file)
+    refuse_missing(asked, made.get_providers())
+    check(asked, made, file)
     return made
+
+
+def placement(session: onnxruntime.InferenceSession) -> dict[str, list[Placed]]:
+    """Which nodes of a file run on which provider.
+
+    Args:
+        session: from :func:`session`.
+
+    Returns:
+        provider -> its nodes, as (name, operator, domain), after ONNX Runtime has optimised the graph. An operator of
+        the domain ``topkast`` is a sparse product. A provider without nodes is there with an empty list.
+
+    Raises:
+        ConfigError: the session was made in another way, or ONNX Runtime is too old (1.24 can tell this).
+    """
+    return placed(session)

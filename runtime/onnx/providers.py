@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from topkast.runtime.errors import ConfigError, DeviceError
+
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
@@ -16,15 +18,59 @@ DEVICES = {
     f"{name}ExecutionProvider"
     for name in ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "Dml", "CANN", "WebGpu", "JS")
 }
+Placed = tuple[str, str, str]  # name, operator, domain of a node
+RECORD = "session.record_ep_graph_assignment_info"
+CPU = "CPUExecutionProvider"
 NAMED = 3  # the largest number of nodes that a warning names
+
+
+def _names(asked: Sequence[Any]) -> list[str]:
+    return [name if isinstance(name, str) else name[0] for name in asked]
+
+
+def refuse_missing(asked: Sequence[Any], there: Sequence[str]) -> None:
+    """Raise DeviceError if no requested provider is there, and the CPU was not requested either. ONNX Runtime would
+    run everything on the CPU.
+
+    Args:
+        asked: the providers, as for ``InferenceSession``.
+        there: the providers that are built in, or that were started.
+    """
+    names = _names(asked)
+    if CPU not in names and not set(names) & set(there):
+        raise DeviceError(
+            f"providers={names!r}: none can be started here, ONNX Runtime has {', '.join(there)}; install a package of "
+            f"ONNX Runtime with this provider on a machine with its device (onnxruntime-gpu for CUDA), or add {CPU!r} "
+            "to run there instead"
+        )
+
+
+def noted(options: onnxruntime.SessionOptions) -> None:
+    """Let a session remember where its nodes run. A version that cannot do so ignores the entry."""
+    options.add_session_config_entry(RECORD, "1")
+
+
+def placed(made: onnxruntime.InferenceSession) -> dict[str, list[Placed]]:
+    """See :func:`topkast.runtime.onnx.library.placement`."""
+    found: dict[str, list[Placed]] = {name: [] for name in made.get_providers()}
+    try:
+        parts = made.get_provider_graph_assignment_info()
+    except Exception as error:  # of several kinds: no such method, or nothing was recorded
+        raise ConfigError(
+            f"session: ONNX Runtime does not tell where its nodes run ({error}); make the session with "
+            "topkast.onnx.session, on ONNX Runtime 1.24 or newer"
+        ) from error
+    for part in parts:
+        nodes = found.setdefault(part.ep_name, [])
+        nodes += [(node.name, node.op_type, node.domain) for node in part.get_nodes()]
+    return found
 
 
 def refused(asked: Sequence[Any], made: onnxruntime.InferenceSession) -> str | None:
     """A sentence about providers that ONNX Runtime has but could not start. It warns about unknown providers itself."""
     import onnxruntime
 
-    names = [name if isinstance(name, str) else name[0] for name in asked]
-    missing = [n for n in names if n in onnxruntime.get_available_providers() and n not in made.get_providers()]
+    missing = [n for n in _names(asked) if n in onnxruntime.get_available_providers() and n not in made.get_providers()]
     if not missing:
         return None
     return f"{', '.join(missing)} could not be started, so the file runs on {', '.join(made.get_providers())}"

@@ -22,6 +22,7 @@ from .launching import check_memory, launch
 
 SIDES = (16, 128)  # smallest and largest side of a block
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WGMMA_ROWS = 64  # the least rows of a product in Hopper's tensor cores; of float32 both operands have to lie along k
 
 
 def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
@@ -68,8 +69,8 @@ def spmm_t(
     operands.rows("dy", dy, geometry.rows, geometry, each=True)
     check_memory(values, index, geometry, dy=dy, **({} if turned is None else {"turned": turned}))
     parts = dy.shape[0] if dy.dim() == 3 else 1
-    kept = turned is not None and parts == 1
-    lists = _turned_lists(turned, geometry) if kept else transpose(index, geometry, parts)
+    own = turned is None or parts > 1
+    lists = transpose(index, geometry, parts) if own else _turned_lists(turned, geometry)  # type: ignore[arg-type]
     return _spmm("spmm_t", dy, values, lists, geometry, None, "")
 
 
@@ -187,7 +188,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
         *dys.stride(), *xs.stride(),
         R=r, C=c, HEIGHT=height,
         EXACT=outputs % r == 0 and geometry.cols % c == 0 and height == r, EVEN=m % chosen.depth == 0,
-        SWAP=height < 64 and chosen.tile >= 64 and dy.dtype != torch.float32, PARTIAL=splits > 1,
+        SWAP=height < WGMMA_ROWS <= chosen.tile and dy.dtype != torch.float32, PARTIAL=splits > 1,
         **arithmetic(dy), **launched(chosen),
     )  # fmt: skip
     if splits > 1:
@@ -199,15 +200,16 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
 
 
 # dW has few programs where a weight has few blocks: 51 blocks of 128 in B of 2048 x 2048 at 0.8 are 32 programs for 132
-# multiprocessors. Then several programs share a block's sum, each over at least this many rows of activations.
-PROGRAMS, SPLIT_ROWS, SPLITS = 128, 1024, 8
+# multiprocessors. Then 4 or 8 programs share a block's sum, each over at least this many rows of activations. Two would
+# gain nothing: writing and adding the parts costs as much (estimated by tools/gpu/launches/shared_sums.py).
+PROGRAMS, SPLIT_ROWS, SPLITS = 128, 1024, (4, 8)
 
 
 def _splits(programs: int, m: int) -> int:
-    """How many programs share one sum over the rows of activations: a power of two. It follows from sizes only, so the
-    order of a sum is the same on every GPU."""
-    wanted = min(PROGRAMS // max(programs, 1), m // SPLIT_ROWS, SPLITS)
-    return 1 << (max(wanted, 1).bit_length() - 1)
+    """How many programs share one sum over the rows of activations. The number follows from sizes only, so the order of
+    a sum is the same on every GPU."""
+    possible = min(PROGRAMS // max(programs, 1), m // SPLIT_ROWS)
+    return max((number for number in SPLITS if number <= possible), default=1)
 
 
 def by_row(bias: Tensor, y: Tensor) -> bool:

@@ -23,6 +23,7 @@ with warnings.catch_warnings():
     from triton.compiler import ASTSource
 
 from topkast.runtime.triton import configs, move_kernels, sddmm_kernels, sets_kernels, single_kernels, spmm_kernels
+from topkast.runtime.triton.products import WGMMA_ROWS
 
 WIDE = r"cp\.async\.c[ag]\S* \[[^]]*\], \[[^]]*\], 0x10"
 POINTERS = {"bf16": "half", "fp32": "single"}
@@ -82,8 +83,12 @@ def build(kernel: Any, capability: int, types: dict[str, str], constants: dict[s
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def product(name: str, side: int, kind: str, rows: str, capability: int) -> tuple[Any, int]:
-    """A product on square blocks that divide the matrix, as the table says, and the bytes of one step."""
+def product(name: str, side: int, kind: str, rows: str, capability: int, swap: bool | None = None) -> tuple[Any, int]:
+    """A product on square blocks that divide the matrix, as the table says, and the bytes of one step.
+
+    Args:
+        swap: whether sddmm computes its product transposed; None: as products.py decides.
+    """
     listed = configs.table()[f"sm_{capability}"][name][POINTERS[kind]][str(side)][rows]
     chosen, pointer, precision = configs.Config(*listed), f"*{kind}", "tf32" if kind == "fp32" else "ieee"
     constants = {"PRECISION": precision, "WIDEN": False, "TILE": chosen.tile, "DEPTH": chosen.depth, "x_k": 1}
@@ -92,7 +97,7 @@ def product(name: str, side: int, kind: str, rows: str, capability: int) -> tupl
     if name == "sddmm":
         types = dict.fromkeys(("dy", "x", "grad"), pointer) | {"row_ptr": "*i64", "cols": "*u16"}
         constants |= {"R": side, "C": side, "HEIGHT": side, "EXACT": True, "EVEN": True, "dy_n": 1, "PARTIAL": False}
-        constants["SWAP"] = side < 64 and chosen.tile >= 64 and kind != "fp32"
+        constants["SWAP"] = side < WGMMA_ROWS <= chosen.tile and kind != "fp32" if swap is None else swap
         return build(sddmm_kernels.sddmm_kernel, capability, types, constants, **options), step
     transposed = name == "spmm_t"
     types = dict.fromkeys(("x", "values", "bias", "y"), pointer) | dict.fromkeys(("begins", "ends"), "*i64")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -32,6 +33,34 @@ def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
         add({"failed": case.get("name"), "why": (fault.text or "")[-1500:] if fault is not None else ""})
     if done.returncode or len(skipped) == len(cases):
         raise RuntimeError((done.stdout + done.stderr)[-2000:])
+
+
+def run_sanitizer(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
+    """Every product once under NVIDIA's compute-sanitizer, which checks each access of memory. Raises RuntimeError if
+    the sanitizer finds something."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if dry or not os.path.exists(tool):
+        add({"compute-sanitizer": "not run: " + ("a dry run has no GPU" if dry else "this machine does not have it")})
+        return
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", PRODUCTS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    add({"compute-sanitizer": done.stdout[-1500:], "exit code": done.returncode})
+    if done.returncode:
+        raise RuntimeError((done.stdout + done.stderr)[-2000:])
+
+
+PRODUCTS = """
+import torch
+from topkast.runtime.kernels.candidates import KERNELS
+from topkast.tools.bench.layer import random_layer
+for block in [(16, 16), (64, 64), (128, 128)]:
+    layer = random_layer((300, 512, 512), block, 0.9, 0.8, torch.device("cuda")).to(torch.bfloat16)
+    weight, kernels = (layer.values, layer.index, layer.geometry), KERNELS["triton"].products
+    kernels.spmm(layer.x, *weight, None)
+    kernels.spmm_t(layer.dy, *weight)
+    kernels.sddmm(layer.dy, layer.x, *weight[1:])
+torch.cuda.synchronize()
+"""
 
 
 def _workers() -> int:

@@ -65,13 +65,20 @@ class Decoder(nn.Module):
 
 
 def build(
-    size: Size, where: torch.device, block: tuple[int, int] | None, reservoir: str, every: int, background: bool = False
+    size: Size,
+    where: torch.device,
+    block: tuple[int, int] | None,
+    reservoir: str,
+    every: int,
+    background: bool = False,
+    mode: str | None = None,
 ) -> Decoder:
     """The model, compiled block by block, which compiles one for all.
 
     Args:
         block: of the sparse weights, at 0.9/0.8; None: a dense model. A sparse one is built on the meta device.
         reservoir, every, background: as ``topkast.sparsify`` has them.
+        mode: of ``torch.compile``; "reduce-overhead" runs the steps as CUDA graphs. A dry run has no modes.
     """
     torch.manual_seed(0)
     dry = where.type == "cpu"
@@ -89,7 +96,7 @@ def build(
         )  # fmt: skip
         backend = topkast_aot_eager if dry else topkast_backend
     for one in model.blocks:
-        one.compile(backend=backend)
+        one.compile(backend=backend, mode=None if dry else mode)
     return model.train()
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# All that only a GPU can show, in one command of less than nine minutes on an H100 or H200: whether every kernel is
-# right, and then how fast it is. Writes tools/results/gpu.json, anew after each part.
+# All that only a GPU can show, in three commands of less than eight minutes each on an H100 or H200. Writes
+# tools/results/gpu.json, anew after each part; a later call adds to what is there.
 #
-#   tools/gpu/gpu.sh                     everything but the headline
-#   tools/gpu/gpu.sh --parts headline    the largest decoder that trains; a run of its own, on a GPU with 139 GiB
+#   tools/gpu/gpu.sh --call 1            the hardware, whether every kernel is right, and how fast single products are
+#   tools/gpu/gpu.sh --call 2            how fast whole steps are, with and without CUDA graphs, and a profile
+#   tools/gpu/gpu.sh --call 3            the headline: the largest decoder that trains, on a GPU with 139 GiB
 #   tools/gpu/gpu.sh --dry               every part at toy sizes on the CPU, in Triton's interpreter; its figures mean nothing
 #   tools/gpu/gpu.sh --out FOLDER        write there
 #

@@ -35,6 +35,7 @@ def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
 
         taken = statistics.median(seconds([copies], where, warm=True)[0])
         add({"copy": what, "bytes": size, "terabytes a second": round(2 * size * times / taken / 1e12, 3)})
+    _reads(dry, where, add)
     side = 128 if dry else 8192
     for dtype, precision in ((torch.bfloat16, "highest"), (torch.float32, "high"), (torch.float32, "highest")):
         torch.set_float32_matmul_precision(precision)
@@ -55,3 +56,17 @@ def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
     for name, spent in zip(runs, seconds(list(runs.values()), where, repeats=5), strict=True):
         rate = 2 * side**3 / statistics.median(spent) / 1e12
         add({"triton on a full weight": name, "block": block, "teraflops": round(rate, 2)})
+
+
+def _reads(dry: bool, where: torch.device, add: Callable[[dict[str, Any]], None]) -> None:
+    """Reading alone, from L2: the products read their operands there and write little. A sum reads every byte once; its
+    first pass has enough programs for a whole GPU from 8 MiB on."""
+    for size in (2**16,) if dry else (2**23, 2**24):
+        held = torch.ones(size // 4, device=where)
+
+        def sums(held: torch.Tensor = held) -> None:
+            for _ in range(50):
+                held.sum()
+
+        taken = statistics.median(seconds([sums], where, warm=True)[0])
+        add({"read": "L2", "bytes": size, "terabytes a second": round(50 * size / taken / 1e12, 3)})

@@ -13,15 +13,20 @@ from .timing import device
 
 SIZE = Size(layers=24, width=2048, heads=16, vocabulary=50304, sequence=1024, batch=8)
 TOY = Size(layers=1, width=32, heads=2, vocabulary=96, sequence=16, batch=2)
+GRAPHS = "reduce-overhead"
+SHOWN = 25  # kernels of a profile
 HELD = ("values", "gradient", "optimizer")
 
 
 def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
     """Dense comes first and last: what lies between them is the drift of the GPU's clock."""
-    ways = [None, (16, 16), (1, 1)] if dry else [None, (128, 128), (64, 64), (1, 1), None]
+    ways: list[tuple[tuple[int, int] | None, str | None]] = [(None, None), ((16, 16), None), ((1, 1), None)]
+    if not dry:
+        sparse = [((128, 128), mode) for mode in (None, GRAPHS)] + [((64, 64), None), ((1, 1), None)]
+        ways = [(None, None), (None, GRAPHS), *sparse, (None, None)]
     dense: dict[str, Any] = {}
-    for block in ways:
-        row = _train(dry, block)
+    for block, mode in ways:
+        row = _train(dry, block, mode)
         dense = dense or row
         if block is not None:
             row["time / dense"] = row["seconds a step"] / dense["seconds a step"]
@@ -31,11 +36,11 @@ def run(dry: bool, add: Callable[[dict[str, Any]], None]) -> None:
         add(row)
 
 
-def _train(dry: bool, block: tuple[int, int] | None) -> dict[str, Any]:
+def _train(dry: bool, block: tuple[int, int] | None, mode: str | None) -> dict[str, Any]:
     where, size = device(dry), TOY if dry else SIZE
     clear(where)
     start = clock(where)
-    model = build(size, where, block, "host", 10**6)
+    model = build(size, where, block, "host", 10**6, mode=mode)
     built = clock(where)
     trainer = Trainer(model, size, where)
     losses = [trainer.step()]
@@ -49,6 +54,7 @@ def _train(dry: bool, block: tuple[int, int] | None) -> dict[str, Any]:
         seconds.append(clock(where) - begin)
     row: dict[str, Any] = {
         "block": block,
+        "mode": mode,
         "parameters": sum(p.numel() for p in model.parameters()) if block is None else None,
         "seconds a step": statistics.median(seconds),
         "seconds of all steps": seconds,
@@ -59,9 +65,25 @@ def _train(dry: bool, block: tuple[int, int] | None) -> dict[str, Any]:
         "losses": [losses[0], losses[-1]],
     }
     if block is not None:
+        if mode is None:
+            row["profile"] = _profile(trainer)
         begin = clock(where)
         topkast.refresh(model)
         refresh = clock(where) - begin
         share = refresh / (refresh + 100 * row["seconds a step"])
         row |= {"seconds of a refresh": refresh, "share of time at 1 in 100": share, "kernels": ran(model)}
     return row
+
+
+def _profile(trainer: Trainer) -> list[dict[str, Any]]:
+    """One step under PyTorch's profiler: what took longest, with its calls and its time on the GPU and on the host."""
+    from torch.profiler import profile
+
+    with profile() as trace:
+        trainer.step()
+    found = [
+        {"name": each.key[:80], "calls": each.count, "device us": round(each.self_device_time_total, 1),
+         "host us": round(each.self_cpu_time_total, 1)}
+        for each in trace.key_averages()
+    ]  # fmt: skip
+    return sorted(found, key=lambda each: -(each["device us"] or each["host us"]))[:SHOWN]

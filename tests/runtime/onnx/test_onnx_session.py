@@ -19,6 +19,7 @@ from torch import nn
 import topkast
 from topkast.passes.onnx.convert import Wanted
 from topkast.runtime import native
+from topkast.runtime.errors import ConfigError, DeviceError
 from topkast.runtime.onnx import providers
 from topkast.tests.runtime.onnx.test_onnx_library import check
 from topkast.tests.support.models.product_files import dense_file, sparse_file, sparse_matrix
@@ -111,6 +112,40 @@ def test_without_cuda_the_file_runs_on_the_cpu() -> None:
     assert made.get_providers() == ["CPUExecutionProvider"]
     x = np.eye(30, dtype=np.float32)
     assert np.array_equal(made.run(None, {"x": x})[0], matrix.T)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a package without CUDA, and in one with CUDA on a machine without a GPU."""
+    file = written("block").SerializeToString()
+    for asked in (["CUDAExecutionProvider"], [("CUDAExecutionProvider", {"device_id": "0"})]):
+        with pytest.raises(
+            DeviceError, match=r"providers=\['CUDAExecutionProvider'\]: none can be started here.*add 'CPU"
+        ):
+            topkast.onnx.session(file, providers=asked)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: CUDA)
+    stand_in(monkeypatch, ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match="ONNX Runtime has CPUExecutionProvider"):
+        topkast.onnx.session(file, providers=["CUDAExecutionProvider"])
+
+
+@pytest.mark.parametrize("format", ["custom", "block", "compact", "sparse_initializer", "dense"])
+def test_a_session_says_where_its_nodes_run(format: str) -> None:
+    file = written(format)
+    made = topkast.onnx.session(file.SerializeToString())
+    if not hasattr(made, "get_provider_graph_assignment_info"):
+        with pytest.raises(ConfigError, match=r"1\.24"):
+            topkast.onnx.placement(made)
+        return
+    found = topkast.onnx.placement(made)
+    assert list(found) == ["CPUExecutionProvider"]
+    own = [name for name, _, domain in found["CPUExecutionProvider"] if domain == "topkast"]
+    assert len(own) == (format == "custom")
+    x = np.ones((2, 1, 5, 160), np.float32)
+    assert made.run(None, {"x": x})[0].shape == (2, 1, 5, 96)
+    plain = onnxruntime.InferenceSession(written("dense").SerializeToString(), providers=["CPUExecutionProvider"])
+    with pytest.raises(ConfigError, match=r"make the session with topkast\.onnx\.session"):
+        topkast.onnx.placement(plain)
 
 
 def c_library() -> Path | None:

@@ -51,6 +51,19 @@ def test_a_right_program_runs() -> None:
     assert reverse().tolist() == [*range(63, -1, -1)] * 2
 
 
+@pytest.mark.parametrize("width, factor", [(16, 1366), (32, 89478486)])
+def test_the_high_half_of_a_product(width: int, factor: int) -> None:
+    """Division by 48, as Triton compiles it for blocks of 48: a multiplication, whose low half is dropped."""
+    divide = f"""
+    .reg .b{width} %q<3>;
+    cvt.u{width}.u32 %q1, %r4;
+    mul.hi.u{width} %q2, %q1, {factor};
+    cvt.u32.u{width} %r4, %q2;
+    ld.param"""
+    out = reverse(REVERSE.replace("ld.param", divide, 1))
+    assert out.tolist() == [i // 48 for i in range(63, -1, -1)] * 2
+
+
 @pytest.mark.parametrize("old, new, message", [
     ("bar.sync 0;", "", "load: no barrier since another warp wrote"),
     ("ret;", "st.shared.b32 [%r2+0], %r4; ret;", "store: no barrier since another warp used"),

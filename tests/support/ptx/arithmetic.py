@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from . import Fault
 from .lanes import F, Lanes, S, U
 from .memories import Array
 from .text import Instruction, members
@@ -122,8 +123,10 @@ def _compute(cta: Lanes, step: Instruction, mask: Array | None) -> None:
         width *= 2
         x, y = (v.astype((S if kind == "s" else U)[width]) for v in (x, y))
     if "hi" in step.op:
+        if width == 64:
+            raise Fault(f"no such product is known: {step.text}")
         wide = np.int64 if kind == "s" else np.uint64
-        found = ((x.astype(wide) * y.astype(wide)) >> wide(32)).astype(x.dtype)
+        found = ((x.astype(wide) * y.astype(wide)) >> wide(width)).astype(x.dtype)
     elif op in ("mad", "fma"):
         z = cta.get(step.args[3], kind, width)
         found = (x.astype(np.float64) * y + z).astype(F[width]) if kind == "f" else x * y + z

@@ -54,7 +54,7 @@ def step(model: nn.Module, x: torch.Tensor, backend: Any) -> list[torch.Tensor]:
     x = x.clone().requires_grad_()
     y = torch.compile(model, backend=backend)(x)
     y.square().sum().backward()
-    return [y.detach(), x.grad, *(p.grad for p in model.parameters())]  # type: ignore[list-item]
+    return [y.detach(), x.grad, *(p.grad for p in model.parameters())]
 
 
 def main(capability: int) -> int:

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -83,6 +84,22 @@ def planted(ptx: str, fault: str) -> str:
     return before + label + old.join(parts[:number]) + new + old.join(parts[number:]) if len(parts) > number else ptx
 
 
+def short(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it is stored: what was found, how long it took, and of each kernel what must not change."""
+    kernels = {
+        each["kernel"]: {name: each[name] for name in ("registers", "stack", "shared", "wgmma", "mma")}
+        for each in row["launches"]
+    }
+    return {"found": row["found"], "seconds": row["seconds"], "kernels": kernels}
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """The name of a check: GPU, block, dtype, case and fault."""
+    rows, how, whole = row["case"]
+    parts = [f"sm_{row['gpu']}", row["block"], row["dtype"], f"{rows} rows", how, "whole" if whole else "cut edges"]
+    return ", ".join([*parts, *([row["fault"]] if row["fault"] else [])])
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capability", type=int, choices=(80, 90))
@@ -90,14 +107,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--cases", nargs="+", type=int, choices=range(len(CASES)), default=range(len(CASES)))
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=[""], help="plant these, one after the other")
+    parser.add_argument("--out", type=Path, help="a file that gets a row for each check beside the rows it has")
     args = parser.parse_args(argv)
+    known = args.out is not None and args.out.exists()
+    rows: dict[str, Any] = json.loads(args.out.read_text())["rows"] if known else {}
     warnings.simplefilter("ignore")
     # So that the cases with 130 and 300 rows share sums of the weight gradient.
-    with emulated(args.capability) as gpu, mock.patch.object(products, "SPLIT_ROWS", 64):
+    with emulated(args.capability) as gpu, mock.patch.object(products, "SPLIT_ROWS", 32):
         for block, dtype, case, fault in itertools.product(args.blocks, args.dtypes, args.cases, args.faults):
             start = time.perf_counter()
             gpu.change = functools.partial(planted, fault=fault)
             row: dict[str, Any] = {"block": block, "dtype": dtype, "case": CASES[case], "found": "right"}
+            row["gpu"] = args.capability
             row["fault"] = fault
             gpu.launches.clear()
             try:
@@ -109,6 +130,9 @@ def main(argv: list[str] | None = None) -> int:
             ]
             row["seconds"] = round(time.perf_counter() - start, 2)
             print(json.dumps(row), flush=True)
+            rows[name_of(row)] = short(row)
+            if args.out is not None:
+                args.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from topkast.tests.support.interpreted import INTERPRETED
+from topkast.tools.common.places import ROOT
 from topkast.tools.common.results import read
 
 
@@ -28,3 +29,15 @@ def test_inductor_launches_the_kernels(tmp_path: Path) -> None:
         assert after["operators of ours"] == after["launches beside them for products"] == 0
         assert after["by name"] == {"spmm_kernel": 2 * row["sites"], "sddmm_kernel": row["sites"]}
     assert rows == read("gpu-launches")["rows"]
+
+
+def test_the_page_shows_the_stored_counts_and_estimates() -> None:
+    pytest.importorskip("triton")
+    from topkast.tools.gpu.launches import shared_sums
+    from topkast.tools.gpu.launches.__main__ import markdown
+
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert markdown(read("gpu-launches")["rows"]) in page
+    stored = read("gpu-shared-sums")
+    assert shared_sums.estimates(stored["compiled"]) == stored["estimates"]
+    assert shared_sums.markdown(stored["estimates"]) in page

@@ -28,11 +28,15 @@ def test_the_gpu_script_dry(tmp_path: Path) -> None:
     done = subprocess.run([script, "--dry", "--out", tmp_path], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     parts = json.loads((tmp_path / "gpu-dry.json").read_text())["parts"]
-    assert set(parts) == {"hardware", "correct", "products", "single", "steps", "decode", "large", "headline"}
+    assert set(parts) == {
+        *("hardware", "correct", "sanitizer", "products", "single", "steps", "decode", "large", "headline")
+    }
     assert all(part["ended"] == "complete" and part["rows"] for part in parts.values())
     _, blocks, single = parts["steps"]["rows"]
     assert set(blocks["kernels"]["weight gradient"]) == {"triton"}
     assert set(single["kernels"]["forward"]) == {"transient"}
+    assert any("topkast::" in each["name"] for each in blocks["profile"]) and "profile" in single
+    assert {"read", "copy"} <= {name for row in parts["hardware"]["rows"] for name in row}
     assert blocks["parameters, gradient and optimizer / dense"] < 0.7  # the embedding stays dense
     large, background = parts["large"]["rows"]
     assert large["losses"][-1] < large["losses"][0]
@@ -43,11 +47,12 @@ def test_the_gpu_script_dry(tmp_path: Path) -> None:
 
 
 def test_the_parts_of_the_gpu_script_have_their_time() -> None:
-    """Each has a limit, and all together stop before nine minutes, the headline's own run too."""
+    """Each has a limit, and the parts of each of the three calls stop before eight minutes."""
     from topkast.tools.gpu import __main__ as gpu
 
-    assert gpu.TOTAL < 540 and all(0 < limit < 600 for _, _, limit, _ in gpu.PARTS.values())
-    assert sum(limit for _, _, limit, unasked in gpu.PARTS.values() if unasked) < 1.2 * gpu.TOTAL
+    assert gpu.TOTAL < 480 and {part[3] for part in gpu.PARTS.values()} == {1, 2, 3}
+    for call in (1, 2, 3):
+        assert 0 < sum(limit for _, _, limit, its in gpu.PARTS.values() if its == call) <= gpu.TOTAL
 
 
 def test_a_part_that_fails_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,8 +60,8 @@ def test_a_part_that_fails_costs_only_itself(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setenv("TOPKAST_CACHE", str(tmp_path))
     monkeypatch.setattr(gpu, "PARTS", {
-        "fails": ("math", "sqrt", 20, True), "hangs": ("test_triton_parts", "hang", 2, True),
-        "works": ("test_triton_parts", "work", 20, True),
+        "fails": ("math", "sqrt", 20, 1), "hangs": ("test_triton_parts", "hang", 2, 1),
+        "works": ("test_triton_parts", "work", 20, 1),
     })  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "test_triton_parts.py").write_text(

@@ -46,9 +46,10 @@ class Residual(nn.Module):
 def model(name: str) -> tuple[nn.Module, torch.Tensor]:
     """A model at 0.9/0.8 in bfloat16, and its input."""
     torch.manual_seed(0)
-    made: nn.Module = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+    layers = [nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)]
+    made: nn.Module = nn.Sequential(*layers)
     if name == "MLP of a decoder":
-        made = Residual(nn.Sequential(nn.LayerNorm(WIDTH), *made))
+        made = Residual(nn.Sequential(nn.LayerNorm(WIDTH), *layers))
     x = torch.randn(2, 64, WIDTH)
     topkast.sparsify(made, 0.9, 0.8, block=BLOCK, min_size=1)
     return made.bfloat16(), x.bfloat16().requires_grad_()
