@@ -10,6 +10,7 @@ import torch
 
 from topkast.compiler.convert.sparsify import M, convert
 from topkast.runtime.errors import ConfigError
+from topkast.runtime.memory_pages import keep_blocks
 from topkast.runtime.state.model import find, sites
 from topkast.runtime.state.refresh import refresh as refresh_sites
 from topkast.runtime.state.sharding.whole_tensors import reshard
@@ -62,7 +63,10 @@ def compile(model: M, fwd: float = Config.fwd, bwd: float | None = Config.bwd, *
         compile_module(converted, backend, torch_compile_options)
 
     config = Config(fwd, bwd, **pick(Config, options))
-    return convert(model, config, Start(**pick(Start, options)), compile_it)
+    compiled = convert(model, config, Start(**pick(Start, options)), compile_it)
+    if any(parameter.is_cpu for parameter in compiled.parameters()):
+        keep_blocks()
+    return compiled
 
 
 def refresh(model: torch.nn.Module) -> None:

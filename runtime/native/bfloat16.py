@@ -12,8 +12,10 @@ from topkast.runtime import operands
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.operands import address
 
-from . import library, parallel, products
+from . import Matrix, Parallel, View, library, parallel, products
 from .products import lib, matrix, scratch, view
+
+MAX_SIDE = 2**25  # rows and columns: dW counts places in a chunk of 128 samples in 32 bits
 
 
 def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
@@ -24,6 +26,7 @@ def fits(product: str, operand: Tensor, geometry: Geometry) -> bool:
         and product in ("spmm", "spmm_t", "sddmm")
         and operand.dtype == torch.bfloat16
         and products.fits(product, operand, geometry)
+        and max(geometry.rows, geometry.cols) < MAX_SIDE
         and bool(found.tk_bf16())
     )
 
@@ -67,20 +70,12 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, *, dtype: tor
     """dY^T X at B, [slots * r * c], summed in float32, in ``dtype``. dy: [M, rows] or [E, M, rows / E], x: [M, cols] or
     [E, M, cols], both in bfloat16, any strides."""
     operands.pair(dy, x, geometry, ())
-    dys, xs = _stack("dy", dy), _stack("x", x)
-    if len(dys) != len(xs):
-        operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
-    if dy.numel() == 0:
-        operands.weight(None, index, geometry)
-        return dy.new_zeros(index.cols.numel() * geometry.unit, dtype=dtype)
-    grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
-    for part in range(len(dys)):
-        w, keep = matrix(None, index, geometry, part, len(dys))
-        run, here = parallel(), view("dy", dys[part])
-        args = byref(here), byref(view("x", xs[part])), address("grad", grad)
-        lib().tk_bf16_sddmm(byref(run), byref(w), *args, _work(run, w, here.m))
-        del keep
-    return grad.to(dtype)
+    threads = parallel()
+
+    def run(w: Matrix, left: View, right: View, to: int) -> None:
+        lib().tk_bf16_sddmm(byref(threads), byref(w), byref(left), byref(right), to, _work(threads, w, left.m))
+
+    return products.sampled(dy, _stack("dy", dy), x, _stack("x", x), index, geometry, dtype, run)
 
 
 def _stack(name: str, activations: Tensor) -> Tensor:
@@ -91,5 +86,5 @@ def _stack(name: str, activations: Tensor) -> Tensor:
     return activations if activations.dim() == 3 else activations[None]
 
 
-def _work(run: object, w: object, m: int) -> int:
-    return scratch(lib().tk_bf16_workspace(byref(run), byref(w), m))  # type: ignore[arg-type]
+def _work(run: Parallel, w: Matrix, m: int) -> int:
+    return scratch(lib().tk_bf16_workspace(byref(run), byref(w), m))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import byref
 
 import torch
@@ -208,20 +208,48 @@ def sddmm(
     operands.pair(dy, x, geometry, widths)
     address("dy", dy), address("x", x)
     of_dy, of_x = widths or (0, 0)
-    dys, xs = _parts(dy.float(), of_dy), _parts(x.float(), of_x)
+    threads = byref(parallel())
+
+    def run(w: Matrix, left: View, right: View, to: int) -> None:
+        lib().tk_sddmm(threads, byref(w), byref(left), byref(right), to, _work(w, left.m))
+
+    return sampled(dy, _parts(dy.float(), of_dy), x, _parts(x.float(), of_x), index, geometry, dtype or dy.dtype, run)
+
+
+def sampled(
+    dy: Tensor,
+    dys: Sequence[Tensor],
+    x: Tensor,
+    xs: Sequence[Tensor],
+    index: Index,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    run: Callable[[Matrix, View, View, int], None],
+) -> Tensor:
+    """dY^T X at B in ``dtype``: ``run`` writes the gradient of each stacked weight, in float32.
+
+    Args:
+        dy, x: the activations as the operator got them.
+        dys, xs: those of each stacked weight.
+        index: the index of the weight.
+        geometry: the geometry of the weight.
+        dtype: of the result.
+        run: (a weight, its dy, its x, the address of the whole gradient) -> nothing.
+
+    Raises:
+        OperandError: dy and x belong to different numbers of weights.
+    """
     if len(dys) != len(xs):
         operands.wrong("x", x, f"as many weights as dy, of shape {tuple(dy.shape)}")
     if dy.numel() == 0:
         operands.weight(None, index, geometry)
         return dy.new_zeros(index.cols.numel() * geometry.unit, dtype=dtype)
     grad = torch.empty(index.cols.numel() * geometry.unit, device="cpu")
-    threads, to = byref(parallel()), address("grad", grad)
     for part in range(len(dys)):
         w, keep = matrix(None, index, geometry, part, len(dys))
-        left, right = view("dy", dys[part]), view("x", xs[part])
-        lib().tk_sddmm(threads, byref(w), byref(left), byref(right), to, _work(w, left.m))
+        run(w, view("dy", dys[part]), view("x", xs[part]), address("grad", grad))
         del keep
-    return grad.to(dy.dtype if dtype is None else dtype)
+    return grad.to(dtype)
 
 
 def _parts(activations: Tensor, width: int = 0) -> Sequence[Tensor]:

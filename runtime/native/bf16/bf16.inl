@@ -21,7 +21,7 @@ static void sampled(const tk_parallel* p, const tk_matrix& w, const tk_view& dy,
 }
 
 int64_t workspace(const tk_parallel* p, const tk_matrix& w, int64_t m) {
-    const int64_t in = blocks_across(w) * w.c, out = blocks_down(w) * w.r, packed = (m + TILE) * (in + out + 2) * 2;
+    const int64_t in = blocks_across(w) * w.c, out = blocks_down(w) * w.r, packed = (m + DOTS_CHUNK) * (in + out + 2) * 2;
     const int64_t back = gathers_transposed(w) ? pairs_bytes(p, w, true) : row_pairs_bytes(w);
     return (packed + std::max(pairs_bytes(p, w, false), back)) / 4 + 64;
 }

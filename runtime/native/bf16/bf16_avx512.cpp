@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "parallel.h"
 #include "target.h"

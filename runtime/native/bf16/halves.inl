@@ -37,6 +37,9 @@ static inline Halves rounded(Sums lo, Sums hi) {
     return _mm512_permutexvar_epi16(load(order), (Halves)_mm512_cvtne2ps_pbh(hi, lo));
 }
 
+// The sums of samples that are in their order.
+static inline Halves in_order(Sums lo, Sums hi) { return (Halves)_mm512_cvtne2ps_pbh(hi, lo); }
+
 // a0 b0 a1 b1 ..: the vectors' numbers by turns, of their first halves and of their last.
 static inline Halves first_pairs(Halves a, Halves b) {
     alignas(64) static const int32_t order[LANES] = {0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23};
@@ -65,6 +68,25 @@ static inline void transpose(Halves* v) {
         }
     }
     UNROLL for (int i = 0; i < HALVES; ++i) v[i] = t[i];
+}
+
+// The same of 16 vectors of 16 pairs.
+static inline void transpose_pairs(Halves* v) {
+    alignas(64) static const struct Order {
+        int32_t low[LANES], high[LANES];
+        constexpr Order() : low(), high() {
+            for (int i = 0; i < LANES; ++i) low[i] = i / 2 + i % 2 * LANES, high[i] = low[i] + LANES / 2;
+        }
+    } order;
+    const Halves lo = load(order.low), hi = load(order.high);
+    Halves t[LANES];
+    for (int round = 0; round < 4; ++round) {
+        Halves *from = round % 2 ? t : v, *to = round % 2 ? v : t;
+        UNROLL for (int i = 0; i < LANES / 2; ++i) {
+            to[2 * i] = _mm512_permutex2var_epi32(from[i], lo, from[i + LANES / 2]);
+            to[2 * i + 1] = _mm512_permutex2var_epi32(from[i], hi, from[i + LANES / 2]);
+        }
+    }
 }
 
 // The sums across the lanes of 16 vectors, in one; destroys v.

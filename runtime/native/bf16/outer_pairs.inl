@@ -39,16 +39,15 @@ static void each_cell(const tk_parallel* p, const tk_matrix& w, int64_t wide, co
     });
 }
 
-// acc[j][v] = the sum over the chunk's pairs of samples of vectors left[v] times right[j], whose samples are `step` apart.
-template <int J, int VN>
-static inline void outer(const Half* const* left, const Half* const* right, int64_t step, int64_t width,
-                         Sums (&acc)[J][VN]) {
+// acc[j][v] = the sum over the chunk's pairs of samples m, m + 1 of vectors left[v] times the pairs at right(j, m).
+template <int J, int VN, class Right>
+static inline void outer(const Half* const* left, const Right& right, int64_t width, Sums (&acc)[J][VN]) {
     UNROLL for (int j = 0; j < J; ++j) UNROLL for (int v = 0; v < VN; ++v) acc[j][v] = _mm512_setzero_ps();
     for (int64_t m = 0; m < width; m += 2) {
         Halves vectors[VN];
         UNROLL for (int v = 0; v < VN; ++v) vectors[v] = load(left[v] + m * LANES);
         UNROLL for (int j = 0; j < J; ++j) {
-            const Halves same = splat(right[j] + m * step);
+            const Halves same = splat(right(j, m));
             UNROLL for (int v = 0; v < VN; ++v) acc[j][v] = multiplied(acc[j][v], vectors[v], same);
         }
     }
@@ -75,7 +74,7 @@ static inline void rows_outer(const tk_matrix& w, const Slots& slots, const Half
                 to[j] = grad + (s * w.r + q0) * w.c + here % w.c;
             }
             Sums acc[J][VN];
-            outer<J, VN>(left, right, 1, width, acc);
+            outer<J, VN>(left, [&](int j, int64_t m) { return right[j] + m; }, width, acc);
             UNROLL for (int j = 0; j < J; ++j) UNROLL for (int v = 0; v < VN; ++v) {
                 float* const here = to[j] + v * LANES * w.c;
                 if (f + j >= flat) continue;
@@ -91,7 +90,7 @@ static inline void columns_outer(const tk_matrix& w, const Slots& slots, int64_t
                                  const Half* x, int64_t width, int q0, bool add, float* grad) {
     const Col* cols = static_cast<const Col*>(w.cols);
     const int64_t vectors = w.c / LANES;
-    const Half *left[VN], *right[R];
+    const Half* left[VN];
     float* to[VN];
     UNROLL for (int v = 0; v < VN; ++v) {
         const int64_t s = slots[(f + v) / vectors], column = (f + v) % vectors * LANES;
@@ -99,12 +98,11 @@ static inline void columns_outer(const tk_matrix& w, const Slots& slots, int64_t
         to[v] = grad + s * w.r * w.c + column;
     }
     for (; q0 + R <= w.r; q0 += R) {
-        UNROLL for (int q = 0; q < R; ++q) {
-            const int n = q0 + q;
-            right[q] = dy + (panels ? n / LANES * LANES * width + n % LANES * 2 : n * width);
-        }
         Sums acc[R][VN];
-        outer<R, VN>(left, right, panels ? LANES : 1, width, acc);
+        // Rows of a panel lie side by side, so one address serves all of them.
+        const Half* const right = dy + (panels ? q0 / LANES * LANES * width + q0 % LANES * 2 : q0 * width);
+        if (panels) outer<R, VN>(left, [&](int q, int64_t m) { return right + m * LANES + 2 * q; }, width, acc);
+        else outer<R, VN>(left, [&](int q, int64_t m) { return right + q * width + m; }, width, acc);
         UNROLL for (int q = 0; q < R; ++q) UNROLL for (int v = 0; v < VN; ++v)
             put(to[v] + (q0 + q) * w.c, acc[q][v], add);
     }

@@ -8,6 +8,7 @@ struct Pairs {
     const int64_t* begin;  // [groups + 1]
     const int32_t* from;   // [pairs][2] inputs; an odd number of them ends with `inputs`, whose weight is zero
     const Half* weights;   // [pairs][width][2]
+    bool adjacent;         // whether each pair is two columns side by side, the first of even number
 };
 
 static inline int64_t blocks_down(const tk_matrix& w) { return ceil_div(w.rows, w.r); }
@@ -85,6 +86,13 @@ static Pairs pairs_of(const tk_parallel* p, const tk_matrix& w, Room& room) {
         for (int64_t i = task * step; i < std::min(groups, (task + 1) * step); ++i) {
             const int64_t s0 = w.row_ptr[i], count = (w.row_fwd[i] - s0) * w.c;
             int64_t pair = begin[i];
+            if (w.c == 1 && w.r == 1) {  // columns and values lie in pairs already
+                int32_t* const to = from + 2 * pair;
+                for (int64_t f = 0; f < count; ++f) to[f] = static_cast<int32_t>(cols[s0 + f]);
+                memcpy(weights + 2 * pair, values(w, s0), sizeof(Half) * count);
+                if (count % 2) to[count] = inputs, weights[2 * pair + count] = 0;
+                continue;
+            }
             for (int64_t f = 0; f < count; f += 2, ++pair) {
                 const Half* ends[2] = {nullptr, nullptr};
                 for (int64_t h = 0; h < 2; ++h) {
@@ -100,7 +108,7 @@ static Pairs pairs_of(const tk_parallel* p, const tk_matrix& w, Room& room) {
             }
         }
     });
-    return {groups, w.r, inputs, begin, from, weights};
+    return {groups, w.r, inputs, begin, from, weights, w.c % 2 == 0};
 }
 
 // The same of W_A transposed: a counting sort of A's slots by their columns.
@@ -157,5 +165,5 @@ static Pairs pairs_transposed(const tk_parallel* p, const tk_matrix& w, Room& ro
             here += w.r;
         });
     });
-    return {groups, w.c, inputs, begin, from, weights};
+    return {groups, w.c, inputs, begin, from, weights, w.r % 2 == 0};
 }

@@ -38,15 +38,25 @@ int32_t tk_set_isa(int32_t wanted) {
     return 0;
 }
 
+namespace {
+
+int64_t sorted(const tk_matrix* w, int64_t outputs, int64_t inputs, int64_t m) {
+    if (w->r > 1 || w->c > 1) return 0;
+    const int64_t slots = forward_slots(*w);
+    return sorts(outputs, inputs, slots, m) ? sorted_words(outputs, inputs, slots) : 0;
+}
+
+}  // namespace
+
 int64_t tk_workspace(const tk_matrix* w, int64_t m) {
     // Both operands packed in tiles of at most 64, and where each block row of A starts in each cell: no
-    // product that keeps this cuts cells of fewer than 256 columns, but for the last.
+    // product that keeps this cuts cells of fewer than 256 columns, but for the last. Or A sorted.
     const int64_t rows = (w->rows + w->r - 1) / w->r, cols = (w->columns + w->c - 1) / w->c;
-    return (m + 64) * (rows * w->r + cols * w->c) + rows * (cols * w->c / 256 + 3) + 64;
+    return (m + 64) * (rows * w->r + cols * w->c) + rows * (cols * w->c / 256 + 3) + 64 + sorted(w, w->rows, w->columns, m);
 }
 
 int64_t tk_spmm_t_workspace(const tk_matrix* w, int64_t m) {
-    return tk_workspace(w, m) + (turns(*w, m) ? turned_floats(*w) : 0);
+    return tk_workspace(w, m) + (turns(*w, m) ? turned_floats(*w) + sorted(w, w->columns, w->rows, m) : 0);
 }
 
 int64_t tk_width(const tk_matrix* w) { return isa().width(w); }

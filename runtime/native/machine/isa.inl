@@ -4,6 +4,7 @@
 #include "pack.inl"
 #include "epilogue.inl"
 #include "products.inl"
+#include "cells.inl"
 #include "transposed.inl"
 #include "few.inl"
 #include "sddmm.inl"
@@ -20,6 +21,9 @@ template <int RB, int C, class Col>
 static void spmm_b(const tk_parallel* p, const tk_matrix& w, const tk_view& x, const float* bias, int32_t act,
                    const tk_view& y, float* work) {
     constexpr int T = WIDE<RB>;
+    if constexpr (RB == 1 && C == 1) {
+        if (sorts(w.rows, w.columns, forward_slots(w), x.m)) return spmm_cells<T, Col>(p, w, x, bias, act, y, work);
+    }
     if (x.m <= LANES) return spmm_tiles<1, RB, C, Col>(p, w, x, bias, act, y, work);
     if (x.m <= 2 * LANES || T == 2) return spmm_tiles<2, RB, C, Col>(p, w, x, bias, act, y, work);
     spmm_tiles<T, RB, C, Col>(p, w, x, bias, act, y, work);

@@ -26,12 +26,17 @@ static inline void single_row(const float* dy, const float* x, const int32_t* of
 
 template <int T>
 static inline void single_chunk(const Chunks& chunks, int64_t t, int64_t begin, int64_t end, const int64_t* at,
-                                const int32_t* offsets, float* found) {
+                                const int32_t* offsets, int32_t first, int32_t last, float* found) {
     if constexpr (T > 1) {
-        if (chunks.width(t) < T * LANES) return single_chunk<T - 1>(chunks, t, begin, end, at, offsets, found);
+        if (chunks.width(t) < T * LANES) return single_chunk<T - 1>(chunks, t, begin, end, at, offsets, first, last, found);
     }
+    const int64_t line = 16, each = ceil_div((last + 1 - first) * (T * LANES), (end - begin) * line);
+    const float* ahead = chunks.x_at(t + 1) + first * (T * LANES);
     for (int64_t i = begin; i < end; ++i) {
         const int64_t f = at[i - begin];
+        const float* const later = chunks.dy_at(t, i + 4);
+        for (int64_t k = 0; k < T * LANES; k += line) __builtin_prefetch(later + k);
+        for (int64_t k = 0; k < each; ++k, ahead += line) __builtin_prefetch(ahead, 0, 2);
         single_row<T>(chunks.dy_at(t, i), chunks.x_at(t), offsets + f, at[i - begin + 1] - f, found + f);
     }
 }
@@ -53,8 +58,14 @@ static void single_cell(const tk_matrix& w, int64_t begin, int64_t end, const Sl
         for (; n % GROUP; ++n) offsets[n] = offsets[n - 1];
     }
     at[end - begin] = n;
+    int32_t first = INT32_MAX, last = 0;
+    for (int64_t f = 0; f < n; ++f) {
+        first = offsets[f] < first ? offsets[f] : first;
+        last = offsets[f] > last ? offsets[f] : last;
+    }
+    if (n == 0) return;
     for (int64_t f = 0; f < n; ++f) found[f] = 0.0f;
-    for (int64_t t = 0; t < chunks.count(); ++t) single_chunk<SINGLE>(chunks, t, begin, end, at, offsets, found);
+    for (int64_t t = 0; t < chunks.count(); ++t) single_chunk<SINGLE>(chunks, t, begin, end, at, offsets, first, last, found);
     for (int64_t i = begin; i < end; ++i) {
         const Slots& row = slots[i - begin];
         const float* from = found + at[i - begin];

@@ -1,5 +1,6 @@
 // Where dX is computed on a transpose of A (transposed.inl), and the scratch that the transpose needs.
 #pragma once
+#include "cells.h"
 #include "topkast.h"
 
 namespace topkast {

@@ -20,9 +20,10 @@ from topkast.runtime.planner import epilogues
 from topkast.runtime.planner import plan as planner
 from topkast.runtime.reference.products import activation
 from topkast.tests.passes.aten.test_keep_transposed import stay_rows
-from topkast.tests.runtime.native.test_native import BLOCKS, LIBRARY, isa, sets, within  # noqa: F401
+from topkast.tests.runtime.native.test_native import LIBRARY, isa  # noqa: F401
 from topkast.tests.support.pass_counts import pass_counts
 from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.product_layouts import BLOCKS, sets, within
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
 

@@ -22,9 +22,10 @@ from topkast.runtime.native import products
 from topkast.runtime.planner import plan as planner
 from topkast.runtime.planner import tiles
 from topkast.runtime.reference import products as ref
-from topkast.tests.runtime.native.test_native import AVAILABLE, BLOCKS, LIBRARY, isa, sets  # noqa: F401
+from topkast.tests.runtime.native.test_native import AVAILABLE, LIBRARY, isa  # noqa: F401
 from topkast.tests.support.pass_counts import pass_counts
 from topkast.tests.support.truth.budget import assert_budget
+from topkast.tests.support.truth.product_layouts import BLOCKS, sets
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
 

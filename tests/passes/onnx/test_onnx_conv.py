@@ -20,11 +20,11 @@ from topkast.passes.onnx.blocks import encode
 from topkast.passes.onnx.convert import Wanted
 from topkast.passes.onnx.formats import custom
 from topkast.runtime import native
-from topkast.tests.runtime.native.test_native import within
 from topkast.tests.support.at_once import wrong_at_once
 from topkast.tests.support.models.product_files import dense_file, parts, session, sparse_matrix
 from topkast.tests.support.protobuf import convert
 from topkast.tests.support.stated import assert_stated, assert_valid
+from topkast.tests.support.truth.product_layouts import within
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

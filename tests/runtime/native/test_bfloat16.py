@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,10 +17,10 @@ from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.native import bfloat16
 from topkast.runtime.planner.plan import Problem, choose
 from topkast.runtime.reference.products import REFERENCE
-from topkast.tests.runtime.native.test_native import BLOCKS, check, sets, within
 from topkast.tests.support.pass_counts import pass_counts
 from topkast.tests.support.truth.builders import CASES
 from topkast.tests.support.truth.lockstep import Trio, sgd, sites_of
+from topkast.tests.support.truth.product_layouts import BLOCKS, DRAWN, check, check_drawn, check_layouts, sets, within
 from topkast.tests.test_exact_loops import autocast
 
 LIBRARY = native.library()
@@ -32,38 +31,22 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("block", [*BLOCKS, (24, 1), (7, 2), (64, 16), (6, 48)])
 def test_every_layout(block: tuple[int, int]) -> None:
-    """Sizes that are a multiple of nothing, one row of activations to several tiles and chunks, all strides."""
-    for m, wide, how, bias in [
-        (1, False, "plain", True),
-        (7, True, "cut", False),
-        (33, False, "transposed", True),
-        (300, False, "plain", False),
-        (129, True, "plain", True),
-    ]:
-        geometry = Geometry((131, 203), (0, 1), 1, block)
-        check(m, geometry, sets(geometry, 0.1, 0.3, 2, wide), torch.bfloat16, how, bias, "bf16")
+    check_layouts(block, torch.bfloat16, "bf16")
 
 
 @pytest.mark.parametrize("block", [(1, 1), (4, 1), (16, 1), (32, 32)])
 def test_long_rows(block: tuple[int, int]) -> None:
-    """More columns than a cell holds, more pairs in a row than are side by side; more rows than columns."""
-    for m, n, k in [(70, 33, 3000), (100, 1500, 40)]:
+    """More columns than a cell holds, more pairs in a row than are side by side; more rows than columns; more weights
+    in a cell than are listed at once; samples of which the last chunk is not full."""
+    for m, n, k in [(70, 33, 3000), (100, 1500, 40), (40, 900, 230), (290, 70, 50)]:
         geometry = Geometry((n, k), (0, 1), 1, block)
         check(m, geometry, sets(geometry, 0.2, 0.4), torch.bfloat16, "plain", True, "bf16")
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
-@given(
-    st.integers(1, 90), st.integers(1, 70), st.integers(1, 90), st.sampled_from(BLOCKS), st.floats(0, 1),
-    st.floats(0, 1), st.integers(0, 3), st.booleans(), st.booleans(), st.sampled_from(["plain", "transposed", "cut"]),
-    st.booleans(),
-)  # fmt: skip
-def test_fuzz(m, rows, cols, block, share_a, share_b, spare, wide, swap, how, bias):
-    torch.manual_seed(m * rows + cols)
-    shape, perm = ((cols, rows), (1, 0)) if swap else ((rows, cols), (0, 1))
-    geometry = Geometry(shape, perm, 1, block)
-    index = sets(geometry, min(share_a, share_b), max(share_a, share_b), spare, wide)
-    check(m, geometry, index, torch.bfloat16, how, bias, "bf16")
+@given(DRAWN)
+def test_fuzz(drawn):
+    check_drawn(*drawn, torch.bfloat16, ("bf16",))
 
 
 def case(block: tuple[int, int], rows: int = 48, cols: int = 64, m: int = 70) -> tuple[Index, Geometry, list[Tensor]]:

@@ -15,8 +15,9 @@ from topkast.runtime import native
 from topkast.runtime.kernels.candidates import KERNELS, candidates
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.reference.products import REFERENCE, ConvArgs
-from topkast.tests.runtime.native.test_native import AVAILABLE, LIBRARY, sets, within
+from topkast.tests.runtime.native.test_native import AVAILABLE, LIBRARY
 from topkast.tests.support.at_once import wrong_at_once
+from topkast.tests.support.truth.product_layouts import sets, within
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built")
 BLOCKS = [(1, 1), (4, 1), (8, 1), (16, 1), (16, 16), (2, 1), (3, 5), (1, 4), (48, 2)]

@@ -22,7 +22,7 @@ from topkast.runtime.native import theta as native_theta
 from topkast.runtime.reference.products import ConvArgs
 from topkast.runtime.triton import products as triton_products
 from topkast.runtime.triton import single, transient
-from topkast.tests.runtime.native.test_native import sets
+from topkast.tests.support.truth.product_layouts import sets
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
 GEOMETRY, IMAGES = Geometry((24, 10), (0, 1), 1, (4, 1)), Geometry((24, 10, 3), (0, 1, 2), 1, (4, 1))

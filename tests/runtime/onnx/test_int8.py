@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from topkast.passes.onnx.blocks import encode
 from topkast.runtime import native
 from topkast.runtime.reference.int8 import spmm_int8
-from topkast.tests.runtime.native.test_native import AVAILABLE, BLOCKS
+from topkast.tests.runtime.native.test_native import AVAILABLE
 from topkast.tests.support.at_once import wrong_at_once
 from topkast.tests.support.damaged import run_damaged
 from topkast.tests.support.models.product_files import session, sparse_matrix
+from topkast.tests.support.truth.product_layouts import BLOCKS
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 ACTIVATIONS = {

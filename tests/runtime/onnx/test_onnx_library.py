@@ -13,10 +13,10 @@ from hypothesis import given, settings
 import topkast
 from topkast.passes.onnx.blocks import encode
 from topkast.runtime import native
-from topkast.tests.runtime.native.test_native import BLOCKS, within
 from topkast.tests.support.at_once import wrong_at_once
 from topkast.tests.support.damaged import run_damaged
 from topkast.tests.support.models.product_files import node_file, parts, run, session, sparse_file, sparse_matrix
+from topkast.tests.support.truth.product_layouts import BLOCKS, within
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
 

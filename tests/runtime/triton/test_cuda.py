@@ -16,10 +16,10 @@ from topkast.runtime.kernels.candidates import KERNELS, candidates
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.reference import selection as choose
 from topkast.runtime.reference.products import REFERENCE
-from topkast.tests.runtime.native.test_native import check, sets, within
 from topkast.tests.support.pass_counts import pass_counts
 from topkast.tests.support.truth.builders import CASES
 from topkast.tests.support.truth.lockstep import Trio, adamw, plain
+from topkast.tests.support.truth.product_layouts import check, sets, within
 
 pytestmark = [
     pytest.mark.cuda,

@@ -24,8 +24,8 @@ from topkast.runtime.layout import Geometry
 from topkast.runtime.native.products import ACTIVATIONS
 from topkast.runtime.reference.products import REFERENCE, activation
 from topkast.runtime.triton import configs, products, transient
-from topkast.tests.runtime.native.test_native import check, sets, within
 from topkast.tests.support.interpreted import DTYPES, INTERPRETED
+from topkast.tests.support.truth.product_layouts import check, sets, within
 
 pytestmark = INTERPRETED
 SQUARE = [(16, 16), (32, 32), (64, 64), (128, 128)]

@@ -16,8 +16,8 @@ from topkast.runtime.reference import selection as choose
 from topkast.runtime.reference.products import REFERENCE
 from topkast.runtime.triton import products, single
 from topkast.runtime.triton import sets as triton_sets
-from topkast.tests.runtime.native.test_native import sets
 from topkast.tests.support.interpreted import INTERPRETED
+from topkast.tests.support.truth.product_layouts import sets
 
 pytestmark = INTERPRETED
 

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from topkast.runtime.layout import Geometry
 from topkast.runtime.reference.products import REFERENCE
 from topkast.runtime.triton import transient
-from topkast.tests.runtime.native.test_native import check, sets
 from topkast.tests.support.interpreted import DTYPES, INTERPRETED
+from topkast.tests.support.truth.product_layouts import check, sets
 
 pytestmark = INTERPRETED
 

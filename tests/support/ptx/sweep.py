@@ -22,7 +22,7 @@ import torch
 from topkast.runtime.kernels import explored
 from topkast.runtime.layout import Geometry, Index, build_index, explored_values
 from topkast.runtime.triton import products, scaling
-from topkast.tests.runtime.native.test_native import check, sets
+from topkast.tests.support.truth.product_layouts import check, sets
 from topkast.tools.gpu.compiled import facts
 
 from . import Fault
