@@ -70,23 +70,23 @@ def _inductor(
 
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
     keyed = keyed_sites(module, inputs)
-    keys = () if any(site.grows_by_gradient for site in keyed.values()) else keyed
-    patches = {**patches, **(options or {}), "joint_custom_pre_pass": JointPass(log, keys)}
     devices = [one.device for one in inputs if isinstance(one, torch.Tensor)]
+    on_gpu = any(device.type == "cuda" for device in devices)
+    keys = keyed if on_gpu and not any(site.grows_by_gradient for site in keyed.values()) else ()
+    patches = {**patches, **(options or {}), "joint_custom_pre_pass": JointPass(log, keys)}
     with torch._inductor.config.patch(patches):
         config = torch._inductor.config
         check_graph_inputs(config.triton.cudagraphs, config.graph_partition, devices)
-    with traced_to_products(module), _passes_always_run(devices):
+    with traced_to_products(module), _passes_always_run() if on_gpu else contextlib.nullcontext():
         return compile_fx(module, inputs, config_patches=patches)
 
 
-def _passes_always_run(devices: list[torch.device]) -> contextlib.AbstractContextManager[Any]:
-    """For graphs on a GPU, AOTAutograd's cache is off: with a graph from there no pass runs, and nobody would know
-    which products Inductor launches. Inductor's own cache, of the generated code, stays on."""
+def _passes_always_run() -> contextlib.AbstractContextManager[Any]:
+    """AOTAutograd's cache is off: with a graph from there no pass runs, and nobody would know which products Inductor
+    launches. Inductor's own cache, of the generated code, stays on."""
     from torch._functorch import config
 
-    on_gpu = any(device.type == "cuda" for device in devices)
-    return config.patch(enable_autograd_cache=False) if on_gpu else contextlib.nullcontext()
+    return config.patch(enable_autograd_cache=False)
 
 
 def _plain(module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:

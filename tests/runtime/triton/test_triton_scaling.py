@@ -45,7 +45,7 @@ def held_sites(block: tuple[int, int], dtype: torch.dtype, decay: float | None) 
     return [site for model in models for site in sites(model).values()]
 
 
-def decay(held: list[Any], lr: Any) -> None:
+def make_decay(held: list[Any], lr: Any) -> None:
     """A step's decay. Another call of what makes it changes nothing."""
     work = prepare_decay([(site, lr) for site in held])
     for part in [*work, *work]:
@@ -68,7 +68,7 @@ def test_it_equals_plain_pytorch(block, decay, lr, dtype, monkeypatch: pytest.Mo
         monkeypatch.setenv("TOPKAST_KERNEL", kernel)
         assert all(explored.together(site.stored()[0]) == (kernel == "triton") for site in held)
         with torch.no_grad():
-            decay(held, lr)
+            make_decay(held, lr)
         found[kernel] = [site.stored()[0].clone() for site in held]
     assert all(map(torch.equal, found["triton"], found["dense"]))
 
@@ -96,11 +96,11 @@ def test_launches_do_not_grow_with_the_sites(monkeypatch: pytest.MonkeyPatch) ->
     for kernel, number in (("dense", 1), ("dense", 3), ("triton", 1), ("triton", 3)):
         monkeypatch.setenv("TOPKAST_KERNEL", kernel)
         with torch.no_grad():
-            decay(held[:number], 1e-3)  # the tables are copied to the device once
+            make_decay(held[:number], 1e-3)  # the tables are copied to the device once
             for one in kernels:
                 one.launches = 0
             with Launches() as seen:
-                decay(held[:number], 1e-3)
+                make_decay(held[:number], 1e-3)
         counted[kernel, number] = seen.count.total() + sum(one.launches for one in kernels)
     print(counted)
     assert counted["dense", 3] == 3 * counted["dense", 1] > 100
