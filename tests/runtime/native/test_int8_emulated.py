@@ -100,10 +100,11 @@ def test_the_bits_of_convolutions(library: ctypes.CDLL, block: tuple[int, int]) 
         by_position = kernel == 1
         ends = [ctypes.c_void_p(a.ctypes.data) for a in (x, y)]
         library.convolution(byref(index), *pointers, byref(conv), int(by_position), *ends)
-        given = [torch.from_numpy(a) for a in (x, weight.reshape(rows, channels, kernel, kernel), scale, bias)]
-        plain = conv_int8(*given, [stride] * 2, [pad] * 4, [1, 1], 1)
+        images, filters = torch.from_numpy(x), torch.from_numpy(weight.reshape(rows, channels, kernel, kernel))
+        factor, added = torch.from_numpy(scale), torch.from_numpy(bias)
+        plain = conv_int8(images, filters, factor, added, [stride] * 2, [pad] * 4, [1, 1], 1)
         if by_position:
-            pixels = given[0].movedim(1, -1).reshape(-1, channels)
-            flat = spmm_int8(pixels, given[1].flatten(1), *given[2:])
+            pixels = images.movedim(1, -1).reshape(-1, channels)
+            flat = spmm_int8(pixels, filters.flatten(1), factor, added)
             plain = flat.reshape(batch, out, out, rows).movedim(-1, 1)
         assert np.array_equal(y, plain.numpy()), f"{block} {kernel} {stride}"
