@@ -74,7 +74,7 @@ def check(m: int, geometry: Geometry, index: Index, dtype: torch.dtype, how: str
     def at_b(dense: Tensor) -> Tensor:
         return REFERENCE.weight_grad(dense.reshape(geometry.permuted).permute(geometry.inverse), index, geometry)
 
-    orders = [(torch.randperm(geometry.cols), torch.randperm(geometry.rows), torch.randperm(m)) for _ in range(4)]
+    orders = [(torch.randperm(geometry.cols), torch.randperm(geometry.rows), torch.randperm(m)) for _ in range(12)]
     plains = [
         (x[:, k] @ w[:, k].t() + (0 if b is None else b), dy[:, n] @ w[n], at_b(dy[i].t() @ x[i])) for k, n, i in orders
     ]
