@@ -75,7 +75,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry, *, dtype: tor
     def run(w: Matrix, left: View, right: View, to: int) -> None:
         lib().tk_bf16_sddmm(byref(threads), byref(w), byref(left), byref(right), to, _work(threads, w, left.m))
 
-    return products.sampled(dy, _stack("dy", dy), x, _stack("x", x), index, geometry, dtype, run)
+    return products.sampled(dy, _stack("dy", dy).unbind(), x, _stack("x", x).unbind(), index, geometry, dtype, run)
 
 
 def _stack(name: str, activations: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def test_long_rows(block: tuple[int, int]) -> None:
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(DRAWN)
 def test_fuzz(drawn):
-    check_drawn(*drawn, torch.bfloat16, ("bf16",))
+    check_drawn(drawn, torch.bfloat16, ("bf16",))
 
 
 def case(block: tuple[int, int], rows: int = 48, cols: int = 64, m: int = 70) -> tuple[Index, Geometry, list[Tensor]]:

@@ -95,7 +95,7 @@ def test_input_gradient_of_many_rows(isa: str) -> None:
 def test_fuzz(drawn, dtype, isa):
     LIBRARY.tk_set_isa(native.ISAS.index(isa))
     try:
-        check_drawn(*drawn, dtype, ("native", "dense") if dtype == torch.float32 else ("native",))
+        check_drawn(drawn, dtype, ("native", "dense") if dtype == torch.float32 else ("native",))
     finally:
         LIBRARY.tk_set_isa(LIBRARY.tk_isa_best())
 

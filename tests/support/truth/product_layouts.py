@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ LAYOUTS = [
     (300, False, "plain", False),
     (129, True, "plain", True),
 ]
-# What a random product has: the arguments of `check_drawn` before its dtype and its kernels.
+# What a random product has: see `check_drawn`.
 DRAWN = st.tuples(
     st.integers(1, 90), st.integers(1, 70), st.integers(1, 90), st.sampled_from(BLOCKS),
     st.floats(0, 1), st.floats(0, 1), st.integers(0, 3), st.booleans(), st.booleans(),
@@ -72,7 +74,7 @@ def check(m: int, geometry: Geometry, index: Index, dtype: torch.dtype, how: str
     def at_b(dense: Tensor) -> Tensor:
         return REFERENCE.weight_grad(dense.reshape(geometry.permuted).permute(geometry.inverse), index, geometry)
 
-    orders = [(torch.randperm(geometry.cols), torch.randperm(geometry.rows), torch.randperm(m)) for _ in range(4)]
+    orders = [(torch.randperm(geometry.cols), torch.randperm(geometry.rows), torch.randperm(m)) for _ in range(12)]
     plains = [
         (x[:, k] @ w[:, k].t() + (0 if b is None else b), dy[:, n] @ w[n], at_b(dy[i].t() @ x[i])) for k, n, i in orders
     ]
@@ -95,7 +97,8 @@ def check_layouts(block: tuple[int, int], dtype: torch.dtype, kernel: str) -> No
         check(m, geometry, sets(geometry, 0.1, 0.3, 2, wide), dtype, how, bias, kernel)
 
 
-def check_drawn(m, rows, cols, block, share_a, share_b, spare, wide, swap, how, bias, dtype, kernels):
+def check_drawn(drawn: tuple[Any, ...], dtype: torch.dtype, kernels: tuple[str, ...]) -> None:
+    m, rows, cols, block, share_a, share_b, spare, wide, swap, how, bias = drawn
     torch.manual_seed(m * rows + cols)
     shape, perm = ((cols, rows), (1, 0)) if swap else ((rows, cols), (0, 1))
     geometry = Geometry(shape, perm, 1, block)
