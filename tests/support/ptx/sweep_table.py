@@ -31,7 +31,8 @@ def _cell(checks: list[dict[str, Any]]) -> str:
     right = sum(check["found"] == "right" for check in checks)
     spilled = [each["stack"] for check in checks for each in check["kernels"].values()]
     with_wgmma = sum(check["kernels"].get("sddmm_kernel", {}).get("wgmma", 0) > 0 for check in checks)
-    return f"{right} of {len(checks)} right, dW with wgmma in {with_wgmma}, at most {max(spilled, default=0)} bytes spilled"
+    most = max(spilled, default=0)
+    return f"{right} of {len(checks)} right, dW with wgmma in {with_wgmma}, at most {most} bytes spilled"
 
 
 def stored() -> dict[str, Any]:
