@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Geometry, Index
@@ -26,6 +27,9 @@ def renewed(turned: Tensor | None, index: Index, geometry: Geometry, n_fwd: int,
         return None
     size = products.turned_size(geometry, n_fwd)
     if turned is None or turned.device != where or turned.numel() != size:
-        turned = index.row_fwd.new_zeros(size).int()
+        from torch._dynamo import mark_static_address
+
+        turned = index.row_fwd.new_zeros(size, dtype=torch.int32)
+        mark_static_address(turned, guard=False)  # else each replay of a CUDA graph would copy it first
     products.renew_turned(turned, index, geometry)
     return turned

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from topkast.tests.support.interpreted import INTERPRETED
-from topkast.tests.support.ptx import Fault
+from topkast.tests.support.ptx import Fault, sweep_table
 from topkast.tests.support.ptx.grid import launch
 from topkast.tests.support.ptx.memories import Global
+from topkast.tools.common.places import ROOT
 
 # Every thread writes its number to shared memory and reads that of thread 63 - i, of another warp.
 REVERSE = """
@@ -129,3 +130,9 @@ def test_planted_faults_are_caught(tmp_path: Path) -> None:
     rows = sweep(tmp_path, 90, "--blocks", "64x64", "--dtypes", "bfloat16", "--cases", "4", "--faults", *messages)
     assert {row["fault"] for row in rows} == set(messages)
     assert all(messages[row["fault"]] in row["found"] for row in rows), rows
+
+
+def test_the_page_shows_the_stored_sweep() -> None:
+    rows = sweep_table.stored()
+    assert all(row["found"] == "right" for row in rows.values())
+    assert sweep_table.table(rows) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")

@@ -69,6 +69,7 @@ def test_addresses_stay_over_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
         contents.append(held(site.turned, site.geometry))
         assert contents[-1] == by_columns(site.index, site.geometry)
     assert len(places) == 1 and contents[0] != contents[1]
+    assert site.turned._dynamo_static_input_type == "unguarded"  # a replay does not copy it
 
 
 def test_a_graph_takes_it_only_with_its_own_columns(monkeypatch: pytest.MonkeyPatch) -> None:
