@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import topkast
 from topkast.runtime.state.model import sites
+from topkast.tools.common.measure import memory
 from topkast.tools.common.pairs import SPREAD, measure, show
 from topkast.tools.common.results import CONSOLE, machine
 from topkast.tools.study.tasks import task_of
@@ -67,13 +68,15 @@ def measure_run(run: Run, repeats: int, backend: str, data: Path | None = None) 
         ratio: quartiles over the pairs; where the sets grow smaller in the course of a run, its mean over the course.
         seconds: medians of a step, "dense" and "sparse".
         refresh: seconds that a refresh adds to its step, 0 for a method without.
+        bytes: of what training keeps from step to step.
+        file, latency: of a text model, see :func:`exported`.
     """
     torch._dynamo.reset()
     task = task_of(run.task)
     batch = task.batch(task.load(data), torch.Generator().manual_seed(0), run.batch)
     run = replace(run, steps=STEPS, backend=backend, refresh_every=run.refresh_every and STEPS)
     twin = canonical(replace(run, method="dense", width=None, lr_rest=None))
-    (dense, base), (step, model) = (_stepper(each, batch, backend) for each in (twin, run))
+    (dense, base, _), (step, model, optimizer) = (_stepper(each, batch, backend) for each in (twin, run))
     found = []
     for place, share in course(run):
         if run.method not in BASELINES:
@@ -84,6 +87,7 @@ def measure_run(run: Run, repeats: int, backend: str, data: Path | None = None) 
         "ratio": {name: sum(share * ratio[name] for share, ratio, _ in found) for name in SPREAD},
         "seconds": {side: sum(share * seconds[side] for share, _, seconds in found) for side in ("dense", "sparse")},
         "refresh": _refresh(step, model, repeats) if run.refresh_every else 0.0,
+        "bytes": memory(model, optimizer)["total"],
         **(exported(base, model, run.method, batch[0][:1], repeats) if isinstance(model, ByteModel) else {}),
     }
 
@@ -119,12 +123,13 @@ def course(run: Run) -> list[tuple[float, float]]:
     return [(0.0, 1.0)]
 
 
-def _stepper(run: Run, batch: tuple[Tensor, Tensor], backend: str) -> tuple[Callable[[], object], nn.Module]:
-    """A training step of the run's model on a fixed batch, compiled; and the model."""
+def _stepper(run: Run, batch: tuple[Tensor, Tensor], backend: str) -> tuple[Callable[[], object], nn.Module, Any]:
+    """A training step of the run's model on a fixed batch, compiled; the model; and its optimizer."""
     model = prepare(run, task_of(run.task)).train()
     if run.method in BASELINES:
         model.compile(backend=backend)
-    return partial(train_step, model, make_optimizer(run, model), *batch), model
+    optimizer = make_optimizer(run, model)
+    return partial(train_step, model, optimizer, *batch), model, optimizer
 
 
 def _move(model: nn.Module, step: int) -> None:

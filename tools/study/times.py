@@ -34,8 +34,9 @@ class Times:
     Args:
         machine: where, empty if nothing was measured.
         entries: :func:`key_of` a run -> "ratio" (quartiles of a step's time over that of compiled dense), "seconds"
-            (median of either) and "refresh" (seconds that a step with a refresh takes longer); if it was exported also
-            "file" and "latency", its ONNX file's size and time in ONNX Runtime over those of the dense one.
+            (median of either), "refresh" (seconds that a step with a refresh takes longer) and "bytes" (what training
+            keeps from step to step; old files lack it); if it was exported also "file" and "latency", its ONNX file's
+            size and time in ONNX Runtime over those of the dense one.
     """
 
     machine: dict[str, Any] = field(default_factory=dict)
@@ -57,12 +58,12 @@ class Times:
         ratio, dense = self.ratio(run), self._dense_step(run)
         return None if ratio is None or dense is None else run.steps * ratio * dense
 
-    def exported(self, run: Run) -> dict[str, float]:
-        """ "file" and "latency" as shares of the dense model's; empty where not measured."""
+    def others(self, run: Run) -> dict[str, float]:
+        """ "bytes", and "file" and "latency" as shares of the dense model's, as far as they were measured."""
         if run.method == "dense" and run.width is None:
             return {"file": 1.0, "latency": 1.0}
         entry = self.entries.get(key_of(run), {})
-        return {name: entry[name] for name in ("file", "latency") if name in entry}
+        return {name: entry[name] for name in ("bytes", "file", "latency") if name in entry}
 
     def _dense_step(self, run: Run) -> float | None:
         alike = ("task", "batch", "optimizer")

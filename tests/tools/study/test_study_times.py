@@ -76,10 +76,10 @@ def test_seconds_are_steps_x_ratio_x_a_dense_step() -> None:
     assert times.seconds(run("topkast", bwd=0.5)) is times.seconds(run("swat")) is None
     assert times.seconds(run("dense", task="bytes")) is None
     wide, other = run("dense", width=64), {"file": 0.5, "latency": 0.4}
-    assert times.seconds(wide) is None and times.exported(wide) == times.exported(run("topkast")) == {}
+    assert times.seconds(wide) is None and times.others(wide) == times.others(run("topkast")) == {}
     times.entries[key_of(wide)] = ENTRY | other
-    assert times.seconds(wide) == pytest.approx(100 * 0.5 * 0.2) and times.exported(wide) == other
-    assert times.exported(run("dense")) == {"file": 1.0, "latency": 1.0}
+    assert times.seconds(wide) == pytest.approx(100 * 0.5 * 0.2) and times.others(wide) == other
+    assert times.others(run("dense")) == {"file": 1.0, "latency": 1.0}
 
 
 def test_gradual_pruning_is_measured_along_its_course() -> None:

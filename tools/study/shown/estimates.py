@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scipy import stats
@@ -55,6 +55,7 @@ class Row:
             "bytes", "time" (seconds by the measured step), "file" and "latency" (of dense); the last three are absent
             where not measured. Empty without a result.
         unit: steps that "flops" is a share of.
+        measured: "time", "bytes", "file" and "latency" as in ``costs``, also where nothing was trained yet.
         lr_rest: the rate of norms, biases and embeddings, None if it is ``lr``.
         tuned: quality of the tuning run that chose the rates; None without one.
     """
@@ -71,6 +72,7 @@ class Row:
     unit: int
     lr_rest: float | None = None
     tuned: float | None = None
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -118,19 +120,19 @@ def _row(points: Sequence[Point], held: Results, times: Times) -> Row:
     runs = {point.run.seed: point.run for point in points}
     results = {seed: held[run.key] for seed, run in runs.items() if run.key in held}
     good = {seed: result["quality"] for seed, result in results.items() if result["quality"] is not None}
+    measured = times.others(first.run)
+    if (seconds := times.seconds(first.run)) is not None:
+        measured["time"] = seconds
     costs: dict[str, float] = {}
     if results:
         share = statistics.fmean(result["flops"] for result in results.values())
-        costs = {
+        costs = measured | {
             "density": 1 - (first.run.fwd or 0.0),
             "flops": share * first.run.steps / first.unit,
             "bytes": statistics.fmean(result["bytes"] for result in results.values()),
         }
-        if (seconds := times.seconds(first.run)) is not None:
-            costs["time"] = seconds
-        costs |= times.exported(first.run)
     where = dict(first.where) | {"task": first.run.task}
     return Row(
         first.arm, tuple(where.items()), first.run.lr, 1, first.run.steps, good, len(results) - len(good),
-        len(runs) - len(results), costs, first.unit, first.run.lr_rest,
+        len(runs) - len(results), costs, first.unit, first.run.lr_rest, None, measured,
     )  # fmt: skip

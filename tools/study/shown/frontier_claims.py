@@ -44,16 +44,20 @@ def _answer(claim: Claim, base: Row | None, sparse: Sequence[Row]) -> list[str]:
     nothing = ["not run yet", "", "", ""]
     if base is None or claim.cost not in base.costs:
         return nothing
-    known = [row for row in sparse if claim.cost in row.costs and _paired(row, base)]
-    fits = [row for row in known if row.costs[claim.cost] <= claim.most * base.costs[claim.cost]]
-    if not fits:
-        return nothing if len(known) < len(sparse) else ["no: none costs so little", "", "", ""]
-    best = min(fits, key=lambda row: row.mean() if row.tuned is None else row.tuned)
+    most = claim.most * base.costs[claim.cost]
+    # An arm that was measured to cost more answers nothing, whether it was run or not.
+    able = [row for row in sparse if (row.measured | row.costs).get(claim.cost, 0.0) <= most]
+    if not able:
+        return ["no: none costs so little", "", "", ""]
+    ran = [row for row in able if claim.cost in row.costs and _paired(row, base)]
+    if not ran:
+        return nothing
+    best = min(ran, key=lambda row: row.mean() if row.tuned is None else row.tuned)
     gap = best.against(base)
     assert gap is not None
     upper = gap.mean + gap.half
     holds = upper < 0 if claim.bound == 0 else upper <= claim.bound
-    some = "" if len(known) == len(sparse) else f" of the {len(known)} of {len(sparse)} arms run so far"
+    some = "" if len(ran) == len(able) else f", of the {len(ran)} of {len(able)} such arms run so far"
     share = best.costs[claim.cost] / base.costs[claim.cost]
     return ["yes" if holds else f"no{some}", best.arm, f"{share:.2f}", f"{gap.mean:+.3f} ± {gap.half:.3f}"]
 
