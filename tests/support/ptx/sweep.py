@@ -86,10 +86,11 @@ def planted(ptx: str, fault: str) -> str:
 
 def short(row: dict[str, Any]) -> dict[str, Any]:
     """A row as it is stored: what was found, how long it took, and of each kernel what must not change."""
-    kernels = {
-        each["kernel"]: {name: each[name] for name in ("registers", "stack", "shared", "wgmma", "mma")}
-        for each in row["launches"]
-    }
+    kernels: dict[str, dict[str, int]] = {}
+    for each in row["launches"]:  # the most of all launches of a kernel
+        most = kernels.setdefault(each["kernel"], {})
+        for name in ("registers", "stack", "shared", "wgmma", "mma"):
+            most[name] = max(most.get(name, 0), each[name])
     return {"found": row["found"], "seconds": row["seconds"], "kernels": kernels}
 
 
