@@ -34,9 +34,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="decides the cases")
     parser.add_argument("--minutes", type=float, default=10.0, help="for each bug")
     parser.add_argument("--only", nargs="+", default=[], metavar="MENDED", help="only these, such as 1 B")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "reverted.json", help="the JSON file"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "reverted.json", help="the JSON file")
     return parser.parse_args(argv)
 
 
