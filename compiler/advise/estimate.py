@@ -91,7 +91,7 @@ def estimate(
         products = _products(step_products(selection.capture, model, geometries, counts))
     kinds: Counter[Any] = Counter((geometries[name], counts[name], parameters[name].dtype) for name in geometries)
     example = {(geometries[name], counts[name], p.dtype): p for name, p in parameters.items() if name in geometries}
-    costs = [(number, site_cost(example[kind], *kind[:2], config)) for kind, number in kinds.items()]
+    costs = [(number, site_cost(example[kind], kind[0], kind[1], config)) for kind, number in kinds.items()]
     rest = [p for name, p in parameters.items() if name not in geometries]
     share = 1.0 if examples is None else examples[0] / examples[1]
     whole = min(runs)
