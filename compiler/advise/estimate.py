@@ -33,6 +33,7 @@ from .trial import own_randomness
 GAIN = 0.95  # a step that is expected to take a larger share of the dense step is no gain
 STEPS, MOST_STEPS = 1, 20  # timed; the minimum counts. One more comes before. Of short steps a second's worth is timed
 PRODUCTS, LONGEST = 4.0, 0.3  # seconds for all products, and for one product at most
+LOOPS = "its recurrent layers would run as loops, and a dense layer has a faster operator of oneDNN"
 SIDES = ("dense", "sparse")
 
 
@@ -90,12 +91,12 @@ def estimate(
         products = _products(step_products(selection.capture, model, geometries, counts))
     kinds: Counter[Any] = Counter((geometries[name], counts[name], parameters[name].dtype) for name in geometries)
     example = {(geometries[name], counts[name], p.dtype): p for name, p in parameters.items() if name in geometries}
-    costs = [(number, site_cost(example[kind], *kind[:2], config)) for kind, number in kinds.items()]
+    costs = [(number, site_cost(example[kind], kind[0], kind[1], config)) for kind, number in kinds.items()]
     rest = [p for name, p in parameters.items() if name not in geometries]
     share = 1.0 if examples is None else examples[0] / examples[1]
-    step_seconds = _step_seconds(
-        min(runs), min(runs) if loose is None else loose, products, costs, rest, share, config.refresh_every
-    )
+    whole = min(runs)
+    loose = whole if loose is None else loose
+    step_seconds = _step_seconds(whole, loose, products, costs, rest, share, config.refresh_every)
     return Expectation(
         sparse={
             name: (count.fwd / g.units, count.bwd / g.units)
@@ -107,7 +108,7 @@ def estimate(
         seconds=step_seconds,
         memory={side: _rest_bytes(rest) + sum(number * cost.bytes[side] for number, cost in costs) for side in SIDES},
         gains=(gains := step_seconds["sparse"] < GAIN * step_seconds["dense"]),
-        why="" if gains else _why(products, step_seconds["dense"], selection.how),
+        why="" if gains else LOOPS if loose > whole else _why(products, step_seconds["dense"], selection.how),
     )
 
 

@@ -65,7 +65,7 @@ def _with_weights(
     with mode, graph.inserting_before(next(iter(graph.nodes), None)):
         for node in old:
             name = traced.params.get(node)
-            if name in geometries:
+            if name is not None and name in geometries:
                 site = _fake_site(parameters[name], geometries[name], counts[name].bwd)
                 new = [graph.placeholder(f"{node.name}_{field}") for field in site]
                 for placeholder, value in zip(new, site.values(), strict=True):
@@ -79,7 +79,7 @@ def _with_weights(
                 node.replace_all_uses_with(twin)
         for node, new in reads:
             g, fwd = geometries[traced.params[node]], counts[traced.params[node]].fwd
-            given = (*new, list(g.shape), list(g.perm), g.lead, list(g.block), fwd)
+            given: Any = (*new, list(g.shape), list(g.perm), g.lead, list(g.block), fwd)
             node.replace_all_uses_with(graph.call_function(topkast.weight.default, given))
     for node in old:
         graph.erase_node(node)
@@ -98,7 +98,7 @@ def _fake_site(parameter: nn.Parameter, g: Geometry, blocks: int) -> dict[str, T
     """The tensors of a site, by the names of the operator's arguments."""
     device = _device(parameter.device)
     rows, columns = g.grid
-    whole = {"dtype": torch.int64, "device": device}
+    whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
     return {
         "values": nn.Parameter(torch.empty(blocks * g.unit, dtype=parameter.dtype, device=device)),
         "row_ptr": torch.empty(rows + 1, **whole),
