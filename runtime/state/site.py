@@ -31,8 +31,8 @@ from topkast.runtime.state.content.optimizer_state import kept_tensors
 from topkast.runtime.state.content.parts import HALF, Change, Copy, Parts, Snapshot
 from topkast.runtime.state.content.reservoirs import values_outside
 from topkast.runtime.state.content.shards.shard import Shard, local
-from topkast.runtime.state.content.turned_index import renewed_turned
 from topkast.runtime.state.sharding.shardable_site import ShardableSite
+from topkast.runtime.state.turned_index import renewed_turned
 
 
 class Site(ShardableSite, nn.Module):

@@ -43,7 +43,8 @@ def _gpt2(quick: bool) -> Example:
 def _bert(quick: bool) -> Example:
     from transformers import BertConfig, BertForSequenceClassification
 
-    small = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+    small: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 64}
+    small |= {"intermediate_size": 128, "num_attention_heads": 2}
     config = BertConfig(**small) if quick else BertConfig()
     words = torch.randint(config.vocab_size, (1, 128))
     return BertForSequenceClassification(config), {"input_ids": words, "labels": torch.ones(1, dtype=torch.int64)}

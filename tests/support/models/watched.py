@@ -69,7 +69,7 @@ def lightning_run(lightning: Any, net: nn.Module, log: Any) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    loader: Any = torch.utils.data.DataLoader(torch.randn(32, 16), batch_size=8)  # type: ignore[arg-type]
+    loader: Any = torch.utils.data.DataLoader(torch.randn(32, 16), batch_size=8)
     quiet: Any = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     callback = topkast.watch.lightning_callback(every=2)
     trainer = lightning.Trainer(
