@@ -138,10 +138,11 @@ def _gru(gates: Tensor, own: Tensor, h: Tensor, c: Tensor, units: Units, out: Te
 def _gru_back(dh, dc, before, h, cell_before, units, out):
     r, z, n, own_n = units
     dr, dz, dn = out
-    _of_tanh(dh * (1 - z), n, grad_input=dn)
+    dbefore = dh * z
+    _of_tanh(dh - dbefore, n, grad_input=dn)  # as autograd takes (h - n) * z + n apart: the same rounding
     _of_sigmoid(dn * own_n, r, grad_input=dr)
     _of_sigmoid(dh * (before - n), z, grad_input=dz)
-    return dh * z, dc
+    return dbefore, dc
 
 
 def _tanh_back(dh, dc, before, h, cell_before, units, out):
