@@ -131,7 +131,8 @@ class FuseEpilogue(Pass):
         with graph.inserting_before(last):
             new = replace(call, options={**call.options, **options}).write(graph, node)
             shape = list(last.meta["val"].shape)
-            rows = emit(graph, aten.view.default, new, shape, like=last) if len(shape) != 2 else new
+            both_matrices = len(shape) == new.meta["val"].dim() == 2  # as wide as one another, so of one shape
+            rows = new if both_matrices else emit(graph, aten.view.default, new, shape, like=last)
         self.replace(last, rows, what)
         graph.eliminate_dead_code()
         return new

@@ -196,6 +196,27 @@ def test_a_bias_of_its_own_is_taken() -> None:
     assert matches == {"bias": 1}
 
 
+def test_a_product_of_three_dimensions_may_have_a_result_of_two() -> None:
+    """One matrix for the whole batch: the product is [1, 5, outputs], the sum with the bias [5, outputs]."""
+
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(24, 16)), nn.Parameter(torch.randn(24))
+
+        def forward(self, x: Tensor) -> Tensor:
+            stack = self.w.t().unsqueeze(0).expand(x.shape[0], -1, -1)
+            return torch.bmm(x[:, None], stack).reshape(x.shape[0], -1) + self.b
+
+    x = torch.randn(5, 16)
+    model = topkast.compile(Expanded(), backend="aot_eager", min_size=1, example_inputs=(x,))
+    found, (counts, _) = model(x), pass_counts(model, "FuseEpilogue")
+    assert counts == {"bias": 1}
+    assert found.shape == (5, 24)
+    torch.testing.assert_close(found, topkast.densify(model)(x))
+
+
+
 NEAR: dict[str, tuple[Callable[..., Tensor], bool]] = {
     "relu6": (lambda h, s: F.relu6(h), True),
     "elu": (lambda h, s: F.elu(h), True),
