@@ -216,7 +216,6 @@ def test_a_product_of_three_dimensions_may_have_a_result_of_two() -> None:
     torch.testing.assert_close(found, topkast.densify(model)(x))
 
 
-
 NEAR: dict[str, tuple[Callable[..., Tensor], bool]] = {
     "relu6": (lambda h, s: F.relu6(h), True),
     "elu": (lambda h, s: F.elu(h), True),
