@@ -37,6 +37,14 @@ QUANTISE = """
     s_1 = Add (s, zero_or_nan)
     s_2 = Add (s_1, s_times_0)
 """
+# From sums of integers "raw" and the sums of the weights "totals" to results {h}.
+SCALE = """    of_zero = Mul ({z}, totals)
+    acc = Sub (raw, of_zero)
+    acc_f = Cast <to = 1> (acc)
+    factor = Mul ({s}, {scale})
+    product = Mul (acc_f, factor)
+    {h} = Add (product, {bias})
+"""
 # From {x} [..., columns] and "weight" [columns, rows] to {h} [..., rows].
 PRODUCT = (
     """
@@ -47,13 +55,8 @@ PRODUCT = (
     + QUANTISE
     + """
     raw = MatMulInteger (q, ints)
-    of_zero = Mul (z_int, totals)
-    acc = Sub (raw, of_zero)
-    acc_f = Cast <to = 1> (acc)
-    factor = Mul (s_2, scale)
-    product = Mul (acc_f, factor)
-    {h} = Add (product, bias)
 """
+    + SCALE.format(z="z_int", s="s_2", scale="scale", bias="bias", h="{h}")
 )
 # A convolution of 1 x 1 is a product whose rows are the pixels: [batch, in, ...] -> [batch, pixels, in].
 BEFORE_CONV = """
@@ -97,11 +100,6 @@ CONV_PER_IMAGE = (
     s_image = Reshape <allowzero = 1> (s_2, by_image)
     scale_row = Reshape (scale, by_row)
     bias_row = Reshape (bias, by_row)
-    of_zero = Mul (z_image, totals)
-    acc = Sub (raw, of_zero)
-    acc_f = Cast <to = 1> (acc)
-    factor = Mul (s_image, scale_row)
-    product = Mul (acc_f, factor)
-    h = Add (product, bias_row)
 """
+    + SCALE.format(z="z_image", s="s_image", scale="scale_row", bias="bias_row", h="h")
 )
