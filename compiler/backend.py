@@ -69,10 +69,10 @@ def _inductor(
     from topkast.passes.aten.joint_pass import JointPass
 
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
-    keyed = keyed_sites(module, inputs)
     devices = [one.device for one in inputs if isinstance(one, torch.Tensor)]
     on_gpu = any(device.type == "cuda" for device in devices)
-    keys = keyed if on_gpu and not any(site.grows_by_gradient for site in keyed.values()) else ()
+    keyed = keyed_sites(module, inputs) if on_gpu else {}  # only for a GPU does Inductor launch products itself
+    keys = () if any(site.grows_by_gradient for site in keyed.values()) else keyed
     patches = {**patches, **(options or {}), "joint_custom_pre_pass": JointPass(log, keys)}
     with torch._inductor.config.patch(patches):
         config = torch._inductor.config
