@@ -178,7 +178,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
         return grad.zero_()
     chosen, height = find("sddmm", r, m, dy), _power(r)
     groups = -(-columns * c // chosen.tile)
-    splits = _splits(rows * -(-slots * c // (rows * chosen.tile)), m)
+    splits = programs_a_sum(rows * -(-slots * c // (rows * chosen.tile)), m)
     span = -(-m // (splits * chosen.depth)) * chosen.depth
     found = grad if splits == 1 else dy.new_empty(splits * grad.numel(), dtype=torch.float32)
     launch(
@@ -205,7 +205,7 @@ def sddmm(dy: Tensor, x: Tensor, index: Index, geometry: Geometry) -> Tensor:
 PROGRAMS, SPLIT_ROWS, SPLITS = 128, 1024, (4, 8)
 
 
-def _splits(programs: int, m: int) -> int:
+def programs_a_sum(programs: int, m: int) -> int:
     """How many programs share one sum over the rows of activations. The number follows from sizes only, so the order of
     a sum is the same on every GPU."""
     possible = min(PROGRAMS // max(programs, 1), m // SPLIT_ROWS)

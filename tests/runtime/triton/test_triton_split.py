@@ -17,7 +17,7 @@ pytestmark = INTERPRETED
     (32, 8192, 4), (16, 8192, 8), (16, 4096, 4), (129, 8192, 1), (0, 8192, 8), (64, 8192, 1), (1, 900, 1),
 ])  # fmt: skip
 def test_sums_are_shared_until_the_gpu_is_full(programs: int, m: int, splits: int) -> None:
-    assert products._splits(programs, m) == splits
+    assert products.programs_a_sum(programs, m) == splits
 
 
 @pytest.mark.parametrize("block, dtype", [

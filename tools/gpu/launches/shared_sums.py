@@ -35,7 +35,7 @@ def estimates(facts: dict[str, Any]) -> list[dict[str, Any]]:
         for width in WIDTHS:
             tile, blocks = facts[f"after {side}"]["tile"], (width // side) ** 2
             row_programs = math.ceil(math.ceil((1 - BWD) * blocks) * side / (width // side * tile))
-            splits = products._splits(width // side * row_programs, ROWS)
+            splits = products.programs_a_sum(width // side * row_programs, ROWS)
 
             def over_dense(which: str, parts: int, side: int = side, width: int = width) -> list[float]:
                 shape, plain = Shape(ROWS // parts, width, width * parts), dense(Shape(ROWS, width, width), gpu)
