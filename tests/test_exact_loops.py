@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import topkast
 from topkast.tests.support.truth.builders import CASES, Case
-from topkast.tests.support.truth.lockstep import Trio, adamw, plain, sgd, sites_of
+from topkast.tests.support.truth.lockstep import Trio, adamw, in_closure, plain, sgd, sites_of
 
 BACKENDS = ["eager", "aot_eager"]
 SPARSE = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2}
@@ -65,15 +65,7 @@ def scheduled(system: Any, optimizer: Any, trio: Trio) -> Loop:
 
 
 def closure(system: Any, optimizer: Any, trio: Trio) -> Loop:
-    for batch in trio.case.batches(5):
-
-        def compute(batch: Any = batch) -> Tensor:
-            optimizer.zero_grad()
-            loss = trio.loss(system, batch)
-            loss.backward()
-            return loss
-
-        optimizer.step(compute)
+    for _ in in_closure(system, optimizer, trio):
         yield None
 
 

@@ -321,6 +321,19 @@ def plain(system: System, optimizer: Any, trio: Trio, steps: int = 5, seed: int 
         yield loss.detach()
 
 
+def in_closure(system: System, optimizer: Any, trio: Trio) -> Iterator[Tensor | None]:
+    """The loop in which a closure computes the gradient, inside of the optimizer's step."""
+    for batch in trio.case.batches(5):
+
+        def closure(batch: Any = batch) -> Tensor:
+            optimizer.zero_grad()
+            loss = trio.loss(system, batch)
+            loss.backward()
+            return loss
+
+        yield optimizer.step(closure).detach()
+
+
 def adamw(parameters: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
     """AdamW whose eps is above the rounding noise of gradients that are zero in exact arithmetic.
 

@@ -17,7 +17,7 @@ import topkast
 from topkast.runtime.planner import plan
 from topkast.tests.support.truth import ways
 from topkast.tests.support.truth.builders import Case
-from topkast.tests.support.truth.lockstep import Trio, plain, sites_of
+from topkast.tests.support.truth.lockstep import Trio, in_closure, plain, sites_of
 
 BACKEND = os.environ.get("TOPKAST_FUZZ_BACKEND", "drawn")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "none": lambda y: y}
@@ -145,19 +145,6 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
         "reservoir": draw(st.sampled_from(["device", "device", "host"])),
         "seed": 1,
     }
-
-
-def in_closure(system: Any, optimizer: Any, trio: Trio) -> Iterator[Tensor | None]:
-    """The loop in which a closure computes the gradient, inside of the optimizer's step."""
-    for batch in trio.case.batches(5):
-
-        def closure(batch: Any = batch) -> Tensor:
-            optimizer.zero_grad()
-            loss = trio.loss(system, batch)
-            loss.backward()
-            return loss
-
-        yield optimizer.step(closure).detach()
 
 
 LOOPS: dict[str, Callable[..., Iterator[Tensor | None]]] = {"plain": plain, "closure": in_closure}
