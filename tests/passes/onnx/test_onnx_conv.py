@@ -21,6 +21,7 @@ from topkast.passes.onnx.convert import Wanted
 from topkast.passes.onnx.formats import custom
 from topkast.runtime import native
 from topkast.tests.support.at_once import wrong_at_once
+from topkast.tests.support.models.drawn_windows import drawn_window
 from topkast.tests.support.models.product_files import dense_file, parts, session, sparse_matrix
 from topkast.tests.support.protobuf import convert
 from topkast.tests.support.stated import assert_stated, assert_valid
@@ -70,21 +71,17 @@ def check_conv(matrix: np.ndarray, bias: np.ndarray, x: Tensor, y: Tensor, act: 
 @given(st.data())
 def test_fuzz(data: st.DataObject) -> None:
     draw = data.draw
-    dims, groups = draw(st.sampled_from([1, 2, 2, 3])), draw(st.sampled_from([1, 1, 2, 3]))
-    kernel, stride, dilation = (draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims)) for _ in range(3))
-    pads = draw(st.lists(st.integers(0, 3), min_size=2 * dims, max_size=2 * dims))
-    reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    size = [draw(st.integers(max(1, n + 1 - pads[d] - pads[dims + d]), n + 9)) for d, n in enumerate(reach)]
+    window, size = drawn_window(draw, dict.fromkeys((1, 2, 3), 9))
+    groups = window["group"]
     block = draw(st.sampled_from([(1, 1), (2, 1), (3, 5), (4, 1), (8, 1), (16, 1), (16, 16), (5, 1), (1, 4), (64, 2)]))
     rows = draw(st.integers(1, 70)) if groups == 1 else block[0] * groups
     channels, batch = draw(st.integers(1, 9)), draw(st.sampled_from([0, 1, 1, 2, 8, 17]))
-    columns, half, wide = channels * int(np.prod(kernel)), draw(st.booleans()), draw(st.booleans())
+    columns, half, wide = channels * int(np.prod(window["kernel_shape"])), draw(st.booleans()), draw(st.booleans())
     act, threads = draw(st.sampled_from(list(ACTIVATIONS))), draw(st.sampled_from([1, 2]))
     matrix = sparse_matrix(rows, columns, block, draw(st.floats(0, 1)), seed=columns)
     if half:
         matrix = matrix.astype(np.float16).astype(np.float32)
     bias = np.random.default_rng(1).standard_normal(rows).astype(np.float32)
-    window = {"kernel_shape": kernel, "strides": stride, "pads": pads, "dilations": dilation, "group": groups}
     model = node_file(
         f"SparseConv{act}",
         parts(encode(matrix, block), bias, half, wide),

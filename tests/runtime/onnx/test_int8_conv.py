@@ -16,6 +16,7 @@ from topkast.runtime.reference.int8 import conv_int8
 from topkast.tests.runtime.native.test_native import AVAILABLE, BLOCKS
 from topkast.tests.runtime.onnx.test_int8 import ACTIVATIONS, SETS, Parts, node_file, parts, random_weight, use
 from topkast.tests.support.at_once import wrong_at_once
+from topkast.tests.support.models.drawn_windows import drawn_window
 from topkast.tests.support.models.product_files import session
 
 pytestmark = pytest.mark.skipif(native.path() is None, reason="the ONNX Runtime library is not built")
@@ -115,20 +116,15 @@ def test_groups(isa: str, groups: int) -> None:
 @given(st.data())
 def test_fuzz(data: st.DataObject) -> None:
     draw = data.draw
-    dims, groups = draw(st.sampled_from([1, 2, 2, 3])), draw(st.sampled_from([1, 1, 2, 3]))
-    kernel, stride, dilation = (draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims)) for _ in range(3))
-    pads = draw(st.lists(st.integers(0, 3), min_size=2 * dims, max_size=2 * dims))
-    reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    most = {1: 300, 2: 40, 3: 9}[dims]
-    size = [draw(st.integers(max(1, n + 1 - pads[d] - pads[dims + d]), n + most)) for d, n in enumerate(reach)]
+    shape, size = drawn_window(draw, {1: 300, 2: 40, 3: 9})
     block = draw(st.sampled_from([*BLOCKS, (12, 1), (7, 2), (64, 2)]))
-    rows = draw(st.integers(1, 90)) if groups == 1 else block[0] * groups
+    rows = draw(st.integers(1, 90)) if shape["group"] == 1 else block[0] * shape["group"]
     use(draw(st.sampled_from(AVAILABLE)))
     case = Case(
         rows,
         draw(st.integers(1, 20)),
         block,
-        window(kernel, strides=stride, pads=pads, dilations=dilation, group=groups),
+        shape,
         draw(st.floats(0, 1)),
         draw(st.sampled_from(["", "Relu", "Relu6"])),
         draw(st.sampled_from([1, 2])),
