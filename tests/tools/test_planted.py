@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from topkast.tools.common.places import ROOT
-from topkast.tools.fuzz import reverted
+from topkast.tools.fuzz import planted, reverted
 
 ERRORS = tomllib.loads((ROOT / "tools/fuzz/planted.toml").read_text(encoding="utf-8"))["error"]
 
@@ -37,7 +37,7 @@ def test_a_fix_can_be_undone(revert: dict[str, Any], tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / edit["file"], path)
         before[path] = path.read_text(encoding="utf-8")
-    with reverted.without(tmp_path, revert):
+    with planted.edited(tmp_path, revert["edits"]):
         for path, text in before.items():
             changed = path.read_text(encoding="utf-8")
             assert changed != text

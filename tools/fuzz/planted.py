@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +70,36 @@ def build(root: Path) -> None:
     subprocess.run(["c++", *options, *include, *map(str, native.glob("*/*.cpp")), "-o", str(library)], check=True)
 
 
+@contextmanager
+def edited(root: Path, edits: list[dict[str, Any]]) -> Iterator[None]:
+    """The copy while texts are replaced. ValueError: a text to replace is not in its file, or twice."""
+    texts = {edit["file"]: (root / edit["file"]).read_text(encoding="utf-8") for edit in edits}
+    try:
+        for edit in edits:
+            path = root / edit["file"]
+            text = path.read_text(encoding="utf-8")
+            if text.count(edit["old"]) != 1:
+                raise ValueError(f"{edit['file']}: the text to replace is not in the file, or twice: {edit['old']}")
+            path.write_text(text.replace(edit["old"], edit["new"]), encoding="utf-8")
+        yield
+    finally:
+        for name, text in texts.items():
+            (root / name).write_text(text, encoding="utf-8")
+
+
 def planted(root: Path, error: dict[str, Any]) -> dict[str, Any]:
     """Whether the tests see one error."""
     path = root / error["file"]
-    text = path.read_text(encoding="utf-8")
-    if text.count(error["old"]) != 1:
+    if path.read_text(encoding="utf-8").count(error["old"]) != 1:
         return {**error, "seen": None, "by": "the text to replace is not in the file, or twice"}
     libraries = {library: library.read_bytes() for library in root.glob("runtime/native/*.so")}
-    path.write_text(text.replace(error["old"], error["new"]), encoding="utf-8")
     start = time.monotonic()
     try:
-        if path.suffix in BUILT:
-            build(root)
-        found = failed(root, error["tests"], error.get("long", False), "-x")
+        with edited(root, [error]):
+            if path.suffix in BUILT:
+                build(root)
+            found = failed(root, error["tests"], error.get("long", False), "-x")
     finally:
-        path.write_text(text, encoding="utf-8")
         for library, content in libraries.items():
             library.write_bytes(content)
     return {**error, "seen": bool(found), "by": "".join(found), "seconds": round(time.monotonic() - start)}

@@ -14,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from rich.table import Table
 from topkast.tools.common.places import RESULTS
 from topkast.tools.common.results import CONSOLE, machine, progress, write
 
-from .planted import copied
+from .planted import copied, edited
 
 REVERTS = Path(__file__).with_name("reverted.toml")
 
@@ -36,23 +34,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="MENDED", help="only these, such as 1 B")
     parser.add_argument("--out", type=Path, default=RESULTS / "reverted.json", help="the JSON file")
     return parser.parse_args(argv)
-
-
-@contextmanager
-def without(root: Path, revert: dict[str, Any]) -> Iterator[None]:
-    """The copy while a fix is undone."""
-    texts = {edit["file"]: (root / edit["file"]).read_text(encoding="utf-8") for edit in revert["edits"]}
-    try:
-        for edit in revert["edits"]:
-            path = root / edit["file"]
-            text = path.read_text(encoding="utf-8")
-            if text.count(edit["old"]) != 1:
-                raise ValueError(f"{edit['file']}: the text to replace is not in the file, or twice: {edit['old']}")
-            path.write_text(text.replace(edit["old"], edit["new"]), encoding="utf-8")
-        yield
-    finally:
-        for name, text in texts.items():
-            (root / name).write_text(text, encoding="utf-8")
 
 
 def fuzz(root: Path, kind: str, seed: int, seconds: float) -> dict[str, Any]:
@@ -72,7 +53,7 @@ def fuzz(root: Path, kind: str, seed: int, seconds: float) -> dict[str, Any]:
 def search(root: Path, revert: dict[str, Any], seed: int, minutes: float) -> dict[str, Any]:
     """Whether the fuzzer finds one bug, and after how many seconds."""
     facts = {key: revert[key] for key in ("mended", "bug", "kind")} | {"seed": seed}
-    with without(root, revert):
+    with edited(root, revert["edits"]):
         failures = fuzz(root, revert["kind"], seed, minutes * 60)["failures"]
     if not failures:
         return {**facts, "found": False}
