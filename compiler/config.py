@@ -89,6 +89,29 @@ class Config:
     refresh_every: int = option(
         100, "Optimizer steps between two choices of A and B.", check=integer(1), kept_by_site=True
     )
+    refresh_growth: float = option(
+        1.0,
+        "The factor between two intervals: each one is so many times as long as the one before, at least 1.",
+        "The first interval has ``refresh_every`` steps; lengths are rounded to whole steps.",
+        check=number(1),
+        kept_by_site=True,
+    )
+    fwd_start: float | None = option(
+        None,
+        "Forward sparsity at the start, in [``bwd``, ``fwd``]: A begins denser and falls to ``fwd`` by a cubic; None: "
+        "``fwd`` from the start.",
+        "B falls in proportion to A; ``bwd`` is its sparsity at the start (None: twice the density of A there). The "
+        "tensors keep their shapes, so nothing is compiled again; they have the memory of the start, while the work of "
+        'the products follows A and B. Needs ``fwd_reached_after`` and ``distribution="uniform"``.',
+        check=optional(number(0, 1)),
+        kept_by_site=True,
+    )
+    fwd_reached_after: int | None = option(
+        None,
+        "Optimizer steps after which A has the density of ``fwd``, if ``fwd_start`` is given.",
+        check=optional(integer(1)),
+        kept_by_site=True,
+    )
     refresh_in_background: bool = option(
         False,
         "Whether CPU threads choose the sets while training goes on; the sets then come into force one refresh later.",
@@ -181,6 +204,8 @@ class Config:
         self._check_method()
         found = {one.name: one.check(one.name, getattr(self, one.name)) for one in options(Config)}
         found["fwd"], found["bwd"] = self._pair("", self.fwd, self.bwd)
+        if self.fwd_start is not None or self.fwd_reached_after is not None:
+            found["bwd"] = self._check_start()
         if isinstance(found["distribution"], dict):
             shared = found["distribution"].items()
             found["distribution"] = {g: self._pair(f"distribution[{g!r}] ", *value) for g, value in shared}
@@ -203,6 +228,19 @@ class Config:
             )
         if self.method == "rigl" and _processes() > 1:
             raise ConfigError("method='rigl': each process would grow by its own gradient, so sets would part ways")
+
+    def _check_start(self) -> float:
+        """Check the three options of a density that falls, and return B's sparsity at the start."""
+        start, reached = self.fwd_start, self.fwd_reached_after
+        if start is None or reached is None:
+            raise ConfigError(f"fwd_start={start!r}, fwd_reached_after={reached!r}: must be given together")
+        if start > self.fwd:
+            raise ConfigError(f"fwd_start={start!r}: must be at most fwd={self.fwd!r}, since A becomes sparser")
+        if self.distribution != "uniform":
+            raise ConfigError(f"distribution={self.distribution!r}: must be 'uniform' if fwd_start is given")
+        if self.bwd is not None and self.bwd > start:
+            raise ConfigError(f"bwd={self.bwd!r}: must be at most fwd_start={start!r}, since B holds A at the start")
+        return pair("", start, self.bwd)[1]
 
     def _pair(self, name: str, fwd: Any, bwd: Any) -> tuple[float, float]:
         method = METHODS[self.method]

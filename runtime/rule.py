@@ -20,6 +20,11 @@ class Rule:
 
         def __getattr__(self, name: str) -> Any: ...
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether B gets fewer units in the course of the training."""
+        return self.stop_exploring_after is not None or self.fwd_start is not None
+
     def replaced(self, **options: Any) -> Rule:
         """The same rule, except for the given options."""
         return Rule(**{**self.__dict__, **options})

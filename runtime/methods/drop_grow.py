@@ -7,6 +7,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
+from .intervals import ended
 from .method import Sets, largest_inside
 from .set_state import SetState
 from .static import Static
@@ -19,7 +20,7 @@ class DropGrow(Static):
     Any unit that was not kept may grow, also a unit that was just dropped: it keeps its value and its optimizer state.
     """
 
-    uses = ("refresh_every", "stop_exploring_after", "drop_fraction")
+    uses = ("refresh_every", "refresh_growth", "stop_exploring_after", "drop_fraction")
     enters_at_zero = True
 
     @abstractmethod
@@ -41,5 +42,5 @@ class DropGrow(Static):
         return round(share * state.fwd_per_group)
 
     def due(self, state: SetState) -> bool:
-        every, stop = state.rule.refresh_every, state.rule.stop_exploring_after
-        return state.step // every > state.refreshed_at // every and (stop is None or state.step < stop)
+        rule, stop = state.rule, state.rule.stop_exploring_after
+        return ended(rule, state.step) > ended(rule, state.refreshed_at) and (stop is None or state.step < stop)

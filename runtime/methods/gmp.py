@@ -16,14 +16,18 @@ from .set_state import SetState
 class GMP(Method):
     name = "gmp"
     says = "dense at first, then pruned by size along a cubic (Zhu and Gupta 2017), with the memory of the dense model."
-    uses = ("refresh_every", "stop_exploring_after")
+    uses = ("refresh_every", "refresh_growth", "stop_exploring_after")
     bwd = 0.0
 
-    def start(self, state: SetState, score: Tensor) -> Sets:
+    def units(self, state: SetState) -> tuple[int, int]:
         assert state.rule.stop_exploring_after is not None
         done = min(1.0, state.step / max(1, state.rule.stop_exploring_after))
-        units, last = score.shape[1], state.fwd_per_group
-        fwd = state.largest(score, units - round((units - last) * (1 - (1 - done) ** 3)))
+        all_of, last = state.bwd_per_group, state.fwd_per_group
+        fwd = all_of - round((all_of - last) * (1 - (1 - done) ** 3))
+        return fwd, fwd
+
+    def start(self, state: SetState, score: Tensor) -> Sets:
+        fwd = state.largest(score, self.units(state)[0])
         return fwd, fwd
 
     def renew(self, state: SetState, score: Tensor) -> Sets:

@@ -12,5 +12,5 @@ from .topkast import TopKAST
 class MagnitudeSTE(TopKAST):
     name = "magnitude-ste"
     says = 'like ``"topkast"``, but with a dense B and without a penalty.'
-    uses = ("refresh_every", "refresh_in_background", "stop_exploring_after")
+    uses = ("refresh_every", "refresh_growth", "refresh_in_background", "stop_exploring_after")
     bwd = 0.0

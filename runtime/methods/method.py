@@ -11,6 +11,7 @@ from torch import Tensor
 from topkast.runtime.reference.dense_gradient import Rows
 from topkast.runtime.reference.selection import largest
 
+from .intervals import ended
 from .set_state import SetState
 
 Sets = tuple[Tensor, Tensor]
@@ -46,9 +47,15 @@ class Method(ABC):
 
     def due(self, state: SetState) -> bool:
         """Whether an interval, or exploration, has ended since the last refresh."""
-        every, stop = state.rule.refresh_every, state.rule.stop_exploring_after
-        last = state.refreshed_at
-        return state.step // every > last // every or (stop is not None and last < stop <= state.step)
+        last, rule = state.refreshed_at, state.rule
+        moments = (rule.stop_exploring_after, rule.fwd_reached_after)
+        return ended(rule, state.step) > ended(rule, last) or any(
+            at is not None and last < at <= state.step for at in moments
+        )
+
+    def units(self, state: SetState) -> tuple[int, int]:
+        """(A, B): the number of units of each group after ``state.step`` steps, if nothing else changes it."""
+        return state.fwd_per_group, state.bwd_per_group
 
     def holds(self, state: SetState, fwd: int, bwd: int) -> bool:
         """Whether the method allows sets of ``fwd`` and ``bwd`` units; for checkpoints from other sources."""

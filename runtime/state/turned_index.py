@@ -19,4 +19,4 @@ def renewed_turned(site: ShardableSite, turned: Tensor | None) -> Tensor | None:
     """
     if site.for_inference or site.shard is not None or not site.index_is_whole:
         return None
-    return renewed(turned, site.index, site.geometry, site.n_fwd, site.original.detach())
+    return renewed(turned, site.index, site.geometry, site.most_units_in_a, site.original.detach())

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import torch
 
+from topkast.runtime.methods.intervals import next_end
+
 from .site import Site
 
 _counted: weakref.WeakKeyDictionary[Site, int] = weakref.WeakKeyDictionary()  # gradients at the end of the last step
@@ -22,8 +24,8 @@ def next_refresh(site: Site) -> int | None:
     """The number of completed steps at which the site's next refresh is due: the current number if a refresh is due
     already, None if no refresh will come."""
     state = site.set_state()
-    every, stop = state.rule.refresh_every, state.rule.stop_exploring_after
-    steps = sorted({state.step, (state.step // every + 1) * every, max(state.step, stop or 0)})
+    moments = (state.rule.stop_exploring_after, state.rule.fwd_reached_after)
+    steps = sorted({state.step, next_end(state.rule, state.step), *(max(state.step, at or 0) for at in moments)})
     due_at = (step for step in steps if site.method.due(replace(state, step=step)))
     return None if site.for_inference else next(due_at, None)
 

@@ -82,7 +82,7 @@ def _decay_together(steps: list[tuple[SiteModule, float | Tensor]]) -> list[Call
             if one is not None:
                 work.append(partial(site.record_decay, rate))
     counts = [
-        site.n_fwd * site.geometry.unit if one is None else 0 for (site, _), one in zip(steps, asked, strict=True)
+        site.units_in_a * site.geometry.unit if one is None else 0 for (site, _), one in zip(steps, asked, strict=True)
     ]
     return [*work, partial(scale_all, parts, sums, rates, counts, MOST_DECAY, [])]
 
@@ -99,4 +99,4 @@ def _sizes(sites: list[SiteModule]) -> dict[SiteModule, Tensor]:
 
 def _root_mean(site: SiteModule, total: Tensor) -> Tensor:
     smallest = torch.finfo(site.original.dtype).tiny
-    return (total / (site.n_fwd * site.geometry.unit)).sqrt().clamp(min=smallest)
+    return (total / (site.units_in_a * site.geometry.unit)).sqrt().clamp(min=smallest)

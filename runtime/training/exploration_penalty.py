@@ -76,7 +76,7 @@ def _version(grad: Tensor) -> int:
 def _penalise(site: SiteModule, grad: Tensor, scale: Tensor | None) -> None:
     """Add the penalty. ``scale``: the factor in the gradient, by which a fused optimizer divides; set during its
     step."""
-    density = site.n_fwd / site.geometry.units
+    density = site.units_in_a / site.geometry.units
     values, index = site.stored()
     factor = torch.full_like(values, site.rule.exploration_l2)
     factor[explored_values(index, site.geometry)] = site.rule.exploration_l2 / density

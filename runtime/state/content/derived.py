@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import abstractmethod
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -91,6 +92,18 @@ class Derived(Placed):
     def groups(self) -> int:
         """The number of groups whose units are counted separately: the block rows if balanced, otherwise 1."""
         return self.geometry.grid[0] if self.rule.balanced else 1
+
+    @property
+    def units_in_a(self) -> int:
+        """The number of units in A since the last refresh, as the method's schedule says; nothing is read."""
+        if not self.rule.shrinks:  # as for most models, in each step
+            return self.n_fwd
+        return self.groups * self.method.units(replace(self.set_state(), step=self.refreshed_at))[0]
+
+    @property
+    def most_units_in_a(self) -> int:
+        """The number of units in A at the start, which is the most that A ever has."""
+        return self.groups * self.method.units(replace(self.set_state(), step=0))[0]
 
     def set_state(self) -> SetState:
         """The state of the site that the method may see."""

@@ -32,8 +32,9 @@ PART = 2**20  # bytes in one write
 
 
 def values_outside(geometry: Geometry, n_fwd: int, n_bwd: int, rule: Rule) -> int:
-    """The number of values in a site's reservoir: the values outside B, or, if exploration ends, outside A."""
-    return (geometry.units - (n_bwd if rule.stop_exploring_after is None else n_fwd)) * geometry.unit
+    """The number of values in a site's reservoir: the values outside B, or, if B shrinks, outside the
+    last A."""
+    return (geometry.units - (n_fwd if rule.shrinks else n_bwd)) * geometry.unit
 
 
 class Reservoir(ABC):

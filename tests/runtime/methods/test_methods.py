@@ -16,9 +16,11 @@ from torch import nn
 import topkast
 from topkast.runtime.layout import Geometry
 from topkast.runtime.methods import METHODS
+from topkast.runtime.methods.intervals import ended, next_end
 from topkast.runtime.reference import dense_gradient as gradient
 from topkast.runtime.reference import selection as choose
 from topkast.runtime.reference.products import ConvArgs
+from topkast.runtime.rule import Rule
 from topkast.tests.compiler.checkpoint.test_checkpoint import same, state_of, train
 from topkast.tests.passes.aten.test_keep_transposed import stay_rows
 from topkast.tests.runtime.native.test_native import LIBRARY
@@ -42,10 +44,12 @@ RULES: dict[str, dict[str, Any]] = {
     "magnitude-ste": {"method": "magnitude-ste", "refresh_every": 1},
     "magnitude-ste, stop": {"method": "magnitude-ste", "stop_exploring_after": 3, "block": (2, 2)},
     "gmp": {"method": "gmp", "stop_exploring_after": 5},
+    "topkast, falling density": {"fwd_start": 0.3, "fwd_reached_after": 7, "bwd": 0.1, "refresh_growth": 1.5},
+    "set, growing intervals": {"method": "set", "refresh_every": 1, "refresh_growth": 1.5},
     "gmp, erk, host": {"method": "gmp", "stop_exploring_after": 4, "distribution": "erk", "reservoir": "host"},
     "gmp, balanced blocks": {"method": "gmp", "stop_exploring_after": 6, "balanced": True, "block": (2, 3)},
 }
-MOVES = ("set", "rigl", "magnitude-ste", "gmp")
+MOVES = ("topkast", "set", "rigl", "magnitude-ste", "gmp")
 
 
 def options(rule: str, backend: str = "eager") -> dict[str, Any]:
@@ -105,7 +109,9 @@ def made(rule: str, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("half", [4, 5])  # a refresh is due, or none
-@pytest.mark.parametrize("rule", ["static", "set", "rigl", "magnitude-ste", "gmp", "gmp, balanced blocks"])
+@pytest.mark.parametrize(
+    "rule", ["static", "set", "rigl", "magnitude-ste", "gmp", "gmp, balanced blocks", "topkast, falling density"]
+)
 def test_a_checkpoint_goes_on_bit_for_bit(rule: str, half: int, tmp_path: Path) -> None:
     model, optimizer = made(rule)
     train("mlp", model, optimizer, 0, half)
@@ -152,6 +158,34 @@ def test_gradual_pruning_follows_the_cubic() -> None:
         seen.append(float(topkast.masks(model)["2.weight"][0].float().mean()))
     wanted = [1 - 0.9 * (1 - (1 - min(step, 20) / 20) ** 3) for step in (0, 5, 10, 15, 20, 20)]
     assert seen[::5] == pytest.approx(wanted, abs=1 / 1776)
+
+
+def test_a_falling_density_follows_the_cubic_in_the_same_shapes() -> None:
+    """A from half to a tenth, B from all to a fifth; nothing is compiled again."""
+    case = CASES["mlp"]
+    model = topkast.compile(
+        case.model(), fwd=0.9, fwd_start=0.5, fwd_reached_after=8, refresh_every=3, balanced=False, min_size=1,
+        backend="aot_eager",
+    )  # fmt: skip
+    optimizer, seen = sgd(list(model.parameters())), []
+    for number, (args, target) in enumerate(case.batches(12)):
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            optimizer.zero_grad()
+            case.loss(model(*args), target).backward()
+        seen.append([float(mask.float().mean()) for mask in topkast.masks(model)["2.weight"]])
+        optimizer.step()
+    for step, at in ((0, 0), (2, 0), (3, 3), (6, 6), (8, 8), (11, 8)):  # an end of an interval, or the end of the fall
+        in_a = 0.1 + 0.4 * (1 - at / 8) ** 3
+        assert seen[step] == pytest.approx([in_a, 2 * in_a], abs=2 / 1776), step
+
+
+def test_intervals_grow() -> None:
+    rule = Rule(refresh_every=4, refresh_growth=1.5)  # 4, 6, 9, 13.5 and 20.25 steps
+    ends = [4, 10, 19, 33, 53]
+    assert [step for step in range(60) if ended(rule, step) > ended(rule, step - 1)] == ends
+    for step, wanted in ((0, 4), (3, 4), (4, 10), (32, 33), (33, 53)):
+        assert next_end(rule, step) == wanted
+    assert next_end(Rule(refresh_every=4, refresh_growth=1e300), 5) > 10**15
 
 
 @st.composite

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,28 @@ def test_addresses_stay_over_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert contents[-1] == by_columns(site.index, site.geometry)
     assert len(places) == 1 and contents[0] != contents[1]
     assert site.turned._dynamo_static_input_type == "unguarded"  # a replay does not copy it
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fwd": 0.9, "method": "gmp", "stop_exploring_after": 4},
+        {"fwd": 0.9, "bwd": 0.3, "fwd_start": 0.5, "fwd_reached_after": 4},
+    ],
+    ids=["gmp", "falling density"],
+)
+def test_it_has_room_for_the_densest_a(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A is larger at the start than at the end."""
+    monkeypatch.setenv("TOPKAST_KERNEL", "triton")
+    model = nn.Sequential(nn.Linear(64, 48))
+    topkast.sparsify(model, block=(16, 16), balanced=False, min_size=1, refresh_every=1, **options)
+    (site,) = sites(model).values()
+    for step in range(5):
+        site.count_step(step)
+        site.refresh()
+        assert site.turned.numel() == products.turned_size(site.geometry, site.most_units_in_a)
+        assert held(site.turned, site.geometry) == by_columns(site.index, site.geometry)
+        assert sum(map(len, held(site.turned, site.geometry))) == site.units_in_a
 
 
 def test_a_graph_takes_it_only_with_its_own_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ class Rules:
     background: bool = False
     method: str = "topkast"
     drop: float = 0.3
+    growth: float = 1.0  # of the intervals
+    start: float | None = None  # A's sparsity at the start, if it falls to another until step ``reached``
+    reached: int = 0
 
 
 class Choice:
@@ -56,7 +59,7 @@ class Choice:
         self.theta: dict[str, nn.Parameter] = {}
         self.gradients: dict[str, Tensor] = {}  # dense ones, of the last backward
         self.sets: Sets = {}  # in force
-        self.steps = 0
+        self.steps = self.refreshed_at = 0
         self.stopped = False  # exploring: B = A from then on
 
     def _adopt(self, name: str, drawn: tuple[Tensor, Tensor], asked: Sets | None) -> tuple[Tensor, Tensor]:
@@ -81,7 +84,14 @@ class Choice:
             groups = self._score(name, self.theta[name]).shape[0]
             units, last = self._units(name) // groups, plan.fwd // groups
             return (groups * (units - round((units - last) * (1 - left))),) * 2
-        return plan.fwd, plan.fwd if self.stopped else plan.bwd
+        fwd, bwd = plan.fwd, plan.bwd
+        if self.rules.start is not None:
+            groups = self._score(name, self.theta[name]).shape[0]
+            units, last, room = self._units(name) // groups, plan.fwd // groups, plan.bwd // groups
+            first = min(room, max(last, round((1 - self.rules.start) * units)))
+            now = last + round((first - last) * (1 - min(1.0, self.refreshed_at / self.rules.reached)) ** 3)
+            fwd, bwd = groups * now, groups * max(now, round(room * now / first))
+        return fwd, fwd if self.stopped else bwd
 
     def _units(self, name: str) -> int:
         return _blocked(self.theta[name], self.plans[name]).shape[:2].numel()

@@ -166,6 +166,9 @@ class Trio:
             self.options.get("refresh_in_background", False),
             method,
             self.options.get("drop_fraction", 0.3),
+            self.options.get("refresh_growth", 1.0),
+            self.options.get("fwd_start"),
+            self.options.get("fwd_reached_after", 0),
         )
         # The oracle starts from θ as it is.
         options = {"min_size": 1, "initial": None, **self.case.options, **self.options}

@@ -196,7 +196,7 @@ class Oracle(Choice):
             rate = lr if isinstance(lr, float) else lr.get(id(theta), 0.0)
             decay = self.rules.decay
             if decay is None:
-                count = self.plans[name].fwd * math.prod(self.plans[name].block)
+                count = self._counts(name)[0] * math.prod(self.plans[name].block)
                 size = (float(theta[fwd].double().square().sum()) / count) ** 0.5
                 decay = 4 / max(size, torch.finfo(theta.dtype).tiny)
             theta.copy_(torch.where(bwd & ~fwd, theta * (1 - min(rate * decay, 0.25)), theta))
@@ -226,11 +226,11 @@ class Oracle(Choice):
     # --- sets --------------------------------------------------------------------------------------------------------
 
     def _refresh_if_due(self) -> None:
-        every, end, method = self.rules.refresh_every, self.rules.stop, self.rules.method
+        end, method = self.rules.stop, self.rules.method
         stop = end is not None and self.steps >= end and not self.stopped
-        due = self.steps // every > self.refreshed_at // every
+        due = self._intervals(self.steps) > self._intervals(self.refreshed_at)
         if method in ("topkast", "magnitude-ste"):
-            due = due or stop
+            due = due or stop or self.refreshed_at < self.rules.reached <= self.steps
         elif method == "gmp":
             due = (due or stop) and not self.stopped
         elif method in ("set", "rigl"):
@@ -239,6 +239,13 @@ class Oracle(Choice):
             due = False
         if due:
             self.refresh() if stop or not self.rules.background else self._swap()
+
+    def _intervals(self, step: int) -> int:
+        count, length, end = 0, float(self.rules.refresh_every), self.rules.refresh_every
+        while end <= step:
+            count, length = count + 1, length * self.rules.growth
+            end += round(length)
+        return count
 
     @torch.no_grad()
     def refresh(self) -> None:

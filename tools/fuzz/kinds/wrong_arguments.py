@@ -47,6 +47,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "include": ANY,
     "exclude": but("text"),  # a glob that matches nothing
     "refresh_every": but("number", "large"),
+    "refresh_growth": but("half", "number", "large"),
+    "fwd_start": ANY,
+    "fwd_reached_after": ANY,
     "refresh_in_background": ANY,
     "stop_exploring_after": but("number", "large"),
     "explore": ANY,

@@ -15,7 +15,7 @@ def has_equal_rows(site: Any) -> bool:
     """Whether every row of blocks has one row of the values, and keeps its number of slots. Then ranks hold whole rows,
     whatever their number."""
     rule = site.rule
-    shrinks = rule.stop_exploring_after is not None and site.n_fwd < site.n_bwd
+    shrinks = rule.shrinks and site.n_fwd < site.n_bwd
     return rule.balanced and not shrinks and not site.for_inference and site.value_shape[0] == site.geometry.grid[0]
 
 
