@@ -56,7 +56,7 @@ def measure_grid(points: Sequence[Point], path: Path, repeats: int, backend: str
 
 def times_differ(run: Run) -> bool:
     """Whether a step of the run is to be measured: not the dense model's own, nor what runs dense here."""
-    return run.method not in UNMEASURED and (run.method != "dense" or run.width is not None)
+    return run.timed and run.method not in UNMEASURED and (run.method != "dense" or run.width is not None)
 
 
 # Beyond its limit Dynamo would go on uncompiled, and the figure would be of something else.

@@ -30,8 +30,9 @@ class Run:
     Args:
         task: a name of :data:`_study_tasks.TASKS`.
         method: of ``topkast.compile``, or one of :data:`BASELINES`.
-        fwd ... drop_fraction: as ``topkast.compile`` has them, with its defaults; ``stop_exploring_after`` is a share
-            of the steps. What a method does not use is None, so that no two runs differ by it.
+        fwd ... drop_fraction: as ``topkast.compile`` has them, with its defaults; ``stop_exploring_after`` and
+            ``fwd_reached_after`` are shares of the steps. What a method does not use is None, so that no two runs
+            differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
         initial: as ``topkast.compile`` has it, None where "auto" changes nothing; of "dense" also "small": a weight
             that could be sparse starts with the norm that its largest tenth has, and "gpt2": as GPT-2 draws its own.
@@ -42,6 +43,9 @@ class Run:
         width: of the model; None: the task's.
         tuning: train without a part of the training data, and take the quality on that part: what a rate is chosen by.
         seed: of the weights, the batches and the sets.
+        finish: share of the steps at the end in which the model is dense again, from W_A.
+        power: α of Powerpropagation (arXiv 2110.00296): the optimizer moves φ, where θ = φ|φ|^(α-1); 1: θ itself.
+        inputs: of :func:`topkast.param_groups`, for ``lr``.
     """
 
     task: str
@@ -69,6 +73,18 @@ class Run:
     width: int | None = None
     tuning: bool = False
     backend: str = "eager"
+    refresh_growth: float | None = Config.refresh_growth
+    fwd_start: float | None = Config.fwd_start
+    fwd_reached_after: float | None = Config.fwd_reached_after
+    finish: float = 0.0
+    power: float = 1.0
+    inputs: float | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether a measured step says what the run takes: not where steps differ, or the loop does more."""
+        same = self.refresh_growth in (None, 1.0) and self.fwd_start is None
+        return same and self.finish == 0 and self.power == 1
 
     @property
     def key(self) -> str:
@@ -78,8 +94,9 @@ class Run:
     def options(self) -> dict[str, Any]:
         """The arguments of ``topkast.compile``."""
         used = {name: getattr(self, name) for name in [*COMPILED, "backend"] if getattr(self, name) is not None}
-        if self.stop_exploring_after is not None:
-            used["stop_exploring_after"] = round(self.stop_exploring_after * self.steps)
+        for name in ("stop_exploring_after", "fwd_reached_after"):
+            if name in used:
+                used[name] = round(used[name] * self.steps)
         rows, columns = self.block.split("x")
         return used | {"block": (int(rows), int(columns)), "initial": self.initial}
 
@@ -115,7 +132,7 @@ def canonical(run: Run) -> Run:
         unused["lr_rest"] = None
     if "bwd" in uses:
         try:
-            unused["bwd"] = pair("", run.fwd, run.bwd)[1]
+            unused["bwd"] = pair("", run.fwd if run.fwd_start is None else run.fwd_start, run.bwd)[1]
         except ConfigError as error:
             raise StudyError(str(error)) from error
     return replace(run, **unused)

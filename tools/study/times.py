@@ -47,7 +47,7 @@ class Times:
         if run.method == "dense" and run.width is None:
             return 1.0
         entry = self.entries.get(key_of(run))
-        if entry is None:
+        if entry is None or not run.timed:
             return None
         exploring = 1.0 if run.stop_exploring_after is None else run.stop_exploring_after
         refreshes = 0.0 if run.refresh_every is None else exploring / run.refresh_every

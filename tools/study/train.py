@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from .models import start_as_gpt2, width_for
 from .references import layers_of, meprop, swat
 from .run_fields import Run
 from .tasks import Task, loss_of, task_of
-from .two_rates import Optimizer, make_optimizer
+from .two_rates import Optimizer, groups, make_optimizer
 
 LOOKS = 20  # how often in a run the sets are counted for its FLOPs
 
@@ -57,14 +60,28 @@ def start_small(model: nn.Module) -> None:
         layer.weight *= largest.norm() / layer.weight.norm()
 
 
-def train_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
+def train_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, power: float = 1.0) -> Tensor:
     """One step; returns its loss."""
     optimizer.zero_grad()
     loss = loss_of(model, x, y)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    with powers_of(groups(model)[0], power) if power != 1 else nullcontext():
+        optimizer.step()
     return loss.detach()
+
+
+@contextmanager
+def powers_of(weights: list[nn.Parameter], power: float) -> Iterator[None]:
+    """In here the weights are φ, and so are their gradients, where θ = φ|φ|^(power-1)."""
+    with torch.no_grad():
+        for weight in weights:
+            weight.copy_(weight.sign() * weight.abs() ** (1 / power))
+            if weight.grad is not None:
+                weight.grad *= power * weight.abs() ** (power - 1)
+        yield
+        for weight in weights:
+            weight.copy_(weight.sign() * weight.abs() ** power)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -116,16 +133,21 @@ def train(run: Run, data_path: Path | None = None) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(run.seed)
     losses, shares, wall, cpu = [], [], [], []
     model.train()
+    finish = run.steps - round(run.finish * run.steps)
     for step in range(run.steps):
+        if step == finish:
+            model = topkast.densify(model).train()
+            optimizer = make_optimizer(replace(run, inputs=None), model)
+            peaks = [group["lr"] for group in optimizer.param_groups]
         x, y = task.batch(data, generator, run.batch)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * schedule(step, run.steps)
         start = time.perf_counter(), time.process_time()
-        losses.append(train_step(model, optimizer, x, y).item())
+        losses.append(train_step(model, optimizer, x, y, run.power).item())
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
         if step % max(1, run.steps // LOOKS) == 0:
-            shares.append(flops_share(run, model, dense))
+            shares.append(flops_share(run, model, dense) if step < finish else 1.0)
         if not math.isfinite(losses[-1]):
             break
     tail = losses[-max(1, run.steps // 10) :]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import topkast
+
 from .run_fields import Run
 
 
@@ -59,6 +61,10 @@ def make_optimizer(run: Run, model: nn.Module) -> Any:
     else:
         matrices, rest = groups(model)
         parts = [{"params": matrices}, {"params": rest, "lr": run.lr_rest or run.lr}]
+        if run.inputs is not None:
+            given = topkast.param_groups(model, run.lr, run.weight_decay, run.inputs)
+            own_rates = {id(p): group["lr"] for group in given for p in group["params"]}
+            parts = [*({"params": [p], "lr": own_rates[id(p)]} for p in matrices), parts[1]]
     if run.optimizer == "muon":
         muon = torch.optim.Muon(parts[0]["params"], lr=run.lr, adjust_lr_fn="match_rms_adamw", **own)
         return Both(muon, torch.optim.AdamW(parts[1]["params"], lr=parts[1]["lr"], **own))

@@ -61,9 +61,28 @@ def test_a_group_without_parameters_is_left_out() -> None:
     assert ids(group["params"]) == ids(values(model))
 
 
-@pytest.mark.parametrize("argument", ["lr", "weight_decay"])
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_rates_by_inputs(lr: Any) -> None:
+    """``up`` has 24 inputs and ``down`` 30, of which a fifth are in A; other parameters keep the rate."""
+    model = small()
+    own = {site.name: site.n_fwd / site.geometry.rows for site in sites_of(model).values()}
+    assert own == pytest.approx({"up.weight": 24 / 5, "down.weight": 30 / 5}, rel=0.1)
+    groups = topkast.param_groups(model, lr, 0.5, inputs=12)
+    rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+    assert len(groups) == 4 and sum(len(group["params"]) for group in groups) == len(rates)
+    for site in sites_of(model).values():
+        assert rates.pop(id(site.original)) == pytest.approx(0.1 * 12 / own[site.name])
+    assert set(rates.values()) == {float(lr)} and [group["weight_decay"] for group in groups] == [0.5, 0.5, 0.5, 0.0]
+    torch.optim.AdamW(groups)
+    with pytest.raises(topkast.ConfigError, match="inputs=0: must be above 0"):
+        topkast.param_groups(model, lr, 0.5, inputs=0)
+
+
+@pytest.mark.parametrize("argument", ["lr", "weight_decay", "inputs"])
 @pytest.mark.parametrize("wrong", [-1e-9, math.nan, math.inf, "0.1", None, True])
 def test_what_is_no_rate(argument: str, wrong: Any) -> None:
+    if argument == "inputs" and wrong is None:
+        return  # the default
     with pytest.raises(topkast.ConfigError, match=f"{argument}=.*finite number that is not negative"):
         topkast.param_groups(small(), **{"lr": 0.1, "weight_decay": 0.1, argument: wrong})
 

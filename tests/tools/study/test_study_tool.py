@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import topkast
@@ -22,7 +23,7 @@ from topkast.tools.study.shown.estimates import rows
 from topkast.tools.study.store import add, read
 from topkast.tools.study.tasks import TASKS
 from topkast.tools.study.times import Times
-from topkast.tools.study.train import flops_share, prepare, schedule, train
+from topkast.tools.study.train import flops_share, powers_of, prepare, schedule, train
 
 TINY = (study.HERE / "grids" / "tiny.toml").read_text()
 AGAIN = TINY + '\n[arms."topkast again"]\nmethod = "topkast"\n'
@@ -122,6 +123,30 @@ def test_a_diverged_run_is_counted(tmp_path: Path) -> None:
     assert result["quality"] is None and result["nats"] is None
     (row,) = rows([Point("dense", (), run, 20)], {run.key: json.loads(json.dumps(result))}, Times())
     assert row.diverged == 1 and not row.qualities
+
+
+def test_the_optimizer_moves_what_a_weight_is_the_power_of() -> None:
+    weight = nn.Parameter(torch.tensor([0.25, -4.0, 0.0]))
+    phi = torch.tensor([0.5, -2.0, 0.0], requires_grad=True)
+    loss = torch.tensor([1.0, 2.0, 3.0])
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    (loss * weight).sum().backward()
+    with powers_of([weight], 2.0):
+        optimizer.step()
+    (loss * phi * phi.abs()).sum().backward()
+    moved = phi - 0.1 * phi.grad
+    assert torch.allclose(weight, moved * moved.abs())
+
+
+def test_parts_of_a_recipe_run() -> None:
+    """The last half of the steps is dense; a density that falls costs more than the last one; no time is claimed."""
+    common: dict[str, Any] = {"task": "digits", "steps": 4, "batch": 4, "lr": 1e-3, "method": "topkast"}
+    plain = train(canonical(Run(**common)))["flops"]
+    falling = canonical(Run(**common, fwd_start=0.5, fwd_reached_after=0.5, refresh_every=1, refresh_growth=2.0))
+    assert falling.bwd == 0 and falling.options()["fwd_reached_after"] == 2 and not falling.timed
+    assert train(falling)["flops"] > plain
+    finished = train(canonical(Run(**common, finish=0.5, power=1.5, inputs=3.2)))
+    assert finished["flops"] == pytest.approx((plain + 1) / 2) and math.isfinite(finished["quality"])
 
 
 def test_schedule() -> None:
