@@ -9,8 +9,8 @@ import pytest
 
 from topkast.tools.bench.tables import read
 from topkast.tools.common.places import DOCS
-from topkast.tools.docs.stored_tables import DYNAMICS, TABLES
-from topkast.tools.study.shown.page_tables import churn
+from topkast.tools.docs.stored_tables import TABLES
+from topkast.tools.study.shown.page_tables import FOLDER, churn
 
 
 def test_each_table_is_on_one_page() -> None:
@@ -39,7 +39,7 @@ def test_a_benchmark_names_its_command_machine_and_date(name: str) -> None:
 def test_figures_are_those_of_the_files() -> None:
     (row,) = [row for row in read("step")["rows"] if row["model"] == "gpt2" and row["block"] == [16, 1]]
     assert f"| {row['ratio']['median']:.2f} [" in TABLES["bench-steps"]()
-    stored = json.loads((DYNAMICS / "rate-1e-3.json").read_text())
-    first, *_ = churn(DYNAMICS / "rate-1e-3.json").lines
+    stored = json.loads((FOLDER / "dynamics" / "rate-1e-3.json").read_text())
+    first, *_ = churn(FOLDER / "dynamics" / "rate-1e-3.json").lines
     mean = sum(seed["total"][0]["new_a"] for seed in stored["seeds"].values()) / len(stored["seeds"])
     assert first[:2] == [str(stored["seeds"]["0"]["total"][0]["step"]), f"{mean:.1%}"]

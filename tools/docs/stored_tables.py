@@ -49,9 +49,6 @@ def reverted() -> str:
     return f"{table(('number', 'bug', 'kind', 'found after', 'seed', 'by'), lines)}\n\n{facts}"
 
 
-DYNAMICS = RESULTS / "study" / "dynamics"
-
-
 def zoo() -> str:
     """The models of other packages, suite by suite and kernel by kernel."""
     return records_table.section(list(read(RESULTS / "zoo.json").values()))
@@ -60,12 +57,7 @@ def zoo() -> str:
 # name -> the Markdown
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": zoo,
-    "study-tuned": lambda: study.tuned().markdown(),
-    "study-frontier": lambda: study.frontier().markdown(),
-    "study-rivals": lambda: study.rivals().markdown(),
-    "study-balanced": lambda: study.balanced().markdown(),
-    "study-rates": lambda: study.rates().markdown(),
-    "study-churn": lambda: study.churn(DYNAMICS / "rate-1e-3.json").markdown(),
+    **{name: (lambda made=made: made().markdown()) for name, made in study.PAGE.items()},
     "reliability": reliability,
     "reverted": reverted,
     "bench-kernels": bench.kernels,

@@ -17,41 +17,10 @@ from .run_fields import StudyError
 Images = tuple[Tensor, Tensor, Tensor, Tensor]  # training images, their classes, test images, their classes
 
 
-def _needed(task: str, data: Path | None, what: str) -> Path:
-    if data is None:
-        raise StudyError(f"task {task}: needs --data PATH, {what}")
-    if not data.exists():
-        raise StudyError(f"task {task}: --data {data}: no such file or folder; it must be {what}")
-    return data
-
-
-def _bytes(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise StudyError(f"{path}: no such file")
-    return np.frombuffer(path.read_bytes(), np.uint8)
-
-
 @functools.cache
 def standard_library(length: int) -> Text:
     """The sources of Python's standard library."""
     return load_text(None, length)
-
-
-@functools.cache
-def enwik8(data: Path | None) -> Text:
-    """The first 90 % for training and the next 5 % for validation, as is usual."""
-    path = _needed("enwik8", data, "the file enwik8")
-    content = torch.from_numpy(_bytes(path).copy())
-    first, second = int(0.9 * len(content)), int(0.95 * len(content))
-    return Text(str(path), content[:first], content[first:second], 1, 1)
-
-
-@functools.cache
-def wikitext103(data: Path | None) -> Text:
-    """The raw text, by bytes."""
-    path = _needed("wikitext103", data, "the folder with wiki.train.raw and wiki.valid.raw")
-    train, validation = (torch.from_numpy(_bytes(path / f"wiki.{part}.raw").copy()) for part in ("train", "valid"))
-    return Text(str(path), train, validation, 1, 1)
 
 
 @functools.cache
@@ -81,9 +50,10 @@ def cifar(classes: int, data: Path | None) -> Images:
     """CIFAR-10 or CIFAR-100 from their binary version, scaled to [-1, 1]."""
     train = [f"data_batch_{i}.bin" for i in range(1, 6)] if classes == 10 else ["train.bin"]
     test = "test_batch.bin" if classes == 10 else "test.bin"
-    what = f"the folder of CIFAR-{classes}'s binary version, with {train[0]} and {test}"
-    path = _needed(f"cifar{classes}", data, what)
-    return *_records(train, path, classes), *_records([test], path, classes)
+    if data is None:
+        what = f"the folder of CIFAR-{classes}'s binary version, with {train[0]} and {test}"
+        raise StudyError(f"task cifar{classes}: needs --data PATH, {what}")
+    return *_records(train, data, classes), *_records([test], data, classes)
 
 
 def _records(names: list[str], path: Path, classes: int) -> tuple[Tensor, Tensor]:
@@ -91,10 +61,12 @@ def _records(names: list[str], path: Path, classes: int) -> tuple[Tensor, Tensor
     labels = 1 if classes == 10 else 2
     images, found = [], []
     for name in names:
-        content = _bytes(path / name)
+        if not (path / name).is_file():
+            raise StudyError(f"{path / name}: no such file")
+        content = np.fromfile(path / name, np.uint8)
         if len(content) == 0 or len(content) % (labels + 3072):
             raise StudyError(f"{path / name}: {len(content)} bytes are not whole records of {labels + 3072}")
-        records = torch.from_numpy(content.copy()).view(-1, labels + 3072)
+        records = torch.from_numpy(content).view(-1, labels + 3072)
         found.append(records[:, labels - 1].long())
         images.append(records[:, labels:].reshape(-1, 3, 32, 32).float() / 127.5 - 1)
         if int(found[-1].max()) >= classes:

@@ -1,12 +1,9 @@
 """Mask dynamics: how the sets of a small GPT-2 move while it trains, and how far two seeds are apart.
 
-Two models from two seeds train on the same text. Plots, per layer over time: churn, distance to the first sets, share
-of the weights that was ever in A. Between the seeds: the distance as it is and after the best matching of
-interchangeable neurons, at the start and at the end, each beside the same for shuffled masks, since a matching finds
-some overlap in any two sets.
-
-`python -m topkast.tools.study report` makes a table with intervals of the `between_seeds.json` of several runs (`--seed
-0`, `--seed 2`, ...) that were put into tools/results/study/topology/ under any names.
+Two models from two seeds train on the same text. dynamics.json has, per layer over time: churn, distance to the first
+sets, share of the weights that was ever in A. between_seeds.json has the distance as it is and after the best matching
+of interchangeable neurons, at the start and at the end, each beside the same for shuffled masks, since a matching finds
+some overlap in any two sets. The page has a table of the latter for the runs in tools/results/study/topology/.
 """
 
 from __future__ import annotations
@@ -26,20 +23,8 @@ from topkast.compiler.topology.interchangeable import Interchangeable
 from topkast.tools.common.loop import make_side, train_step
 from topkast.tools.common.results import CONSOLE, machine, progress
 from topkast.tools.common.text import Text, load_text
-from topkast.tools.study.shown.plot_dynamics import plot_bars, plot_layers
 
 Masks = dict[str, tuple[Tensor, Tensor]]
-PLOTS = {
-    "churn": ("new", "churn: new in the set since the refresh before"),
-    "from_first": ("from_first", "distance to the first set"),
-    "ever_active": ("ever_active", "share of the weights that was ever in A"),
-}
-
-
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The demo's arguments, with another default folder."""
-    given = sys.argv[1:] if argv is None else argv
-    return demo.arguments(["--out", "build/dynamics", *given])
 
 
 def train_one(
@@ -94,20 +79,19 @@ def table(apart: dict[str, dict[str, topkast.topology.MaskDistance]]) -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
+    args = demo.arguments(["--out", "build/dynamics", *(sys.argv[1:] if argv is None else argv)])
     torch.set_num_threads(args.threads)
     text = load_text(args.text, args.length)
     args.out.mkdir(parents=True, exist_ok=True)
     runs = {seed: train_one(args, seed, text) for seed in (args.seed, args.seed + 1)}
-    (recorded, *ends, model), (_, *others, _) = runs.values()
+    (_, *ends, model), (_, *others, _) = runs.values()
     found = topkast.topology.interchangeable(model)
     apart = {when: compare(one, two, found) for when, one, two in zip(("start", "end"), ends, others, strict=True)}
-    for name, (what, title) in PLOTS.items():
-        plot_layers(args.out / f"{name}.svg", f"{args.model}, {title}", recorded.layers, recorded.total, what)
-    bars = {when: {way: d.forward for way, d in ways.items()} for when, ways in apart.items()}
-    plot_bars(args.out / "between_seeds.svg", f"{args.model}: distance of A between two seeds", bars)
     CONSOLE.print(table(apart))
-    distances = {when: {way: _plain(d) for way, d in ways.items()} for when, ways in apart.items()}
+    distances = {
+        when: {way: {k: v for k, v in asdict(d).items() if k != "permutations"} for way, d in ways.items()}
+        for when, ways in apart.items()
+    }
     files = {
         "dynamics": {"seeds": {str(seed): dynamics.to_dict() for seed, (dynamics, *_) in runs.items()}},
         "between_seeds": {"between seeds": distances},
@@ -116,13 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         given = {key: str(value) for key, value in vars(args).items()}
         facts = {"machine": machine(), "arguments": given, **found_there}
         (args.out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    pictures = ", ".join(f"{name}.svg" for name in [*PLOTS, "between_seeds"])
-    CONSOLE.print(f"wrote dynamics.json, between_seeds.json, {pictures} in {args.out}")
+    CONSOLE.print(f"wrote dynamics.json and between_seeds.json in {args.out}")
     return 0
-
-
-def _plain(distance: topkast.topology.MaskDistance) -> dict[str, object]:
-    return {key: value for key, value in asdict(distance).items() if key != "permutations"}
 
 
 if __name__ == "__main__":

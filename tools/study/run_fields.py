@@ -34,8 +34,8 @@ class Run:
             ``fwd_reached_after`` are shares of the steps. What a method does not use is None, so that no two runs
             differ by it.
         activations: share of activations ("swat") or of output gradients ("meprop") that is kept in the backward.
-        initial: as ``topkast.compile`` has it, None where "auto" changes nothing; of "dense" also "small": a weight
-            that could be sparse starts with the norm that its largest tenth has, and "gpt2": as GPT-2 draws its own.
+        initial: as ``topkast.compile`` has it, None where "auto" changes nothing; of "dense" also "gpt2": as GPT-2
+            draws its own.
         optimizer: "adamw", "sgd" with momentum 0.9, and for dense models "muon" (AdamW for what is no matrix) and
             "nanogpt", the AdamW of that repository's small models.
         lr: peak of the schedule (warm-up over a tenth of the steps, then a cosine to a twentieth).

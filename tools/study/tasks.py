@@ -99,33 +99,21 @@ def _text_task(load: Callable[[Path | None], Any], width: int = 128, layers: int
     return Task("bits per byte", build, width, 4, load, _text_batch, _text_score, _text_hold_out)
 
 
-def _image_task(load: Callable[[Path | None], Any], width: int, crop: int, *shape: Any) -> Task:
-    def build(width: int) -> nn.Module:
-        return ConvNet(width, *shape)
-
+def _image_task(load: Callable[[Path | None], Any], crop: int, *shape: Any) -> Task:
     batch = partial(_image_batch, crop=crop)
-    return Task("test error, %", build, width, 1, load, batch, _image_score, _image_hold_out)
+    return Task(
+        "test error, %", lambda width: ConvNet(width, *shape), 32, 1, load, batch, _image_score, _image_hold_out
+    )
 
 
 TASKS = {
     "bytes": _text_task(lambda path: data.standard_library(LENGTH)),
     "bytes-large": _text_task(lambda path: data.standard_library(LENGTH), width=256, layers=4),
     "bytes-gpt2": _text_task(lambda path: data.standard_library(LENGTH), layers=4, std=0.02),
-    "enwik8": _text_task(data.enwik8),
-    "wikitext103": _text_task(data.wikitext103),
-    "digits": _image_task(lambda path: data.digits(), 32, 0, 1, 10, (1, 2)),
-    "digits-resnet": Task(
-        "test error, %",
-        torchvision_resnet,
-        32,
-        1,
-        lambda path: data.large_digits(),
-        _image_batch,
-        _image_score,
-        _image_hold_out,
-    ),
-    "cifar10": _image_task(partial(data.cifar, 10), 32, 4, 3, 10, (1, 2, 1, 2, 1)),
-    "cifar100": _image_task(partial(data.cifar, 100), 32, 4, 3, 100, (1, 2, 1, 2, 1)),
+    "digits": _image_task(lambda path: data.digits(), 0, 1, 10, (1, 2)),
+    "digits-resnet": replace(_image_task(lambda path: data.large_digits(), 0), build=torchvision_resnet),
+    "cifar10": _image_task(partial(data.cifar, 10), 4, 3, 10, (1, 2, 1, 2, 1)),
+    "cifar100": _image_task(partial(data.cifar, 100), 4, 3, 100, (1, 2, 1, 2, 1)),
 }
 
 

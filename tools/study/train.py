@@ -31,9 +31,7 @@ def prepare(run: Run, task: Task) -> nn.Module:
     torch.manual_seed(run.seed)
     model = task.build(run.width or task.width)
     if run.method == "dense":
-        if run.initial == "small":
-            start_small(model)
-        elif run.initial == "gpt2":
+        if run.initial == "gpt2":
             start_as_gpt2(model)
         return model
     if run.method == "small-dense":
@@ -50,14 +48,6 @@ def prepare(run: Run, task: Task) -> nn.Module:
         assert run.fwd is not None and run.activations is not None
         return swat(model, run.fwd, run.activations)
     return topkast.compile(model, **run.options())
-
-
-@torch.no_grad()
-def start_small(model: nn.Module) -> None:
-    """Give a dense weight the norm of its largest tenth: what a sparse model starts with, without its zeros."""
-    for layer in layers_of(model):
-        largest = layer.weight.abs().flatten().topk(layer.weight.numel() // 10).values
-        layer.weight *= largest.norm() / layer.weight.norm()
 
 
 def train_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, power: float = 1.0) -> Tensor:

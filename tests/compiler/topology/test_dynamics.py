@@ -79,7 +79,7 @@ def test_a_plain_model_is_refused() -> None:
 
 
 @pytest.mark.long
-def test_the_tool_writes_plots_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_tool_writes_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from topkast.tools.study import mask_dynamics
 
     size = ["--model", "gpt2-nano", "--steps", "5", "--refresh-every", "2", "--batch", "2", "--length", "16"]
@@ -90,6 +90,4 @@ def test_the_tool_writes_plots_and_figures(tmp_path: Path, capsys: pytest.Captur
     for end in ("start", "end"):
         assert apart[end]["matched"]["forward"] <= apart[end]["as they are"]["forward"]
         assert apart[end]["shuffled, matched"]["forward"] <= apart[end]["shuffled"]["forward"]
-    for name in ("churn.svg", "from_first.svg", "ever_active.svg", "between_seeds.svg"):
-        assert "</svg>" in (tmp_path / name).read_text()
     assert "between seeds" in capsys.readouterr().out

@@ -158,7 +158,7 @@ def test_two_rates_are_chosen_by_tuning_runs_alone(tmp_path: Path) -> None:
         (BASE.replace("lr = 5e-3", "lr = [[1.0, 2.0, 3.0]]"), r"topkast: lr=\[1.0, 2.0, 3.0\]: must be a rate or"),
         (BASE.replace("steps = 30", ""), "steps"),
         (BASE.replace('"digits"', '"chess"'), "task='chess': must be one of bytes"),
-        (BASE.replace('"digits"', '"enwik8"'), "task enwik8: needs --data PATH, the file enwik8"),
+        (BASE.replace('"digits"', '"cifar10"'), "task cifar10: needs --data PATH, the folder of CIFAR-10"),
     ],
 )
 def test_bad_grids_say_what_is_allowed(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

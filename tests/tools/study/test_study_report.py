@@ -16,9 +16,9 @@ from topkast.tools.study.run_fields import Run, StudyError, canonical
 from topkast.tools.study.shown import page_tables
 from topkast.tools.study.shown.estimates import Row, compared, estimate, rows
 from topkast.tools.study.shown.frontier_claims import claims
-from topkast.tools.study.shown.grid_tables import sheets
-from topkast.tools.study.shown.topology import WAYS, topology
-from topkast.tools.study.shown.whole_report import about, summary, tables
+from topkast.tools.study.shown.grid_tables import sheets, summary
+from topkast.tools.study.shown.page_tables import WAYS, topology
+from topkast.tools.study.shown.whole_report import about, found_of, tables
 from topkast.tools.study.store import read
 from topkast.tools.study.times import Times, key_of, read_times
 
@@ -181,7 +181,8 @@ def test_claims_are_answered_with_their_interval() -> None:
 def test_what_is_in_the_repository_is_what_the_results_give() -> None:
     """`python -m topkast.tools.study report` mends it."""
     held = read(study.FOLDER / "runs.jsonl.gz")
-    made = tables(study.HERE / "grids", held, study.FOLDER / "times.json", study.FOLDER / "topology")
+    grids = study.HERE / "grids"
+    made = tables(grids, *found_of(grids, held, study.FOLDER / "times.json"))
     assert (study.FOLDER / "TABLES.md").read_text(encoding="utf-8") == made
 
 
@@ -206,25 +207,29 @@ def test_the_tables_of_the_page_are_those_of_the_grids() -> None:
     assert gap is not None
     (line,) = [line for line in page_tables.rates().lines if line[0] == "0.9, topkast"]
     assert line[page_tables.rates().headings.index("0.016")] == f"{gap.mean:+.3f} ± {gap.half:.3f}"
-    assert [line[0] for line in page_tables.balanced().lines] == [
+    made = {name: table() for name, table in page_tables.PAGE.items()}
+    assert [line[0] for line in made["study-balanced"].lines] == [
         "bytes, static", "bytes, topkast", "digits, static", "digits, topkast",
     ]  # fmt: skip
-    assert page_tables.rivals().lines[0][0] == "topkast"
-    assert [line[0] for line in page_tables.frontier().lines] == [line[0] for line in claims([]).lines]
-    assert {"dense", "topkast"} <= {line[0] for line in page_tables.tuned().lines}
+    assert made["study-rivals"].lines[0][0] == "topkast"
+    assert [line[0] for line in made["study-claims"].lines] == [line[0] for line in claims([]).lines]
+    frontier = {line[0]: line for line in made["study-frontier"].lines}
+    assert frontier["dense 128"][2:] == ["", "3", "1.00", "1.00", "1.00", "1.00"]
+    assert {"dense", "topkast"} <= {line[0] for line in made["study-tuned"].lines}
+    assert "topkast" in {line[0] for line in made["study-recipe"].lines}
 
 
 def test_topology_over_pairs_of_seeds(tmp_path: Path) -> None:
-    assert topology(tmp_path) == ""
     arguments = dict.fromkeys(("model", "steps", "fwd", "bwd", "block", "refresh_every"), "1")
     for seed, matched in ((0, 0.5), (2, 0.7)):
         ways = {way: {"forward": 0.9} for way in WAYS} | {"matched": {"forward": matched}}
         found = {"arguments": arguments | {"seed": str(seed)}, "between seeds": {"start": ways, "end": ways}}
         (tmp_path / f"{seed}.json").write_text(json.dumps(found))
-    end = topology(tmp_path).splitlines()[-1]
-    assert end.startswith("| end | 0.900 ± 0.000 [0.900, 0.900] | 0.600 ± 0.141 [") and "| -0.300 ± 0.141 [" in end
+    _, end = topology(tmp_path).lines
+    assert end[:2] == ["end", "0.900 ± 0.000 [0.900, 0.900]"] and end[2].startswith("0.600 ± 0.141 [")
+    assert end[-1].startswith("-0.300 ± 0.141 [")
     (tmp_path / "4.json").write_text(json.dumps(found | {"arguments": arguments | {"model": "2"}}))
-    with pytest.raises(StudyError, match=r"4.json: other arguments than 0.json's"):
+    with pytest.raises(StudyError, match="runs with different arguments"):
         topology(tmp_path)
     (tmp_path / "4.json").write_text("{}")
     with pytest.raises(StudyError, match=r"a file that tools/study/mask_dynamics.py did not write"):

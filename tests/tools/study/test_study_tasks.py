@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import topkast
-from topkast.tools.study.data import cifar, digits, enwik8, wikitext103
+from topkast.tools.study.data import cifar, digits
 from topkast.tools.study.models import ByteModel, ConvNet
 from topkast.tools.study.references import SparseGradient, SparseOperands, largest, meprop, swat
 from topkast.tools.study.run_fields import Run, StudyError, canonical
@@ -147,24 +147,11 @@ def test_cifar_is_read_from_its_binary_version(classes: int, tmp_path: Path) -> 
 def test_data_that_is_not_there_or_not_right_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"task cifar10: needs --data PATH, the folder of CIFAR-10's binary version"):
         cifar(10, None)
-    with pytest.raises(StudyError, match="no such file or folder"):
-        enwik8(tmp_path / "absent")
-    with pytest.raises(StudyError, match=r"wiki.train.raw: no such file"):
-        wikitext103(tmp_path)
+    with pytest.raises(StudyError, match=r"data_batch_1.bin: no such file"):
+        cifar(10, tmp_path)
     (tmp_path / "train.bin").write_bytes(b"123")
     with pytest.raises(StudyError, match="3 bytes are not whole records of 3074"):
         cifar(100, tmp_path)
-
-
-def test_texts_of_the_user(tmp_path: Path) -> None:
-    (tmp_path / "enwik8").write_bytes(bytes(range(200)) * 10)
-    text = enwik8(tmp_path / "enwik8")
-    assert len(text.train) == 1800 and len(text.validation) == 100
-    for part in ("train", "valid"):
-        (tmp_path / f"wiki.{part}.raw").write_bytes(b"some words " * 20)
-    text = wikitext103(tmp_path)
-    x, y = TASKS["wikitext103"].batch(text, torch.Generator().manual_seed(0), 2)
-    assert x.shape == (2, 64) and torch.equal(x[:, 1:], y[:, :-1])
 
 
 def test_the_large_text_task_is_that_of_the_trial() -> None:

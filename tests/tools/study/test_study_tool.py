@@ -60,9 +60,6 @@ def test_a_small_grid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert study.main(["table", grid(tmp_path), *known]) == 0
     shown = capsys.readouterr().out
     assert "test error, %" in shown and "less topkast" in shown and "+0.000 ± 0.000" in shown
-    assert study.main(["plot", grid(tmp_path), *known, "--out", str(tmp_path / "plots")]) == 0
-    picture = (tmp_path / "plots" / "small.svg").read_text()
-    assert ">topkast<" in picture and ">test error, %<" in picture and len(picture) < 60_000
 
 
 def test_tuning_runs_come_first_and_decide(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

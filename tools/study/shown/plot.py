@@ -1,46 +1,25 @@
-"""One picture a grid: the arms as lines with their names, each with its quality and what it costs.
-
-A grid whose axis is the learning rate is drawn by ``plot_rates`` instead.
-"""
+"""One picture a grid: its arms with their qualities, quality against the rate, or quality against each cost."""
 
 from __future__ import annotations
 
 import math
-import statistics
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter, NullLocator
 
-from topkast.tools.common.figures import BLUE, FAINT, GREY, SMALL, VERMILLION, frame, svg
+from topkast.tools.common.figures import BLUE, COLOURS, GREY, SMALL, VERMILLION, frame, svg
 from topkast.tools.study.tasks import task_of
 
 from .estimates import Row, estimate
 from .grid_tables import DENSE
-from .plot_frontier import draw_frontier
-from .plot_rates import draw_rates
 
-COSTS = {"flops": ("FLOPs", 1.0), "time": ("time, s", 1.0), "bytes": ("state, MB", 1e6)}  # title, unit
 OWN = {"topkast": BLUE, "dense": VERMILLION}  # arms that the eye looks for; the others are grey
-ACROSS = 4  # panels beside each other; more could not be read
-
-
-@dataclass(frozen=True)
-class Line:
-    """Panels beside each other: the same arms, from top to bottom.
-
-    Args:
-        task: of all of them.
-        arms: their names, the best one first.
-        places: title -> arm -> its row at that place.
-        costs: names in ``COSTS`` of those that differ, if there is one place; more places leave no room.
-    """
-
-    task: str
-    arms: list[str]
-    places: dict[str, dict[str, Row]]
-    costs: list[str]
+MARKERS = "osD^v<>P"
+COSTS = {"time": "training time", "bytes": "training state", "file": "ONNX file", "latency": "time in ONNX Runtime"}
+Panels = dict[str, dict[str, list[Row]]]  # task -> place -> rows
 
 
 def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
@@ -60,95 +39,119 @@ def plot(found: Sequence[Row], name: str, path: Path) -> Path | None:
     says = "Mean over seeds and its 95 % interval; lower is better. "
     says += "; ".join(f"{task}: {task_of(task).quality}" for task in tasks) + "."
     if "lr" in dict(ran[0].where):
-        draw_rates(ran, name, says, path)
+        _draw_rates(ran, name, f"Against the learning rate. {says}", path)
     elif name == "frontier" and any(row.arm in DENSE for row in ran):
-        draw_frontier(ran, says, path)
+        _draw_frontier(ran, name, says, path)
     else:
         _draw_arms(ran, name, says, path)
     return path
 
 
-def lines_of(ran: Sequence[Row]) -> list[Line]:
-    """A line a task, or several if it has many places."""
-    made = []
-    for task in dict.fromkeys(row.task for row in ran):
-        here = [row for row in ran if row.task == task]
-        arms = sorted(dict.fromkeys(row.arm for row in here), key=lambda arm: _mean(here, arm))
-        places: dict[str, dict[str, Row]] = {}
-        for row in here:
-            where = ", ".join(f"{name} {value}" for name, value in row.where if name != "task")
-            places.setdefault(where or task_of(task).quality, {})[row.arm] = row
-        costs = [cost for cost in COSTS if len(places) == 1 and _differ(cost, here)]
-        across = math.ceil(len(places) / math.ceil(len(places) / ACROSS))
-        titles = list(places)
-        for start in range(0, len(titles), across):
-            made.append(Line(task, arms, {title: places[title] for title in titles[start : start + across]}, costs))
+def _panels(ran: Sequence[Row], *apart: str) -> Panels:
+    """The rows of each place; the axes in ``apart`` are no part of a place."""
+    made: Panels = defaultdict(dict)
+    for row in ran:
+        place = ", ".join(f"{axis} {value}" for axis, value in row.where if axis not in ("task", *apart))
+        made[row.task].setdefault(place or task_of(row.task).quality, []).append(row)
     return made
 
 
+def _half(row: Row) -> float:
+    half = estimate(list(row.qualities.values())).half
+    return 0.0 if math.isnan(half) else half
+
+
 def _draw_arms(ran: Sequence[Row], name: str, says: str, path: Path) -> None:
-    lines = lines_of(ran)
-    counts = [len(line.arms) for line in lines]
-    columns = max(len(line.places) + len(line.costs) for line in lines)
-    first = 1.6 if lines[0].costs else 1.0
-    if lines[0].costs:
-        says = f"FLOPs: of the weights, in dense runs. State: what training keeps from step to step.\n{says}"
-    with svg(path, height=0.19 * sum(counts) + 0.62 * len(lines) + 0.8) as figure:
-        widths, heights = [first, *[1.0] * (columns - 1)], [count + 1 for count in counts]
-        grid = figure.subplots(len(lines), columns, squeeze=False, width_ratios=widths, height_ratios=heights)
-        for line, panels in zip(lines, grid, strict=True):
-            _draw_line(panels, line)
+    """A row of panels a task, an arm a line, the best one first."""
+    panels = _panels(ran)
+    orders = {task: _order([row for rows in places.values() for row in rows]) for task, places in panels.items()}
+    heights, columns = [len(order) + 1 for order in orders.values()], max(map(len, panels.values()))
+    with svg(path, height=0.19 * sum(heights) + 0.45 * len(heights) + 0.8) as figure:
+        grid = figure.subplots(len(panels), columns, squeeze=False, height_ratios=heights)
+        for line, (task, places) in zip(grid, panels.items(), strict=True):
+            for axes in line[len(places) :]:
+                axes.set_axis_off()
+            for axes, (place, rows) in zip(line, places.items(), strict=False):
+                _draw_qualities(axes, place, orders[task], rows)
+            line[0].set_ylabel(task)
+            line[0].set_yticks(range(len(orders[task])), orders[task])
+            for label in line[0].get_yticklabels():
+                label.set_color(OWN.get(label.get_text(), GREY))
         frame(figure, name, says)
 
 
-def _draw_line(panels: Sequence[Axes], line: Line) -> None:
-    for axes in panels:
-        axes.set_ylim(len(line.arms) - 0.4, -0.6)
-        axes.tick_params(length=0)
-        axes.set_yticks([])
-    for axes, (title, rows) in zip(panels, line.places.items(), strict=False):
-        _draw_qualities(axes, title, line.arms, rows)
-    for axes, cost in zip(panels[len(line.places) :], line.costs, strict=False):
-        _draw_cost(axes, cost, line.arms, next(iter(line.places.values())))
-    for axes in panels[len(line.places) + len(line.costs) :]:
-        axes.set_axis_off()
-    panels[0].set_ylabel(line.task)
-    panels[0].set_yticks(range(len(line.arms)), line.arms)
-    for label in panels[0].get_yticklabels():
-        label.set_color(OWN.get(label.get_text(), GREY))
+def _order(rows: Sequence[Row]) -> list[str]:
+    ends = defaultdict(list)
+    for row in rows:
+        ends[row.arm].append(row.mean())
+    return sorted(ends, key=lambda arm: sum(ends[arm]) / len(ends[arm]))
 
 
-def _draw_qualities(axes: Axes, title: str, arms: Sequence[str], rows: dict[str, Row]) -> None:
-    if (ours := rows.get("topkast")) is not None:
-        axes.axvline(ours.mean(), color=BLUE, linewidth=0.6, alpha=0.5)
-    for at, arm in enumerate(arms):
-        if arm in rows:
-            found = estimate(list(rows[arm].qualities.values()))
-            half = 0.0 if found.count == 1 else found.half
-            axes.errorbar([found.mean], [at], xerr=[half], fmt="o", color=OWN.get(arm, GREY), elinewidth=1.4)
-    axes.set_title(title)
+def _draw_qualities(axes: Axes, title: str, order: Sequence[str], rows: Sequence[Row]) -> None:
+    axes.set(title=title, ylim=(len(order) - 0.4, -0.6), yticks=[])
+    axes.tick_params(length=0)
+    for row in rows:
+        if row.arm == "topkast":
+            axes.axvline(row.mean(), color=BLUE, linewidth=0.6, alpha=0.5)
+        colour = OWN.get(row.arm, GREY)
+        axes.errorbar([row.mean()], [order.index(row.arm)], xerr=[_half(row)], fmt="o", color=colour, elinewidth=1.4)
     axes.locator_params(axis="x", nbins=4)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
 
 
-def _draw_cost(axes: Axes, cost: str, arms: Sequence[str], rows: dict[str, Row]) -> None:
-    label, unit = COSTS[cost]
-    values = {arm: rows[arm].costs[cost] / unit for arm in arms if arm in rows and cost in rows[arm].costs}
-    most = max(values.values())
-    for at, arm in enumerate(arms):
-        if arm in values:
-            axes.barh(at, values[arm], 0.7, color=OWN.get(arm, FAINT), alpha=0.7 if arm in OWN else 1)
-            axes.text(values[arm] + 0.03 * most, at, f"{values[arm]:.3g}", va="center", size=SMALL)
-    axes.set_xlim(0, 1.4 * most)
-    axes.set_title(label)
-    axes.set_xticks([])
-    axes.spines[["left", "bottom"]].set_visible(False)
+def _draw_rates(ran: Sequence[Row], name: str, says: str, path: Path) -> None:
+    """A panel a place, a line an arm; their ends lie too close for names, so these stand above all panels."""
+    arms = list(dict.fromkeys(row.arm for row in ran))
+    panels = _panels(ran, "lr")
+    with svg(path, height=2.1 * len(panels) + 0.9) as figure:
+        grid = figure.subplots(len(panels), max(map(len, panels.values())), squeeze=False)
+        named = {}
+        for line, (task, places) in zip(grid, panels.items(), strict=True):
+            for axes, (place, rows) in zip(line, places.items(), strict=True):
+                named |= _draw_lines(axes, rows, arms)
+                axes.set_title(place)
+            line[0].set_ylabel(task)
+        figure.legend(
+            [named[arm] for arm in arms], arms, loc="outside upper left", title=name, ncols=2, frameon=False,
+            alignment="left", borderpad=0,
+        ).get_title().set(size=11.5, weight="bold")  # fmt: skip
+        frame(figure, "", says)
 
 
-def _differ(cost: str, rows: Sequence[Row]) -> bool:
-    return len({f"{row.costs[cost]:.3g}" for row in rows if cost in row.costs}) > 1
+def _draw_lines(axes: Axes, rows: Sequence[Row], arms: Sequence[str]) -> dict[str, object]:
+    """A line an arm over the rates; returns arm -> what the legend shows of it."""
+    named: dict[str, object] = {}
+    for number, arm in enumerate(arms):
+        if own := sorted((row for row in rows if row.arm == arm), key=lambda row: row.lr):
+            named[arm] = axes.errorbar(
+                [row.lr for row in own], [row.mean() for row in own], [_half(row) for row in own],
+                color=COLOURS[number], marker=MARKERS[number], elinewidth=0.9,
+            )  # fmt: skip
+    rates = sorted({row.lr for row in rows})
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{lr:g}" for lr in rates])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y")
+    return named
 
 
-def _mean(rows: Sequence[Row], arm: str) -> float:
-    return statistics.fmean(q for row in rows if row.arm == arm for q in row.qualities.values())
+def _draw_frontier(ran: Sequence[Row], name: str, says: str, path: Path) -> None:
+    """A panel a cost, in shares of the dense arm's; a cost that no other arm has been measured for has no panel."""
+    base = next(row for row in ran if row.arm in DENSE)
+    costs = [cost for cost in COSTS if cost in base.costs and any(cost in row.costs for row in ran if row is not base)]
+    with svg(path, height=3.2) as figure:
+        (panels,) = figure.subplots(1, max(1, len(costs)), squeeze=False, sharey=True)
+        for axes, cost in zip(panels, costs, strict=False):
+            for row in (row for row in ran if cost in row.costs):
+                share, colour = row.costs[cost] / base.costs[cost], VERMILLION if row.arm.startswith("dense") else BLUE
+                axes.errorbar([share], [row.mean()], [_half(row)], fmt="o", color=colour, elinewidth=1.2)
+                short = row.arm.removeprefix("topkast ")  # blue says the rest
+                axes.annotate(short, (share, row.mean()), (4, 4), textcoords="offset points", size=SMALL)
+            axes.set_xlabel(f"{COSTS[cost]}, of {base.arm}")
+            axes.set_xlim(left=0)
+            axes.margins(x=0.25)
+            axes.grid()
+        panels[0].set_ylabel("bits per byte")
+        frame(figure, name, f"Blue: Top-KAST, sparsity and width. {says}")

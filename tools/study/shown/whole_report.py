@@ -1,21 +1,24 @@
-"""All grids at once: TABLES.md and their pictures, from the files of results alone."""
+"""All grids at once: TABLES.md and the page's pictures, from the files of results alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
 
 from topkast.tools.study.grid import read_grid
 from topkast.tools.study.run_fields import StudyError
 from topkast.tools.study.store import Results
-from topkast.tools.study.tasks import task_of
 from topkast.tools.study.times import times_of
 
-from .estimates import Row, compared, estimate, rows
+from .estimates import Row, compared, rows
 from .frontier_claims import claims
-from .grid_tables import Sheet, baseline, sheets
-from .topology import topology
+from .grid_tables import baseline, sheets
+from .plot import plot
 
+PICTURES = ("tuned", "frontier", "rivals", "range-balanced", "rates")  # grids whose picture is kept
 HEAD = """# Tables of the study
 
 Made by `python -m topkast.tools.study report` from `runs.jsonl.gz` and `times.json`; nothing here is written by hand.
@@ -32,55 +35,53 @@ share of the refreshes) x the dense step; a dash: not measured.
 """
 
 
-def tables(folder: Path, held: Results, measured: Path, pairs: Path) -> str:
-    """TABLES.md: each grid of ``folder`` with something to compare, under its own first lines; the table of the files
-    in ``pairs``; and the grids without. ``measured`` is the file of times."""
-    parts, without = [HEAD], []
+def found_of(folder: Path, held: Results, measured: Path) -> tuple[dict[str, list[Row]], list[str]]:
+    """The rows of each grid in ``folder`` with something to compare; and, for a line, the grids without.
+
+    Args:
+        held: the results.
+        measured: the file of times.
+    """
+    found, without = {}, []
     for path in sorted(folder.glob("*.toml")):
         try:
             times = times_of(path.stem, measured)
-            found = rows(read_grid(path, times), held, times)
+            own = compared(rows(read_grid(path, times), held, times))
         except StudyError as error:
             without.append(f"`{path.stem}` ({str(error).removeprefix(f'{path}: ')})")
-            continue
-        if not (found := compared(found)):
-            without.append(f"`{path.stem}`")
-            continue
-        made = [f"\n{sheet.markdown()}" for sheet in sheets(found, baseline(found))]
-        if path.stem == "frontier":
-            made.append(f"\n{claims(found).markdown()}")
-        parts += [f"\n## {path.stem}\n\n{about(path)}\n", *made]
-    parts.append(topology(pairs))
+        else:
+            if own:
+                found[path.stem] = own
+            else:
+                without.append(f"`{path.stem}`")
+    return found, without
+
+
+def report(folder: Path, out: Path, held: Results, measured: Path, console: Console) -> None:
+    """Write TABLES.md and the pictures into ``out``, and take away pictures of what is gone."""
+    found, without = found_of(folder, held, measured)
+    (out / "TABLES.md").write_text(tables(folder, found, without), encoding="utf-8")
+    for old in out.glob("*.svg"):
+        old.unlink()
+    for name in PICTURES:
+        if name in found:
+            console.print(f"wrote {escape(str(plot(found[name], name, out / f'{name}.svg')))}", soft_wrap=True)
     if without:
-        parts.append(f"\n## Not run\n\n{', '.join(without)}\n")
-    return "".join(parts)
+        console.print(f"[yellow]left out:[/] {escape(', '.join(without))}", highlight=False, soft_wrap=True)
+
+
+def tables(folder: Path, found: dict[str, list[Row]], without: list[str]) -> str:
+    """TABLES.md: each grid under its own first lines, and the grids without anything to compare."""
+    parts = [HEAD]
+    for name, own in found.items():
+        parts.append(f"\n## {name}\n\n{about(folder / f'{name}.toml')}\n")
+        parts += [f"\n{sheet.markdown()}" for sheet in sheets(own, baseline(own))]
+        if name == "frontier":
+            parts.append(f"\n{claims(own).markdown()}")
+    return "".join([*parts, *([f"\n## Not run\n\n{', '.join(without)}\n"] if without else [])])
 
 
 def about(path: Path) -> str:
     """The comment at the top of a grid."""
-    lines = path.read_text().splitlines()
-    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
-
-
-def summary(found: Sequence[Row]) -> Sheet:
-    """A table of docs/study.md: an arm a line, a task a column; order and costs are those of the first task."""
-    tasks = list(dict.fromkeys(row.task for row in found))
-    by_place = {(row.arm, row.task): row for row in found}
-    headings = ["", *(f"{task}: {task_of(task).quality}" for task in tasks), "FLOPs, of dense", "state, MB"]
-    lines = []
-    for row in sorted((row for row in found if row.task == tasks[0]), key=Row.mean):
-        each = [_short(by_place[row.arm, task]) if (row.arm, task) in by_place else "-" for task in tasks]
-        costs = [f"{row.costs['flops']:.2f}", f"{row.costs['bytes'] / 1e6:.2f}"] if row.costs else ["-", "-"]
-        lines.append([row.arm, *each, *costs])
-    return Sheet("", headings, lines)
-
-
-def _short(row: Row) -> str:
-    if not row.qualities:
-        return "diverged" if row.diverged else "not run"
-    found = estimate(list(row.qualities.values()))
-    figure = f"{found.mean:.2f}"
-    if found.count > 1:
-        figure += f" [{found.mean - found.half:.2f}, {found.mean + found.half:.2f}]"
-    return figure + f", n = {found.count}" + f" ({row.diverged} diverged)" * bool(row.diverged)
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return "\n".join(line.removeprefix("#").strip() for line in lines)
