@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,19 @@ def test_a_failure_is_shrunk_and_becomes_a_program(monkeypatch: pytest.MonkeyPat
     found = find_failure.search("wrong_arguments", 1, 1.0, tmp_path)
     assert found["failures"][0]["case"] == "[10]" and found["failures"][0]["after"] >= 0
     assert "check([10])" in fuzz.program("wrong_arguments", found["failures"][0])
+    assert found["failures"][0]["after of a core"] >= 0
+    assert find_failure.holds("wrong_arguments", "[9]") and not find_failure.holds("wrong_arguments", "[10]")
+
+
+def test_seconds_of_a_core_do_not_pass_while_others_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hypothesis import strategies as st
+
+    monkeypatch.setattr(wrong_arguments, "cases", st.integers())
+    monkeypatch.setattr(wrong_arguments, "check", lambda case: time.sleep(0.001))
+    begin = time.process_time(), time.monotonic()
+    assert find_failure.search("wrong_arguments", 1, 0.2, tmp_path, 1, "processor")["failures"] == []
+    used, passed = time.process_time() - begin[0], time.monotonic() - begin[1]
+    assert used >= 0.2 and passed > used
 
 
 def test_a_process_that_dies_leaves_its_case(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,13 +50,17 @@ def test_a_bug_counts_as_found_only_if_the_fixed_tree_holds(monkeypatch: pytest.
     file.write_text("right = 1\n")
     edit = {"file": "file.py", "old": "right = 1", "new": "right = 2"}
     revert = {"mended": "0", "bug": "a bug", "kind": "modules", "edits": [edit]}
-    failure = {"case": "()", "error": "Traceback\nAssertionError: wrong", "after": 3}
-    for noisy in (False, True):
+    failure = {"case": "()", "error": "Traceback\nAssertionError: wrong", "after": 30, "after of a core": 3}
 
-        def fuzz(root: Path, kind: str, seed: int, seconds: float, noisy: bool = noisy) -> dict[str, Any]:
-            fails = noisy or file.read_text() == "right = 2\n"
-            return {"cases": {}, "failures": [failure] * fails}
+    def fuzz(root: Path, kind: str, seed: int, seconds: float) -> dict[str, Any]:
+        return {"cases": {"held": 4}, "failures": [failure] * (file.read_text() == "right = 2\n")}
 
-        monkeypatch.setattr(reverted, "fuzz", fuzz)
+    monkeypatch.setattr(reverted, "fuzz", fuzz)
+    for right in (True, False):
+        monkeypatch.setattr(reverted, "holds", lambda root, kind, case, right=right: right)
         found = reverted.search(tmp_path, revert, 5, 1.0)
-        assert found["found"] is not noisy and found["error"] == "AssertionError: wrong" and found["seconds"] == 3
+        assert found["found"] is right and found["error"] == "AssertionError: wrong" and found["cases before"] == 4
+        assert (found["seconds"], found["seconds of a core"]) == (30, 3)
+    assert file.read_text() == "right = 1\n"
+    revert["edits"] = [{"file": "file.py", "old": "right = 1", "new": "right = 3"}]
+    assert reverted.search(tmp_path, revert, 5, 1.0)["found"] is False

@@ -34,7 +34,11 @@ class Shuffled(TorchDispatchMode):
         kwargs, change = kwargs or {}, CHANGED.get(op)
         if change is not None:
             return change(self, op, *args, **kwargs)
-        with self:  # in inference mode layers come whole, elsewhere as the products they are made of
+        return self.in_parts(op, args, kwargs)
+
+    def in_parts(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """An operator with no sum of its own: in inference mode layers come whole, elsewhere as their products."""
+        with self:
             found = op.decompose(*args, **kwargs)
         return op(*args, **kwargs) if found is NotImplemented else found
 

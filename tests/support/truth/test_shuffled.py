@@ -1,4 +1,5 @@
-"""Shuffled sums are the same sums: bit for bit of whole numbers, which have no rounding; of others in another order."""
+"""Shuffled sums are the same sums: bit for bit of whole numbers, which have no rounding; of others in another order.
+Rounded sums are moved, and within their bound."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rounded import SUMS, Rounded
 from .shuffled import CHANGED, Shuffled
 
 
@@ -38,10 +40,12 @@ RUNS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
 }
 
 
-def gradients(run: Callable[..., Tensor], given: tuple[Tensor, ...], seed: int | None) -> list[Tensor]:
-    """Result and gradients, within Shuffled if there is a seed."""
+def gradients(
+    run: Callable[..., Tensor], given: tuple[Tensor, ...], seed: int | None, mode: type[Shuffled] = Shuffled
+) -> list[Tensor]:
+    """Result and gradients, within the mode if there is a seed."""
     if seed is not None:
-        with Shuffled(seed):
+        with mode(seed):
             return gradients(run, given, None)
     y = run(*given)
     weights = torch.randint(-8, 9, y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
@@ -96,3 +100,38 @@ def test_every_operator_is_met_and_runs_in_another_order(monkeypatch: pytest.Mon
         assert all(map(torch.equal, first, again)) and not all(map(torch.equal, first, plain))
     test_norms("layer norm"), test_norms("batch norm")
     assert met == set(CHANGED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("terms", [1, 3, 100])
+def test_a_rounded_sum_is_moved_within_its_bound(terms: int, dtype: torch.dtype) -> None:
+    """Half of a rounding for each of the root of the number of terms; bfloat16 is summed in float32, then rounded."""
+    generator = torch.Generator().manual_seed(terms)
+    a, b = (torch.randn(shape, generator=generator).to(dtype) for shape in ((40, terms), (terms, 30)))
+    plain, size = (a @ b).double(), a.abs().double() @ b.abs().double()
+    bound = terms**0.5 * torch.finfo(torch.float32).eps / 2 * size
+    bound += torch.finfo(dtype).eps * plain.abs()  # half for the share, half for the last rounding
+    moved = []
+    for seed in (1, 1, 2):
+        with Rounded(seed):
+            moved.append((a @ b).double())
+        assert bool(((moved[-1] - plain).abs() <= bound * 1.001).all()) and not torch.equal(moved[-1], plain)
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+
+
+def test_every_sum_is_rounded() -> None:
+    met: set[Any] = set()
+
+    class Spy(Rounded):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            met.add(op)
+            return super().__torch_dispatch__(op, types, args, kwargs)
+
+    means = {"sum of all": (torch.sum, (whole(3, 4),)), "mean": (torch.mean, (whole(3, 4),))}
+    means["mean of rows"] = (partial(torch.mean, dim=1), (whole(3, 4),))
+    for run, given in (*RUNS.values(), *means.values()):
+        noise = tuple(torch.randn(tensor.shape, requires_grad=True) for tensor in given)
+        plain, moved = gradients(run, noise, None), gradients(run, noise, 1, Spy)
+        assert not torch.equal(plain[0], moved[0])
+        torch.testing.assert_close(moved, plain, rtol=1e-4, atol=2e-3)
+    assert set(SUMS) <= met

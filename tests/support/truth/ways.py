@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from .lockstep import without_onednn
+from .rounded import Rounded
 from .shuffled import Shuffled
 
 
@@ -39,3 +40,5 @@ WITHOUT_ONEDNN = {"without oneDNN": Way(around=without_onednn)}
 # A native kernel sums in an order that no product of plain PyTorch has. These are orders that are as good as any.
 ORDERS = {f"shuffled {seed}": Way(around=partial(Shuffled, seed)) for seed in range(1, 5)}
 SUMS = {**WITHOUT_ONEDNN, **ORDERS}
+# A sum of a few numbers has few orders, and all may be right by luck: these say how wrong a right sum may be.
+ROUNDED = {f"rounded {seed}": Way(around=partial(Rounded, seed)) for seed in range(1, 5)}
