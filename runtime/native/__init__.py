@@ -75,6 +75,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_largest": (None, [POINTER(Parallel), c_void_p, *[c_int64] * 3, c_void_p]),
     "tk_build_index": (None, [POINTER(Parallel), *[c_void_p] * 2, c_int64, c_int64, *[c_void_p] * 3, c_int32]),
     "tk_sddmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p, c_void_p]),
+    "tk_prepared_workspace": (c_int64, [c_void_p]),
+    "tk_run_prepared": (c_int32, [c_void_p] * 10),
     "tk_bf16": (c_int32, []),
     "tk_bf16_workspace": (c_int64, [POINTER(Parallel), POINTER(Matrix), c_int64]),
     "tk_bf16_spmm": (
