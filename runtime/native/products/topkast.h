@@ -119,6 +119,10 @@ void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, f
 // which factor[0] is 1, so that a second call changes nothing: after an interrupt Python cannot know if a call was made.
 void tk_squares(const tk_parallel* p, const tk_matrix* w, const float* values, double* rows);
 void tk_scale_explored_once(const tk_parallel* p, const tk_matrix* w, float* factor, float* values);
+// The same for `count` weights with their values: the sum of squares of each, by way of rows [most block rows of one]; and
+// a factor for each.
+void tk_squares_of_all(const tk_parallel* p, const tk_matrix* w, int64_t count, double* rows, double* sums);
+void tk_scale_all_once(const tk_parallel* p, const tk_matrix* w, int64_t count, float* factors);
 
 // All of θ as a dense matrix [rows, columns], contiguous, from B's values and the reservoir (the blocks outside B, whole,
 // in the order of the grid); and back, into values [slots * r * c] and reservoir. And what belongs to B's values, from
