@@ -66,8 +66,10 @@ def _inductor(
 ) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
+    from topkast.passes.aten import lower_products
     from topkast.passes.aten.joint_pass import JointPass
 
+    lower_products.install()
     patches = torch._inductor.list_mode_options(mode) if mode not in (None, "default") else {}
     devices = [one.device for one in inputs if isinstance(one, torch.Tensor)]
     on_gpu = any(device.type == "cuda" for device in devices)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from topkast.runtime.layout import Geometry, Index, explored_values, slot_units
 from topkast.runtime.native import densified
+from topkast.runtime.native import together as natively
 from topkast.runtime.triton import scaling
 from topkast.runtime.triton.scaling import scale_explored as scale_all
 from topkast.runtime.triton.scaling import squares_of_a
 
-__all__ = ["ScaleExplored", "scale_all", "square_sum_of_a", "squares_of_a", "together"]
+__all__ = [
+    "ScaleExplored", "ScaleTogether", "scale_all", "square_sum_of_a", "squares_of_a", "squares_together", "together",
+    "together_on_cpu",
+]  # fmt: skip
+squares_together = natively.squares
 
 
 def square_sum_of_a(values: Tensor, index: Index, geometry: Geometry) -> Tensor:
@@ -53,6 +60,31 @@ class ScaleExplored:
             self._values.copy_(self._scaled)
         self._done = True
         self._scaled = None
+
+
+class ScaleTogether:
+    """The same as :class:`ScaleExplored` for many weights on the CPU, see :func:`together_on_cpu`.
+
+    Args:
+        parts: B's values, index and geometry of each weight.
+        factors: one factor for each weight.
+    """
+
+    def __init__(self, parts: Sequence[natively.Part], factors: Tensor) -> None:
+        self._parts, self._factors, self._done = parts, factors.to(torch.float32), False
+
+    def __call__(self) -> None:
+        if self._done:
+            return
+        natively.scale_explored_once(self._parts, self._factors)
+        for values, *_ in self._parts:
+            torch.autograd.graph.increment_version(values)
+        self._done = True
+
+
+def together_on_cpu(values: Tensor) -> bool:
+    """Whether many weights with values such as these decay in one call of native code."""
+    return _native(values)
 
 
 def _native(values: Tensor) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 ISAS = ("portable", "avx2", "avx512")
+HELD = {"default": 0, "avx2": 1, "avx512": 2}  # values of ATEN_CPU_CAPABILITY
 SUFFIXES = {"darwin": ".dylib", "win32": ".dll"}  # of shared libraries; '.so' elsewhere
 
 
@@ -69,12 +70,16 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_gather": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p]),
     "tk_squares": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
     "tk_scale_explored_once": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
+    "tk_squares_of_all": (None, [POINTER(Parallel), c_void_p, c_int64, *[c_void_p] * 2]),
+    "tk_scale_all_once": (None, [POINTER(Parallel), c_void_p, c_int64, c_void_p]),
     "tk_assemble": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 2]),
     "tk_store": (None, [POINTER(Parallel), POINTER(Matrix), *[c_void_p] * 3]),
     "tk_follow": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(Matrix), *[c_void_p] * 2]),
     "tk_largest": (None, [POINTER(Parallel), c_void_p, *[c_int64] * 3, c_void_p]),
     "tk_build_index": (None, [POINTER(Parallel), *[c_void_p] * 2, c_int64, c_int64, *[c_void_p] * 3, c_int32]),
     "tk_sddmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p, c_void_p]),
+    "tk_prepared_workspace": (c_int64, [c_void_p]),
+    "tk_run_prepared": (c_int32, [c_void_p] * 10),
     "tk_bf16": (c_int32, []),
     "tk_bf16_workspace": (c_int64, [POINTER(Parallel), POINTER(Matrix), c_int64]),
     "tk_bf16_spmm": (
@@ -110,7 +115,8 @@ def path() -> Path | None:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library; None if it was not built."""
+    """The loaded library; None if it was not built. ATEN_CPU_CAPABILITY holds the library to an instruction set, as it
+    holds torch's own kernels and Inductor's code."""
     found = path()
     if found is None:
         return None
@@ -118,6 +124,7 @@ def library() -> ctypes.CDLL | None:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
+    lib.tk_set_isa(min(lib.tk_isa_best(), HELD.get(os.environ.get("ATEN_CPU_CAPABILITY", ""), len(ISAS))))
     return lib
 
 

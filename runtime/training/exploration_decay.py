@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkast.runtime.kernels.explored import ScaleExplored, scale_all, square_sum_of_a, squares_of_a, together
+from topkast.runtime.kernels.explored import (
+    ScaleExplored,
+    ScaleTogether,
+    scale_all,
+    square_sum_of_a,
+    squares_of_a,
+    squares_together,
+    together,
+    together_on_cpu,
+)
 from topkast.runtime.state.sharding.sums import summed
 from topkast.runtime.state.site_module import SiteModule
 
@@ -43,12 +52,18 @@ def prepare_decay(steps: Iterable[tuple[SiteModule, float | Tensor]]) -> list[Ca
     work: list[Callable[[], None]] = []
     alike: dict[Any, list[tuple[SiteModule, float | Tensor]]] = {}
     single: list[tuple[SiteModule, float | Tensor]] = []
+    on_cpu: list[tuple[SiteModule, float]] = []
     for site, lr in decaying:
         values = site.stored()[0]
+        if not isinstance(lr, Tensor) and site.shard is None and together_on_cpu(values):
+            on_cpu.append((site, lr))
+            continue
         rate = (lr.dtype, lr.device) if isinstance(lr, Tensor) else float
         (alike.setdefault((values.device, values.dtype, rate), []) if together(values) else single).append((site, lr))
     for group in alike.values():
         work += _decay_together(group)
+    if on_cpu:
+        work += _decay_on_cpu(on_cpu)
     sizes = _sizes([site for site, _ in single if site.rule.exploration_decay is None])
     for site, lr in single:
         asked = site.rule.exploration_decay
@@ -85,6 +100,24 @@ def _decay_together(steps: list[tuple[SiteModule, float | Tensor]]) -> list[Call
         site.units_in_a * site.geometry.unit if one is None else 0 for (site, _), one in zip(steps, asked, strict=True)
     ]
     return [*work, partial(scale_all, parts, sums, rates, counts, MOST_DECAY, [])]
+
+
+def _decay_on_cpu(steps: list[tuple[SiteModule, float]]) -> list[Callable[[], None]]:
+    """The same for sites on the CPU, in two calls of native code."""
+    parts = [(*site.stored(), site.geometry) for site, _ in steps]
+    asked = [site.rule.exploration_decay for site, _ in steps]
+    rates = [lr * (DECAY if one is None else one) for (_, lr), one in zip(steps, asked, strict=True)]
+    records = [
+        partial(site.record_decay, rate)
+        for (site, _), one, rate in zip(steps, asked, rates, strict=True)
+        if one is not None
+    ]
+    decay = torch.tensor(rates, dtype=torch.float64, device="cpu")
+    if None in asked:
+        counts = torch.tensor([site.n_fwd * site.geometry.unit for site, _ in steps], device="cpu")
+        sizes = (squares_together(parts) / counts).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        decay /= torch.where(torch.tensor([one is None for one in asked], device="cpu"), sizes, 1.0)
+    return [*records, ScaleTogether(parts, 1 - decay.clamp(max=MOST_DECAY))]
 
 
 def _decays(site: SiteModule) -> bool:

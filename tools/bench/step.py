@@ -27,7 +27,7 @@ REFRESHES = 3  # timed; the steps' own interval is far longer than the measureme
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing(parser, repeats=15)
     add_device(parser)
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=["gpt2", "resnet50"])
     parser.add_argument("--block", nargs="+", type=block, default=[(16, 1)], metavar="RxC", help="each is compiled")
     parser.add_argument("--fwd", type=float, default=0.9, help="forward sparsity")
     parser.add_argument("--bwd", type=float, default=0.8, help="backward sparsity")

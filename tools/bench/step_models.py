@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +33,11 @@ class Workload:
     says: str
 
 
-def gpt2(quick: bool, device: torch.device, layers: int = 12) -> Workload:
+def gpt2(quick: bool, device: torch.device, layers: int = 12, width: int = 512, length: int = 256) -> Workload:
     """GPT-2 style over bytes, without dropout, on the standard library's sources."""
-    layers, width, heads, batch, length = (2, 64, 2, 2, 16) if quick else (layers, 512, 8, 8, 256)
+    heads, batch = max(4, width // 64), 8
+    if quick:
+        layers, width, heads, batch, length = 2, 64, 2, 2, 16
     off: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -76,4 +79,5 @@ def _seeded(kind: Callable[..., nn.Module], config: object, device: torch.device
     return kind(config).train().to(device)
 
 
-MODELS = {"gpt2": gpt2, "resnet50": resnet50}
+# "demo" is the model of `make demo`: so narrow that calls and packing are much of a step.
+MODELS = {"gpt2": gpt2, "resnet50": resnet50, "demo": partial(gpt2, layers=4, width=128, length=128)}

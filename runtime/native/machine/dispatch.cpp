@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "parallel.h"
 #include "processor.h"
 
 using namespace topkast;
@@ -48,11 +49,15 @@ int64_t sorted(const tk_matrix* w, int64_t outputs, int64_t inputs, int64_t m) {
 
 }  // namespace
 
-int64_t tk_workspace(const tk_matrix* w, int64_t m) {
+int64_t topkast::packed_floats(const tk_matrix& w, int64_t m) {
     // Both operands packed in tiles of at most 64, and where each block row of A starts in each cell: no
-    // product that keeps this cuts cells of fewer than 256 columns, but for the last. Or A sorted.
-    const int64_t rows = (w->rows + w->r - 1) / w->r, cols = (w->columns + w->c - 1) / w->c;
-    return (m + 64) * (rows * w->r + cols * w->c) + rows * (cols * w->c / 256 + 3) + 64 + sorted(w, w->rows, w->columns, m);
+    // product that keeps this cuts cells of fewer than 256 columns, but for the last.
+    const int64_t rows = ceil_div(w.rows, w.r), cols = ceil_div(w.columns, w.c);
+    return (m + 64) * (rows * w.r + cols * w.c) + rows * (cols * w.c / 256 + 3) + 64;
+}
+
+int64_t tk_workspace(const tk_matrix* w, int64_t m) {
+    return packed_floats(*w, m) + sorted(w, w->rows, w->columns, m);  // or A sorted
 }
 
 int64_t tk_spmm_t_workspace(const tk_matrix* w, int64_t m) {

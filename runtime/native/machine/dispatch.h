@@ -21,6 +21,9 @@ struct Isa {
 
 const Isa& isa();  // the one in use
 
+// Floats of scratch that a product of matrices needs for m rows of activations, whatever the index says.
+int64_t packed_floats(const tk_matrix& w, int64_t m);
+
 namespace portable { extern const Isa isa; }
 #ifdef __x86_64__
 namespace avx2 { extern const Isa isa; }

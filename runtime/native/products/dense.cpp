@@ -82,3 +82,14 @@ void tk_scale_explored_once(const tk_parallel* p, const tk_matrix* w, float* fac
     });
     *factor = 1;
 }
+
+void tk_squares_of_all(const tk_parallel* p, const tk_matrix* w, int64_t count, double* rows, double* sums) {
+    for (int64_t n = 0; n < count; ++n) {
+        tk_squares(p, w + n, w[n].values, rows);
+        sums[n] = 0;
+        for (int64_t i = 0; i < ceil_div(w[n].rows, w[n].r); ++i) sums[n] += rows[i];
+    }
+}
+void tk_scale_all_once(const tk_parallel* p, const tk_matrix* w, int64_t count, float* factors) {
+    for (int64_t n = 0; n < count; ++n) tk_scale_explored_once(p, w + n, factors + n, const_cast<float*>(w[n].values));
+}

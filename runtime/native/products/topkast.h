@@ -62,6 +62,24 @@ void tk_spmm_t(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, tk_v
 // dW = dY^T X at B, into grad [slots * r * c]; unused slots get zero.
 void tk_sddmm(const tk_parallel* p, const tk_matrix* w, const tk_view* dy, const tk_view* x, float* grad, float* work);
 
+// A product whose layout is known before its tensors: no pointer in it is read. `first` and `second` are x and y (of
+// TK_FORWARD), dy and dx (TK_TRANSPOSED), dy and x (TK_GRADIENT).
+enum { TK_FORWARD, TK_TRANSPOSED, TK_GRADIENT };
+typedef struct {
+    tk_matrix w;
+    tk_view first, second;
+    int32_t kind, act;
+} tk_prepared;
+
+// Floats of scratch, whatever the index says. And the product at these addresses: of TK_GRADIENT `values` is the
+// gradient; `bias` may be null. Nothing is written unless the answer is TK_DONE. TK_WRONG_INDEX: row_ptr ends after the
+// slots; TK_WRONG_WIDTH: the instruction set in use takes other tiles.
+enum { TK_DONE, TK_WRONG_INDEX, TK_WRONG_WIDTH, TK_WRONG_KIND };
+int64_t tk_prepared_workspace(const tk_prepared* product);
+int32_t tk_run_prepared(const tk_parallel* p, const tk_prepared* product, float* values, const int64_t* row_ptr,
+                        const int64_t* row_fwd, const void* cols, float* first, float* second, const float* bias,
+                        float* work);
+
 // A convolution's images. 0: [batch][channels][positions] and 1: [batch][positions][channels], each image dense, `stride`
 // floats from one to the next; 2: [positions][channels][batch], `stride` from position to position.
 typedef struct {
@@ -101,6 +119,10 @@ void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, f
 // which factor[0] is 1, so that a second call changes nothing: after an interrupt Python cannot know if a call was made.
 void tk_squares(const tk_parallel* p, const tk_matrix* w, const float* values, double* rows);
 void tk_scale_explored_once(const tk_parallel* p, const tk_matrix* w, float* factor, float* values);
+// The same for `count` weights with their values: the sum of squares of each, by way of rows [most block rows of one]; and
+// a factor for each.
+void tk_squares_of_all(const tk_parallel* p, const tk_matrix* w, int64_t count, double* rows, double* sums);
+void tk_scale_all_once(const tk_parallel* p, const tk_matrix* w, int64_t count, float* factors);
 
 // All of θ as a dense matrix [rows, columns], contiguous, from B's values and the reservoir (the blocks outside B, whole,
 // in the order of the grid); and back, into values [slots * r * c] and reservoir. And what belongs to B's values, from

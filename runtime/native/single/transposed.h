@@ -19,6 +19,7 @@ inline bool turns(const tk_matrix& w, int64_t m) {
 }
 
 // Floats of the transpose: pointers, values and columns, in whole lines of the cache.
-inline int64_t turned_floats(const tk_matrix& w) { return (2 * (w.columns + 1) + 2 * forward_slots(w) + 15) / 16 * 16; }
+inline int64_t turned_floats(int64_t columns, int64_t slots) { return (2 * (columns + 1) + 2 * slots + 15) / 16 * 16; }
+inline int64_t turned_floats(const tk_matrix& w) { return turned_floats(w.columns, forward_slots(w)); }
 
 }  // namespace topkast
