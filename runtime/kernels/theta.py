@@ -6,7 +6,10 @@ from torch import Tensor
 
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.native import theta as native
+from topkast.runtime.triton import runs_on
 from topkast.runtime.triton import theta as triton
+
+__all__ = ["assemble", "follow", "runs_on", "store"]
 
 
 def assemble(values: Tensor, reservoir: Tensor, index: Index, geometry: Geometry) -> Tensor:

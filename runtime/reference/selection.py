@@ -34,10 +34,12 @@ def _squares(matrix: Tensor, r: int, c: int) -> Tensor:
     blocks, width = sums.view(sums.shape[0], -1, c), c
     while width > 1:
         half = 1 << ((width - 1).bit_length() - 1)
-        # A sum over few neighbours is slow: below 16 columns, each column is added by itself (blocks of 1x4: 8 times).
-        for column in range(width - half) if half < 16 else [slice(0, width - half)]:
-            other = column + half if isinstance(column, int) else slice(half, width)
-            blocks[..., column] += blocks[..., other]
+        # A sum over few neighbours is slow: below 16 columns, each column is added by itself (blocks of 1x4: 3 times).
+        if half < 16:
+            for column in range(width - half):
+                blocks[..., column] += blocks[..., column + half]
+        else:
+            blocks[..., : width - half] += blocks[..., half:width]
         width = half
     return blocks[..., 0].reshape(-1)
 

@@ -202,8 +202,7 @@ class Site(ShardableSite, nn.Module):
         if live is not None and change.parts is not None:
             for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
                 copy(target, source)
-            moves = live.reservoir.device != change.parts.reservoir.device
-            (copy if moves else Tensor.copy_)(live.reservoir, change.parts.reservoir)
+            copy(live.reservoir, change.parts.reservoir)
             self.remember_index()
             self.method.forget()
         self.changes += 1

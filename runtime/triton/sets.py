@@ -1,4 +1,4 @@
-"""Score, choose and store sets on the GPU, as ``reference.selection`` and ``layout`` do, without waiting for the GPU."""
+"""Score, choose and store sets on the GPU, as ``reference.selection`` and ``layout`` do, without waiting for it."""
 
 from __future__ import annotations
 

@@ -85,9 +85,9 @@ class Derived(Placed):
         return torch.tensor([self.step, self.refreshed_at], device="cpu")
 
     @property
+    @abstractmethod
     def columns(self) -> Tensor:
         """The columns of the index [slots]."""
-        raise NotImplementedError
 
     @property
     def index(self) -> Index:
