@@ -65,10 +65,10 @@ def best_units(rows: Rows, geometry: Geometry, count: int, balanced: bool) -> tu
     scores: list[Tensor] = []
     for begin in range(0, geometry.rows, step):
         part = rows(begin, min(begin + step, geometry.rows))
-        blocks = Geometry(tuple(part.shape), (0, 1), 1, geometry.block).to_blocks(part)
-        first, groups = begin // height * columns, blocks.shape[0] // columns if balanced else 1
-        units.append(torch.arange(first, first + blocks.shape[0], device=part.device))
-        scores.append(choose.scores(blocks))
+        scores.append(choose.scores(part, geometry.block))
+        here = scores[-1].numel()
+        first, groups = begin // height * columns, here // columns if balanced else 1
+        units.append(torch.arange(first, first + here, device=part.device))
         if balanced:
             kept = choose.largest(scores[-1].view(groups, -1), count).view(-1)
             units[-1], scores[-1] = units[-1][kept], scores[-1][kept]

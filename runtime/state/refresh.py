@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
+from topkast.runtime.kernels.sets import index_masks
 from topkast.runtime.kernels.theta import assemble
-from topkast.runtime.layout import index_masks
-from topkast.runtime.state.change.relayout import HasSets, with_new_sets, with_sets_of
+from topkast.runtime.state.change.relayout import HasSets, refreshed, with_new_sets, with_sets_of
 from topkast.runtime.state.change.streaming import at_home
 from topkast.runtime.state.content.background import choose_in_thread
 from topkast.runtime.state.content.choose_sets import Chosen, renewed_sets
@@ -58,13 +58,13 @@ def renewed(site: Site, parts: Parts) -> Change:
     """The change that chooses both sets from the current θ.
 
     Args:
-        parts: the site's parts, on the reservoir's device.
+        parts: the site's parts, all on the device that chooses.
     """
     site.wait()
     if not site.geometry.units:  # of a sharded weight this process holds nothing
-        return Change(fields={"refreshed_at": site.step, "churn": [*site.churn[-99:], (site.step, 0.0, 0.0)]})
+        return Change(fields=refreshed(site, torch.zeros(2, dtype=torch.float64, device="cpu")))
     theta = assemble(parts.values, parts.reservoir, parts.index, site.geometry)
-    sets = renewed_sets(site.method, site.set_state(), theta)
+    sets = renewed_sets(site.method, site.set_state(parts.index), theta)
     if site.method.enters_at_zero:
         entering = sets.bwd & ~index_masks(parts.index, site.geometry)[1]
         theta.masked_fill_(site.geometry.from_blocks(entering[:, None].expand(-1, site.geometry.unit)), 0)
@@ -76,7 +76,7 @@ def _renewed_by_interval(site: Site, parts: Parts) -> Change:
         return renewed(site, parts)
     change, state = Change(fields={"refreshed_at": site.step}), site.set_state()
     if site.pending is not None:
-        index = site.pending_index().to(site.home)
+        index = site.pending_index().to(parts.index.cols.device)
         theta = assemble(parts.values, parts.reservoir, parts.index, site.geometry)
         change = with_new_sets(site, theta, parts, Chosen(index, *index_masks(index, site.geometry)))
 

@@ -24,6 +24,7 @@ from topkast.runtime.registry import new_key, register
 from topkast.runtime.rule import Rule
 from topkast.runtime.state.content.background import Pending
 from topkast.runtime.state.content.choose_sets import first_sets, with_bits
+from topkast.runtime.state.content.derived import turnover
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.content.fingerprint import fingerprint
 from topkast.runtime.state.content.index_check import WRITTEN, Note, checked, remembered
@@ -115,7 +116,7 @@ class Site(ShardableSite, nn.Module):
         self.decayed_by = 0.0  # lr * exploration_decay of the last step, if the option is set
         self.scaled = 1.0  # the factor that θ was multiplied by at the start, see topkast.compiler.convert.initial
         self.broken: str | None = None  # why the site cannot be used any more; see parts.py
-        self.churn: list[tuple[int, float, float]] = []  # (step, share new in A, share new in B) of each refresh
+        self.turnover: list[tuple[int, Tensor]] = []  # of each refresh: the step, the shares new in A and B [2]
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._own: tuple[int, int] | None = None
         self.owner = None
@@ -201,7 +202,7 @@ class Site(ShardableSite, nn.Module):
         if live is not None and change.parts is not None:
             for target, source in zip(live.tensors(), change.parts.tensors(), strict=True):
                 copy(target, source)
-            live.reservoir.copy_(change.parts.reservoir)
+            copy(live.reservoir, change.parts.reservoir)
             self.remember_index()
             self.method.forget()
         self.changes += 1
@@ -278,7 +279,7 @@ class Site(ShardableSite, nn.Module):
 
     def set_churn(self, churn: list[tuple[int, float, float]]) -> None:
         """Set :attr:`churn`."""
-        self.churn = churn
+        self.turnover = turnover(churn)
 
     def set_watch(self, watch: Any) -> None:
         """Set the object that checks whether the steps of a compiled model run compiled."""

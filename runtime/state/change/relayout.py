@@ -5,13 +5,14 @@ These functions change nothing. They return the new state as a :class:`Change`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from topkast.runtime.kernels.sets import index_masks
 from topkast.runtime.kernels.theta import assemble, store
-from topkast.runtime.layout import Index, index_masks
+from topkast.runtime.layout import Index
 from topkast.runtime.state.content.choose_sets import Chosen, with_bits
 from topkast.runtime.state.content.optimizer_state import carry_state, index_of_unknown_state
 from topkast.runtime.state.content.parts import Change, Parts
@@ -32,29 +33,39 @@ def with_new_sets(site: Site, theta: Tensor, parts: Parts, sets: Chosen) -> Chan
     """The change that stores θ with new sets.
 
     Args:
-        theta: all of θ, dense, on the reservoir's device.
-        parts: the site's parts, on the reservoir's device.
+        theta: all of θ, dense, on the device that chooses.
+        parts: the site's parts, on the same device.
         sets: the new sets.
     """
     old_fwd, old_bwd = index_masks(parts.index, site.geometry)
     change = _laid_out(site, theta, parts, sets.index, with_bits(parts.ever, sets.fwd))
-    new_fwd, new_bwd = _share_of_new(sets.fwd, old_fwd), _share_of_new(sets.bwd, old_bwd)
-    change.fields |= {"refreshed_at": site.step, "churn": [*site.churn[-99:], (site.step, new_fwd, new_bwd)]}
+    change.fields |= refreshed(site, torch.stack([_share_of_new(sets.fwd, old_fwd), _share_of_new(sets.bwd, old_bwd)]))
     return change
+
+
+def refreshed(site: Site, shares: Tensor) -> dict[str, Any]:
+    """The fields of a site that was refreshed.
+
+    Args:
+        shares: of A and of B that are new, float64 [2]. They stay on their device: to read them would be to wait for
+            all that is done there.
+    """
+    return {"refreshed_at": site.step, "turnover": [*site.turnover[-99:], (site.step, shares)]}
 
 
 def with_sets_of(site: Site, parts: Parts, other: HasSets) -> Change:
     """The change that gives the site the sets of another site with the same counts. θ stays the same, bit for bit.
 
     Args:
-        parts: the site's parts, on the reservoir's device.
+        parts: the site's parts, all on one device.
         other: the object with the sets.
     """
-    index = other.index.to(site.home)
+    here = parts.index.cols.device
+    index = other.index.to(here)
     if all(map(torch.equal, parts.index, index)):
         return Change()
     theta = assemble(parts.values, parts.reservoir, parts.index, site.geometry)
-    return _laid_out(site, theta, parts, index, other.ever.to(site.home, copy=True))
+    return _laid_out(site, theta, parts, index, other.ever.to(here, copy=True))
 
 
 def _laid_out(site: Site, theta: Tensor, parts: Parts, index: Index, ever: Tensor) -> Change:
@@ -65,6 +76,6 @@ def _laid_out(site: Site, theta: Tensor, parts: Parts, index: Index, ever: Tenso
     return Change(Parts(values, reservoir, index, ever, kept, parts.starts), fields)
 
 
-def _share_of_new(new: Tensor, old: Tensor) -> float:
+def _share_of_new(new: Tensor, old: Tensor) -> Tensor:
     # sum() would first convert every bool to int64.
-    return int((new & ~old).count_nonzero()) / int(new.count_nonzero())
+    return (new & ~old).count_nonzero().double() / new.count_nonzero()

@@ -1,27 +1,32 @@
-"""A refresh works on the reservoir's device; the other tensors that it changes move there and back.
+"""A refresh works on one device; the tensors that it changes and that are not there move there and back.
 
-If the reservoir is on the values' own device, nothing moves. If the reservoir is not on the device, all work is done in
+If the reservoir is on the values' own device, nothing moves. A reservoir in host memory comes to a GPU, see
+``uploading.py``. Otherwise (on disk, in the background mode, or if the GPU has too little memory) all work is done in
 host memory, layer by layer: while the host chooses one layer's sets, the next layer's values move to the host and the
-last layer's values move back. The copies read and write the site's tensors directly, so a refresh allocates nothing on
-the device: the device holds only B's values of a layer, never its dense weight. In host memory a refresh needs pinned
-memory for the values of at most three layers, and twice θ of one layer: the assembled θ and its newly stored parts.
+last layer's values move back. The copies read and write the site's tensors directly, so such a refresh allocates
+nothing on the device: the device holds only B's values of a layer, never its dense weight. In host memory it needs
+pinned memory for the values of at most three layers, and twice θ of one layer: the assembled θ and its newly stored
+parts.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from topkast.runtime.kernels.theta import runs_on
 from topkast.runtime.layout import Index
 from topkast.runtime.state.content.parts import Change, Parts
-from topkast.runtime.state.sharding.part import at_work
+from topkast.runtime.state.sharding.part import Whole, at_work
 from topkast.runtime.state.site import Site
 
 from .commit import commit
+from .uploading import OnStreams, Roads, upload
 
 Prepare = Callable[[Site, Parts], Change]
 
@@ -31,17 +36,39 @@ def at_home(sites: Iterable[Site], prepare: Prepare) -> None:
 
     Args:
         sites: in the order of the changes; sites of one device come one after the other.
-        prepare: (site, its parts on the reservoir's device) -> the change; the function itself changes nothing.
+        prepare: (site, its parts on one device) -> the change; the function itself changes nothing.
     """
     away: dict[torch.device, list[Site]] = {}
+    coming: dict[torch.device, list[Site]] = {}
     for site in map(at_work, sites):
         if site.home == site.original.device:
             parts = site.parts()
             commit(site, parts, prepare(site, parts))
         else:
-            away.setdefault(site.original.device, []).append(site)
+            group = coming if comes_up(site) else away
+            group.setdefault(site.original.device, []).append(site)
+    for device, group_there in coming.items():
+        if left := upload(group_there, prepare, roads(device)):
+            warnings.warn(
+                f"topkast: {device} has too little memory for the dense {left[0].name}, so the host chooses the sets "
+                f"of {len(left)} of {len(group_there)} weights, which takes longer",
+                stacklevel=2,
+            )
+            away.setdefault(device, []).extend(left)
     for device, group in away.items():
         _stream(group, prepare, copies(device))
+
+
+def comes_up(site: Any) -> bool:
+    """Whether the sets of a site whose reservoir is elsewhere are chosen on the device of its values. A thread chooses
+    in host memory, and the parts of a site that was gathered are there too."""
+    gathers = isinstance(site, Whole)
+    return site.place.comes_up and not (site.rule.refresh_in_background or gathers) and runs_on(site.original.device)
+
+
+def roads(device: torch.device) -> Roads:
+    """The copies between a GPU and host memory."""
+    return OnStreams(device)
 
 
 def _stream(sites: list[Site], prepare: Prepare, copies: Copies) -> None:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from topkast.runtime.kernels.sets import build_index
+from topkast.runtime.kernels import sets as kernels
 from topkast.runtime.layout import Index
 from topkast.runtime.methods import Method, SetState
 from topkast.runtime.methods.method import Sets
-from topkast.runtime.reference import selection
 
 from .marks import packed
 
@@ -26,7 +25,7 @@ class Chosen:
 
 def scores(state: SetState, theta: Tensor) -> Tensor:
     """Score of every unit of θ, [groups, units / groups]."""
-    return selection.scores(state.geometry.to_blocks(theta)).view(state.groups, -1)
+    return kernels.scores(theta, state.geometry).view(state.groups, -1)
 
 
 def first_sets(method: Method, state: SetState, theta: Tensor) -> Chosen:
@@ -41,7 +40,7 @@ def renewed_sets(method: Method, state: SetState, theta: Tensor) -> Chosen:
 
 def _chosen(state: SetState, sets: Sets) -> Chosen:
     (fwd, bwd), grid = (mask.view(-1) for mask in sets), state.geometry.grid
-    return Chosen(build_index(fwd.view(grid), bwd.view(grid), state.n_bwd), fwd, bwd)
+    return Chosen(kernels.build_index(fwd.view(grid), bwd.view(grid), state.n_bwd), fwd, bwd)
 
 
 def with_bits(ever: Tensor, fwd: Tensor) -> Tensor:

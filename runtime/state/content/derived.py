@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.devices import check_gradient_is_seen
-from topkast.runtime.kernels.sets import largest
+from topkast.runtime.kernels.sets import index_masks, largest
 from topkast.runtime.kernels.theta import assemble
-from topkast.runtime.layout import Index, explored_values, index_masks
+from topkast.runtime.layout import Index, explored_values
 from topkast.runtime.methods import Method, SetState
 from topkast.runtime.reference.dense_gradient import Rows
 from topkast.runtime.rule import Rule
@@ -21,6 +21,11 @@ from topkast.runtime.rule import Rule
 from .background import Pending, pending_state
 from .placed import Placed
 from .reservoirs import RESERVOIRS, Reservoir
+
+
+def turnover(churn: list[tuple[int, float, float]]) -> list[tuple[int, Tensor]]:
+    """:attr:`Derived.churn` as a site stores it."""
+    return [(step, torch.tensor(shares, dtype=torch.float64, device="cpu")) for step, *shares in churn]
 
 
 class Derived(Placed):
@@ -35,6 +40,7 @@ class Derived(Placed):
     refreshed_at: int
     n_fwd: int
     reservoir: Tensor
+    turnover: list[tuple[int, Tensor]]
     row_ptr: Tensor
     row_fwd: Tensor
 
@@ -80,9 +86,9 @@ class Derived(Placed):
         return torch.tensor([self.step, self.refreshed_at], device="cpu")
 
     @property
+    @abstractmethod
     def columns(self) -> Tensor:
         """The columns of the index [slots]."""
-        raise NotImplementedError
 
     @property
     def index(self) -> Index:
@@ -105,15 +111,24 @@ class Derived(Placed):
         """The number of units in A at the start, which is the most that A ever has."""
         return self.groups * self.method.units(replace(self.set_state(), step=0))[0]
 
-    def set_state(self) -> SetState:
-        """The state of the site that the method may see."""
+    @property
+    def churn(self) -> list[tuple[int, float, float]]:
+        """(Step, share new in A, share new in B) of the last refreshes. Reading waits for the device."""
+        return [(step, *shares.tolist()) for step, shares in self.turnover]
+
+    def set_state(self, index: Index | None = None) -> SetState:
+        """The state of the site that the method may see.
+
+        Args:
+            index: the site's index where the sets are chosen; None: it is moved to the reservoir's device if needed.
+        """
         return SetState(
             self.name, self.rule, self.geometry, self.n_fwd, self.n_bwd, self.groups, self.step, self.refreshed_at,
-            self._members, partial(self._draw, self.step), largest,
+            partial(self._members, index), partial(self._draw, self.step), largest,
         )  # fmt: skip
 
-    def _members(self) -> tuple[Tensor, Tensor]:
-        return index_masks(self.index.to(self.home), self.geometry)
+    def _members(self, index: Index | None) -> tuple[Tensor, Tensor]:
+        return index_masks(self.index.to(self.home) if index is None else index, self.geometry)
 
     def _draw(self, step: int, like: Tensor, purpose: str) -> Tensor:
         # ``step`` is the state's: a thread draws later, when the site has made more steps.

@@ -43,10 +43,12 @@ class Reservoir(ABC):
     Attributes:
         name: the value of the option ``reservoir`` for this place.
         follows_model: whether the values move with the model, as a buffer does.
+        comes_up: whether a GPU chooses the sets: the values come to it and go back, one layer at a time.
     """
 
     name: ClassVar[str]
     follows_model: ClassVar[bool] = False
+    comes_up: ClassVar[bool] = False
 
     @abstractmethod
     def allocate(self, numel: int, like: Tensor) -> Tensor:
@@ -81,6 +83,7 @@ class InHostMemory(Reservoir):
     """In host memory, pinned if there is a GPU."""
 
     name = "host"
+    comes_up = True
 
     def allocate(self, numel: int, like: Tensor) -> Tensor:
         return torch.zeros(numel, dtype=like.dtype, device="cpu", pin_memory=torch.cuda.is_available())

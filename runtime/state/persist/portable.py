@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from topkast.runtime.layout import Index, column_type
 from topkast.runtime.state.content.background import already_chosen
+from topkast.runtime.state.content.derived import turnover
 from topkast.runtime.state.content.fingerprint import fingerprint, unchanged
 from topkast.runtime.state.content.reservoirs import RESERVOIRS
 from topkast.runtime.state.site import Site
 
 OF_PROCESS = (
     *("optimizers", "ran", "key", "copies", "snapshot", "_own", "noted", "owner", "owners"),
-    *("turned", "turned_of"),
+    *("turned", "turned_of", "turnover"),
 )
 
 
@@ -33,7 +34,7 @@ def copied_fields(site: Site, table: dict[str, nn.Parameter | None]) -> dict[str
     Args:
         table: the parameters of the copy's owner.
     """
-    fields: dict[str, Any] = {"churn": list(site.churn), "pending": site.pending}
+    fields: dict[str, Any] = {"turnover": list(site.turnover), "pending": site.pending}
     if not site.place.follows_model:
         fields["reservoir"] = site.place.allocate(site.reservoir.numel(), site.reservoir).copy_(site.reservoir)
     values = table[site.attribute]
@@ -51,6 +52,7 @@ def packed(site: Site) -> dict[str, Any]:
         own["pending"] = site.pending.name, site.pending.step, tuple(map(_signed, site.pending.result()))
     if site.unread_state_index is not None:
         own["unread_state_index"] = tuple(map(_signed, site.unread_state_index))
+    own["churn"] = site.churn
     own["_table"] = site.table
     own["_buffers"] = {name: _signed(tensor) for name, tensor in site._buffers.items()}
     return own
@@ -59,7 +61,7 @@ def packed(site: Site) -> dict[str, Any]:
 def unpacked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The result of :func:`packed` as the content of a new site, and the further fields of the site."""
     columns = column_type(state["geometry"].grid[1])
-    fields: dict[str, Any] = {name: state[name] for name in ("churn", "scaled")}
+    fields: dict[str, Any] = {"scaled": state["scaled"], "turnover": turnover(state["churn"])}
     buffers = dict(state["_buffers"])
     if "cols" in buffers:  # otherwise they are a parameter of bytes
         buffers["cols"] = buffers["cols"].view(columns)
@@ -78,7 +80,7 @@ def unpacked(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if not place.follows_model:  # pinned memory or a file is used again here
         kept = state["reservoir"]
         fields["reservoir"] = place.allocate(kept.numel(), kept).copy_(kept)
-    return {**state, "_buffers": buffers}, fields
+    return {**{name: value for name, value in state.items() if name != "churn"}, "_buffers": buffers}, fields
 
 
 def _signed(tensor: Any) -> Any:

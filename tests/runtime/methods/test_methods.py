@@ -204,7 +204,7 @@ def problems(draw: st.DrawFn) -> tuple[Geometry, torch.Tensor, int, bool]:
 @given(problems(), st.integers(1, 60))
 def test_best_units_in_parts_are_those_of_the_whole(problem: Any, part: int) -> None:
     geometry, grad, count, balanced = problem
-    score = choose.scores(geometry.to_blocks(grad)).view(geometry.grid[0] if balanced else 1, -1)
+    score = choose.scores(grad, geometry.block).view(geometry.grid[0] if balanced else 1, -1)
     wanted = choose.largest(score, count).view(-1).nonzero()[:, 0]
     sizes = []
 
