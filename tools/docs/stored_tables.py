@@ -10,6 +10,7 @@ from topkast.tools.bench.scale import sharded_page as sharded
 from topkast.tools.common import results as common
 from topkast.tools.common.markdown import table
 from topkast.tools.common.places import RESULTS
+from topkast.tools.from_dense import dense_page as from_dense
 from topkast.tools.study.shown import page_tables as study
 from topkast.tools.zoo import records_table
 from topkast.tools.zoo.runner import read
@@ -66,6 +67,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-balanced": lambda: study.balanced().markdown(),
     "study-rates": lambda: study.rates().markdown(),
     "study-churn": lambda: study.churn(DYNAMICS / "rate-1e-3.json").markdown(),
+    "from-dense": from_dense.retrieval,
+    "from-dense-export": from_dense.exported,
+    "from-dense-memory": from_dense.memory,
     "reliability": reliability,
     "reverted": reverted,
     "bench-kernels": bench.kernels,
