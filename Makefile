@@ -145,8 +145,9 @@ $(ZOO)/.ready: pyproject.toml setup.py constraints-zoo.txt $(wildcard runtime/na
 zoo: $(ZOO)/.ready
 	$(ZOO)/bin/python -m topkast.tools.zoo $(ARGS)
 
-# The tests on another torch, TORCH, in an environment of its own, with the numpy that its Triton runs with. The package
-# index may give the build with CUDA (4.6 GB), which runs on the CPU too. Not a part of CI.
+# Both runs of the tests on another torch, TORCH, in an environment of its own, with the numpy that its Triton runs with.
+# The long one runs tools/gpu without a GPU. The package index gives the build with CUDA (4.6 GB), which runs on the CPU
+# too. Not a part of CI. docs/reference/versions.md keeps what was printed.
 TORCH := 2.11.0
 NUMPY := 2.3.*
 OTHER := .venv-torch-$(TORCH)
@@ -156,8 +157,8 @@ $(OTHER)/.ready: pyproject.toml setup.py $(wildcard runtime/native/*/*)
 	$(OTHER)/bin/python -m pip install -q --no-input --no-compile -e ".[test]" "numpy==$(NUMPY)"
 	touch $@
 other-torch: $(OTHER)/.ready
-	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not long" \
-		-W default -o filterwarnings=default $(ARGS)
+	for part in "not long" long; do OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile \
+		-m "$$part" -W default -o filterwarnings=default $(ARGS) || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info runtime/native/*.so runtime/native/*.dylib runtime/native/*.dll .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ from topkast.tools.bench.scale import sharded_page as sharded
 from topkast.tools.common import results as common
 from topkast.tools.common.markdown import table
 from topkast.tools.common.places import RESULTS
+from topkast.tools.from_dense import dense_page as from_dense
 from topkast.tools.study.shown import page_tables as study
 from topkast.tools.zoo import records_table
 from topkast.tools.zoo.runner import read
@@ -61,6 +62,9 @@ def zoo() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": zoo,
     **{name: (lambda made=made: made().markdown()) for name, made in study.PAGE.items()},
+    "from-dense": from_dense.retrieval,
+    "from-dense-export": from_dense.exported,
+    "from-dense-memory": from_dense.memory,
     "reliability": reliability,
     "reverted": reverted,
     "bench-kernels": bench.kernels,

@@ -24,8 +24,8 @@ from topkast.runtime.native import Conv, Image, Matrix, View
 # A letter for each argument. p: the parallel_for. w, u: a matrix, a second one. v: a view. c: a convolution. x, y: its
 # images. k: scratch memory. n: a number. The others are arrays, whose bytes _ARRAYS counts.
 _ARGUMENTS = {
-    "tk_isa_best": "", "tk_isa": "", "tk_set_isa": "n", "tk_width": "w", "tk_workspace": "wn", "tk_pack": "pvv",
-    "tk_spmm_t_workspace": "wn",
+    "tk_isa_best": "", "tk_isa": "", "tk_bf16": "", "tk_set_isa": "n", "tk_width": "w", "tk_workspace": "wn",
+    "tk_pack": "pvv", "tk_spmm_t_workspace": "wn",
     "tk_spmm": "pwvbnvk", "tk_spmm_t": "pwvvk", "tk_sddmm": "pwvvgk", "tk_conv_workspace": "wc",
     "tk_conv_forward": "pwcxbyk", "tk_conv_input_grad": "pwcyxk", "tk_conv_weight_grad": "pwcyxgk",
     "tk_dense": "pwd", "tk_gather": "pwvg", "tk_squares": "pwgq", "tk_scale_explored_once": "pwfg",
@@ -155,7 +155,8 @@ class RemoteLibrary:
         self.calls, self.lock, self.thread = 0, threading.Lock(), threading.local()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
-        if name not in _ARGUMENTS:
+        # The others of tk_bf16 are only called where it is not 0; an emulated processor says 0.
+        if name not in _ARGUMENTS and not name.startswith("tk_bf16_"):
             raise AttributeError(name)
         return functools.partial(self._call, name)
 
@@ -173,7 +174,7 @@ class RemoteLibrary:
             ctypes.memmove(address, answer[at : at + size], size)
             at += size
         result = int(struct.unpack_from("<q", answer)[0])
-        if name in ("tk_isa_best", "tk_isa", "tk_set_isa"):
+        if name in ("tk_isa_best", "tk_isa", "tk_bf16", "tk_set_isa"):
             result = ctypes.c_int32(result).value  # the upper half of the register has no meaning
         if name.endswith("workspace"):
             self.thread.scratch = result  # of the product that this thread calls next

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bf16.h"
 #include "topkast.h"
 
 typedef uint64_t Word;
@@ -17,7 +18,8 @@ static const struct {
     void* function;
 } FUNCTIONS[] = {
 #define F(name) {#name, reinterpret_cast<void*>(&name)}
-    F(tk_isa_best), F(tk_isa), F(tk_set_isa), F(tk_width), F(tk_workspace), F(tk_spmm_t_workspace), F(tk_pack), F(tk_spmm), F(tk_spmm_t),
+    F(tk_isa_best), F(tk_isa), F(tk_bf16), F(tk_set_isa), F(tk_width), F(tk_workspace), F(tk_spmm_t_workspace), F(tk_pack),
+    F(tk_spmm), F(tk_spmm_t),
     F(tk_sddmm), F(tk_conv_workspace), F(tk_conv_forward), F(tk_conv_input_grad), F(tk_conv_weight_grad), F(tk_dense),
     F(tk_gather), F(tk_squares), F(tk_scale_explored_once), F(tk_assemble), F(tk_store), F(tk_follow), F(tk_largest),
     F(tk_build_index),
