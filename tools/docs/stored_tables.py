@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from topkast.tools.bench import tables as bench
 from topkast.tools.bench.scale import scale_page as scale
@@ -61,7 +62,7 @@ def zoo() -> str:
 # name -> the Markdown
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": zoo,
-    **{name: (lambda made=made: made().markdown()) for name, made in study.PAGE.items()},
+    **{name: partial(study.markdown, name) for name in study.PAGE},
     "from-dense": from_dense.retrieval,
     "from-dense-export": from_dense.exported,
     "from-dense-memory": from_dense.memory,

@@ -179,6 +179,24 @@ def test_a_falling_density_follows_the_cubic_in_the_same_shapes() -> None:
         assert seen[step] == pytest.approx([in_a, 2 * in_a], abs=2 / 1776), step
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"fwd_start": 0.5}, r"fwd_start=0.5, fwd_reached_after=None: must be given together"),
+        ({"fwd_reached_after": 9}, r"fwd_start=None, fwd_reached_after=9: must be given together"),
+        ({"fwd_start": 0.95, "fwd_reached_after": 9}, r"fwd_start=0.95: must be at most fwd=0.9"),
+        ({"fwd_start": 0.5, "fwd_reached_after": 9, "bwd": 0.8}, r"bwd=0.8: must be at most fwd_start=0.5"),
+        ({"fwd_start": 0.5, "fwd_reached_after": 9, "distribution": "erk"}, r"distribution='erk': must be 'uniform'"),
+        ({"fwd_start": 0.5, "fwd_reached_after": 9, "method": "set"}, r"method='set' does not use it"),
+        ({"refresh_growth": 0.9}, r"refresh_growth=0.9: must be a number in \[1, inf\)"),
+        ({"refresh_growth": 2.0, "method": "static"}, r"refresh_growth=2.0: method='static' does not use it"),
+    ],
+)
+def test_a_schedule_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(topkast.ConfigError, match=message):
+        topkast.sparsify(nn.Linear(64, 64), fwd=0.9, **options)
+
+
 def test_intervals_grow() -> None:
     rule = Rule(refresh_every=4, refresh_growth=1.5)  # 4, 6, 9, 13.5 and 20.25 steps
     ends = [4, 10, 19, 33, 53]

@@ -135,3 +135,8 @@ PAGE: dict[str, Callable[[], Sheet]] = {
     "study-topology": lambda: topology(FOLDER / "topology"),
     "study-churn": lambda: churn(FOLDER / "dynamics" / "rate-1e-3.json"),
 }
+
+
+def markdown(name: str) -> str:
+    """The table of that name in Markdown."""
+    return PAGE[name]().markdown()

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
@@ -106,7 +107,7 @@ def _draw_rates(ran: Sequence[Row], name: str, says: str, path: Path) -> None:
     panels = _panels(ran, "lr")
     with svg(path, height=2.1 * len(panels) + 0.9) as figure:
         grid = figure.subplots(len(panels), max(map(len, panels.values())), squeeze=False)
-        named = {}
+        named: dict[str, Any] = {}
         for line, (task, places) in zip(grid, panels.items(), strict=True):
             for axes, (place, rows) in zip(line, places.items(), strict=True):
                 named |= _draw_lines(axes, rows, arms)
@@ -119,9 +120,9 @@ def _draw_rates(ran: Sequence[Row], name: str, says: str, path: Path) -> None:
         frame(figure, "", says)
 
 
-def _draw_lines(axes: Axes, rows: Sequence[Row], arms: Sequence[str]) -> dict[str, object]:
+def _draw_lines(axes: Axes, rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
     """A line an arm over the rates; returns arm -> what the legend shows of it."""
-    named: dict[str, object] = {}
+    named: dict[str, Any] = {}
     for number, arm in enumerate(arms):
         if own := sorted((row for row in rows if row.arm == arm), key=lambda row: row.lr):
             named[arm] = axes.errorbar(

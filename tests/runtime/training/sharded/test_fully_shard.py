@@ -56,6 +56,8 @@ MATRIX = {
     "end of exploration": Run(options={"stop_exploring_after": 3}),
     "set": Run(options={"method": "set", "bwd": None}),
     "gmp": Run(options={"method": "gmp", "bwd": None, "stop_exploring_after": 5}),
+    "falling density": Run(options={"bwd": None, "fwd_start": 0.5, "fwd_reached_after": 4}),
+    "falling density, gathered": Run("sgd", {"bwd": 0.3, "fwd_start": 0.5, "fwd_reached_after": 4, **FREE}),
     "magnitude-ste": Run(options={"method": "magnitude-ste", "bwd": None}),
     "dense": Run(options={"fwd": 0.0, "bwd": 0.0}),
     "a user's method": Run(options={"method": Wandering.name}),
