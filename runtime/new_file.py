@@ -30,9 +30,12 @@ _TEMPORARY = re.compile(r"\.topkast-[0-9a-f]{16}\.part")
 def path_of(name: str, value: Any) -> Path:
     """The value of an argument as a path; ConfigError if it is none."""
     try:
-        return Path(os.fsdecode(value))
+        text = os.fsdecode(value)
     except TypeError as error:
         raise ConfigError(f"{name}={value!r}: must be a path") from error
+    if "\0" in text:
+        raise ConfigError(f"{name}={value!r}: must be a path, and no path holds a zero byte")
+    return Path(text)
 
 
 def regular(path: Path) -> Path:

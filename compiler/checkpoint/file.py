@@ -184,6 +184,7 @@ def _checked(
         wanted = named(packed["state"])
         if any(name not in tensors for name in wanted):
             raise CheckpointError(f"{path}: missing tensors: {', '.join(n for n in wanted if n not in tensors)}")
+    times = parsed(path, header, "times") if "times" in header else None
     content = None if optimizer is None or packed is None else unpack(packed["state"], tensors)
     if content is not None and order is not None and optimizer is not None:
         content = in_order(content, order, trained)
@@ -195,8 +196,8 @@ def _checked(
         for name, site in found.items():
             site.set_seed(theirs[name]["seed"])
             site.set_churn([(int(step), float(fwd), float(bwd)) for step, fwd, bwd in theirs[name]["churn"]])
-        if "times" in header:
-            use(parsed(path, header, "times"))
+        if times is not None:
+            use(times)
         if optimizer is not None and content is not None:
             load_optimizer(root, optimizer, content)
 

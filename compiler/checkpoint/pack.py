@@ -119,7 +119,11 @@ def read(
     Raises:
         CheckpointError: the file does not exist, is damaged or has another format.
     """
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except OSError as error:  # a name longer than the file system allows
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if not exists:
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:

@@ -17,6 +17,9 @@ from .validate import kind_of, refuse
 # Their state has other shapes than the parameters. Any other optimizer of torch keeps tensors of a parameter's shape,
 # and numbers.
 OTHER_SHAPES = ("Adafactor", "LBFGS")
+# What is a number, or a tensor of one, in the state of an optimizer of torch; all else is a tensor, or None here.
+NUMBERS = ("step", "eta", "mu", "mu_product")
+MAY_BE_NONE = ("momentum_buffer",)
 
 
 def check_given(root: nn.Module, optimizer: Any) -> None:
@@ -46,16 +49,16 @@ def check_content(
     form = isinstance(given, list) and all(isinstance(group, dict) for group in given) and len(given) == len(groups)
     refuse(path, "the optimizer's state is broken", [] if form else ["it is no state dict of these groups"])
     wrong: list[str] = []
+    of_torch = type(optimizer).__module__.startswith("torch.optim") and type(optimizer).__name__ not in OTHER_SHAPES
     for number, (theirs, mine) in enumerate(zip(given or (), optimizer.param_groups, strict=True)):
         for name, value in mine.items():
             if name != "params" and name not in theirs:
                 # A setting that a later version of torch has added is None or False by default.
                 wrong += [f"group {number}: no {name}"] if value not in (None, False) else []
-            elif name != "params" and not _is_alike(value, theirs[name]):
+            elif name != "params" and not _is_alike(value, theirs[name], of_torch):
                 wrong.append(f"group {number}: {name}={theirs[name]!r}")
     parameters = [parameter for group in groups for parameter in group]
     sparse = {id(site.original) for site in sites(root).values()}
-    of_torch = type(optimizer).__module__.startswith("torch.optim") and type(optimizer).__name__ not in OTHER_SHAPES
     for number, entries in content["state"].items():
         if not isinstance(number, int):
             continue
@@ -69,9 +72,18 @@ def check_content(
         for name, value in entries.items():
             if name == "step" and not _is_count(value):
                 wrong.append(f"parameter {number}: step={value!r}")
+            elif not isinstance(value, Tensor) and not _may_be_plain(name, value, own.get(name), of_torch):
+                wrong.append(f"parameter {number}: {name}={value!r}")
             elif isinstance(value, Tensor) and not _fits(value, parameter, own.get(name), strict):
                 wrong.append(f"parameter {number}: {name} is {kind_of(value)}, the parameter {kind_of(parameter)}")
     refuse(path, "the optimizer's state does not fit", wrong)
+
+
+def _may_be_plain(name: Any, value: Any, own: Any, of_torch: bool) -> bool:
+    """Whether what is no tensor can stand in the state of a parameter."""
+    if of_torch and not (name in NUMBERS or (name in MAY_BE_NONE and value is None)):
+        return False
+    return value is None or not isinstance(own, Tensor) or own.dim() == 0
 
 
 def _fits(value: Tensor, parameter: Tensor, own: Any, strict: bool) -> bool:
@@ -94,9 +106,11 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, (int, float)) and 0 <= value < math.inf and value == int(value)
 
 
-def _is_alike(mine: Any, theirs: Any) -> bool:
-    """Whether a setting of the file can stand for the optimizer's own."""
-    if mine is None or theirs is None:
+def _is_alike(mine: Any, theirs: Any, of_torch: bool) -> bool:
+    """Whether a setting of the file can stand for the optimizer's own. torch's own numbers are never None."""
+    if theirs is None:
+        return not of_torch or not isinstance(mine, (int, float, Tensor, tuple)) or isinstance(mine, bool)
+    if mine is None:
         return True
     if isinstance(mine, (bool, int, float, Tensor)):
         if isinstance(theirs, Tensor):
@@ -104,5 +118,5 @@ def _is_alike(mine: Any, theirs: Any) -> bool:
         return isinstance(theirs, (bool, int, float)) and theirs == theirs
     if isinstance(mine, (list, tuple)):
         fits = isinstance(theirs, (list, tuple)) and len(theirs) == len(mine)
-        return fits and all(_is_alike(*pair) for pair in zip(mine, theirs, strict=True))
+        return fits and all(_is_alike(*pair, of_torch) for pair in zip(mine, theirs, strict=True))
     return isinstance(theirs, type(mine))

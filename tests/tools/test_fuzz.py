@@ -67,6 +67,7 @@ def test_counts_are_added_and_a_seed_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "counts.json"
     found = {"cases": {"held": 3}, "failures": []}
     for seed, cases in ((1, 3), (2, 6), (2, 6)):
-        counts = fuzz.add(path, "kills", seed, found)
+        counts = fuzz.add(path, "kills", seed, found, f"tree of {seed}")
         fuzz.write(path, {}, {}, {"kinds": counts})
         assert counts["kills"]["cases"] == {"held": cases}
+    assert counts["kills"]["commits"] == ["tree of 1", "tree of 2"]

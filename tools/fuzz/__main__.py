@@ -83,12 +83,22 @@ def program(kind: str, failure: dict[str, Any]) -> str:
     return f"from topkast.tools.fuzz.kinds.{kind} import check\n\ncheck({failure['case']})"
 
 
-def add(path: Path, kind: str, seed: int, found: dict[str, Any]) -> dict[str, Any]:
-    """The counts of a file and new ones. A seed counts once."""
+def commit() -> str:
+    """The commit of the tree, for the counts; "unknown" outside of a git checkout."""
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def add(path: Path, kind: str, seed: int, found: dict[str, Any], tree: str) -> dict[str, Any]:
+    """The counts of a file and new ones, which are of the commit ``tree``. A seed counts once."""
     counts: dict[str, Any] = json.loads(path.read_text())["kinds"] if path.exists() else {}
     own = counts.setdefault(kind, {"seeds": [], "cases": {}, "failures": 0})
     if seed not in own["seeds"]:
         own["seeds"].append(seed)
+        own["commits"] = list(dict.fromkeys([*own.get("commits", []), tree]))
         for word, count in found["cases"].items():
             own["cases"][word] = own["cases"].get(word, 0) + count
         own["failures"] += len(found["failures"])
@@ -97,13 +107,13 @@ def add(path: Path, kind: str, seed: int, found: dict[str, Any]) -> dict[str, An
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    facts, failed = machine(), False
+    facts, failed, tree = machine(), False, commit()
     for kind in args.kinds:
         found = run(kind, args.seed, args.minutes * 60 / len(args.kinds), args.backend, args.failures)
         for failure in found["failures"]:
             failed = True
             CONSOLE.print(f"{kind}: {failure['error']}\n\n{program(kind, failure)}\n", markup=False, highlight=False)
-        counts = add(args.out, kind, args.seed, found)
+        counts = add(args.out, kind, args.seed, found, tree)
         write(args.out, facts, {}, {"kinds": counts})
     table = Table("kind", "cases", "failures")
     for kind, own in counts.items():

@@ -86,6 +86,9 @@ def test_the_optimizers_state_and_the_clock_are_checked(path: Path, name: str, c
         ("aliases", {"0.weight": 3}),
         ("optimizer", {"class": "torch.optim.adamw.AdamW", "params": 3}),
         ("optimizer", "[" * 5000),
+        # Times were read after the model had changed: the file was refused, and the model was the file's.
+        ("times", "[" * 5000),
+        ("times", ""),
     ],
 )
 def test_the_header_has_a_schema(path: Path, part: str, value: Any) -> None:
@@ -93,6 +96,42 @@ def test_the_header_has_a_schema(path: Path, part: str, value: Any) -> None:
     metadata[part] = value if isinstance(value, str) else json.dumps(value)
     save_file(load_file(path), path, metadata)
     refused(path, f"the header's '{part}' is")
+
+
+def replaced(value: Any, name: str, new: Any) -> Any:
+    """A packed dict's content with another value under a name, at whatever depth."""
+    if isinstance(value, list) and len(value) == 2 and value[0] == name:
+        return [name, new]
+    if isinstance(value, dict):
+        return {key: replaced(item, name, new) for key, item in value.items()}
+    return [replaced(item, name, new) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("name", "new"), [("lr", None), ("betas", None), ("exp_avg", -1), ("exp_avg_sq", None)])
+@pytest.mark.parametrize("stepped", [True, False])
+def test_a_plain_value_in_the_place_of_a_number_or_a_tensor(path: Path, name: str, new: Any, stepped: bool) -> None:
+    """The next step failed in torch: 'int' object has no attribute 'lerp_'."""
+    metadata = metadata_of(path)
+    packed = json.loads(metadata["optimizer"])
+    changed = {**packed, "state": replaced(packed["state"], name, new)}
+    assert changed != packed
+    save_file(load_file(path), path, {**metadata, "optimizer": json.dumps(changed)})
+    model, optimizer = made(1)
+    if not stepped:
+        optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    before = state_of(model, optimizer)
+    with pytest.raises(topkast.CheckpointError, match=f"{name}={new}"):
+        topkast.load(model, path, optimizer)
+    assert same(state_of(model, optimizer), before)
+
+
+def test_paths_that_no_file_has() -> None:
+    model, _ = made()
+    with pytest.raises(topkast.CheckpointError, match="cannot be read"):
+        topkast.load(model, "x" * 5000)
+    for call in (topkast.load, topkast.save, lambda model, path: topkast.export(model, path, torch.ones(2, 12))):
+        with pytest.raises(topkast.ConfigError, match="no path holds a zero byte"):
+            call(model, "a\0b")
 
 
 def test_no_name_of_the_file_is_looked_up_in_torch(path: Path) -> None:

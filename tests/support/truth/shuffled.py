@@ -77,11 +77,9 @@ class Shuffled(TorchDispatchMode):
             rows, columns = (ins, outs) if transposed else (outs, ins)
             # Every group's second axis is in the first group's order.
             dw = _at(dw, rows.argsort(), columns[: w.shape[1]].argsort())
-        return (
-            None if dx is None else _at(dx, batch.argsort(), ins.argsort()),
-            dw,
-            None if db is None else db.index_select(0, outs.argsort()),
-        )
+        if db is not None:  # a sum over positions too, and of a batch of one over nothing else
+            db = self.sum(aten.sum.dim_IntList, dy, [dim for dim in range(dy.dim()) if dim != 1])
+        return None if dx is None else _at(dx, batch.argsort(), ins.argsort()), dw, db
 
     def layer_norm_backward(
         self, op: Any, dy: Tensor, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, *rest: Any

@@ -20,9 +20,9 @@ from .builders import CASES, WAYS_OF
 from .choice import Rules
 from .lockstep import Trio, adamw, plain, plans_of, sites_of
 from .oracle import Oracle
-from .ways import ORDERS
+from .ways import ORDERS, ROUNDED
 
-EVERY = {**WAYS, **ORDERS}
+EVERY = {**WAYS, **ORDERS, **ROUNDED}
 OPTIONS = {"fwd": 0.8, "bwd": 0.6, "refresh_every": 2, "backend": "aot_eager"}
 
 
@@ -51,6 +51,13 @@ def half_a_gradient(model: nn.Module) -> None:
     assert grad is not None
     grad = grad.view(-1)
     grad[int(grad.abs().argmax())] *= 0.5
+
+
+def bias_in_bfloat16(model: nn.Module) -> None:
+    """A gradient of few numbers that was summed in too small a precision."""
+    grad = next(p for name, p in model.named_parameters() if name.endswith("bias")).grad
+    assert grad is not None
+    grad.copy_(grad.bfloat16())
 
 
 def decayed_twice(model: nn.Module) -> None:
@@ -98,6 +105,12 @@ BEYOND = r"is \d{3,}\.\d+ of its budget|gradient on one side|B differs"
 def test_a_real_error_is_beyond_it(wrong: Callable[[nn.Module], None]) -> None:
     with pytest.raises(AssertionError, match=BEYOND):
         run("mlp", wrong)
+
+
+def test_a_bias_in_too_small_a_precision_is_beyond_it() -> None:
+    """AdamW's step hides most of the error: 40 budgets are left, and a right program has one at most."""
+    with pytest.raises(AssertionError, match=r"bias.* is \d{2,}\.\d+ of its budget"):
+        run("mlp", bias_in_bfloat16)
 
 
 @pytest.mark.parametrize("wrong", ERRORS)
