@@ -30,12 +30,13 @@ _OPERANDS = {"spmm": ("x", "values"), "spmm_t": ("dy", "values"), "sddmm": ("dy"
 @functools.cache
 def install() -> None:
     """Tell Inductor about the products, once in a process. Code from Inductor's cache needs this too."""
-    from torch._inductor.lowering import fallback_handler, register_lowering
+    from torch._inductor.lowering import add_needs_realized_inputs, fallback_handler, register_lowering
     from torch._inductor.select_algorithm import extern_kernels
 
     for name, function in CALLED.items():
         setattr(extern_kernels, f"topkast_{name}", function)
         operator = getattr(topkast, name).default
+        add_needs_realized_inputs(operator)  # else each reader of an activation gets a copy of its own
         lowering = functools.partial(_lower, name, operator, fallback_handler(operator))
         register_lowering(operator, type_promotion_kind=None)(functools.update_wrapper(lowering, function))
 

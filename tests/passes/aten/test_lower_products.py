@@ -3,6 +3,7 @@ counts and what a method sees are the same."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
 import topkast
+from topkast.passes.aten import lower_products
 from topkast.runtime.state.model import sites
 from topkast.tests.runtime.native.test_native import LIBRARY
 from topkast.tests.support.truth.lockstep import adamw
@@ -73,6 +75,19 @@ def test_the_report_counts_calls() -> None:
             step(model, x)
         counts.append([dict(site.ran) for site in sites(model).values()])
     assert counts[0] == counts[1] and counts[0][0]["forward", "native", ""] == 3
+
+
+@pytest.mark.long
+def test_inductors_own_kernels_are_those_beside_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An activation that two products read lies in memory once."""
+    kernels = []
+    for called in (lower_products._called, lambda *_: None):
+        monkeypatch.setattr(lower_products, "_called", called)
+        model = compiled("inductor")
+        code = code_of(lambda model=model: step(model, torch.randn(70, 48)))
+        assert ("extern_kernels.topkast_" in code) is not bool(kernels)
+        kernels.append(re.findall(r"cpp_pybinding\(.*?'''\)", code, re.DOTALL))
+    assert kernels[0] == kernels[1] and kernels[0]
 
 
 @pytest.mark.long
