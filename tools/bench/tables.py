@@ -88,14 +88,15 @@ def steps() -> str:
     """Whole training steps, with the seconds of the first step, which compiles."""
     lines = []
     sources = []
-    for name in ("step", "step-resnet50"):
+    for name in ("step", "step-resnet50", "step-demo", "step-demo-avx2"):
         found = read(name)
+        held = {"avx2": ", AVX2"}.get(found["machine"]["instruction set"]["topkast"], "")
         for row in found["rows"]:
             compiled = row["seconds to compile"]
             refresh = row["refresh"]
             lines.append(
                 [
-                    row["says"],
+                    row["says"] + held,
                     block_name(tuple(row["block"])),
                     str(row["threads"]),
                     f"{row['bound of the model']:.2f}",
@@ -108,7 +109,8 @@ def steps() -> str:
         options = ["bench step", "--repeats", str(given["repeats"])]
         options += ["--threads", *map(str, given["threads"])]
         options += ["--block", *(block_name(tuple(block)) for block in given["block"])]
-        sources.append(source(found, " ".join(options) + (" --model resnet50" if name != "step" else "")))
+        options += ["--model", *given["model"]] * (name != "step")
+        sources.append(source(found, " ".join(options)))
     heads = ["model and batch", "block", "threads", "bound", "sparse / dense", "refreshes", "first step: sparse, dense"]
     return _joined(table(heads, lines, numbers=True), *sources)
 
