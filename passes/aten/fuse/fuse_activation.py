@@ -121,16 +121,24 @@ def _only_leads_to(last: fx.Node, dy: fx.Node, results: dict[fx.Node, Tensor]) -
     return True
 
 
+def _is_pointwise(node: fx.Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
 def _partners(results: dict[fx.Node, Tensor]) -> list[fx.Node]:
     """Values like the product, the first of ``results``, that elementwise ops combine with functions of the product."""
     product, found = next(iter(results)), dict[fx.Node, None]()
     for node in results:
         for user in node.users:
-            if user in results or torch.Tag.pointwise not in getattr(user.target, "tags", ()):
+            if user in results or not _is_pointwise(user):
                 continue
             for other in user.all_input_nodes:
-                while other not in results and keeps_values(other) and not _is_like(other, product):
-                    other = other.all_input_nodes[0]
-                if other not in results and _is_like(other, product):
-                    found[other] = None
+                # Back through casts, and through ops on this value alone, like a division by 2 at the function's end.
+                while other not in results and (_is_like(other, product) or keeps_values(other)):
+                    if _is_like(other, product):
+                        found[other] = None
+                    before = other.all_input_nodes
+                    if len(before) != 1 or not (keeps_values(other) or _is_pointwise(other)):
+                        break
+                    other = before[0]
     return list(found)
