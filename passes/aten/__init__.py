@@ -52,7 +52,7 @@ JOINT: list[type[Pass]] = [
     FuseEpilogue,  # after ChooseKernel, because only some kernels take a bias and an activation
     FuseActivation,  # after FuseEpilogue, because an activation inside a product is better than one after it
     KeepTransposed,  # after both, because only native products take tiles, and a fused activation is no value
-    SplitSums,  # last, because KeepTransposed lets sums read tiles, which need no second step
+    SplitSums,  # last, because KeepTransposed writes the sums that read tiles
 ]
 # Without RecomputeWeight, because nothing is kept for a backward.
 INFERENCE: list[type[Pass]] = [rule for rule in JOINT if rule is not RecomputeWeight]
