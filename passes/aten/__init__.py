@@ -13,6 +13,8 @@ from topkast.passes.aten.finish.explain_unfused import ExplainUnfused
 from topkast.passes.aten.finish.keep_sums import KeepSums
 from topkast.passes.aten.finish.keep_transposed import KeepTransposed
 from topkast.passes.aten.finish.recompute_weight import RecomputeWeight
+from topkast.passes.aten.finish.split_sums import SplitSums
+from topkast.passes.aten.fuse.fuse_activation import FuseActivation
 from topkast.passes.aten.fuse.fuse_convolution import FuseConvolution
 from topkast.passes.aten.fuse.fuse_epilogue import FuseEpilogue
 from topkast.passes.aten.fuse.fuse_grouped import FuseGrouped
@@ -48,7 +50,9 @@ JOINT: list[type[Pass]] = [
     ChooseKernel,  # after all that fuse products, because each sparse product gets its kernel here
     KeepSums,  # after ChooseKernel, because only some kernels sum in float32
     FuseEpilogue,  # after ChooseKernel, because only some kernels take a bias and an activation
-    KeepTransposed,  # last, because only native products take tiles, and a fused activation is no value to lay out
+    FuseActivation,  # after FuseEpilogue, because an activation inside a product is better than one after it
+    KeepTransposed,  # after both, because only native products take tiles, and a fused activation is no value
+    SplitSums,  # last, because KeepTransposed writes the sums that read tiles
 ]
 # Without RecomputeWeight, because nothing is kept for a backward.
 INFERENCE: list[type[Pass]] = [rule for rule in JOINT if rule is not RecomputeWeight]

@@ -43,6 +43,10 @@ class View(Structure):
     )  # fmt: skip
 
 
+class After(Structure):
+    _fields_ = (("act", c_int32), ("backward", c_int32), ("other", View))
+
+
 class Image(Structure):
     _fields_ = (("data", c_void_p), ("stride", c_int64), ("order", c_int32))
 
@@ -86,10 +90,14 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_bf16_workspace": (c_int64, [POINTER(Parallel), POINTER(Matrix), c_int64]),
     "tk_bf16_spmm": (
         None,
-        [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p, POINTER(View), c_void_p],
+        [POINTER(Parallel), POINTER(Matrix), POINTER(View), c_void_p, POINTER(View), POINTER(After), c_void_p],
     ),
-    "tk_bf16_spmm_t": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p]),
+    "tk_bf16_spmm_t": (
+        None,
+        [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), POINTER(After), c_void_p],
+    ),
     "tk_bf16_sddmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p, c_void_p]),
+    "tk_bf16_activate_grad": (None, [POINTER(Parallel), c_int32, *[c_void_p] * 3, c_int64]),
     "tk_conv_workspace": (c_int64, [POINTER(Matrix), POINTER(Conv)]),
     "tk_conv_forward": (None, [*_CONVOLUTION, c_void_p, POINTER(Image), c_void_p]),
     "tk_conv_input_grad": (None, [*_CONVOLUTION, POINTER(Image), c_void_p]),

@@ -51,6 +51,13 @@ def activation(name: str, y: Tensor) -> Tensor:
     return _ACTIVATIONS[name](y) if name else y
 
 
+def activation_grad(name: str, dy: Tensor, x: Tensor) -> Tensor:
+    """The gradient of an activation at x: dy times the derivative."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        return torch.autograd.grad(activation(name, at), at, dy)[0]
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": torch.nn.functional.gelu,

@@ -17,63 +17,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from topkast.passes.aten.base import Pass
 from topkast.passes.aten.finish.choose_kernel import problem
-from topkast.passes.aten.nodes import aten, emit, is_cast, topkast
+from topkast.passes.aten.functions import activation_name, points, results_of
+from topkast.passes.aten.nodes import aten, emit, topkast
 from topkast.passes.aten.tile_layouts import KEEPS_ORDER, matrix_shape, value_of
 from topkast.passes.aten.weight_call import WeightCall
-from topkast.runtime.kernels.candidates import FUSED_ACTIVATIONS, FUSING
+from topkast.runtime.kernels.candidates import FUSING
 from topkast.runtime.planner import epilogues
-from topkast.runtime.reference.products import activation
-
-# The kernels that take bias and activation, and the dtypes in which they compute as PyTorch does, or more exactly.
-_LIMIT = 64  # how many ops after a product the pass looks at; GELU is 8, its derivative 13
-
-
-def _points() -> Tensor:
-    """The numbers at which functions are compared."""
-    dense = torch.linspace(-12, 12, 4801, dtype=torch.float64, device="cpu")
-    wide = torch.logspace(-8, 6, 57, dtype=torch.float64, device="cpu")
-    return torch.cat([dense, wide, -wide])
-
-
-def _keeps_values(node: fx.Node) -> bool:
-    """Whether an op's values are those it reads, the rounding of a cast aside."""
-    return node.target in KEEPS_ORDER or is_cast(node)
-
-
-def _depends_on(results: dict[fx.Node, Tensor], node: fx.Node, dtypes: set[torch.dtype]) -> bool:
-    """Whether an elementwise op has no operands but those in ``results``, and computes in one of ``dtypes``."""
-    elementwise = _keeps_values(node) or torch.Tag.pointwise in getattr(node.target, "tags", ())
-    read = node.all_input_nodes
-    if not elementwise or not read or not all(operand in results for operand in read):
-        return False
-    return matrix_shape(node) == matrix_shape(read[0]) and node.meta["val"].dtype in dtypes
-
-
-def _results_at_points(product: fx.Node) -> dict[fx.Node, Tensor]:
-    """The product and the ops that depend on nothing else, with their values if the product's are the points."""
-    results, dtypes = {product: _points()}, {product.meta["val"].dtype, torch.float32}
-    node = product.next
-    while node.op != "root" and len(results) < _LIMIT:
-        if _depends_on(results, node, dtypes):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda operand: results[operand])
-            results[node] = args[0] if _keeps_values(node) else node.target(*args, **kwargs)  # type: ignore[assignment, operator]
-        node = node.next
-    return results
-
-
-def _activation_name(values: Tensor) -> str | None:
-    """Which activation has these values at the points."""
-    points = _points()
-    for name in FUSED_ACTIVATIONS[1:]:
-        expected = activation(name, points)
-        if bool(((values - expected).abs() <= 1e-8 * (1 + expected.abs())).all()):
-            return name
-    return None
 
 
 class FuseEpilogue(Pass):
@@ -108,10 +61,10 @@ class FuseEpilogue(Pass):
         bias = options.get("bias")
         if bias is not None and tuple(bias.meta["val"].shape) != shape[1:]:
             return
-        results = _results_at_points(node)
+        results = results_of({node: points()}, node)
         for last, values in results.items():
             is_whole = last is not node and last.meta["val"].dtype == node.meta["val"].dtype
-            name = _activation_name(values) if is_whole else None
+            name = activation_name(values) if is_whole else None
             if name is None:
                 continue
             inside, todo = set(), [last]

@@ -19,6 +19,7 @@ namespace bf16 {
 
 #include "halves.inl"
 #include "columns16.inl"
+#include "activations.inl"
 #include "pairs.inl"
 #include "gather_pairs.inl"
 #include "scatter_pairs.inl"

@@ -127,24 +127,26 @@ static void gather_samples(const Pairs& w, int64_t g0, int64_t g1, const Half* x
     unpack(own, m0, TILE, g0 * w.width, g1 * w.width, y);
 }
 
-// pack_part(tile, part) for every part of every tile, then compute(tile, range): tile by tile where there are tiles
-// enough for all threads, as a packed tile then is still in the cache.
-template <class Pack, class Compute>
+// pack_part(tile, part) for every part of every tile, then compute(tile, range), then finish(tile): tile by tile where
+// there are tiles enough for all threads, as a packed tile and its result then are still in the cache.
+template <class Pack, class Compute, class Finish>
 static void tile_by_tile(const tk_parallel* p, int64_t tiles, int64_t parts, int64_t ranges, const Pack& pack_part,
-                         const Compute& compute) {
+                         const Compute& compute, const Finish& finish) {
     if (tiles >= 4 * p->threads) {
         parallel(p, tiles, [&](int64_t tile) {
             for (int64_t part = 0; part < parts; ++part) pack_part(tile, part);
             for (int64_t range = 0; range < ranges; ++range) compute(tile, range);
+            finish(tile);
         });
     } else {
         parallel(p, tiles * parts, [&](int64_t task) { pack_part(task / parts, task % parts); });
         parallel(p, tiles * ranges, [&](int64_t task) { compute(task / ranges, task % ranges); });
+        parallel(p, tiles, finish);
     }
 }
 
 static void gather(const tk_parallel* p, const Pairs& w, const tk_view& x, const float* bias, const tk_view& y,
-                   Room& room) {
+                   const tk_bf16_after* after, Room& room) {
     const int64_t tiles = ceil_div(x.m, TILE), one = (w.inputs + 1) * TILE;
     const int64_t columns = w.inputs + (w.adjacent ? 0 : 1);  // the last is zero: no pair that lies side by side needs it
     Half* const packed = room.take<Half>(tiles * one);
@@ -160,5 +162,6 @@ static void gather(const tk_parallel* p, const Pairs& w, const tk_view& x, const
         [&](int64_t tile, int64_t range) {
             const int64_t g0 = range * step, g1 = std::min(g0 + step, w.groups);
             (w.width % LANES == 0 ? lanes : samples)(w, g0, g1, packed + tile * one, tile * TILE, bias, y);
-        });
+        },
+        [&](int64_t tile) { activate_tile(after, y, tile * TILE); });
 }

@@ -69,7 +69,8 @@ static inline void scatter_block(const tk_matrix& w, int64_t s, int64_t end, con
 }
 
 template <int P, int T, class Col>
-static void scatter_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& dx, Room& room) {
+static void scatter_tiles(const tk_parallel* p, const tk_matrix& w, const tk_view& dy, const tk_view& dx,
+                          const tk_bf16_after* after, Room& room) {
     const Col* cols = static_cast<const Col*>(w.cols);
     const int64_t* first_slot;
     const Half* const weights = row_pairs(p, w, room, first_slot);
@@ -102,5 +103,6 @@ static void scatter_tiles(const tk_parallel* p, const tk_matrix& w, const tk_vie
                     store(own + n, rounded(_mm512_loadu_ps(sums + n), _mm512_loadu_ps(sums + n + LANES)));
                 unpack(own, tile * TILE + half, wide, k0 * w.c, k1 * w.c, dx);
             }
-        });
+        },
+        [&](int64_t tile) { activate_tile(after, dx, tile * TILE); });
 }
