@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import Any
 
@@ -26,12 +25,14 @@ from topkast.runtime.planner import plan as planner
 from topkast.runtime.planner.before import beside_before
 
 from .expectation import Expectation, Product
+from .our_loop import has_recurrent_layers, in_our_loop
 from .site_costs import SiteCost, rest_step, seconds_of, site_cost
 from .step_products import step_products
 from .trial import own_randomness
 
 GAIN = 0.95  # a step that is expected to take a larger share of the dense step is no gain
-STEPS, MOST_STEPS = 1, 20  # timed; the minimum counts. One more comes before. Of short steps a second's worth is timed
+FEWEST_STEPS, MOST_STEPS, ENOUGH = 2, 20, 1.0  # steps are timed until so many seconds have passed; the least counts
+FORWARDS = 30  # the steps and products of an estimate take about as long as so many forwards
 PRODUCTS, LONGEST = 4.0, 0.3  # seconds for all products, and for one product at most
 LOOPS = "its recurrent layers would run as loops, and a dense layer has a faster operator of oneDNN"
 SIDES = ("dense", "sparse")
@@ -58,9 +59,9 @@ def estimate(
         model: the plain model, as for :func:`topkast.compile`. It is not changed.
         example_inputs: one batch of the usual size: a tensor, a tuple of arguments or a dict of keywords.
         fwd, bwd: the sparsities, as for :func:`topkast.compile`.
-        seconds: about how long the steps may take. If the batch is too large for that, and every tensor of the example
-            has the same first dimension, a part of the batch is run, of at least two examples. Nothing is repeated when
-            the time is over. Tracing the model and timing its products come on top.
+        seconds: about how long steps and products may take. If the batch is too large for that, and every tensor of the
+            example has the same first dimension, a part of the batch is run, of at least two examples. Tracing the
+            model comes on top.
         options: further arguments of :func:`topkast.compile`, except ``backend``.
 
     Raises:
@@ -78,13 +79,9 @@ def estimate(
     parameters = dict(model.named_parameters())
     with own_randomness(model, 0):
         step = _Step(model, args, kwargs)
-        end = time.perf_counter() + seconds
-        (args, kwargs), examples = _part((args, kwargs), seconds / ((1 + STEPS) * seconds_of(step.run)))
+        (args, kwargs), examples = _part((args, kwargs), seconds / (FORWARDS * seconds_of(step.forward)))
         step.args, step.kwargs = args, kwargs
-        runs = [seconds_of(step.run)]
-        enough = min(end, time.perf_counter() + 1.0)
-        while time.perf_counter() < (end if len(runs) < STEPS else enough) and len(runs) < MOST_STEPS:
-            runs.append(seconds_of(step.run))
+        whole = step.seconds(ENOUGH)
         loose = step.seconds_in_loops()
         selection = select(model, config, kwargs if kwargs else args)
         geometries, counts = cut(model, config, selection)
@@ -94,7 +91,6 @@ def estimate(
     costs = [(number, site_cost(example[kind], kind[0], kind[1], config)) for kind, number in kinds.items()]
     rest = [p for name, p in parameters.items() if name not in geometries]
     share = 1.0 if examples is None else examples[0] / examples[1]
-    whole = min(runs)
     loose = whole if loose is None else loose
     step_seconds = _step_seconds(whole, loose, products, costs, rest, share, config.refresh_every)
     return Expectation(
@@ -194,11 +190,15 @@ def _products(found: list[tuple[planner.Problem, int]]) -> list[Product]:
     for problem, runs in found:
         counted[problem] += runs
     products, each = [], min(LONGEST, PRODUCTS / max(1, len(counted)))
-    for problem, runs in counted.items():
-        times, dense = beside_before(problem, each)
-        kernel = min(times, key=lambda name: times[name])
-        g = problem.geometry
-        products.append(Product(problem.product, (g.rows, g.cols), runs, kernel, times[kernel], dense))
+    by_weight: dict[Any, list[planner.Problem]] = {}
+    for problem in counted:
+        by_weight.setdefault((problem.geometry, problem.n_fwd, problem.n_bwd), []).append(problem)
+    for (g, *_), problems in by_weight.items():
+        index = planner.draw_index(problems[0])
+        for problem in problems:
+            times, dense = beside_before(problem, each, index)
+            kernel = min(times, key=lambda name: times[name])
+            products.append(Product(problem.product, (g.rows, g.cols), counted[problem], kernel, times[kernel], dense))
     return products
 
 
@@ -219,20 +219,23 @@ class _Step:
             raise ModelError("model: no output of it needs a gradient, so there is no training step to estimate")
         torch.stack(losses).sum().backward()
 
-    def seconds_in_loops(self) -> float | None:
-        """Seconds without oneDNN's operator for a whole recurrent layer; None if the model has no such layer.
+    def forward(self) -> None:
+        """A forward alone: a warm-up that takes a third of the time."""
+        self.model(*self.args, **self.kwargs)
 
-        A sparse layer runs as a loop. For an LSTM of width 200, oneDNN takes two thirds of the time of a dense loop.
+    def seconds(self, enough: float) -> float:
+        """Seconds of a step: the least of as many as fit in ``enough`` seconds, but of two at least."""
+        runs: list[float] = []
+        while len(runs) < FEWEST_STEPS or (sum(runs) < enough and len(runs) < MOST_STEPS):
+            runs.append(seconds_of(self.run))
+        return min(runs)
+
+    def seconds_in_loops(self) -> float | None:
+        """Seconds with our loop in the place of each recurrent layer; None if the model has no such layer.
+
+        The loop has dense products, which the caller replaces by sparse ones.
         """
-        layers = [part for part in self.model.modules() if isinstance(part, nn.RNNBase)]
-        before, handles = torch._C._get_mkldnn_enabled(), []
-        if not layers or not before:
+        if not has_recurrent_layers(self.model):
             return None
-        for layer in layers:
-            handles.append(layer.register_forward_pre_hook(lambda *_: torch._C._set_mkldnn_enabled(False)))
-            handles.append(layer.register_forward_hook(lambda *_: torch._C._set_mkldnn_enabled(True), always_call=True))
-        try:
-            return min(seconds_of(self.run) for _ in range(2))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with in_our_loop():
+            return self.seconds(ENOUGH / 2)

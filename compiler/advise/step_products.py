@@ -26,6 +26,8 @@ from topkast.passes.aten.nodes import topkast
 from topkast.runtime.layout import Geometry, column_type
 from topkast.runtime.planner.plan import Problem
 
+from .fold_repeats import fold_repeats
+
 Found = list[tuple[Problem, int]]  # a product, and how often it runs in one call of its graph
 
 
@@ -46,21 +48,42 @@ def step_products(captured: Capture, model: nn.Module, geometries: Mapping[str, 
     found: Found = []
     with torch.enable_grad(), as_one_operator():
         for traced in captured.graphs:
-            inputs = _with_weights(traced, parameters, geometries, counts)
+            times = _folded(traced, parameters, geometries, counts)
+            inputs, stands = _with_weights(traced, parameters, geometries, counts, times)
             module = fx.GraphModule(traced.root, traced.graph)
             with traced_to_products(module):
-                found += _differentiate(module, inputs)
+                found += [(one, runs * stands.get(at, 1)) for one, runs, at in _differentiate(module, inputs)]
     return found
 
 
-def _with_weights(
+def _folded(
     traced: Traced, parameters: Mapping[str, nn.Parameter], geometries: Mapping[str, Geometry], counts: Counts
-) -> list[Any]:
-    """Read the sparse weights of a graph from values and an index; the graph's inputs, as fake tensors."""
+) -> dict[fx.Node, int]:
+    """Fold equal blocks of a graph, see :func:`topkast.compiler.advise.fold_repeats.fold_repeats`."""
+    kinds = {}
+    for node, name in traced.params.items():
+        p = parameters[name]
+        kinds[node] = (geometries.get(name), counts.get(name), p.shape, p.stride(), p.dtype, p.device, p.requires_grad)
+    return fold_repeats(traced.graph, kinds, {node for node, name in traced.params.items() if name in geometries})
+
+
+def _with_weights(
+    traced: Traced,
+    parameters: Mapping[str, nn.Parameter],
+    geometries: Mapping[str, Geometry],
+    counts: Counts,
+    times: Mapping[fx.Node, int],
+) -> tuple[list[Any], dict[int, int]]:
+    """Read the sparse weights of a graph from values and an index.
+
+    Returns:
+        The graph's inputs, as fake tensors; for each input that belongs to a weight that stands for others, how many.
+    """
     graph = traced.graph
     old = [node for node in graph.nodes if node.op == "placeholder"]
     mode = detect_fake_mode([example(node) for node in old]) or FakeTensorMode(allow_non_fake_inputs=True)
     inputs: list[Any] = []
+    stands: dict[int, int] = {}
     reads: list[tuple[fx.Node, list[fx.Node]]] = []
     with mode, graph.inserting_before(next(iter(graph.nodes), None)):
         for node in old:
@@ -71,6 +94,7 @@ def _with_weights(
                 for placeholder, value in zip(new, site.values(), strict=True):
                     placeholder.meta["val"] = value
                 reads.append((node, new))
+                stands |= dict.fromkeys(range(len(inputs), len(inputs) + len(site)), times.get(node, 1))
                 inputs += site.values()
             else:
                 twin = graph.placeholder(f"{node.name}_given")
@@ -83,7 +107,7 @@ def _with_weights(
             node.replace_all_uses_with(graph.call_function(topkast.weight.default, given))
     for node in old:
         graph.erase_node(node)
-    return inputs
+    return inputs, stands
 
 
 def _fake(parameter: nn.Parameter) -> nn.Parameter:
@@ -112,19 +136,23 @@ def _device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _differentiate(module: fx.GraphModule, inputs: list[Any]) -> Found:
-    """The products of the joint graph of a captured graph, or of the graph itself if nothing in it has a gradient."""
+def _differentiate(module: fx.GraphModule, inputs: list[Any]) -> list[tuple[Problem, int, int]]:
+    """The products of the joint graph of a captured graph, or of the graph itself if nothing in it has a gradient: each
+    with the number of its runs, and the place of its weight among the inputs."""
     from torch._dynamo.backends.common import aot_autograd
 
-    found: Found = []
+    found: list[tuple[Problem, int, int]] = []
+
+    def note(graph: fx.Graph) -> None:
+        places = {node: at for at, node in enumerate(graph.find_nodes(op="placeholder"))}
+        found.extend((one, runs, places[key]) for one, runs, key in passes.products(graph))
+        raise _Rewritten
 
     def split(joint: fx.GraphModule, inputs: Any, **rest: Any) -> Any:
-        found.extend(passes.products(joint.graph))
-        raise _Rewritten
+        note(joint.graph)
 
     def infer(graph: fx.GraphModule, inputs: Any) -> Any:
-        found.extend(passes.products(graph.graph))
-        raise _Rewritten
+        note(graph.graph)
 
     compiler = aot_autograd(fw_compiler=infer, bw_compiler=infer, inference_compiler=infer, partition_fn=split)
     with contextlib.suppress(_Rewritten):

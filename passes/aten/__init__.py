@@ -63,8 +63,9 @@ def joint(graph: fx.Graph, log: PassLog) -> None:
     run(JOINT, graph, log)
 
 
-def products(graph: fx.Graph) -> list[tuple[Problem, int]]:
-    """The sparse products of a joint or forward graph, and how often each runs in a call of the graph.
+def products(graph: fx.Graph) -> list[tuple[Problem, int, fx.Node]]:
+    """The sparse products of a joint or forward graph, how often each runs in a call of the graph, and the placeholder
+    of its site's key.
 
     The graph is rewritten as far as its products, which nobody must run: they have no kernels.
     """

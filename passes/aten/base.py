@@ -13,6 +13,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .log import PassLog, PassRun
+from .moves import free_positions
 from .nodes import lasting_meta
 
 
@@ -84,4 +85,5 @@ def run(pipeline: Sequence[Callable[[], Pass]], graph: fx.Graph, log: PassLog) -
         log.runs.append(PassRun(rule.name, time.perf_counter() - start, dict(rule.matches), dict(rule.refusals)))
         if folder:
             _dump(folder, number, f"{rule.name}-after", graph, f"rewritten {rule.matches}, refused {rule.refusals}")
+    free_positions()
     graph.lint()

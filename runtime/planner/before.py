@@ -10,30 +10,33 @@ import torch
 from torch import Tensor
 
 from topkast.runtime.kernels.candidates import DENSE, launch
+from topkast.runtime.layout import Index
 from topkast.runtime.reference.products import weight as dense_weight
 
-from .interleave import interleave
-from .plan import Problem, calls, draw, fitting_kernels, worth_trying
+from .interleave import race
+from .plan import Drawn, Problem, calls, draw, fitting_kernels, worth_trying
 
 
-def beside_before(problem: Problem, seconds: float) -> tuple[dict[str, float], float]:
+def beside_before(problem: Problem, seconds: float, index: Index | None = None) -> tuple[dict[str, float], float]:
     """Time the kernels that are worth trying and the dense model's product, all in turn; nothing is remembered.
 
     Args:
         problem: the problem to run.
         seconds: how long to repeat.
+        index: of random sets, from :func:`topkast.runtime.planner.plan.draw_index`; None: a new one.
 
     Returns:
         Seconds by kernel, and seconds of the dense model's product.
     """
-    names = worth_trying(problem, fitting_kernels(problem))
-    found = interleave({**calls(problem, names), "before": _call(problem)}, seconds, problem.device)
+    names, drawn = worth_trying(problem, fitting_kernels(problem)), draw(problem, index)
+    ours = calls(problem, names, drawn)
+    found = race({**ours, "before": _call(problem, drawn)}, seconds, problem.device, always="before")
     before = found.pop("before")
     return found, before
 
 
-def _call(problem: Problem) -> Callable[[], object]:
-    operands, given = draw(problem)
+def _call(problem: Problem, drawn: Drawn) -> Callable[[], object]:
+    operands, given = drawn
     geometry, conv = problem.geometry, problem.conv
     if problem.product.startswith("grouped"):  # such weights are slices of one tensor; PyTorch has no faster way
         fits: Any = DENSE[-1]

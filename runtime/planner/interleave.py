@@ -6,12 +6,15 @@ rounds come in bursts with a pause between, because a scheduler gives a core awa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
 import torch
 
 BURSTS, ROUNDS, PAUSE = 3, 7, 0.01
+CLOSE = 1.1  # two times are close if one is at most so many times the other
+FAR = (2.0, 1.3)  # after the first round, and later: calls that take so many times the fastest are not repeated
 _CPU = torch.device("cpu")
 
 
@@ -40,6 +43,40 @@ def interleave(
                     least[name] = min(spent, least.get(name, spent))
                 rounds += 1
     return least
+
+
+def race(
+    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device = _CPU, always: str = ""
+) -> dict[str, float]:
+    """Seconds of each call, called in turn, for an estimate: no more rounds than the times need.
+
+    A call that is far from the fastest is not repeated, nor is a call whose two least times are close. So a first call,
+    in which memory and caches are cold, counts only if it was no slower than another.
+
+    Args:
+        calls: what to time, by name.
+        seconds: no further round begins after that; there are two rounds at least.
+        device: on a GPU events give the times.
+        always: the name of a call that is repeated however slow it is.
+    """
+    clock = _cuda_seconds if device.type == "cuda" else _seconds
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    running, end = list(calls), time.perf_counter() + seconds
+    with torch.no_grad():
+        for rounds in range(1, BURSTS * ROUNDS + 1):
+            for name in running:
+                spent[name].append(clock(calls[name], device))
+            fastest = min(map(min, spent.values()))
+            far = FAR[min(rounds, len(FAR)) - 1] * fastest
+            running = [name for name in running if _repeats(spent[name], math.inf if name == always else far)]
+            if (rounds > 1 and time.perf_counter() > end) or not running:
+                break
+    return {name: min(found) for name, found in spent.items()}
+
+
+def _repeats(spent: list[float], far: float) -> bool:
+    least, *more = sorted(spent)
+    return least <= far and (not more or more[0] > CLOSE * least)
 
 
 def seconds_of(run: Callable[[], object]) -> float:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from topkast.runtime.errors import ConfigError
 from topkast.runtime.kernels.candidates import CSR_DENSITY, DENSE, KERNELS, candidates, launch, repeated
-from topkast.runtime.layout import Geometry, build_index
+from topkast.runtime.layout import Geometry, Index, build_index
 from topkast.runtime.reference.products import ConvArgs
 
 from . import cache
 from .interleave import interleave
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
+Drawn = tuple[list[Tensor], tuple[Any, ...]]  # activations, and the weight as the product takes it
 _CPU = torch.device("cpu")
 
 
@@ -132,9 +133,9 @@ def measure(problem: Problem, names: list[str], seconds: float = 0.15) -> dict[s
     return interleave(calls(problem, names), seconds, problem.device)
 
 
-def calls(problem: Problem, names: list[str]) -> dict[str, Callable[[], object]]:
-    """A call of each kernel on random sets of a problem's size."""
-    operands, weight = draw(problem)
+def calls(problem: Problem, names: list[str], drawn: Drawn | None = None) -> dict[str, Callable[[], object]]:
+    """A call of each kernel on random sets of a problem's size; ``drawn``: those of :func:`draw`, if they exist."""
+    operands, weight = drawn or draw(problem)
     if problem.repeated:
         runs = {name: repeated(name, problem.product, *weight) for name in names}
         return {name: partial(run, *operands) for name, run in runs.items()}
@@ -144,6 +145,7 @@ def calls(problem: Problem, names: list[str]) -> dict[str, Callable[[], object]]
     return {name: partial(launch(name, problem.product), *given) for name in names}
 
 
+DRAWN = 2**16  # numbers of a random tensor that differ
 SLACK = 20  # how many times slower than a matrix product of a good size a product may be for its FLOPs
 
 
@@ -169,14 +171,12 @@ def _flops_a_second(dtype: torch.dtype) -> float:
     return 2 * 256**3 / interleave({"": lambda: x @ x}, 0.02)[""]
 
 
-def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
+def draw(problem: Problem, index: Index | None = None) -> Drawn:
     """Random activations (with the ends of their runs) and a random weight: those of values, index and geometry that
-    the product takes."""
+    the product takes. ``index``: a result of :func:`draw_index`, which takes longer than the rest."""
     geometry, device = problem.geometry, problem.device
     generator = torch.Generator(device).manual_seed(0)
-    drawn = torch.rand(geometry.grid, generator=generator, device=device)
-    bwd = drawn < problem.n_bwd / geometry.units
-    index = build_index(drawn < problem.n_fwd / geometry.units, bwd, int(bwd.sum()))
+    index = draw_index(problem) if index is None else index
     operands = [_random(layout, problem.dtype, generator) for layout in problem.operands]
     count = index.cols.numel() * geometry.unit
     values = torch.randn(count, generator=generator, device=device).to(problem.dtype)
@@ -187,11 +187,23 @@ def draw(problem: Problem) -> tuple[list[Tensor], tuple[Any, ...]]:
     return operands, (index, geometry) if of_weight else (values, index, geometry)
 
 
+def draw_index(problem: Problem) -> Index:
+    """The index of random sets; products with one weight can share it."""
+    geometry, device = problem.geometry, problem.device
+    drawn = torch.rand(geometry.grid, generator=torch.Generator(device).manual_seed(0), device=device)
+    bwd = drawn < problem.n_bwd / geometry.units
+    return build_index(drawn < problem.n_fwd / geometry.units, bwd, int(bwd.sum()))
+
+
 def _random(layout: Layout, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """A random tensor with these strides. If a stride is 0, elements share memory; so the memory is filled first."""
+    """A random tensor with these strides. If a stride is 0, elements share memory; so the memory is filled first.
+
+    Some numbers are repeated: to draw 3 million took as long as three convolutions with them.
+    """
     shape, strides = layout
     held = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if all(shape) else 0
-    return torch.randn(held, generator=generator, device=generator.device).to(dtype).as_strided(shape, strides)
+    drawn = torch.randn(min(held, DRAWN), generator=generator, device=generator.device).to(dtype)
+    return drawn.repeat(-(-held // DRAWN) or 1).as_strided(shape, strides)
 
 
 def measured(geometry: Geometry, n_fwd: int, n_bwd: int) -> list[dict[str, Any]]:

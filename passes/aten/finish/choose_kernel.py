@@ -90,9 +90,10 @@ def problem(node: fx.Node) -> planner.Problem:
     )
 
 
-def problems(graph: fx.Graph) -> list[tuple[planner.Problem, int]]:
-    """Every sparse product of a graph, and how often the product runs in a call of the graph."""
-    return [(problem(node), _runs(node)) for node in graph.nodes if node.target in {**_REPEATED, **_PRODUCT_NAMES}]
+def problems(graph: fx.Graph) -> list[tuple[planner.Problem, int, fx.Node]]:
+    """Every sparse product of a graph, how often the product runs in a call of the graph, and its site's key."""
+    every = [node for node in graph.nodes if node.target in {**_REPEATED, **_PRODUCT_NAMES}]
+    return [(problem(node), _runs(node), WeightCall.of(node).key) for node in every]
 
 
 _observers: list[list[tuple[planner.Problem, int]]] = []
