@@ -65,6 +65,18 @@ def test_a_disk_reservoir_keeps_every_dense_weight_off_the_device():
     assert torch.cuda.max_memory_allocated() == before
 
 
+@pytest.mark.parametrize("reservoir", ["device", "host"])
+def test_the_host_waits_for_nothing_in_a_refresh(reservoir):
+    """With a reservoir in host memory once, at the end: host memory may be read after that."""
+    model = topkast.sparsify(nn.Linear(256, 256), 0.9, 0.8, reservoir=reservoir).cuda()
+    topkast.refresh(model)  # compiles the kernels
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        topkast.refresh(model)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("block", [(1, 1), (32, 32)], ids=str)
 def test_a_streamed_refresh_equals_the_one_in_host_memory(block):
     """Bit for bit, several layers after one another; kernels that wait for the copies find what was chosen."""
