@@ -73,16 +73,17 @@ def largest(score: Tensor, count: int) -> Tensor:
     state = torch.zeros(rows, 2, dtype=torch.int64 if wide else torch.int32, device=score.device)
     state[:, 1] = count
     counts = torch.empty(rows, parts, 256, dtype=torch.int32, device=score.device)
-    with torch.cuda.device_of(score):
-        for shift, bits in _DIGITS[score.dtype]:
-            histogram_kernel[(rows, parts)](
-                score, state, counts, n, span, WIDE=wide, SHIFT=shift, BITS=bits, SIZE=_SIZE
-            )
-            digit_kernel[(rows,)](state, counts, parts, SHIFT=shift, BINS=1 << bits)
-        mask_kernel[(rows, parts)](
-            score, state, counts, mask.view(torch.uint8), n, span,
-            WIDE=wide, SHIFT=shift, BINS=1 << bits, PARTS=1 << (parts - 1).bit_length(), SIZE=_SIZE,
+    for shift, bits in _DIGITS[score.dtype]:
+        launch(
+            histogram_kernel, (rows, parts), score,
+            score, state, counts, n, span, WIDE=wide, SHIFT=shift, BITS=bits, SIZE=_SIZE,
         )  # fmt: skip
+        launch(digit_kernel, (rows,), score, state, counts, parts, SHIFT=shift, BINS=1 << bits)
+    launch(
+        mask_kernel, (rows, parts), score,
+        score, state, counts, mask.view(torch.uint8), n, span,
+        WIDE=wide, SHIFT=shift, BINS=1 << bits, PARTS=1 << (parts - 1).bit_length(), SIZE=_SIZE,
+    )  # fmt: skip
     return mask
 
 
@@ -100,8 +101,7 @@ def build_index(fwd: Tensor, bwd: Tensor, slots: int) -> Index:
     # Made in the signed type of this width, because torch supports every operation for signed types.
     cols = torch.zeros(slots, dtype=torch.int16 if kind == torch.uint16 else kind, device=bwd.device).view(kind)
     masks = [mask.contiguous().view(torch.uint8) for mask in (fwd, bwd)]
-    with torch.cuda.device_of(bwd):
-        index_kernel[(rows,)](*masks, row_ptr, row_fwd, cols, columns, SIZE=1024, num_warps=4)
+    launch(index_kernel, (rows,), bwd, *masks, row_ptr, row_fwd, cols, columns, SIZE=1024, num_warps=4)
     return Index(row_ptr, row_fwd, cols)
 
 

@@ -45,13 +45,13 @@ def at_home(sites: Iterable[Site], prepare: Prepare) -> None:
             parts = site.parts()
             commit(site, parts, prepare(site, parts))
         else:
-            group = coming if comes_up(site) else away
-            group.setdefault(site.original.device, []).append(site)
-    for device, group_there in coming.items():
-        if left := upload(group_there, prepare, roads(device)):
+            there = coming if comes_up(site) else away
+            there.setdefault(site.original.device, []).append(site)
+    for device, group in coming.items():
+        if left := upload(group, prepare, roads(device)):
             warnings.warn(
                 f"topkast: {device} has too little memory for the dense {left[0].name}, so the host chooses the sets "
-                f"of {len(left)} of {len(group_there)} weights, which takes longer",
+                f"of {len(left)} of {len(group)} weights, which takes longer",
                 stacklevel=2,
             )
             away.setdefault(device, []).extend(left)

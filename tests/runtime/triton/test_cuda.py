@@ -52,9 +52,9 @@ def test_training_on_the_gpu_follows_the_cpu(backend, reservoir, background):
         assert all(torch.equal(a, b.cpu()) for a, b in zip(pair, found["cuda"][1][name], strict=True))
 
 
-def test_a_host_reservoir_keeps_every_dense_weight_off_the_device():
+def test_a_disk_reservoir_keeps_every_dense_weight_off_the_device():
     """Made sparse on the CPU and then moved; a refresh adds to the device only what belongs to B."""
-    model = topkast.sparsify(nn.Linear(2048, 2048, bias=False), 0.9, 0.8, reservoir="host").cuda()
+    model = topkast.sparsify(nn.Linear(2048, 2048, bias=False), 0.9, 0.8, reservoir="disk").cuda()
     opt = torch.optim.AdamW(model.parameters())
     model(torch.randn(4, 2048, device="cuda")).sum().backward()
     opt.step()
@@ -63,6 +63,18 @@ def test_a_host_reservoir_keeps_every_dense_weight_off_the_device():
     torch.cuda.reset_peak_memory_stats()
     topkast.refresh(model)
     assert torch.cuda.max_memory_allocated() == before
+
+
+@pytest.mark.parametrize("reservoir", ["device", "host"])
+def test_the_host_waits_for_nothing_in_a_refresh(reservoir):
+    """With a reservoir in host memory once, at the end: host memory may be read after that."""
+    model = topkast.sparsify(nn.Linear(256, 256), 0.9, 0.8, reservoir=reservoir).cuda()
+    topkast.refresh(model)  # compiles the kernels
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        topkast.refresh(model)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("block", [(1, 1), (32, 32)], ids=str)

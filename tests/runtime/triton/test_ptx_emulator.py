@@ -132,6 +132,18 @@ def test_planted_faults_are_caught(tmp_path: Path) -> None:
     assert all(messages[row["fault"]] in row["found"] for row in rows), rows
 
 
+@pytest.mark.long
+@INTERPRETED[0]
+@pytest.mark.parametrize("capability, case", [(90, "1x1:float32"), (90, "5x6:bfloat16"), (80, "32x32:float32")])
+def test_a_refresh_as_compiled(capability: int, case: str) -> None:
+    """Scores, selection, index, θ and optimizer state; nothing is spilled."""
+    command = [sys.executable, "-m", "topkast.tests.support.ptx.refreshed", str(capability), case]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("right\n"), done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()[:-1]]
+    assert len(rows) > 30 and not [row for row in rows if row["stack"]]
+
+
 def test_the_page_shows_the_stored_sweep() -> None:
     rows = sweep_table.stored()
     assert all(row["found"] == "right" for row in rows.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import hypothesis.strategies as st
@@ -21,6 +22,7 @@ pytestmark = INTERPRETED
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 BLOCKS = [(1, 1), (16, 1), (1, 3), (5, 6), (32, 32)]
+Largest = Callable[[Tensor, int], Tensor]
 VIEWS = [((2,), (0, 1), 1), ((2,), (1, 0), 1), ((4,), (0, 1, 2, 3), 1), ((4,), (1, 0, 2, 3), 1)]
 
 
@@ -33,17 +35,14 @@ class Weight:
     balanced: bool
     counts: tuple[int, int]
 
-    def index(self, module: object) -> Index:
-        """The sets of this weight, chosen by ``sets`` or by the specification."""
-        g, groups = self.geometry, self.geometry.grid[0] if self.balanced else 1
-        if module is sets:
-            score = sets.block_scores(self.theta, g) if g.unit > 1 else self.plain_scores()
-            masks = [sets.largest(score.view(groups, -1), count).view(g.grid) for count in self.counts]
-            return sets.build_index(*masks, groups * self.counts[1] + 3)
-        masks = [selection.largest(self.plain_scores().view(groups, -1), count).view(g.grid) for count in self.counts]
-        return layout.build_index(*masks, groups * self.counts[1] + 3)
+    def index(self, largest: Largest, build_index: Callable[[Tensor, Tensor, int], Index]) -> Index:
+        """The index of the sets of this weight, with three slots more."""
+        groups = self.geometry.grid[0] if self.balanced else 1
+        score = self.scores().view(groups, -1)
+        fwd, bwd = (largest(score, count).view(self.geometry.grid) for count in self.counts)
+        return build_index(fwd, bwd, groups * self.counts[1] + 3)
 
-    def plain_scores(self) -> Tensor:
+    def scores(self) -> Tensor:
         g = self.geometry
         return selection.scores(self.theta.permute(g.perm).reshape(g.rows, g.cols), g.block)
 
@@ -97,9 +96,10 @@ def in_parts(weight: Weight, data: st.DataObject) -> None:
     """Scores, sets, index, masks; θ in parts and assembled again; a momentum that follows from one index to another."""
     geometry = weight.geometry
     if geometry.unit > 1:
-        assert equal(sets.block_scores(weight.theta, geometry), weight.plain_scores())
-    index = weight.index(sets)
-    assert all(mine.equal(theirs) for mine, theirs in zip(index, weight.index(layout), strict=True))
+        assert equal(sets.block_scores(weight.theta, geometry), weight.scores())
+    index = weight.index(sets.largest, sets.build_index)
+    expected_index = weight.index(selection.largest, layout.build_index)
+    assert all(mine.equal(theirs) for mine, theirs in zip(index, expected_index, strict=True))
     for mine, theirs in zip(sets.index_masks(index, geometry), layout.index_masks(index, geometry), strict=True):
         assert mine.dtype == torch.bool and mine.equal(theirs)
     parts, expected = stored(weight, index, theta), stored(weight, index, plain)

@@ -92,6 +92,10 @@ def _field(cta: Lanes, step: Instruction, mask: Array | None) -> None:
 
 
 def _one(cta: Lanes, step: Instruction, mask: Array | None) -> None:
+    if step.op[-1] in ("bf16x2", "f16x2"):
+        bits = cta.get(step.args[1], "b", 32)
+        cta.put(step.args[0], bits ^ 0x80008000 if step.op[0] == "neg" else bits & 0x7FFF7FFF, mask)
+        return
     kind, width = step.kind
     x = cta.get(step.args[1], "s" if kind == "b" else kind, width)
     cta.put(step.args[0], -x if step.op[0] == "neg" else np.abs(x), mask)

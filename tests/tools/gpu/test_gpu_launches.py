@@ -41,3 +41,19 @@ def test_the_page_shows_the_stored_counts_and_estimates() -> None:
     stored = read("gpu-shared-sums")
     assert shared_sums.estimates(stored["compiled"]) == stored["estimates"]
     assert shared_sums.markdown(stored["estimates"]) in page
+
+
+@INTERPRETED[0]
+@INTERPRETED[1]
+def test_the_page_shows_the_launches_of_a_refresh() -> None:
+    """What is stored for our kernels is counted again, as it does not depend on the content of a tensor."""
+    from topkast.tools.gpu.launches import refreshes
+
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    stored = read("gpu-refresh")
+    assert refreshes.estimates(stored["moved"]) == stored["estimates"]
+    assert all(table in page for table in refreshes.markdown(stored["counts"], stored["estimates"]))
+    for block, row in zip(refreshes.BLOCKS, stored["counts"], strict=True):
+        found = refreshes.refresh(row["width"], row["width"], block, kernels=True)
+        assert row["kernels"] == {"launches": len(found.launches), "ours": found.ours, "reads": found.reads}
+        assert found.reads == 0 < row["plain"]["reads"]
