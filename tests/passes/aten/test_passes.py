@@ -139,7 +139,8 @@ def test_near_misses_are_left_alone_and_explained(use, why):
 def test_the_backward_keeps_no_dense_weight():
     torch.manual_seed(0)
     model = convert(Holder((8, 12), lambda x, w, b: x @ w.t() + w.sin().sum()), x := rows(5, 12), include="w")
-    saved = model(x).grad_fn.saved_tensors
+    out = model(x)  # torch 2.11 frees what is saved together with the output
+    saved = out.grad_fn.saved_tensors
     assert saved and all(tensor.numel() < 8 * 12 for tensor in saved if tensor.is_floating_point())
 
 
