@@ -53,26 +53,21 @@ class Times:
         refreshes = 0.0 if run.refresh_every is None else exploring / run.refresh_every
         return entry["ratio"]["median"] + refreshes * entry["refresh"] / entry["seconds"]["dense"]
 
-    def seconds(self, run: Run) -> float | None:
-        """Time of the whole run: steps x ratio x a dense step of its task."""
-        ratio, dense = self.ratio(run), self._dense_step(run)
-        return None if ratio is None or dense is None else run.steps * ratio * dense
-
-    def others(self, run: Run) -> dict[str, float]:
-        """ "bytes", and "file" and "latency" as shares of the dense model's, as far as they were measured."""
-        if run.method == "dense" and run.width is None:
-            return {"file": 1.0, "latency": 1.0}
-        entry = self.entries.get(key_of(run), {})
-        return {name: entry[name] for name in ("bytes", "file", "latency") if name in entry}
-
-    def _dense_step(self, run: Run) -> float | None:
-        alike = ("task", "batch", "optimizer")
-        found = []
-        for key, entry in self.entries.items():
-            of = dict(zip(DECIDES, json.loads(key), strict=False))  # a width may follow
-            if all(of[name] == getattr(run, name) for name in alike):
-                found.append(entry["seconds"]["dense"])
-        return statistics.median(found) if found else None
+    def costs(self, run: Run) -> dict[str, float]:
+        """As far as they were measured: "time", the seconds of the whole run (steps x ratio x a dense step), "bytes",
+        and "file" and "latency" as shares of the dense model's."""
+        dense = [
+            entry["seconds"]["dense"]
+            for key, entry in self.entries.items()
+            if all(
+                json.loads(key)[DECIDES.index(name)] == getattr(run, name) for name in ("task", "batch", "optimizer")
+            )
+        ]
+        ratio, found = self.ratio(run), {"file": 1.0, "latency": 1.0}
+        if run.method != "dense" or run.width is not None:
+            entry = self.entries.get(key_of(run), {})
+            found = {name: entry[name] for name in ("bytes", "file", "latency") if name in entry}
+        return found | ({} if ratio is None or not dense else {"time": run.steps * ratio * statistics.median(dense)})
 
     def steps_in(self, run: Run, dense_steps: int) -> int:
         """Steps of ``run`` in the time of so many dense ones, to the nearest ten.

@@ -70,16 +70,20 @@ def test_a_grid_may_have_times_of_its_own(tmp_path: Path) -> None:
 
 def test_seconds_are_steps_x_ratio_x_a_dense_step() -> None:
     times = Times(MACHINE, {key_of(run("topkast")): ENTRY, key_of(run("static")): ENTRY | {"refresh": 0.0}})
-    assert times.seconds(run("dense")) == pytest.approx(100 * 0.2)
-    assert times.seconds(run("static-magnitude")) == pytest.approx(100 * 0.5 * 0.2)  # other sets, the same work
-    assert times.seconds(run("topkast", refresh_every=10)) == pytest.approx(100 * 0.1 + 10 * 0.4)
-    assert times.seconds(run("topkast", bwd=0.5)) is times.seconds(run("swat")) is None
-    assert times.seconds(run("dense", task="bytes")) is None
+
+    def seconds(one: Run) -> float | None:
+        return times.costs(one).get("time")
+
+    assert seconds(run("dense")) == pytest.approx(100 * 0.2)
+    assert seconds(run("static-magnitude")) == pytest.approx(100 * 0.5 * 0.2)  # other sets, the same work
+    assert seconds(run("topkast", refresh_every=10)) == pytest.approx(100 * 0.1 + 10 * 0.4)
+    assert seconds(run("topkast", bwd=0.5)) is seconds(run("swat")) is seconds(run("dense", task="bytes")) is None
+    assert seconds(run("topkast", power=2.0)) is None  # the loop does more than the measured step
     wide, other = run("dense", width=64), {"file": 0.5, "latency": 0.4}
-    assert times.seconds(wide) is None and times.others(wide) == times.others(run("topkast")) == {}
+    assert times.costs(wide) == {} and times.costs(run("topkast")).keys() == {"time"}
     times.entries[key_of(wide)] = ENTRY | other
-    assert times.seconds(wide) == pytest.approx(100 * 0.5 * 0.2) and times.others(wide) == other
-    assert times.others(run("dense")) == {"file": 1.0, "latency": 1.0}
+    assert times.costs(wide) == other | {"time": pytest.approx(100 * 0.5 * 0.2)}
+    assert times.costs(run("dense")) == {"file": 1.0, "latency": 1.0, "time": pytest.approx(20)}
 
 
 def test_gradual_pruning_is_measured_along_its_course() -> None:

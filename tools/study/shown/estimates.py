@@ -46,17 +46,14 @@ class Row:
 
     Args:
         where: (axis, value) of the grid's axes, the seed left out.
-        lr: the rate with the best mean over the seeds, of those with the fewest that diverged or were not run.
+        lr, lr_rest: the rates, of the fewest seeds that diverged or were not run, then with the best mean.
         rates: how many rates the arm has results of.
-        steps: of a run.
         qualities: seed -> quality, of the runs that stayed finite.
         diverged, missing: seeds whose loss was not finite, and that have not been run.
         costs: means of a whole run's "density" (forward), "flops" (of weights, in dense runs of ``unit`` steps),
             "bytes", "time" (seconds by the measured step), "file" and "latency" (of dense); the last three are absent
             where not measured. Empty without a result.
-        unit: steps that "flops" is a share of.
         measured: "time", "bytes", "file" and "latency" as in ``costs``, also where nothing was trained yet.
-        lr_rest: the rate of norms, biases and embeddings, None if it is ``lr``.
         tuned: quality of the tuning run that chose the rates; None without one.
     """
 
@@ -90,12 +87,12 @@ class Row:
 
 
 def rows(grid: Sequence[Point], held: Results, times: Times) -> list[Row]:
-    """A row for each arm and place, in the order of the grid."""
+    """A row for each arm and place, in the order of the grid: at the rates that tuning runs chose; without such, at
+    those with the best mean."""
     return [_arm(group, held, times) for group in arms(grid)]
 
 
 def _arm(group: Sequence[Point], held: Results, times: Times) -> Row:
-    """At the rates that tuning runs chose; without such, at those with the best mean."""
     points = chosen(group, held)
     by_rate: dict[Any, list[Point]] = defaultdict(list)
     for point in points or group:
@@ -116,23 +113,16 @@ def compared(found: Sequence[Row]) -> list[Row]:
 
 
 def _row(points: Sequence[Point], held: Results, times: Times) -> Row:
-    first = points[0]
-    runs = {point.run.seed: point.run for point in points}
-    results = {seed: held[run.key] for seed, run in runs.items() if run.key in held}
+    first, run = points[0], points[0].run
+    results = {point.run.seed: held[point.run.key] for point in points if point.run.key in held}
     good = {seed: result["quality"] for seed, result in results.items() if result["quality"] is not None}
-    measured = times.others(first.run)
-    if (seconds := times.seconds(first.run)) is not None:
-        measured["time"] = seconds
-    costs: dict[str, float] = {}
+    measured, costs = times.costs(run), dict[str, float]()
     if results:
-        share = statistics.fmean(result["flops"] for result in results.values())
-        costs = measured | {
-            "density": 1 - (first.run.fwd or 0.0),
-            "flops": share * first.run.steps / first.unit,
-            "bytes": statistics.fmean(result["bytes"] for result in results.values()),
-        }
-    where = dict(first.where) | {"task": first.run.task}
+        mean = {name: statistics.fmean(result[name] for result in results.values()) for name in ("flops", "bytes")}
+        own = {"density": 1 - (run.fwd or 0.0), "flops": mean["flops"] * run.steps / first.unit, "bytes": mean["bytes"]}
+        costs = measured | own
     return Row(
-        first.arm, tuple(where.items()), first.run.lr, 1, first.run.steps, good, len(results) - len(good),
-        len(runs) - len(results), costs, first.unit, first.run.lr_rest, None, measured,
+        first.arm, tuple((dict(first.where) | {"task": run.task}).items()), run.lr, 1, run.steps, good,
+        len(results) - len(good), len({point.run.seed for point in points}) - len(results), costs, first.unit,
+        run.lr_rest, None, measured,
     )  # fmt: skip
