@@ -47,7 +47,8 @@ def reverted() -> str:
         for one in stored["found"]
     ]
     facts = f"On {stored['machine']['cpu']}, {stored['machine']['date'][:10]}, beside other work."
-    return f"{table(('number', 'bug', 'kind', 'found after, seconds of a core', 'by the clock', 'seed', 'by'), lines)}\n\n{facts}"
+    head = ("number", "bug", "kind", "found after, seconds of a core", "by the clock", "seed", "by")
+    return f"{table(head, lines)}\n\n{facts}"
 
 
 DYNAMICS = RESULTS / "study" / "dynamics"
