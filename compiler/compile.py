@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from typing import Any
@@ -88,9 +89,10 @@ def refresh(model: torch.nn.Module) -> None:
 def _rate(lr: Any) -> float:
     one = isinstance(lr, torch.Tensor) and lr.numel() == 1 and not lr.is_complex()
     if one or (isinstance(lr, (int, float)) and not isinstance(lr, bool)):
-        found = float(lr)
-        if 0 <= found < math.inf:
-            return found
+        with contextlib.suppress(OverflowError):  # an integer may be larger than any float
+            found = float(lr)
+            if 0 <= found < math.inf:
+                return found
     raise ConfigError(f"lr={lr!r}: must be a finite number of 0 or more, or None")
 
 

@@ -160,9 +160,20 @@ def _shape(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
+def _unreadable(value: Tensor) -> str | None:
+    """What keeps a tensor's numbers from being read; None if nothing does."""
+    if value.is_meta:
+        return "a tensor on the meta device, which holds no numbers"
+    if value.layout != torch.strided:
+        return f"a tensor of layout {str(value.layout).removeprefix('torch.')}, expected a dense tensor"
+    return "a quantized tensor, expected plain numbers" if value.is_quantized else None
+
+
 def _check_numbers(key: str, value: Any, dtype: torch.dtype, trained: bool) -> list[str]:
     """Refuse numbers that ``dtype`` cannot hold, and NaN in a parameter. A parameter or buffer may hold infinities."""
     name = str(dtype).removeprefix("torch.")
+    if trained and (kind := _unreadable(value)):
+        return [f"{key}: {kind}"]
     if value.is_complex() and not dtype.is_complex:
         return [f"{key}: complex numbers, expected {name}"]
     if not value.is_floating_point() or not dtype.is_floating_point:
@@ -177,6 +188,8 @@ def _check_numbers(key: str, value: Any, dtype: torch.dtype, trained: bool) -> l
 def _check_weight(key: str, value: Any, site: SiteModule, before: Tensor | None) -> list[str]:
     if not isinstance(value, Tensor) or tuple(value.shape) != site.geometry.shape:
         return [f"{key}: {_shape(value)}, expected shape {site.geometry.shape}"]
+    if kind := _unreadable(value):
+        return [f"{key}: {kind}"]
     if not bool(value.isfinite().all()):
         return [f"{key}: holds NaN or infinite values"]
     if wrong := _check_numbers(key, value, site.original.dtype, True):

@@ -80,6 +80,30 @@ def test_dense_weights_that_do_not_fit_the_dtype(key: str, number: Any, dtype: t
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.to("meta"), "on the meta device, which holds no numbers"),
+        (lambda t: t.to_sparse(), "a tensor of layout sparse_coo, expected a dense tensor"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "a quantized tensor, expected plain numbers"),
+    ],
+)
+@pytest.mark.parametrize("key", ["0.weight", "0.bias"])
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_dense_weights_that_hold_no_plain_numbers(key: str, change: Any, message: str) -> None:
+    """These were errors of torch: no kernel for the layout, or Tensor.item() on the meta device."""
+    model, _ = trained()
+    state = topkast.dense_state_dict(model, "all")
+    with pytest.raises(topkast.CheckpointError, match=f"{key}: .*{message}"):
+        topkast.load_dense_state_dict(model, {**state, key: change(state[key])})
+
+
+def test_a_rate_that_is_larger_than_any_float() -> None:
+    model, _ = trained()
+    with pytest.raises(topkast.ConfigError, match=r"lr=10+: must be a finite number"):
+        topkast.step(model, lr=10**400)
+
+
 def test_nan_is_refused_and_a_mask_of_infinities_is_not() -> None:
     model = net()
     with torch.no_grad():

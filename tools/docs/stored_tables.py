@@ -41,7 +41,7 @@ def reverted() -> str:
             one["mended"],
             one["bug"],
             one["kind"],
-            f"{one['seconds of a core']} s" if one["found"] else "not found",
+            f"{one.get('seconds of a core', 'not measured')}" if one["found"] else "not found",
             f"{one['seconds']} s" if one["found"] else "",
             str(one["seed"]),
             f"`{one.get('error', '')[:90]}`",
@@ -49,9 +49,8 @@ def reverted() -> str:
         for one in stored["found"]
     ]
     facts = f"On {stored['machine']['cpu']}, {stored['machine']['date'][:10]}, beside other work."
-    return (
-        f"{table(('number', 'bug', 'kind', 'found after, of a core', 'by the clock', 'seed', 'by'), lines)}\n\n{facts}"
-    )
+    head = ("number", "bug", "kind", "found after, seconds of a core", "by the clock", "seed", "by")
+    return f"{table(head, lines)}\n\n{facts}"
 
 
 def zoo() -> str:

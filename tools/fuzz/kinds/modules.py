@@ -177,7 +177,9 @@ def check(case: Any) -> str:
         penalty = given["exploration_l2"] if dtype == "float32" else 0.0
         given = {**given, "backend": backend, "exploration_l2": penalty, **hint}
         try:
-            trio = Trio(made, given, OPTIMIZERS[optimizer], dtype=kind, further=ways.SUMS | ways.ROUNDED, ties=True)
+            trio = Trio(
+                made, given, OPTIMIZERS[optimizer], dtype=kind, further={**ways.SUMS, **ways.ROUNDED}, ties=True
+            )
         except topkast.ConfigError as error:
             assert "larger than every weight" in str(error), str(error)
             return "refused: no weight is as large as a block"
