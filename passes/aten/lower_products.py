@@ -37,8 +37,9 @@ def install() -> None:
         setattr(extern_kernels, f"topkast_{name}", function)
         operator = getattr(topkast, name).default
         add_needs_realized_inputs(operator)  # else each reader of an activation gets a copy of its own
-        lowering = functools.partial(_lower, name, operator, fallback_handler(operator))
-        register_lowering(operator, type_promotion_kind=None)(functools.update_wrapper(lowering, function))
+        lowering: Any = functools.partial(_lower, name, operator, fallback_handler(operator))
+        lowering.__name__ = name  # Inductor asks for it
+        register_lowering(operator, type_promotion_kind=None)(lowering)
 
 
 def _lower(name: str, operator: Any, as_operator: Any, *args: Any, **kwargs: Any) -> Any:
@@ -101,12 +102,9 @@ def _layout(
             return None
         if one in ("values", "bias", *n) and layout.dtype != torch.float32:
             return None
-    seen = [
-        _activations(layouts[one], n[one], width)
-        for one, width in zip(_OPERANDS[name], widths, strict=False)
-        if one in n
-    ]
-    if None in seen or index.dtype not in kinds or len({m for m, _ in seen}) != 1:
+    pairs = [(one, width) for one, width in zip(_OPERANDS[name], widths, strict=False) if one in n]
+    seen = [found for one, width in pairs if (found := _activations(layouts[one], n[one], width)) is not None]
+    if len(seen) < len(pairs) or index.dtype not in kinds or len({m for m, _ in seen}) != 1:
         return None
     m, given = seen[0][0], widths[1]
     size = [int(slots) * r * c]
@@ -127,4 +125,4 @@ def _activations(layout: Any, n: int, width: int) -> tuple[int, tuple[int, int, 
     if width:
         whole = len(size) == 3 and size[1:] == [n, width] and strides == [n * width, width, 1]
         return (size[0] * width, (n, 0, 0, width)) if whole else None
-    return (size[0], (n, *strides, 0)) if len(size) == 2 and size[1] == n else None
+    return (size[0], (n, strides[0], strides[1], 0)) if len(size) == 2 and size[1] == n else None

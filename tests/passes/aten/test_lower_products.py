@@ -80,7 +80,7 @@ def test_the_report_counts_calls() -> None:
 @pytest.mark.long
 def test_inductors_own_kernels_are_those_beside_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """An activation that two products read lies in memory once."""
-    kernels = []
+    kernels: list[list[str]] = []
     for called in (lower_products._called, lambda *_: None):
         monkeypatch.setattr(lower_products, "_called", called)
         model = compiled("inductor")

@@ -20,7 +20,7 @@ def seen(tensor: Tensor) -> tuple[int, int, int, int]:
     """Activations as a layout has them."""
     if tensor.dim() == 3:
         return tensor.shape[1], 0, 0, tensor.shape[2]
-    return tensor.shape[1], *tensor.stride(), 0
+    return tensor.shape[1], tensor.stride(0), tensor.stride(1), 0
 
 
 def layout(kind: str, m: int, index: topkast.runtime.layout.Index, g: Geometry, *both: Tensor, act: int = 0) -> str:
