@@ -84,8 +84,6 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "tk_sddmm": (None, [POINTER(Parallel), POINTER(Matrix), POINTER(View), POINTER(View), c_void_p, c_void_p]),
     "tk_prepared_workspace": (c_int64, [c_void_p]),
     "tk_run_prepared": (c_int32, [c_void_p] * 10),
-    "tk_prepared_conv_workspace": (c_int64, [c_void_p]),
-    "tk_run_prepared_conv": (c_int32, [c_void_p] * 10),
     "tk_bf16": (c_int32, []),
     "tk_bf16_workspace": (c_int64, [POINTER(Parallel), POINTER(Matrix), c_int64]),
     "tk_bf16_spmm": (

@@ -91,18 +91,11 @@ def _work(w: Any, shape: Conv) -> int:
 def _arguments(
     x_name: str, x: Tensor, y_name: str, y: Tensor, geometry: Geometry, args: ConvArgs
 ) -> tuple[Conv, tuple[Any, Any]]:
-    """The convolution in three dims and its dense images. ``x_name`` and ``y_name`` are the names of the arguments, for
-    errors."""
-    shape, (of_x, of_y) = shaped(x, y, geometry, args)
-    return Conv(*shape), (byref(Image(address(x_name, x), *of_x)), byref(Image(address(y_name, y), *of_y)))
+    """The convolution in three dims (missing dims are added in front, with size 1) and its dense images.
 
-
-def shaped(x: Tensor, y: Tensor, geometry: Geometry, args: ConvArgs) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
-    """The fields of the library's structs: of the convolution in three dims (missing dims are added in front, with size
-    1), and for the images x and y the stride and the order, which is None if an image is not dense.
-
-    The batch is the vector axis. If each weight is applied to single positions (1x1 kernels), images and positions may
-    be exchanged: then numbers that are next to each other in memory fill the vectors, without a transposition.
+    ``x_name`` and ``y_name`` are the names of the arguments, for errors. The batch is the vector axis. If each weight
+    is applied to single positions (1x1 kernels), images and positions may be exchanged: then numbers that are next to
+    each other in memory fill the vectors, without a transposition.
     """
     dims, batch, positions = x.dim() - 2, x.shape[0], math.prod(x.shape[2:])
 
@@ -115,8 +108,12 @@ def shaped(x: Tensor, y: Tensor, geometry: Geometry, args: ConvArgs) -> tuple[tu
     orders: list[Any] = [_order(x), _order(y)]
     if alone and orders == [0, 0] and _filled(positions) >= _filled(batch):
         sizes, batch, orders = ((1,) * (dims - 1) + (batch,),) * 2, positions, [2, 2]
-    shape = (batch, x.shape[1], *map(three, sizes), *rest, args.groups, args.transposed)
-    return shape, ((x.stride(0), orders[0]), (y.stride(0), orders[1]))
+    images = [
+        byref(Image(address(name, t), t.stride(0), order))
+        for name, t, order in ((x_name, x, orders[0]), (y_name, y, orders[1]))
+    ]
+    shape = Conv(batch, x.shape[1], *map(three, sizes), *rest, args.groups, args.transposed)
+    return shape, (images[0], images[1])
 
 
 def _filled(count: int) -> float:

@@ -80,4 +80,8 @@ def _seeded(kind: Callable[..., nn.Module], config: object, device: torch.device
 
 
 # "demo" is the model of `make demo`: so narrow that calls and packing are much of a step.
-MODELS = {"gpt2": gpt2, "resnet50": resnet50, "demo": partial(gpt2, layers=4, width=128, length=128)}
+MODELS: dict[str, Callable[[bool, torch.device], Workload]] = {
+    "gpt2": gpt2,
+    "resnet50": resnet50,
+    "demo": partial(gpt2, layers=4, width=128, length=128),
+}

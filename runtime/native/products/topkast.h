@@ -112,19 +112,6 @@ int64_t tk_conv_positions_workspace(const tk_matrix* w, const tk_conv* conv);
 void tk_conv_positions(const tk_parallel* p, const tk_matrix* w, const tk_conv* conv, const float* x, const float* bias,
                        int32_t act, float* y, float* work);
 
-// The same as tk_prepared for a convolution's products. `first` and `second` are x and y (of TK_FORWARD), dy and dx
-// (TK_TRANSPOSED), dy and x (TK_GRADIENT).
-typedef struct {
-    tk_matrix w;
-    tk_conv conv;
-    tk_image first, second;
-    int32_t kind;
-} tk_prepared_conv;
-int64_t tk_prepared_conv_workspace(const tk_prepared_conv* product);
-int32_t tk_run_prepared_conv(const tk_parallel* p, const tk_prepared_conv* product, float* values,
-                             const int64_t* row_ptr, const int64_t* row_fwd, const void* cols, float* first,
-                             float* second, const float* bias, float* work);
-
 // W_A as a dense matrix [rows, columns], contiguous; and a dense gradient, in any strides, sampled at B.
 void tk_dense(const tk_parallel* p, const tk_matrix* w, float* dense);
 void tk_gather(const tk_parallel* p, const tk_matrix* w, const tk_view* dense, float* grad);

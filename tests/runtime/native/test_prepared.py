@@ -8,9 +8,8 @@ from torch import Tensor
 
 import topkast
 from topkast.runtime.layout import Geometry
-from topkast.runtime.native import convolution, prepared, products
+from topkast.runtime.native import prepared, products
 from topkast.runtime.native.prepared import KINDS, Layout, run
-from topkast.runtime.reference.products import ConvArgs
 from topkast.tests.runtime.native.test_native import LIBRARY, isa  # noqa: F401
 from topkast.tests.support.truth.product_layouts import BLOCKS, sets, strided
 
@@ -21,7 +20,7 @@ def seen(tensor: Tensor) -> tuple[int, int, int, int]:
     """Activations as a layout has them."""
     if tensor.dim() == 3:
         return tensor.shape[1], 0, 0, tensor.shape[2]
-    return tensor.shape[1], *tensor.stride(), 0
+    return tensor.shape[1], tensor.stride(0), tensor.stride(1), 0
 
 
 def layout(kind: str, m: int, index: topkast.runtime.layout.Index, g: Geometry, *both: Tensor, act: int = 0) -> str:
@@ -67,43 +66,6 @@ def test_the_same_bits_on_tiles(isa: str, block: tuple[int, int]) -> None:  # no
     assert torch.equal(dw, products.sddmm(dy, x, index, g, both))
 
 
-# The weight's shape, the images, and the arguments: strided, padded, dilated, grouped, transposed, 1 to 3 dims.
-CONVS = [
-    ((16, 6, 3, 3), (5, 6, 9, 8), ConvArgs([2], [1], [1], False, [0], 1)),
-    ((16, 12, 1, 1), (40, 12, 4, 4), ConvArgs([1], [0], [1], False, [0], 1)),
-    ((32, 4, 3), (3, 8, 17), ConvArgs([1], [2], [2], False, [0], 2)),
-    ((6, 16, 3, 3), (4, 6, 5, 7), ConvArgs([2], [1], [1], True, [1], 1)),
-    ((8, 4, 3, 2, 2), (2, 4, 5, 5, 4), ConvArgs([1], [1], [1], False, [0], 1)),
-]
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("shape, images, args", CONVS)
-@pytest.mark.parametrize("block", [(1, 1), (8, 1), (4, 2)])
-def test_the_same_bits_of_convolutions(
-    block: tuple[int, int], shape: tuple[int, ...], images: tuple[int, ...], args: ConvArgs, last: bool
-) -> None:
-    dims = len(shape)
-    order = (1, 0, *range(2, dims)) if args.transposed else tuple(range(dims))
-    g = Geometry(shape, order, 1, block)
-    index, x = sets(g, 0.3, 0.6, 2), torch.randn(images)
-    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
-    values = torch.randn(index.cols.numel() * g.unit)
-    channels = shape[1] * args.groups if args.transposed else shape[0]
-    bias, matrix = torch.randn(channels), (g.rows, g.cols, index.cols.numel(), *block, index.cols.element_size())
-    y = convolution.conv(x, values, index, g, bias, args)
-    dy = torch.randn(y.shape).as_strided(y.shape, y.stride())
-    dx = convolution.conv_input_grad(dy, x, values, index, g, args)
-    dw = convolution.conv_weight_grad(dy, x, index, g, args)
-    ours = torch.empty_like(y), torch.empty_like(dx), torch.empty_like(dw)
-    text = prepared.conv_text("conv", matrix, x, y, g, args)
-    assert text is not None
-    run(text, x, ours[0], values, *index, bias)
-    run(prepared.conv_text("conv_input_grad", matrix, dx, dy, g, args), dy, ours[1], values, *index)
-    run(prepared.conv_text("conv_weight_grad", matrix, x, dy, g, args), dy, x, ours[2], *index)
-    assert all(map(torch.equal, ours, (y, dx, dw)))
-
-
 def test_scratch_is_enough_for_any_set() -> None:
     """A prepared product asks for its scratch once. How many of the slots are A's changes later."""
     for rows, cols, block in [(270, 210, (1, 1)), (600, 97, (1, 1)), (64, 96, (16, 1)), (33, 70, (3, 5))]:
@@ -112,7 +74,7 @@ def test_scratch_is_enough_for_any_set() -> None:
             index = sets(g, fwd, 0.96)
             w, keep = products.matrix(None, index, g)
             for m in (1, 127, 128, 256, 600):
-                for kind in KINDS[:3]:
+                for kind in KINDS:
                     n = g.rows if kind == "spmm_t" else g.cols
                     ready = prepared._Prepared(layout(kind, m, index, g, torch.empty(m, n), torch.empty(m, 1)))
                     asked = (LIBRARY.tk_spmm_t_workspace if kind == "spmm_t" else LIBRARY.tk_workspace)(w, m)

@@ -150,6 +150,10 @@ class RemoteLibrary:
     tk_run_serial = tk_run_gomp = ctypes.c_void_p(0)  # nothing here calls them
 
     def __init__(self, command: list[str]) -> None:
+        # In the library these two are loops over weights. The last two are called by compiled code only.
+        self.tk_squares_of_all = functools.partial(_squares_of_all, self)
+        self.tk_scale_all_once = functools.partial(_scale_all_once, self)
+        self.tk_prepared_workspace, self.tk_run_prepared = (functools.partial(self._call, "none") for _ in range(2))
         self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._name = command[-1]  # as CDLL has it; the planner reads this file to know the kernels
         self.calls, self.lock, self.thread = 0, threading.Lock(), threading.local()
@@ -179,6 +183,18 @@ class RemoteLibrary:
         if name.endswith("workspace"):
             self.thread.scratch = result  # of the product that this thread calls next
         return result
+
+
+def _squares_of_all(remote: RemoteLibrary, threads: Any, table: Any, count: int, rows: int, sums: int) -> None:
+    for n, w in enumerate(table):
+        remote.tk_squares(threads, w, w.values, rows)
+        found = (ctypes.c_double * -(-w.rows // w.r)).from_address(rows)
+        ctypes.c_double.from_address(sums + 8 * n).value = sum(found)
+
+
+def _scale_all_once(remote: RemoteLibrary, threads: Any, table: Any, count: int, factors: int) -> None:
+    for n, w in enumerate(table):
+        remote.tk_scale_explored_once(threads, w, factors + 4 * n, w.values)
 
 
 def pytest_configure(config: pytest.Config) -> None:
