@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from topkast.runtime.ops import activations, grouped_mm, recurrence  # noqa: F401  (define torch.ops.topkast)
+from topkast.runtime.ops import activated_products, grouped_mm, recurrence  # noqa: F401  (define torch.ops.topkast)
 
 aten, topkast = torch.ops.aten, torch.ops.topkast
 

@@ -106,7 +106,8 @@ def spmm_t_activate_grad(
     [M, rows]; ``act`` is one of :data:`SMOOTH`."""
     operands.sized("dy", dy, (dy.shape[0], geometry.rows))
     _like("before", before, (dy.shape[0], geometry.cols))
-    return spmm_t(dy, values, index, geometry, after=_after(act, before.contiguous(), True))
+    before = before.contiguous()  # kept until the call has ended
+    return spmm_t(dy, values, index, geometry, after=_after(act, before, True))
 
 
 def activate_grad(dy: Tensor, x: Tensor, act: str) -> Tensor:

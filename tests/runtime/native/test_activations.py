@@ -86,6 +86,8 @@ def test_after_a_product(block: tuple[int, int], m: int) -> None:
         dx = bfloat16.spmm_t_activate_grad(dy, before, values, index, geometry, act)
         plain = bfloat16.spmm_t(dy, values, index, geometry)
         assert dx.equal(bfloat16.activate_grad(plain, before, act))
+        turned = before.mT.contiguous().mT
+        assert dx.equal(bfloat16.spmm_t_activate_grad(dy, turned, values, index, geometry, act))
 
 
 def test_threads_change_nothing() -> None:
