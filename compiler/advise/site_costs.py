@@ -22,7 +22,7 @@ from topkast.runtime.planner import interleave
 from topkast.runtime.state.content.family import Family
 from topkast.runtime.state.site_module import SiteModule
 
-RUNS = 3  # of an optimizer's step; the first makes its state and does not count
+RUNS = 2  # of an optimizer's step; the first makes its state and does not count
 MOST = 2**22  # entries of the tensor on which a step over all dense parameters is timed
 
 

@@ -28,6 +28,7 @@ from topkast.runtime.state.snapshots import restore_snapshots
 
 from .card import add_card, may_get_section
 from .sets_file import Owned, file_name, place, w_a, write_sets
+from .trainer_hub import extend_trainer
 
 # Module -> the class in it whose ``save_pretrained`` writes whole models.
 LIBRARIES = {"transformers.modeling_utils": "PreTrainedModel", "huggingface_hub.hub_mixin": "ModelHubMixin"}
@@ -35,6 +36,7 @@ LIBRARIES = {"transformers.modeling_utils": "PreTrainedModel", "huggingface_hub.
 
 def extend_libraries() -> None:
     """Let the libraries that are imported by now save sparse models."""
+    extend_trainer()
     for module, name in LIBRARIES.items():
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and not hasattr(kind.save_pretrained, "writes_sets"):
@@ -49,6 +51,7 @@ def extended(given: Any) -> Any:
     @functools.wraps(given)
     def save_pretrained(self: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         found = owned_by(self)
+        extend_trainer()  # again, because a script may import Trainer after the conversion
         # With adapters of its own, a model of transformers writes the adapters and nothing else.
         if not found or getattr(self, "_hf_peft_config_loaded", False):
             return given(self, save_directory, *args, **kwargs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 
@@ -46,7 +46,11 @@ def interleave(
 
 
 def race(
-    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device = _CPU, always: str = ""
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    device: torch.device = _CPU,
+    always: str = "",
+    above: Collection[str] = (),
 ) -> dict[str, float]:
     """Seconds of each call, called in turn, for an estimate: no more rounds than the times need.
 
@@ -57,7 +61,11 @@ def race(
         calls: what to time, by name.
         seconds: no further round begins after that; there are two rounds at least.
         device: on a GPU events give the times.
-        always: the name of a call that is repeated however slow it is.
+        always: the name of a call that is repeated however slow it is; the first of the calls.
+        above: names of calls that take longer than ``always``. They are left out if another is much faster than that.
+
+    Returns:
+        Seconds by name, without the calls that were left out.
     """
     clock = _cuda_seconds if device.type == "cuda" else _seconds
     spent: dict[str, list[float]] = {name: [] for name in calls}
@@ -65,7 +73,10 @@ def race(
     with torch.no_grad():
         for rounds in range(1, BURSTS * ROUNDS + 1):
             for name in running:
-                spent[name].append(clock(calls[name], device))
+                if name not in above or min(map(min, filter(None, spent.values()))) > spent[always][0] / FAR[-1]:
+                    spent[name].append(clock(calls[name], device))
+            spent = {name: found for name, found in spent.items() if found}
+            running = [name for name in running if name in spent]
             fastest = min(map(min, spent.values()))
             far = FAR[min(rounds, len(FAR)) - 1] * fastest
             running = [name for name in running if _repeats(spent[name], math.inf if name == always else far)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from topkast.tools.bench.waiting.child import run
-from topkast.tools.bench.waiting.waiting_table import child, waiting_table
+from topkast.tools.bench.waiting.waiting_table import child, import_seconds, waiting_table
 
 
 def graphs(script: str, side: str) -> int:
@@ -19,13 +19,26 @@ def graphs(script: str, side: str) -> int:
     return found[-1]["graphs"]
 
 
-@pytest.mark.parametrize("script", ["epoch", pytest.param("conv", marks=pytest.mark.long)])
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("conv", "bert", "generate")]
+
+
+@pytest.mark.parametrize("script", ["epoch", *LONG])
 def test_compiles_no_more_graphs_than_plain_torch(script: str) -> None:
     assert graphs(script, "sparse") <= graphs(script, "dense")
 
 
 def test_an_lstm_is_compiled_once_for_all_lengths_and_batches() -> None:
+    """Plain ``torch.compile`` leaves recurrent layers to Python: no graph, and no other graph for another shape."""
     assert graphs("lstm", "sparse") == 1
+
+
+def test_an_eager_model_compiles_nothing() -> None:
+    assert graphs("epoch", "eager") == 0
+
+
+def test_an_import_is_timed_in_a_new_process() -> None:
+    found = import_seconds("json")
+    assert found["seconds"] > 0 and 0 < found["cpu seconds"] < 10
 
 
 @pytest.mark.long

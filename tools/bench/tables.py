@@ -40,7 +40,7 @@ def kernels() -> str:
 
 
 def waiting() -> str:
-    """CPU seconds until the first step has ended, cold and warm, and graphs; dense / sparse."""
+    """CPU seconds until the first step has ended, cold and warm, and graphs; dense / sparse. And those of imports."""
     found = read("waiting")
     lines = []
     for script in found["arguments"]["script"]:
@@ -50,12 +50,22 @@ def waiting() -> str:
             ("cold", 0, "cpu seconds", ".1f"),
             ("warm", 0, "cpu seconds", ".1f"),
             ("cold", -1, "cpu seconds", ".1f"),
+            ("warm", -1, "cpu seconds", ".1f"),
             ("cold", -1, "graphs", "d"),
         ):
             cells.append(" / ".join(format(rows[caches, side][at][field], form) for side in ("dense", "sparse")))
+        most = 1.5 * rows["cold", "dense"][0]["cpu seconds"] + 10
+        cells.insert(2, f"{most:.1f}")
+        cells.append(f"{rows['cold', 'eager'][-1]['cpu seconds']:.1f}")
         lines.append(cells)
-    heads = ["script", "first step, cold", "first step, warm", "whole script, cold", "graphs"]
-    return _joined(table(heads, lines, numbers=True), source(found, "bench waiting"))
+    heads = ["script", "first step, cold", "aim: at most", "first step, warm", "whole script, cold"]
+    heads += ["whole script, warm", "graphs", "whole script, eager"]
+    imports = ", ".join(f"`import {name}` {one['cpu seconds']:.1f}" for name, one in found["imports"].items())
+    return _joined(
+        table(heads, lines, numbers=True),
+        f"CPU seconds of an import in a new process: {imports}.",
+        source(found, "bench waiting"),
+    )
 
 
 def autocast() -> str:
@@ -117,19 +127,17 @@ def steps() -> str:
 
 def estimated() -> str:
     """What ``topkast.estimate`` costs, and its ratio beside that of measured steps."""
-    lines, sources = [], []
-    for name in ("estimated", "estimated-lstm"):
-        found = read(name)
-        given = found["arguments"]
-        for row in found["rows"]:
-            cost = [f"{row['seconds']['cpu']:.1f}", str(row["timed"])]
-            ratios = [f"{row[ratio]:.2f}" for ratio in ("ratio", "measured ratio")]
-            lines.append([row["says"], *cost, *ratios, "yes" if row["gains"] else f"no: {row['why']}"])
-        sources.append(
-            source(found, f"bench estimated --backend {given['backend']} --model {' '.join(given['model'])}")
-        )
+    found = read("estimated")
+    lines = []
+    for row in found["rows"]:
+        cost = [f"{row['seconds']['cpu']:.1f}", str(row["timed"])]
+        ratios = [f"{row[ratio]:.2f}" for ratio in ("ratio", "measured ratio")]
+        lines.append([row["says"], *cost, *ratios, "yes" if row["gains"] else f"no: {row['why']}"])
     heads = ["model, at 0.9/0.8", "CPU seconds of the answer", "products timed", "estimate, sparse / dense"]
-    return _joined(table([*heads, "measured", "says that it gains"], lines, numbers=True), *sources)
+    return _joined(
+        table([*heads, "measured", "says that it gains"], lines, numbers=True),
+        source(found, f"bench estimated --backend {found['arguments']['backend']}"),
+    )
 
 
 def memory() -> str:

@@ -39,3 +39,10 @@ def test_slow_calls_and_steady_calls_are_not_repeated(monkeypatch: pytest.Monkey
 def test_two_rounds_at_least_and_none_after_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     given, made = calls(monkeypatch, only=[9.0, 5.0, 1.0])
     assert interleave.race(given, 0.0) == {"only": 5.0} and len(made) == 2
+
+
+def test_what_must_be_slower_than_a_beaten_call_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, _ = calls(monkeypatch, before=[4.0, 4.1], sparse=[2.0, 2.1], dense=[])
+    assert interleave.race(given, math.inf, always="before", above=["dense"]) == {"before": 4.0, "sparse": 2.0}
+    given, _ = calls(monkeypatch, before=[4.0, 4.1], sparse=[3.9, 3.9], dense=[5.0, 5.0])
+    assert interleave.race(given, math.inf, always="before", above=["dense"])["dense"] == 5.0

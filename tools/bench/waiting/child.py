@@ -17,7 +17,7 @@ from topkast.runtime.planner import cache
 
 from .scripts import SCRIPTS
 
-SIDES = ("dense", "sparse")
+SIDES = ("eager", "dense", "sparse")
 
 
 def run(script: str, side: str, backend: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def run(script: str, side: str, backend: str) -> dict[str, Any]:
 
     Args:
         script: a key of :data:`SCRIPTS`.
-        side: a member of :data:`SIDES`; "dense" is plain ``torch.compile``.
+        side: a member of :data:`SIDES`; "dense" is plain ``torch.compile``, "eager" the model as it is.
         backend: "inductor" or "aot_eager".
 
     Returns:
@@ -36,7 +36,8 @@ def run(script: str, side: str, backend: str) -> dict[str, Any]:
     def prepare(model: nn.Module) -> nn.Module:
         if side == "sparse":
             return topkast.compile(model, 0.9, 0.8, backend=backend)
-        model.compile(backend=backend)
+        if side == "dense":
+            model.compile(backend=backend)
         return model
 
     torch.manual_seed(0)

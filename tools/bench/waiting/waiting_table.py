@@ -27,18 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
+    """All scripts and sides, each in a process of its own. An eager model has no caches, so it runs once."""
     backend = "aot_eager" if args.quick else "inductor"
+    imports = {name: import_seconds(name) for name in ("torch", "topkast")}
     rows = []
     for script in args.script:
         for side in SIDES:
             with tempfile.TemporaryDirectory() as folder:
-                for caches in ("cold", "warm"):
+                for caches in ("cold",) if side == "eager" else ("cold", "warm"):
                     CONSOLE.print(f"{script}, {side}, {caches}", highlight=False)
                     rows.append(
                         {"script": script, "side": side, "caches": caches, **child(script, side, backend, folder)}
                     )
     CONSOLE.print(waiting_table(rows))
-    return {"rows": rows}
+    return {"imports": imports, "rows": rows}
+
+
+def import_seconds(package: str) -> dict[str, float]:
+    """Seconds and CPU seconds of an import in a new process, the least of three. ``topkast`` imports torch as well."""
+    code = "import time; s = time.perf_counter(); import " + package
+    code += "; print(time.perf_counter() - s, time.process_time())"
+    found = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+        found.append([float(one) for one in done.stdout.split()])
+    return dict(zip(("seconds", "cpu seconds"), map(min, zip(*found, strict=True)), strict=True))
 
 
 def child(script: str, side: str, backend: str, folder: str) -> dict[str, Any]:
@@ -51,7 +64,7 @@ def child(script: str, side: str, backend: str, folder: str) -> dict[str, Any]:
 
 def waiting_table(rows: list[dict[str, Any]]) -> Table:
     """Both sides of each script beside each other."""
-    table = Table(title="waiting: seconds (CPU seconds), dense with torch.compile / topkast")
+    table = Table(title="waiting: seconds (CPU seconds), [eager /] dense with torch.compile / topkast")
     for head in ("script", "caches", "first step", "whole script", "graphs", "planner's problems"):
         table.add_column(head, justify="left" if head == "script" else "right")
     for script, caches in dict.fromkeys((row["script"], row["caches"]) for row in rows):
