@@ -30,7 +30,7 @@ class DropGrow(Static):
     def renew(self, state: SetState, score: Tensor) -> Sets:
         old = state.members()[0].view_as(score)
         count = self.dropped(state)
-        kept = largest_inside(score, old, state.fwd_per_group - count)
+        kept = largest_inside(score, old, state.fwd_per_group, state.fwd_per_group - count)
         fwd = kept | self.grow(state, kept, count)
         return fwd, fwd
 

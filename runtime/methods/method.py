@@ -76,8 +76,9 @@ class Method(ABC):
         """Receive the dense gradient from a product of a backward; called only if ``watches`` is set."""
 
 
-def largest_inside(score: Tensor, member: Tensor, count: int) -> Tensor:
-    """The ``count`` largest of ``member``, which has the same number of units in every group; bool [groups, n]."""
-    places = member.nonzero()[:, 1].view(member.shape[0], -1)
+def largest_inside(score: Tensor, member: Tensor, size: int, count: int) -> Tensor:
+    """The ``count`` largest of ``member``, which has ``size`` units in every group; bool [groups, n]."""
+    # The size is given, so that the host does not wait for a GPU to count.
+    places = torch.nonzero_static(member, size=member.shape[0] * size)[:, 1].view(-1, size)
     kept = largest(score.gather(1, places), count)
     return torch.zeros_like(member).scatter_(1, places, kept)

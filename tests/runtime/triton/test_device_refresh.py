@@ -32,7 +32,8 @@ RULES: dict[str, dict[str, Any]] = {
     "wide blocks, B = A": {"block": (4, 8), "bwd": 0.8},
     "all of B": {"bwd": 0.0},
     "balanced, the end of exploration": {"block": (1, 3), "balanced": True, "stop_exploring_after": 1},
-    "another method": {"method": "gmp", "bwd": None, "stop_exploring_after": 9},
+    "a method that prunes": {"method": "gmp", "bwd": None, "stop_exploring_after": 9},
+    "a method that grows": {"method": "set", "bwd": None},
 }
 
 
@@ -90,7 +91,7 @@ def reads_in(work: Callable[[], Any]) -> list[str]:
     return mode.found
 
 
-@pytest.mark.parametrize("rule", ["single", "another method"])
+@pytest.mark.parametrize("rule", ["single", "a method that grows"])
 def test_the_host_reads_nothing_back(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All layers are requested one after the other, whatever the device has done so far. The plain code reads sizes."""
     model, _ = trained(**RULES[rule])
