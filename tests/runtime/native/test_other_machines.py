@@ -19,14 +19,14 @@ NATIVE = ROOT / "runtime" / "native"
 CROSS, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64"
 FLAGS = ["-std=c++17", "-Wno-psabi", *(f"-I{path}" for path in sorted(NATIVE.iterdir()) if path.is_dir())]
 # A few blocks of every float kernel, and convolutions; `make aarch64` runs the rest.
-SAMPLE = "test_every_layout and (block0 or block4) or bitwise or stacked or many_tiles and (shape0 or shape3)"
+SAMPLE = "test_every_layout and (block0 or block4) or bitwise or stacked or many_tiles and shape3"
 
 
 @pytest.mark.long
 def test_aarch64_computes_the_same(tmp_path: Path) -> None:
-    """The library as compiled for aarch64, without optimisation to save time, in an emulator."""
+    """The library as compiled for aarch64, with few optimisations to save time, in an emulator."""
     need(programs=(CROSS, QEMU), get="apt install g++-aarch64-linux-gnu qemu-user")
-    sources = [path for path in sorted(NATIVE.glob("*/*.cpp")) if path.parent.name != "ort"]
+    sources = [path for path in sorted(NATIVE.glob("*/*.cpp")) if path.parent.name not in ("ort", "int8")]
     server = ROOT / "tests" / "support" / "emulated" / "server.cpp"
     made = tmp_path / "server"
     subprocess.run([CROSS, *FLAGS, "-O1", "-static", *map(str, sources), str(server), "-o", str(made)], check=True)
@@ -47,7 +47,7 @@ def test_aarch64_computes_the_same(tmp_path: Path) -> None:
 
 # zig's names of targets; the files differ by system (processor, threads) or hold most of the kernels.
 @pytest.mark.long
-@pytest.mark.parametrize("target", ["x86_64-linux-gnu.2.17", "aarch64-macos", "x86_64-windows-gnu"])
+@pytest.mark.parametrize("target", ["aarch64-macos", "x86_64-windows-gnu"])
 def test_clang_compiles(target: str, tmp_path: Path) -> None:
     """Objects only, without optimisation: to link, zig compiles its C++ library for a minute first."""
     need(packages=("ziglang",), get="make .venv/.zig")
