@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     estimated = estimates(bytes_of)
     for table in markdown(counted, estimated):
         CONSOLE.print(table, highlight=False, soft_wrap=True)
-    found = {"counts": counted, "moved": bytes_of, "estimates": estimated}
+    found: dict[str, object] = {"counts": counted, "moved": bytes_of, "estimates": estimated}
     write(args.out / "gpu-refresh.json", machine(), {}, found)
     return 0
 
