@@ -114,7 +114,7 @@ def _decay_on_cpu(steps: list[tuple[SiteModule, float]]) -> list[Callable[[], No
     ]
     decay = torch.tensor(rates, dtype=torch.float64, device="cpu")
     if None in asked:
-        counts = torch.tensor([site.n_fwd * site.geometry.unit for site, _ in steps], device="cpu")
+        counts = torch.tensor([site.units_in_a * site.geometry.unit for site, _ in steps], device="cpu")
         sizes = (squares_together(parts) / counts).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
         decay /= torch.where(torch.tensor([one is None for one in asked], device="cpu"), sizes, 1.0)
     return [*records, ScaleTogether(parts, 1 - decay.clamp(max=MOST_DECAY))]

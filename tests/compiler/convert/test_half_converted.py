@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import topkast
+from topkast.runtime.kernels import sets as set_kernels
 from topkast.runtime.state import site as site_file
-from topkast.runtime.state.content import choose_sets
 from topkast.runtime.state.content.reservoirs import OnDevice
 from topkast.runtime.state.find_sites import alive
 from topkast.tests.support.truth.builders import CASES
@@ -32,7 +32,7 @@ def step(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_conversion_that_failed_is_forgotten(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error that is still held holds the site, and the model trains on as a dense one."""
     model, calls = CASES["mlp"].model(), []
-    place = {"store": site_file, "allocate": OnDevice, "build_index": choose_sets}[when]
+    place = {"store": site_file, "allocate": OnDevice, "build_index": set_kernels}[when]
     real = getattr(place, when)
 
     def fails(*args: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from topkast.runtime.kernels.candidates import KERNELS
 from topkast.runtime.layout import Geometry, Index, build_index
 from topkast.runtime.reference.products import REFERENCE
+from topkast.runtime.triton import interpreted
 from topkast.tests.support.truth.budget import tally
 
 BLOCKS = [(1, 1), (4, 1), (8, 1), (16, 1), (16, 16), (32, 32), (64, 64), (2, 1), (3, 5), (1, 4), (5, 1), (48, 2)]
@@ -86,6 +87,8 @@ def check(m: int, geometry: Geometry, index: Index, dtype: torch.dtype, how: str
 
     shift = 0 if b is None else b.double()
     left, right, low = x.double(), dy.double(), torch.finfo(dtype)
+    # Triton's interpreter cuts off the bits that bfloat16 does not hold. A GPU and native code round.
+    cut = dtype == torch.bfloat16 and kernel != "native" and interpreted()
     ours = (
         run.spmm(x, values, index, geometry, b),
         run.spmm_t(dy, values, index, geometry),
@@ -100,7 +103,7 @@ def check(m: int, geometry: Geometry, index: Index, dtype: torch.dtype, how: str
         # float32, .998 in the others.
         truth, rounded = product + extra, (product + extra).abs() + (product.abs() if k == 0 and bias else 0)
         sums = 2**-24 * (2 + terms.sqrt()) * (size + abs(extra)) + torch.finfo(torch.float32).tiny
-        budget = sums + low.eps / 2 * (rounded + low.tiny)
+        budget = sums + low.eps / (1 if cut else 2) * (rounded + low.tiny)
         if k == 2:
             truth, budget = at_b(truth), at_b(budget)
         where = f"{kernel} {('spmm', 'spmm_t', 'sddmm')[k]} m={m} {geometry} {dtype} {how}"
