@@ -9,7 +9,7 @@ from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.native import sets as native
 from topkast.runtime.reference import selection
 from topkast.runtime.triton import runs_on
-from topkast.runtime.triton import sets as triton
+from topkast.runtime.triton.refresh import sets as triton
 
 
 def scores(theta: Tensor, geometry: Geometry) -> Tensor:

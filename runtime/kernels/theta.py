@@ -7,7 +7,7 @@ from torch import Tensor
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.native import theta as native
 from topkast.runtime.triton import runs_on
-from topkast.runtime.triton import theta as triton
+from topkast.runtime.triton.refresh import theta as triton
 
 __all__ = ["assemble", "follow", "runs_on", "store"]
 

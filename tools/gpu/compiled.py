@@ -22,8 +22,9 @@ with warnings.catch_warnings():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-from topkast.runtime.triton import configs, move_kernels, sddmm_kernels, sets_kernels, single_kernels, spmm_kernels
+from topkast.runtime.triton import configs, move_kernels, sddmm_kernels, single_kernels, spmm_kernels
 from topkast.runtime.triton.products import WGMMA_ROWS
+from topkast.runtime.triton.refresh import sets_kernels
 
 WIDE = r"cp\.async\.c[ag]\S* \[[^]]*\], \[[^]]*\], 0x10"
 POINTERS = {"bf16": "half", "fp32": "single"}

@@ -15,7 +15,7 @@ from topkast.runtime.layout import Geometry, Index, index_masks
 from topkast.runtime.reference import selection as choose
 from topkast.runtime.reference.products import REFERENCE
 from topkast.runtime.triton import products, single
-from topkast.runtime.triton import sets as triton_sets
+from topkast.runtime.triton.refresh import sets as triton_sets
 from topkast.tests.support.interpreted import INTERPRETED
 from topkast.tests.support.truth.product_layouts import sets
 

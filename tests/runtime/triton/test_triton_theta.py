@@ -15,7 +15,7 @@ from topkast.runtime import layout
 from topkast.runtime.layout import Geometry, Index
 from topkast.runtime.reference import selection
 from topkast.runtime.reference import theta as plain
-from topkast.runtime.triton import sets, theta
+from topkast.runtime.triton.refresh import sets, theta
 from topkast.tests.support.interpreted import INTERPRETED
 
 pytestmark = INTERPRETED

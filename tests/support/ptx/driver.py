@@ -13,7 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime import driver
 
-from topkast.runtime.triton import configs, products, scaling, sets, single, transient
+from topkast.runtime.triton import configs, products, scaling, single, transient
+from topkast.runtime.triton.refresh import sets
 
 from .grid import launch
 from .memories import Global

@@ -16,7 +16,7 @@ from topkast.runtime import layout
 from topkast.runtime.layout import Geometry
 from topkast.runtime.reference import selection
 from topkast.runtime.reference import theta as plain
-from topkast.runtime.triton import sets, theta
+from topkast.runtime.triton.refresh import sets, theta
 from topkast.tools.gpu.compiled import facts
 
 from .driver import emulated

@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 import topkast
 from topkast.runtime.state.model import sites
-from topkast.runtime.triton import products, sets, theta
+from topkast.runtime.triton import products
+from topkast.runtime.triton.refresh import sets, theta
 from topkast.tools.common.places import RESULTS
 from topkast.tools.common.results import CONSOLE, machine, write
 from topkast.tools.gpu.predict import MODELS

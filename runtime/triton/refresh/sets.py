@@ -7,9 +7,8 @@ from torch import Tensor
 
 from topkast.runtime import operands
 from topkast.runtime.layout import Geometry, Index, column_type
-
-from . import runs_on
-from .launching import launch
+from topkast.runtime.triton import runs_on
+from topkast.runtime.triton.launching import launch
 
 # dtype of the scores -> (shift, bits) of the parts of a key, highest first. A float32 that is not negative has 31 bits.
 # A bfloat16 becomes a float32 whose lower 16 bits are zero, so two parts are enough.

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from topkast.runtime import operands
 from topkast.runtime.layout import Geometry, Index
-
-from . import runs_on
-from .launching import launch
+from topkast.runtime.triton import runs_on
+from topkast.runtime.triton.launching import launch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SIZE = 1024
@@ -61,8 +60,8 @@ def follow(tensor: Tensor, before: Index, after: Index, geometry: Geometry) -> T
 
 
 def _places(index: Index, geometry: Geometry, ranks: bool) -> Tensor:
-    """The place of every unit, see :mod:`topkast.runtime.triton.theta_kernels`; -1 for all units outside B unless
-    ``ranks``."""
+    """The place of every unit, see :mod:`topkast.runtime.triton.refresh.theta_kernels`; -1 for all units outside B, but
+    for ``ranks``."""
     from .theta_kernels import ranks_kernel, slots_kernel
 
     rows, columns = geometry.grid

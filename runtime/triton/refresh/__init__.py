@@ -1,0 +1,1 @@
+"""A refresh on the GPU: choose the sets, assemble θ and store it again, without waiting for the GPU."""
