@@ -119,9 +119,9 @@ def others(capability: int) -> dict[str, tuple[Any, int]]:
         (spmm_kernels.transpose_kernel, {"STEPS": 7, "BLOCK": 256, "PLACED": False, "FILL": True}),
         (move_kernels.move_kernel, {"R": 1, "C": 1, "GATHER": True, "SIZE": 1024, "stride_k": 1}),
         (move_kernels.move_kernel, {"R": 16, "C": 1, "GATHER": False, "SIZE": 1024, "stride_k": 1}),
-        (sets_kernels.histogram_kernel, {"SHIFT": 23, "BITS": 8, "SIZE": 4096}),
+        (sets_kernels.histogram_kernel, {"WIDE": False, "SHIFT": 23, "BITS": 8, "SIZE": 4096}),
         (sets_kernels.digit_kernel, {"SHIFT": 0, "BINS": 128}),
-        (sets_kernels.mask_kernel, {"BINS": 128, "PARTS": 1024, "SIZE": 4096}),
+        (sets_kernels.mask_kernel, {"WIDE": False, "SHIFT": 0, "BINS": 128, "PARTS": 1024, "SIZE": 4096}),
         (sets_kernels.index_kernel, {"SIZE": 1024}),
     ]
     built = {f"{k.__name__} {i}": (build(k, capability, types, given), 0) for i, (k, given) in enumerate(wanted)}

@@ -80,7 +80,7 @@ def test_a_refresh_is_whole_at_every_line(rule: str) -> None:
     seen = [0, 0]
     for at in when[::every]:
         for site in sites_of(again).values():
-            site.churn = []
+            site.turnover = []
         again.load_state_dict(kept[0])
         mine.load_state_dict(copy.deepcopy(kept[1]))
         if not interrupt(refresh(again), at, ("runtime",)):
@@ -131,7 +131,7 @@ def test_loading_dense_weights_is_whole_at_every_line() -> None:
     dense = net(7).state_dict()
     model, optimizer = trained()
     old, kept = everything(model, optimizer), copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    churn = {name: list(site.churn) for name, site in sites_of(model).items()}
+    turnover = {name: list(site.turnover) for name, site in sites_of(model).items()}
     when = moments(lambda: topkast.load_dense_state_dict(model, dense))
     new = everything(model, optimizer)
     assert same(topkast.dense_state_dict(model, "all"), dense) and not same(old, new)
@@ -140,7 +140,7 @@ def test_loading_dense_weights_is_whole_at_every_line() -> None:
         model.load_state_dict(kept[0])
         optimizer.load_state_dict(copy.deepcopy(kept[1]))
         for name, site in sites_of(model).items():
-            site.churn = list(churn[name])
+            site.turnover = list(turnover[name])
         assert interrupt(lambda: topkast.load_dense_state_dict(model, dense), at)
         now = everything(model, optimizer)
         is_old, is_new = same(now, old), same(now, new)
