@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,9 @@ def search(root: Path, revert: dict[str, Any], seed: int, minutes: float) -> dic
         return {**facts, "found": False}
     failure = found["failures"][0]
     facts |= {"seconds": failure.get("after"), "seconds of a core": failure.get("after of a core")}
-    error = failure["error"].strip().splitlines()[-1]
+    lines = failure["error"].strip().splitlines()
+    # Dynamo writes advice below an error.
+    error = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
     right = holds(root, revert["kind"], failure["case"])
     return {**facts, "found": right, "case": failure["case"], "error": error}
 
