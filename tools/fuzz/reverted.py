@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     before = json.loads(args.out.read_text(encoding="utf-8"))["found"] if args.out.exists() else []
     names = {one["mended"] for one in found}
     every = [*(one for one in before if one["mended"] not in names), *found]
-    write(args.out, facts, vars(args) | {"out": args.out.name}, {"found": sorted(every, key=lambda one: str(one["mended"]))})
+    every.sort(key=lambda one: str(one["mended"]))
+    write(args.out, facts, vars(args) | {"out": args.out.name}, {"found": every})
     return int(not all(one["found"] for one in found))
 
 
